@@ -1,0 +1,1 @@
+"""Avatars, LoRAs, jobs and costs in front of the worker. Imports no torch and no worker code."""

@@ -1,0 +1,1 @@
+"""What the backend and the worker agree on. Depends on pydantic only."""

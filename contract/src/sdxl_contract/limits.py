@@ -1,0 +1,80 @@
+"""The numbers that bound a request: the fixed ones, and those a base model states of itself.
+
+Duty: one place for every limit, so that page, backend and worker refuse the same things.
+Must not know: how a request is carried or a model is loaded.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROMPT_MAX_CHARS = 4000
+STEPS_MIN, STEPS_MAX, STEPS_DEFAULT = 1, 100, 28
+CFG_MIN, CFG_MAX, CFG_DEFAULT = 1.0, 20.0, 5.5
+# The short form `lora_scale` keeps the range that callers of the first version know.
+SHORT_SCALE_MIN, SHORT_SCALE_MAX, SHORT_SCALE_DEFAULT = 0.0, 1.0, 1.0
+SCALE_MIN, SCALE_MAX = -2.0, 2.0
+MAX_LORAS = 8
+MAX_IMAGES = 8
+SEED_MAX = 2**32 - 1
+TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
+URL_MAX_CHARS = 8192
+
+# A LoRA file is untrusted: these bound what a reader will look at (bytes, tensors, rank).
+LORA_HEADER_MAX_BYTES = 8 * 2**20
+LORA_MAX_TENSORS = 20_000
+LORA_MAX_RANK = 512
+LORA_MAX_BYTES = 2 * 2**30
+
+
+class ModelLimits(BaseModel):
+    """What the loaded base model can draw. Sides in pixels; shown in `GET /health`.
+
+    The defaults are SDXL's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    native_size: int = Field(default=1024, description="side in px it was trained for")
+    min_side: int = 512
+    max_side: int = 1536
+    multiple_of: int = 8
+    prompt_max_chars: int = PROMPT_MAX_CHARS
+    max_loras: int = MAX_LORAS
+    max_images: int = MAX_IMAGES
+    lora_max_bytes: int = LORA_MAX_BYTES
+
+    def nearest_side(self, side: int) -> int:
+        """The allowed side closest to `side` (px); of two equally close the larger."""
+        rounded = (2 * side + self.multiple_of) // (2 * self.multiple_of) * self.multiple_of
+        lowest = -(-self.min_side // self.multiple_of) * self.multiple_of
+        highest = self.max_side // self.multiple_of * self.multiple_of
+        return max(lowest, min(highest, rounded))
+
+    def side_problem(self, field: str, side: int) -> str | None:
+        """Why `side` (px) is not allowed, as a sentence naming `field`; None if it is."""
+        if self.nearest_side(side) == side:
+            return None
+        return (
+            f"{field} is {side}: it must be from {self.min_side} to {self.max_side} and a "
+            f"multiple of {self.multiple_of}; the nearest allowed is {self.nearest_side(side)}"
+        )
+
+
+class BaseModelSignature(BaseModel):
+    """What decides whether a LoRA fits the loaded base model. Part of `GET /health`.
+
+    `modules` maps each module a LoRA may touch to its weight's shape, for example
+    `unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q` → `[640, 640]`.
+    Names start with `unet.`, `text_encoder.` or `text_encoder_2.` and are diffusers'.
+    It is long, so `GET /health` leaves it empty unless asked with `?include=modules`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="for example stable-diffusion-xl-base-1.0")
+    family: str = Field(description="SDXL for every model of this project")
+    cross_attention_dim: int = Field(description="input width of attn2.to_k and to_v")
+    text_encoder_hidden_sizes: tuple[int, ...]
+    layers_per_block: int = 2
+    modules: dict[str, tuple[int, ...]] = Field(default_factory=dict)

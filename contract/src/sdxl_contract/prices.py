@@ -1,0 +1,29 @@
+"""GPU prices per second, so that an image's cost can be said in one way everywhere.
+
+Duty: one dated table. Must not know: how seconds were measured.
+Source: Modal's published per-second prices, USD, as read on `PRICES_AS_OF`.
+"""
+
+from __future__ import annotations
+
+PRICES_AS_OF = "2026-08-01"
+
+USD_PER_SECOND: dict[str, float] = {
+    "T4": 0.000164,
+    "L4": 0.000222,
+    "A10": 0.000306,
+    "L40S": 0.000542,
+    "A100-40GB": 0.000583,
+    "A100-80GB": 0.000694,
+    "H100": 0.001097,
+    "H200": 0.001261,
+    "B200": 0.001736,
+}
+CPU_CORE_USD_PER_SECOND = 0.0000131
+MEMORY_GIB_USD_PER_SECOND = 0.00000222
+
+
+def usd(gpu: str, seconds: float) -> float | None:
+    """Price in USD of `seconds` of `gpu`; None for a GPU that the table does not hold."""
+    price = USD_PER_SECOND.get(gpu)
+    return None if price is None else price * seconds

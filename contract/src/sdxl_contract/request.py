@@ -1,0 +1,251 @@
+"""The body of `POST /generate-image`: what a picture is to be.
+
+Duty: hold a request's fields, defaults and ranges, and turn a wrong one into an error that
+names the field and says what would be right.
+Must not know: which base model is loaded (see `limits.ModelLimits`, checked by `check_limits`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sdxl_contract import limits
+from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
+from sdxl_contract.limits import ModelLimits
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Sha256 = Annotated[str, Field(min_length=64, max_length=64, description="lower-case hex")]
+
+
+class OutputFormat(StrEnum):
+    """How the image is encoded."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class Scheduler(StrEnum):
+    """Samplers by their usual names; `default` is the one the model's folder states."""
+
+    DEFAULT = "default"
+    EULER = "euler"
+    EULER_A = "euler_a"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    DPMPP_SDE = "dpmpp_sde"
+    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
+    DDIM = "ddim"
+    HEUN = "heun"
+    LMS = "lms"
+    UNIPC = "unipc"
+    LCM = "lcm"
+    EULER_TRAILING = "euler_trailing"
+
+
+def _known_sha256(value: str | None) -> str | None:
+    if value is None:
+        return None
+    lowered = value.lower()
+    if not _SHA256.fullmatch(lowered):
+        raise ValueError("must be a SHA-256 as 64 hexadecimal digits")
+    return lowered
+
+
+class LoraRef(BaseModel):
+    """One LoRA of a request: where to fetch it, and how strongly to apply it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
+    scale: float = Field(
+        default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False
+    )
+    sha256: str | None = Field(default=None, description="lets the worker hit its cache")
+    name: str | None = Field(default=None, max_length=200)
+
+    _sha256 = field_validator("sha256")(_known_sha256)
+
+
+class GenerateRequest(BaseModel):
+    """A request for one picture (or `num_images` of them), as the worker receives it.
+
+    `width` and `height` left out mean the base model's native side: 1024 px for SDXL.
+    A field that this version does not know is an error, so that a misspelt one is not ignored.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    negative_prompt: str = ""
+    lora_url: str | None = Field(
+        default=None, min_length=1, max_length=limits.URL_MAX_CHARS, repr=False
+    )
+    lora_scale: float = Field(
+        default=limits.SHORT_SCALE_DEFAULT,
+        ge=limits.SHORT_SCALE_MIN,
+        le=limits.SHORT_SCALE_MAX,
+        allow_inf_nan=False,
+    )
+    width: int | None = Field(default=None, ge=1, le=16384, description="px")
+    height: int | None = Field(default=None, ge=1, le=16384, description="px")
+    steps: int = Field(default=limits.STEPS_DEFAULT, ge=limits.STEPS_MIN, le=limits.STEPS_MAX)
+    cfg: float = Field(
+        default=limits.CFG_DEFAULT, ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False
+    )
+    seed: int | None = Field(default=None, ge=0, le=limits.SEED_MAX)
+    timeout: int = Field(
+        default=limits.TIMEOUT_DEFAULT_S, ge=1, le=limits.TIMEOUT_MAX_S, description="seconds"
+    )
+
+    loras: list[LoraRef] = Field(default_factory=list, max_length=limits.MAX_LORAS)
+    lora_sha256: str | None = None
+    output_url: str | None = Field(
+        default=None, min_length=1, max_length=limits.URL_MAX_CHARS, repr=False
+    )
+    output_format: OutputFormat = OutputFormat.PNG
+    scheduler: Scheduler = Scheduler.DEFAULT
+    num_images: int = Field(default=1, ge=1, le=limits.MAX_IMAGES)
+    request_id: str | None = Field(
+        default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$"
+    )
+
+    _sha256 = field_validator("lora_sha256")(_known_sha256)
+
+    @field_validator("seed", "steps", "width", "height", "timeout", "num_images", mode="before")
+    @classmethod
+    def _no_bool(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("must be an integer, not true or false")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_name_loras(self) -> GenerateRequest:
+        if self.loras and self.lora_url is not None:
+            raise ValueError("lora_url and loras are two ways to say the same: send one of them")
+        if self.lora_sha256 is not None and self.lora_url is None:
+            raise ValueError("lora_sha256 belongs to lora_url, which is missing")
+        return self
+
+    def lora_refs(self) -> list[LoraRef]:
+        """The LoRAs asked for, the short form included, in the request's order."""
+        if self.lora_url is None:
+            return list(self.loras)
+        return [LoraRef(url=self.lora_url, scale=self.lora_scale, sha256=self.lora_sha256)]
+
+    def size(self, model: ModelLimits) -> tuple[int, int]:
+        """(width, height) in px, the model's native side where the request names none."""
+        return self.width or model.native_size, self.height or model.native_size
+
+    def check_limits(self, model: ModelLimits) -> None:
+        """Hold the request against the loaded base model's own limits.
+
+        Raises:
+            InvalidPrompt: the prompt is longer than the model's limit.
+            InvalidRequest: a side, or the number of LoRAs or images, is not allowed.
+        """
+        for field, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if len(text) > model.prompt_max_chars:
+                raise InvalidPrompt(
+                    f"{field} has {len(text)} characters: at most {model.prompt_max_chars}",
+                    details={"field": field, "maximum": model.prompt_max_chars},
+                )
+        for field, side in zip(("width", "height"), self.size(model), strict=True):
+            problem = model.side_problem(field, side)
+            if problem is not None:
+                raise InvalidRequest(
+                    problem, details={"field": field, "nearest": model.nearest_side(side)}
+                )
+        if len(self.loras) > model.max_loras:
+            raise InvalidRequest(
+                f"loras has {len(self.loras)} items: at most {model.max_loras}",
+                details={"field": "loras", "maximum": model.max_loras},
+            )
+        if self.num_images > model.max_images:
+            raise InvalidRequest(
+                f"num_images is {self.num_images}: at most {model.max_images}",
+                details={"field": "num_images", "maximum": model.max_images},
+            )
+
+
+def field_path(location: Sequence[str | int]) -> str:
+    """`("loras", 0, "scale")` → `loras[0].scale`, as people write it."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ContractError:
+    """The contract's error for what pydantic found (`ValidationError.errors()`).
+
+    The offending values stay out of the message except numbers: a value may be a signed URL.
+    """
+    first = errors[0]
+    # FastAPI puts "body" in front; the caller knows that.
+    location = [part for part in first["loc"] if part != "body"]
+    field = field_path(location) or "request"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    value = first.get("input")
+    shown = f" (got {value})" if isinstance(value, int | float) else ""
+    context = first.get("ctx") or {}
+    if first["type"] == "missing":
+        reason = "is required"
+    elif first["type"] == "extra_forbidden":
+        reason = "is not a field of this request"
+    elif first["type"] in ("json_invalid", "model_attributes_type", "model_type"):
+        field, reason, shown = "request", "must be a JSON object", ""
+    elif "ge" in context or "le" in context:
+        reason = "must be " + " and ".join(
+            f"at {'least' if bound == 'ge' else 'most'} {context[bound]}"
+            for bound in ("ge", "le")
+            if bound in context
+        )
+    details = {
+        "field": field,
+        "problems": [
+            {
+                "field": field_path([p for p in e["loc"] if p != "body"]) or "request",
+                "problem": str(e["msg"]).removeprefix("Value error, "),
+            }
+            for e in errors[:20]
+        ],
+    }
+    message = f"{field}: {reason}{shown}"
+    if field == "prompt":
+        return InvalidPrompt(message, details=details)
+    return InvalidRequest(message, details=details)
+
+
+def parse_request(body: bytes | str) -> GenerateRequest:
+    """Read a request's JSON.
+
+    Raises:
+        InvalidPrompt: the prompt is missing, blank or not text.
+        InvalidRequest: anything else is wrong; the message names the field.
+    """
+    try:
+        request = GenerateRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise explain_validation(
+            error.errors(include_url=False, include_context=True)
+        ) from None
+    if not request.prompt.strip():
+        raise InvalidPrompt(
+            "prompt is blank: say what the picture shows", details={"field": "prompt"}
+        )
+    return request
+
+
+def dump_request(request: GenerateRequest) -> bytes:
+    """The JSON that carries `request`, without the fields left at their default."""
+    return json.dumps(
+        request.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False
+    ).encode()

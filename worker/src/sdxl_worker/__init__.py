@@ -1,0 +1,1 @@
+"""Request in, image out. Knows no database, no bucket and no user."""
