@@ -65,9 +65,7 @@ class LoraRef(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
-    scale: float = Field(
-        default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False
-    )
+    scale: float = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False)
     sha256: str | None = Field(default=None, description="lets the worker hit its cache")
     name: str | None = Field(default=None, max_length=200)
 
@@ -234,9 +232,7 @@ def parse_request(body: bytes | str) -> GenerateRequest:
     try:
         request = GenerateRequest.model_validate_json(body)
     except ValidationError as error:
-        raise explain_validation(
-            error.errors(include_url=False, include_context=True)
-        ) from None
+        raise explain_validation(error.errors(include_url=False, include_context=True)) from None
     if not request.prompt.strip():
         raise InvalidPrompt(
             "prompt is blank: say what the picture shows", details={"field": "prompt"}

@@ -1,0 +1,73 @@
+# The same targets for people and for CI. Nothing else needs to be installed first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# A Python of 3.11 or newer; `make demo PYTHON=/path/to/python3.12` chooses another.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
+  $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $(name))))
+# On Linux without an NVIDIA GPU, TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu saves 3 GB.
+TORCH_INDEX_URL ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+MEMBERS := contract worker backend
+
+.PHONY: help
+help: ## What can be done here
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements.in constraints.txt $(MEMBERS:%=%/pyproject.toml)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found. Set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV) (about two minutes) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq -c constraints.txt setuptools wheel
+	@$(PIP) install -qq -c constraints.txt $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	@$(PIP) install -qq -c constraints.txt -r requirements.in
+	@$(PIP) install -qq --no-deps --no-build-isolation $(MEMBERS:%=-e %)
+	@touch $@
+
+.PHONY: setup
+setup: $(INSTALLED) ## Make the virtual environment with every pinned package
+
+.PHONY: demo
+demo: $(INSTALLED) ## Draw real pictures: base, with a LoRA, base again; into demo-output/
+	@$(PY) scripts/demo.py
+
+.PHONY: serve
+serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKER_PORT, DATA_DIR)
+	@exec $(PY) scripts/serve.py
+
+.PHONY: test
+test: $(INSTALLED) ## All tests, lint and types included
+	@$(PY) -m pytest
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff: style and common mistakes
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+.PHONY: types
+types: $(INSTALLED) ## mypy, strict
+	@$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(INSTALLED) ## Rewrite the code in the one style
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+.PHONY: evaluate-demo-model
+evaluate-demo-model: $(INSTALLED) ## How well the small model draws (under 15 minutes; last line JSON)
+	@$(PY) demo_model/evaluate.py
+
+.PHONY: bench-lora-swap
+bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffusers (needs 20 GB of memory)
+	@$(PY) benchmarks/bench_lora_swap.py
+
+.PHONY: lock
+lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt
+
+.PHONY: clean
+clean: ## Remove what was built; keeps .data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output
