@@ -1,0 +1,105 @@
+"""The spellings of adapter tensors: which part of which layer's change a key holds.
+
+Duty: key → (stem, slot, style), by the key's ending alone. What a stem names is `lora_modules`'
+question.
+Must not know: shapes, values.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Slot(StrEnum):
+    """One tensor's part in the change of one layer."""
+
+    DOWN = "lora_down"
+    UP = "lora_up"
+    MID = "lora_mid"
+    ALPHA = "alpha"
+    DORA = "dora_scale"
+    # PEFT's DoRA magnitude: always one number per output, where `dora_scale` may be per input.
+    MAGNITUDE = "lora_magnitude_vector"
+    HADA_W1_A = "hada_w1_a"
+    HADA_W1_B = "hada_w1_b"
+    HADA_W2_A = "hada_w2_a"
+    HADA_W2_B = "hada_w2_b"
+    HADA_T1 = "hada_t1"
+    HADA_T2 = "hada_t2"
+    LOKR_W1 = "lokr_w1"
+    LOKR_W1_A = "lokr_w1_a"
+    LOKR_W1_B = "lokr_w1_b"
+    LOKR_W2 = "lokr_w2"
+    LOKR_W2_A = "lokr_w2_a"
+    LOKR_W2_B = "lokr_w2_b"
+    LOKR_T2 = "lokr_t2"
+    DIFF = "diff"
+    DIFF_B = "diff_b"
+
+
+class SpelledKey(NamedTuple):
+    """A key taken apart. `style` is kohya, diffusers, peft or lycoris."""
+
+    stem: str
+    slot: Slot
+    style: str
+
+
+_ENDINGS: dict[str, tuple[Slot, str]] = {
+    "lora_down.weight": (Slot.DOWN, "kohya"),
+    "lora_up.weight": (Slot.UP, "kohya"),
+    "lora_mid.weight": (Slot.MID, "lycoris"),
+    "alpha": (Slot.ALPHA, ""),
+    "lora.down.weight": (Slot.DOWN, "diffusers"),
+    "lora.up.weight": (Slot.UP, "diffusers"),
+    "lora_linear_layer.down.weight": (Slot.DOWN, "diffusers"),
+    "lora_linear_layer.up.weight": (Slot.UP, "diffusers"),
+    "lora_A.weight": (Slot.DOWN, "peft"),
+    "lora_B.weight": (Slot.UP, "peft"),
+    "lora_A": (Slot.DOWN, "peft"),
+    "lora_B": (Slot.UP, "peft"),
+    "lora_magnitude_vector": (Slot.MAGNITUDE, "peft"),
+    "lora_magnitude_vector.weight": (Slot.MAGNITUDE, "peft"),
+    "dora_scale": (Slot.DORA, ""),
+    "diff": (Slot.DIFF, "lycoris"),
+    "diff_b": (Slot.DIFF_B, "lycoris"),
+    # LyCORIS' norm modules: the same plain deltas under other names.
+    "w_norm": (Slot.DIFF, "lycoris"),
+    "b_norm": (Slot.DIFF_B, "lycoris"),
+} | {slot.value: (slot, "lycoris") for slot in Slot if slot.value.startswith(("hada_", "lokr_"))}
+
+# PEFT puts the adapter's name between these and `weight`.
+_ADAPTER_NAMED = {
+    "lora_A": Slot.DOWN,
+    "lora_B": Slot.UP,
+    "lora_magnitude_vector": Slot.MAGNITUDE,
+}
+_PROCESSOR_SIDES = {"down": Slot.DOWN, "up": Slot.UP}
+
+
+def spell(key: str) -> SpelledKey | None:
+    """`key` taken apart, or None where its ending is none of an adapter that is read."""
+    parts = key.rsplit(".", 4)
+    for length in (3, 2, 1):
+        found = _ENDINGS.get(".".join(parts[-length:])) if len(parts) > length else None
+        if found is not None:
+            return SpelledKey(key[: -len(".".join(parts[-length:])) - 1], *found)
+    if len(parts) >= 4 and parts[-1] == "weight" and parts[-3] in _ADAPTER_NAMED:
+        ending = ".".join(parts[-3:])
+        return SpelledKey(key[: -len(ending) - 1], _ADAPTER_NAMED[parts[-3]], "peft")
+    if len(parts) >= 3 and parts[-2] == "lora_magnitude_vector":
+        ending = ".".join(parts[-2:])
+        return SpelledKey(key[: -len(ending) - 1], Slot.MAGNITUDE, "peft")
+    return _attention_processor(parts)
+
+
+def _attention_processor(parts: list[str]) -> SpelledKey | None:
+    """`…attn1.processor.to_q_lora.down.weight`, also without `processor`."""
+    if len(parts) < 4 or parts[-1] != "weight" or not parts[-3].endswith("_lora"):
+        return None
+    slot = _PROCESSOR_SIDES.get(parts[-2])
+    if slot is None:
+        return None
+    owner = ".".join(parts[:-3]).removesuffix(".processor")
+    return SpelledKey(f"{owner}.{parts[-3].removesuffix('_lora')}", slot, "diffusers")
