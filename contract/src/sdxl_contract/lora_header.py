@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +22,13 @@ from sdxl_contract.lora_identify import (
     text_widths,
 )
 from sdxl_contract.lora_layout import LoraLayout, lay_out, refuse_foreign, signature_key_map
-from sdxl_contract.lora_safetensors import SafetensorsHeader, load_failed, read_header, shown
+from sdxl_contract.lora_safetensors import (
+    Readable,
+    SafetensorsHeader,
+    load_failed,
+    read_header,
+    shown,
+)
 from sdxl_contract.lora_topology import FAMILIES, family_modules
 
 MAX_TRIGGER_WORDS = 12
@@ -57,7 +62,7 @@ class LoraInspection(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict, description="a safe part of it")
 
 
-def inspect_lora_file(file: BinaryIO, size: int, signature: BaseModelSignature) -> LoraInspection:
+def inspect_lora_file(file: Readable, size: int, signature: BaseModelSignature) -> LoraInspection:
     """What the LoRA in `file` is, checked against `signature`.
 
     Where `signature.modules` is given, each layer must exist and fit exactly. Where it is empty,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import LORA_HEADER_MAX_BYTES, LORA_MAX_TENSORS
@@ -52,6 +52,14 @@ class SafetensorsHeader:
     size: int
 
 
+class Readable(Protocol):
+    """What is asked of a file: binary, forward only."""
+
+    def read(self, count: int, /) -> bytes:
+        """Up to `count` bytes; none at the end."""
+        ...
+
+
 def load_failed(message: str, reason: str, **details: Any) -> LoraLoadFailed:
     """`LoraLoadFailed` with `details["reason"]`, the machine-readable why."""
     return LoraLoadFailed(message, details={"reason": reason, **details})
@@ -63,7 +71,7 @@ def shown(name: str, limit: int = 120) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
-def read_header(file: BinaryIO, size: int) -> SafetensorsHeader:
+def read_header(file: Readable, size: int) -> SafetensorsHeader:
     """The checked header of `file`, a safetensors file of `size` bytes.
 
     Args:
@@ -92,7 +100,7 @@ def read_header_bytes(data: bytes | memoryview) -> SafetensorsHeader:
     return read_header(BytesIO(view[: 8 + min(length, LORA_HEADER_MAX_BYTES) + 512]), len(view))
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
+def _read(file: Readable, count: int) -> bytes:
     """Up to `count` bytes: a raw file may return fewer than asked for before its end."""
     parts: list[bytes] = []
     left = count

@@ -1,0 +1,34 @@
+"""LoRAs: from an untrusted file to a changed model, and exactly back.
+
+`keys` what can be changed · `parse` file → factors · `layers` factors → ΔW · `merge` W0 + ΔW,
+written in place · `patcher` apply, restore, prove · `cache` by content hash · `bits` comparison.
+The naming rules and the header checks are in `sdxl_contract.lora_*`, shared with the backend.
+"""
+
+from sdxl_worker.lora.cache import CacheStats, DiskTier, LoraCache
+from sdxl_worker.lora.keys import ModelTargets, lora_targets
+from sdxl_worker.lora.parse import ParsedLora, parse_lora
+from sdxl_worker.lora.patcher import (
+    ContentKey,
+    LoraPatcher,
+    ModelCorrupted,
+    RestoreReport,
+    SwapKind,
+    SwapReport,
+)
+
+__all__ = [
+    "CacheStats",
+    "ContentKey",
+    "DiskTier",
+    "LoraCache",
+    "LoraPatcher",
+    "ModelCorrupted",
+    "ModelTargets",
+    "ParsedLora",
+    "RestoreReport",
+    "SwapKind",
+    "SwapReport",
+    "lora_targets",
+    "parse_lora",
+]

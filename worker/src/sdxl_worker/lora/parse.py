@@ -1,0 +1,295 @@
+"""A LoRA file's bytes → checked factors in memory, ready to apply.
+
+Duty: header and layout by `sdxl_contract` (the same rules by which the backend refuses a file at
+upload), then the values: finite, α sane. One read of the file into one buffer that nobody else
+can change; the tensors are views of it.
+Must not know: URLs, caches, requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdxl_contract.limits import LORA_MAX_BYTES
+from sdxl_contract.lora_layout import MAX_ALPHA, LayerTensors, LoraLayout, lay_out
+from sdxl_contract.lora_safetensors import SafetensorsHeader, load_failed, read_header, shown
+from sdxl_contract.lora_shapes import Algorithm
+from sdxl_contract.lora_spelling import Slot
+from sdxl_contract.result import LoraReport
+from sdxl_worker.lora.keys import ModelTargets
+from sdxl_worker.lora.layers import LayerDelta
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ParsedLora:
+    """One file's factors. Immutable; may be applied any number of times at any scale.
+
+    Attributes:
+        sha256: of the whole file, hex; with the scale it identifies what was applied.
+        layers: full module name → its change.
+        strays: the file's keys that name no layer, skipped.
+        nbytes: memory held, in bytes.
+    """
+
+    sha256: str
+    name: str | None
+    layers: dict[str, LayerDelta]
+    strays: tuple[str, ...]
+    format: str
+    algorithm: str
+    rank: int
+    nbytes: int
+
+    @property
+    def text_encoder(self) -> bool:
+        """Whether a text encoder is changed, so that embeddings depend on this LoRA."""
+        return any(not name.startswith("unet.") for name in self.layers)
+
+    def report(self, scale: float) -> LoraReport:
+        """What is said of this LoRA in a result."""
+        return LoraReport(
+            sha256=self.sha256,
+            name=self.name,
+            scale=scale,
+            format=self.format,
+            algorithm=self.algorithm,
+            rank=self.rank,
+            modules_matched=len(self.layers),
+            modules_unmatched=list(self.strays),
+        )
+
+    def to(self, device: torch.device | str) -> ParsedLora:
+        """The same factors on `device`; the file's buffer is moved as one block."""
+        moved: dict[int, Tensor] = {}
+        layers = {}
+        for name, layer in self.layers.items():
+            tensors = {
+                slot: _moved(tensor, device, moved) for slot, tensor in layer.tensors.items()
+            }
+            layers[name] = replace(layer, tensors=tensors)
+        return replace(self, layers=layers)
+
+
+def _moved(tensor: Tensor, device: torch.device | str, moved: dict[int, Tensor]) -> Tensor:
+    storage = tensor.untyped_storage()
+    key = storage.data_ptr()
+    if key not in moved:
+        whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+        moved[key] = whole.to(device, non_blocking=True)
+    start = tensor.storage_offset() * tensor.element_size()
+    part = moved[key][start : start + tensor.numel() * tensor.element_size()]
+    return part.view(tensor.dtype).view(tensor.shape)
+
+
+def parse_lora(
+    data: bytes | bytearray | memoryview | Path,
+    targets: ModelTargets,
+    *,
+    sha256: str | None = None,
+    name: str | None = None,
+) -> ParsedLora:
+    """The LoRA in `data`, checked against `targets`.
+
+    Args:
+        data: the whole file, or a path; a path is read once and not looked at again.
+        sha256: of the file, hex, if the caller has computed it already; else it is computed.
+        name: for reports.
+
+    Raises:
+        LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
+            value that is not finite. Nothing of the model is touched.
+    """
+    header, buffer, digest = _read(data, with_hash=sha256 is None)
+    layout = lay_out(header, targets.shapes, targets.key_map, "the loaded model")
+    _check_biases(layout, targets)
+    tensors = _tensors(header, buffer, layout)
+    layers = _layers(layout, tensors, targets)
+    return ParsedLora(
+        sha256=sha256.lower() if sha256 is not None else digest,
+        name=name,
+        layers=layers,
+        strays=tuple(layout.strays),
+        format=layout.format,
+        algorithm=layout.algorithm,
+        rank=layout.rank,
+        nbytes=buffer.numel(),
+    )
+
+
+class _View:
+    """Bytes in memory, read like a file without copying them first."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._rest = memoryview(data).cast("B")
+
+    def read(self, count: int) -> bytes:
+        part, self._rest = self._rest[:count], self._rest[count:]
+        return bytes(part)
+
+    def readinto(self, target: memoryview) -> int:
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class _Hashing:
+    """A file that hashes what is read through it."""
+
+    def __init__(self, file: Any, with_hash: bool) -> None:
+        self._file = file
+        self._digest = hashlib.sha256() if with_hash else None
+
+    def read(self, count: int) -> bytes:
+        part: bytes = self._file.read(count)
+        if self._digest is not None:
+            self._digest.update(part)
+        return part
+
+    def fill(self, view: memoryview) -> int:
+        """Bytes read into `view`: fewer than its length only at the file's end."""
+        done = 0
+        while done < len(view):
+            count = self._file.readinto(view[done:])
+            if not count:
+                break
+            done += count
+        if self._digest is not None:
+            self._digest.update(view[:done])
+        return done
+
+    def hexdigest(self) -> str:
+        return "" if self._digest is None else self._digest.hexdigest()
+
+
+def _read(
+    data: bytes | bytearray | memoryview | Path, *, with_hash: bool
+) -> tuple[SafetensorsHeader, Tensor, str]:
+    """Header, the data part as one aligned buffer of bytes, and the file's sha256 or ""."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return _read_stream(file, os.fstat(file.fileno()).st_size, with_hash)
+    return _read_stream(_View(data), memoryview(data).nbytes, with_hash)
+
+
+def _read_stream(file: Any, size: int, with_hash: bool) -> tuple[SafetensorsHeader, Tensor, str]:
+    if size > LORA_MAX_BYTES:
+        raise load_failed(
+            f"The file is {size} bytes long; at most {LORA_MAX_BYTES} are read.", "too_large"
+        )
+    stream = _Hashing(file, with_hash)
+    header = read_header(stream, size)
+    # Not a map of the file: its bytes must not change after they were checked. And a buffer of
+    # its own puts the first tensor on an aligned address, whatever the header's length.
+    buffer = torch.empty(size - header.data_start, dtype=torch.uint8)
+    if stream.fill(memoryview(buffer.numpy())) < buffer.numel():
+        raise load_failed("The file became shorter while it was read.", "truncated")
+    return header, buffer, stream.hexdigest()
+
+
+def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
+    for name, layer in layout.layers.items():
+        if Slot.DIFF_B in layer.keys and targets.modules[name].bias is None:
+            raise load_failed(
+                f"The LoRA changes the bias of {name}, which has none.", "misfit", misfits=[name]
+            )
+
+
+def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> dict[str, Tensor]:
+    """The layout's tensors by key, as views of `buffer`."""
+    tensors = {}
+    for layer in layout.layers.values():
+        for key in layer.keys.values():
+            entry = header.tensors[key]
+            dtype = _DTYPES.get(entry.dtype)
+            if dtype is None:
+                raise load_failed(f"'{shown(key)}' is {entry.dtype}.", "dtype")
+            part = buffer[entry.start : entry.end]
+            if entry.start % dtype.itemsize:
+                part = part.clone()
+            tensors[key] = part.view(dtype).view(entry.shape)
+    return tensors
+
+
+def _layers(
+    layout: LoraLayout, tensors: dict[str, Tensor], targets: ModelTargets
+) -> dict[str, LayerDelta]:
+    factors = [
+        (key, tensors[key])
+        for layer in layout.layers.values()
+        for slot, key in layer.keys.items()
+        if slot is not Slot.ALPHA
+    ]
+    largest = _largest(factors)
+    layers = {}
+    for name, layer in layout.layers.items():
+        factor = _factor(name, layer, tensors)
+        by_slot = {slot: tensors[key] for slot, key in layer.keys.items() if slot is not Slot.ALPHA}
+        layers[name] = LayerDelta(
+            name=name,
+            weight_shape=targets.shapes[name],
+            plan=layer.plan,
+            tensors=by_slot,
+            factor=factor,
+            bound=_bound(layer, largest, factor),
+        )
+    return layers
+
+
+def _largest(factors: list[tuple[str, Tensor]]) -> dict[str, float]:
+    """Largest absolute value of each tensor; refuses NaN and infinity."""
+    largest: dict[str, float] = {}
+    by_dtype: dict[torch.dtype, list[tuple[str, Tensor]]] = {}
+    for key, tensor in factors:
+        by_dtype.setdefault(tensor.dtype, []).append((key, tensor))
+    for group in by_dtype.values():
+        # One reduction a tensor, read back together: NaN wins over every number.
+        norms = torch.stack([_extreme(tensor) for _, tensor in group]).tolist()
+        for (key, _), norm in zip(group, norms, strict=True):
+            if not math.isfinite(norm):
+                raise load_failed(f"'{shown(key)}' holds NaN or infinity.", "not_finite")
+            largest[key] = norm
+    return largest
+
+
+def _extreme(tensor: Tensor) -> Tensor:
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(low.abs(), high.abs()).float()
+
+
+def _factor(name: str, layer: LayerTensors, tensors: dict[str, Tensor]) -> float:
+    """α / rank; 1 without an α, and where nothing is low-rank (LyCORIS ignores α there)."""
+    if layer.plan.rank == 0 or layer.plan.algorithm in (Algorithm.FULL, Algorithm.BIAS):
+        return 1.0
+    alpha = layer.file_alpha
+    if Slot.ALPHA in layer.keys:
+        alpha = float(tensors[layer.keys[Slot.ALPHA]].item())
+    if alpha is None:
+        return 1.0
+    if not math.isfinite(alpha) or abs(alpha) > MAX_ALPHA:
+        raise load_failed(
+            f"The α of {name} is {alpha}; it must be finite and at most {MAX_ALPHA:.0f}.", "alpha"
+        )
+    return alpha / layer.plan.rank
+
+
+def _bound(layer: LayerTensors, largest: dict[str, float], factor: float) -> float:
+    """No element of a plain LoRA's ΔW is larger than r·max|up|·max|down|·|α/r|."""
+    if layer.plan.algorithm is not Algorithm.LORA or layer.plan.dora is not None:
+        return math.inf
+    up, down = largest[layer.keys[Slot.UP]], largest[layer.keys[Slot.DOWN]]
+    return layer.plan.rank * up * down * abs(factor)

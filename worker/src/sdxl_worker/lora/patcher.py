@@ -1,0 +1,356 @@
+"""Applies LoRAs to a live model and gives the model back, bit for bit.
+
+Duty: own the pristine copy W0 of every tensor that a LoRA may change; write merged values in place,
+always from W0 and never on top of another LoRA; know at every moment which tensors differ from
+W0; put them back and prove it. Subtracting a LoRA again does not give a 16-bit model back, because
+every addition has rounded: so nothing here subtracts.
+Must not know: requests, files, prompts. One caller at a time (the worker's single lane).
+
+States of a tensor: pristine; applied (its values are W0 + exactly these contributions); dirty
+(writing has begun and not ended). It is marked dirty before it is written, so that an exception
+anywhere, an interrupt included, leaves a set of tensors that `restore` puts right.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from sdxl_contract.errors import LoraLoadFailed, ModelLoadFailed
+from sdxl_contract.lora_safetensors import load_failed
+from sdxl_worker.lora.bits import fingerprint, first_difference
+from sdxl_worker.lora.keys import ModelTargets
+from sdxl_worker.lora.layers import LayerDelta
+from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
+from sdxl_worker.lora.parse import ParsedLora
+
+# A scale beyond this is a mistake whatever the contract's own range is.
+_MAX_SCALE = 16.0
+
+# What a tensor holds besides W0: (sha256, scale) of each LoRA in it. None means unknown.
+ContentKey = tuple[tuple[str, float], ...]
+
+
+class ModelCorrupted(ModelLoadFailed):
+    """The model is not what it was at start and cannot be put back: stop serving."""
+
+
+class SwapKind(StrEnum):
+    """What `apply` had to do."""
+
+    NONE = "none"
+    FRESH = "fresh"
+    SWITCH = "switch"
+    SAME = "same"
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What `apply` did. Tensors written with merged values, and others put back to W0."""
+
+    kind: SwapKind
+    tensors_written: int
+    tensors_restored: int
+    bytes_written: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What `restore` did: all of it verified against W0."""
+
+    tensors: int
+    nbytes: int
+    copy_seconds: float
+    verify_seconds: float
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What must stay the same about a tensor for graphs, hooks and kernels that hold it."""
+
+    data_ptr: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Identity:
+        return cls(tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+class LoraPatcher:
+    """Applies sets of LoRAs to one model, in place; see the module's text.
+
+    Args:
+        targets: the model, in the state that is to be its base. Must not be moved or replaced
+            afterwards: pointers, dtypes and strides are checked and a change is an error.
+        pristine_device: where the copy W0 is kept; the weights' own device unless given. On the
+            CPU of a machine with a GPU it is pinned.
+    """
+
+    def __init__(
+        self, targets: ModelTargets, *, pristine_device: torch.device | str | None = None
+    ) -> None:
+        self._targets = targets
+        self._live: dict[str, Tensor] = {name: p.detach() for name, p in targets.patchable()}
+        self._pristine = {
+            name: _copied(tensor, pristine_device) for name, tensor in self._live.items()
+        }
+        everything = dict(targets.tensors())
+        self._identities = {name: _Identity.of(tensor) for name, tensor in everything.items()}
+        patched = {id(parameter) for _, parameter in targets.patchable()}
+        self._others = {name: t for name, t in everything.items() if id(t) not in patched}
+        # What no pristine copy is compared with: the other tensors, and the copy itself.
+        self._fingerprints = {
+            name: fingerprint(tensor) for name, tensor in self._watched_by_fingerprint()
+        }
+        # Tensors that differ, or may differ, from W0 → what they hold.
+        self._dirty: dict[str, ContentKey | None] = {}
+        self._wanted: ContentKey | None = ()
+        self._failed: str | None = None
+
+    @property
+    def applied_key(self) -> ContentKey | None:
+        """(sha256, scale) of each applied LoRA in canonical order; None while that is unknown."""
+        return self._wanted
+
+    @property
+    def dirty_tensors(self) -> int:
+        """How many tensors differ, or may differ, from W0."""
+        return len(self._dirty)
+
+    @property
+    def pristine_bytes(self) -> int:
+        """Memory of the pristine copy, in bytes."""
+        return sum(tensor.nbytes for tensor in self._pristine.values())
+
+    def apply(
+        self,
+        loras: Sequence[tuple[ParsedLora, float]],
+        *,
+        should_stop: Callable[[], None] | None = None,
+    ) -> SwapReport:
+        """Makes the model base + `loras`, whatever LoRAs it holds now.
+
+        Every tensor of the new set is computed from W0 and written once, unless it holds just
+        that already; tensors that only the old set touched are put back. The result depends
+        neither on the order of `loras` nor on what was applied before. Scale 0 writes nothing.
+
+        Args:
+            loras: parsed against the same model, each with its strength.
+            should_stop: called before each tensor is written; whatever it raises ends the work.
+
+        Raises:
+            LoraLoadFailed: a LoRA was parsed against another model, or a scale is not finite
+                (nothing written); or a merged weight overflows (call `restore`).
+            ModelCorrupted: a tensor was moved or replaced.
+        """
+        started = time.perf_counter()
+        self._refuse_if_failed()
+        active = _canonical(loras)
+        wanted = tuple((lora.sha256, scale) for lora, scale in active)
+        before = self._wanted
+        if wanted == before:
+            kind = SwapKind.SAME if wanted else SwapKind.NONE
+            return SwapReport(kind, 0, 0, 0, time.perf_counter() - started)
+        self._check_fits(active)
+        self._check_identities()
+        plan = _tensor_plan(active)
+        self._wanted = None
+        leaving = [name for name in self._dirty if name not in plan]
+        restored = self._put_back(leaving, should_stop)
+        written, nbytes = 0, 0
+        with torch.no_grad(), full_precision():
+            for name, contributions in plan.items():
+                holds = tuple((sha256, scale) for sha256, scale, _ in contributions)
+                if self._dirty.get(name, ()) == holds:
+                    continue
+                if should_stop is not None:
+                    should_stop()
+                self._write(name, [(layer, scale) for _, scale, layer in contributions])
+                self._dirty[name] = holds
+                written += 1
+                nbytes += self._live[name].nbytes
+        self._wanted = wanted
+        kind = SwapKind.SWITCH if before else SwapKind.FRESH
+        seconds = time.perf_counter() - started
+        return SwapReport(
+            kind, written, restored, nbytes + _sum_bytes(self._live, leaving), seconds
+        )
+
+    def restore(self) -> RestoreReport:
+        """Puts every dirty tensor back to W0 and compares it with W0, bit for bit.
+
+        Raises:
+            ModelCorrupted: a tensor differs all the same, or was moved or replaced. The patcher
+                then refuses all work.
+        """
+        self._refuse_if_failed()
+        self._check_identities()
+        names = list(self._dirty)
+        started = time.perf_counter()
+        with torch.no_grad():
+            for name in names:
+                self._live[name].copy_(self._pristine[name])
+        self._synchronise(names)
+        copied = time.perf_counter()
+        different = first_difference(
+            (name, self._live[name], self._pristine[name]) for name in names
+        )
+        if different is not None:
+            self._fail(f"{different} still differs from its pristine copy after a restore")
+        # Only now: until it is proven, a tensor stays in the set that a second try puts back.
+        for name in names:
+            del self._dirty[name]
+        self._wanted = ()
+        verified = time.perf_counter()
+        nbytes = _sum_bytes(self._live, names)
+        return RestoreReport(len(names), nbytes, copied - started, verified - copied)
+
+    def verify_full(self) -> None:
+        """Checks every parameter and buffer against the state at start; the slow path.
+
+        Tensors that LoRAs may change are compared with W0 bit for bit, and W0 itself and all
+        other tensors with their checksums. Tensors that hold a LoRA now are left out.
+
+        Raises:
+            ModelCorrupted: anything differs.
+        """
+        self._check_identities()
+        clean = (name for name in self._live if name not in self._dirty)
+        different = first_difference((n, self._live[n], self._pristine[n]) for n in clean)
+        if different is not None:
+            self._fail(f"{different} was changed by something else than the patcher")
+        for name, tensor in self._watched_by_fingerprint():
+            if fingerprint(tensor) != self._fingerprints[name]:
+                self._fail(f"{name} was changed by something else than the patcher")
+
+    def _watched_by_fingerprint(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._others.items()
+        for name, w0 in self._pristine.items():
+            yield f"the pristine copy of {name}", w0
+
+    @contextmanager
+    def applied(
+        self,
+        loras: Sequence[tuple[ParsedLora, float]],
+        *,
+        keep: bool = False,
+        should_stop: Callable[[], None] | None = None,
+    ) -> Iterator[SwapReport]:
+        """The model with `loras` for the length of a `with` block.
+
+        Args:
+            keep: leave the set in place at the end, so that `apply` of the same set writes
+                nothing; after an exception the model is restored all the same.
+        """
+        done = False
+        try:
+            yield self.apply(loras, should_stop=should_stop)
+            done = True
+        finally:
+            if not (keep and done):
+                self.restore()
+
+    def _write(self, name: str, contributions: list[Contribution]) -> None:
+        live = self._live[name]
+        base = self._pristine[name].to(live.device, non_blocking=True)
+        # Before the write, not after: a half-written tensor must be known as one.
+        self._dirty[name] = None
+        merge = merge_weight if name.endswith(".weight") else merge_bias
+        unsure = merge(live, base, contributions)
+        if unsure and not bool(torch.isfinite(live).all()):
+            raise load_failed(
+                f"With these LoRAs and scales {name} becomes infinite or not a number.",
+                "not_finite",
+            )
+
+    def _put_back(self, names: list[str], should_stop: Callable[[], None] | None) -> int:
+        with torch.no_grad():
+            for name in names:
+                if should_stop is not None:
+                    should_stop()
+                self._dirty[name] = None
+                self._live[name].copy_(self._pristine[name])
+        different = first_difference((n, self._live[n], self._pristine[n]) for n in names)
+        if different is not None:
+            self._fail(f"{different} still differs from its pristine copy after a restore")
+        for name in names:
+            del self._dirty[name]
+        return len(names)
+
+    def _check_fits(self, active: list[tuple[ParsedLora, float]]) -> None:
+        for lora, _ in active:
+            for name, layer in lora.layers.items():
+                if self._targets.shapes.get(name) != layer.weight_shape:
+                    raise load_failed(
+                        f"The LoRA was read for another model: {name} does not fit.", "misfit"
+                    )
+
+    def _check_identities(self) -> None:
+        for name, tensor in self._targets.tensors():
+            if _Identity.of(tensor) != self._identities.get(name):
+                self._fail(f"{name} was moved or replaced")
+
+    def _synchronise(self, names: list[str]) -> None:
+        if any(self._live[name].device.type == "cuda" for name in names[:1]):
+            torch.cuda.synchronize()
+
+    def _refuse_if_failed(self) -> None:
+        if self._failed is not None:
+            raise ModelCorrupted(f"The model is corrupted: {self._failed}.")
+
+    def _fail(self, why: str) -> None:
+        self._failed = why
+        self._wanted = None
+        raise ModelCorrupted(f"The model is corrupted: {why}.")
+
+
+def _copied(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    """A copy with the same strides, pinned where it is to be copied to a GPU again."""
+    target = tensor.device if device is None else torch.device(device)
+    pinned = target.type == "cpu" and tensor.device.type == "cuda"
+    copy = torch.empty_strided(
+        tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=target, pin_memory=pinned
+    )
+    with torch.no_grad():
+        return copy.copy_(tensor)
+
+
+def _sum_bytes(tensors: dict[str, Tensor], names: Sequence[str]) -> int:
+    return sum(tensors[name].nbytes for name in names)
+
+
+def _canonical(loras: Sequence[tuple[ParsedLora, float]]) -> list[tuple[ParsedLora, float]]:
+    """Without those of scale 0, in an order that the request's does not change."""
+    for _, scale in loras:
+        if not math.isfinite(scale) or abs(scale) > _MAX_SCALE:
+            raise LoraLoadFailed(
+                f"A LoRA's scale is {scale}: it must be a number within ±{_MAX_SCALE:g}.",
+                details={"reason": "scale"},
+            )
+    active = [(lora, float(scale)) for lora, scale in loras if scale != 0]
+    return sorted(active, key=lambda pair: (pair[0].sha256, pair[1]))
+
+
+def _tensor_plan(
+    active: list[tuple[ParsedLora, float]],
+) -> dict[str, list[tuple[str, float, LayerDelta]]]:
+    """Tensor name → what changes it, in canonical order."""
+    plan: dict[str, list[tuple[str, float, LayerDelta]]] = {}
+    for lora, scale in active:
+        for name, layer in lora.layers.items():
+            entry = (lora.sha256, scale, layer)
+            if layer.changes_weight:
+                plan.setdefault(f"{name}.weight", []).append(entry)
+            if layer.changes_bias:
+                plan.setdefault(f"{name}.bias", []).append(entry)
+    return plan
