@@ -1,0 +1,1 @@
+"""Thin routes: read the call, ask a service, shape the answer."""

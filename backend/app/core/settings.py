@@ -1,0 +1,197 @@
+"""Every setting of the backend, read once from the environment.
+
+Duty: names, units, defaults and what they need of each other.
+Must not know: what uses them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MIB = 2**20
+
+
+class SettingsError(ValueError):
+    """A setting is missing or does not go with another; the message says which."""
+
+
+class LoraProvider(StrEnum):
+    """Who draws the pictures."""
+
+    MODAL_SDXL_LORA = "modal_sdxl_lora"
+    REPLICATE = "replicate"
+
+
+class Settings(BaseSettings):
+    """The backend's settings; the environment name is the field's in capitals. Empty is unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=None, env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=False
+    )
+
+    # The worker
+    lora_provider: LoraProvider = Field(
+        default=LoraProvider.MODAL_SDXL_LORA, description="who draws: modal_sdxl_lora or replicate"
+    )
+    modal_endpoint_url: str | None = Field(
+        default=None, description="the worker's POST /generate-image, full URL"
+    )
+    modal_api_token: SecretStr | None = Field(
+        default=None, description="bearer token that the worker asks for"
+    )
+    modal_proxy_key: SecretStr | None = Field(
+        default=None, description="Modal proxy auth: token id, sent as Modal-Key"
+    )
+    modal_proxy_secret: SecretStr | None = Field(
+        default=None, description="Modal proxy auth: token secret, sent as Modal-Secret"
+    )
+    modal_timeout_seconds: float = Field(
+        default=300.0, gt=0, le=3600, description="seconds for one picture, all retries included"
+    )
+    modal_max_retries: int = Field(
+        default=3, ge=0, le=20, description="retries after the first attempt"
+    )
+    modal_retry_backoff_base: float = Field(
+        default=1.0, ge=0, le=60, description="seconds before the first retry; doubles each time"
+    )
+    replicate_api_token: SecretStr | None = Field(
+        default=None, description="token of the fallback provider"
+    )
+    replicate_model_version: str | None = Field(
+        default=None, description="the fallback provider's model version"
+    )
+
+    # Object storage: S3 or R2 when the bucket is named, else files in DATA_DIR
+    r2_endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint, such as https://<account>.r2.cloudflarestorage.com"
+    )
+    r2_access_key_id: SecretStr | None = Field(default=None, description="S3 access key id")
+    r2_secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key")
+    r2_bucket_name: str | None = Field(
+        default=None, description="bucket; unset keeps files in DATA_DIR"
+    )
+    r2_public_url: str | None = Field(
+        default=None, description="public base URL of the bucket; set: image URLs are not signed"
+    )
+    r2_region: str = Field(default="auto", description="S3 region; R2's is auto")
+
+    # Data
+    database_url: SecretStr | None = Field(
+        default=None, description="postgresql://…; unset runs PostgreSQL inside DATA_DIR"
+    )
+    data_dir: Path = Field(default=Path(".data"), description="folder of all local data")
+
+    # The server
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on")
+    public_base_url: str | None = Field(
+        default=None, description="base of signed local URLs; unset: http://HOST:PORT"
+    )
+    lora_url_seconds: int = Field(
+        default=900, ge=1, le=7 * 86400, description="seconds a LoRA's signed URL is valid"
+    )
+    image_url_seconds: int = Field(
+        default=900, ge=1, le=7 * 86400, description="seconds an image's signed URL is valid"
+    )
+    max_upload_bytes: int = Field(
+        default=2048 * _MIB, ge=1024, description="largest LoRA file taken, bytes"
+    )
+    sync_wait_seconds: float = Field(
+        default=60.0, ge=0, le=600, description="seconds POST /content/generate waits by default"
+    )
+    shutdown_grace_seconds: float = Field(
+        default=10.0, ge=0, description="seconds that requests and jobs get to end at a stop"
+    )
+
+    # Jobs
+    job_concurrency: int = Field(
+        default=2, ge=1, le=64, description="pictures asked of the worker at the same time"
+    )
+    job_max_attempts: int = Field(
+        default=5, ge=1, description="times a job is picked up again after a crash, then failed"
+    )
+    job_heartbeat_seconds: float = Field(
+        default=2.0, gt=0, description="seconds between a job runner's signs of life"
+    )
+    job_stalled_seconds: float = Field(
+        default=10.0, gt=0, description="seconds of silence after which its jobs are taken over"
+    )
+    model_refresh_seconds: float = Field(
+        default=15.0, gt=0, description="seconds between looks at the worker's health"
+    )
+
+    # Logs
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="json, or console for people"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="least severe level that is written"
+    )
+
+    @field_validator(
+        "modal_endpoint_url", "r2_endpoint_url", "r2_public_url", "public_base_url", mode="after"
+    )
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with https:// or http://")
+        return value.rstrip("/")
+
+    @field_validator("data_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @model_validator(mode="after")
+    def _whole_storage(self) -> Settings:
+        if self.r2_bucket_name is None:
+            return self
+        missing = [
+            name.upper()
+            for name in ("r2_endpoint_url", "r2_access_key_id", "r2_secret_access_key")
+            if getattr(self, name) is None
+        ]
+        if missing:
+            raise ValueError(f"R2_BUCKET_NAME is set, so {', '.join(missing)} must be set too")
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeat(self) -> Settings:
+        if self.job_stalled_seconds < 2 * self.job_heartbeat_seconds:
+            raise ValueError("JOB_STALLED_SECONDS must be at least twice JOB_HEARTBEAT_SECONDS")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        """Where this server is reached; signed local URLs start with it."""
+        if self.public_base_url:
+            return self.public_base_url
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this computer can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, `overrides` first.
+
+    Raises:
+        pydantic.ValidationError: a setting is wrong; secrets are masked in its text.
+    """
+    return Settings(**overrides)
