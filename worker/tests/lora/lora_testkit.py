@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import safetensors.torch
 import torch
@@ -17,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdxl_worker.lora import ModelTargets, lora_targets
+from sdxl_worker.lora import LoraPatcher, ModelTargets, lora_targets
 
 Tensors = dict[str, Tensor]
 TE1_WIDTH, TE2_WIDTH = 32, 48
@@ -33,6 +34,11 @@ class TinyModel:
 
     def targets(self) -> ModelTargets:
         return lora_targets(self.unet, self.text_encoder, self.text_encoder_2)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Full module name → weight shape."""
+        return self.targets().shapes
 
     def roots(self) -> dict[str, nn.Module]:
         return {
@@ -258,12 +264,12 @@ def kohya_stem(module: str) -> str:
 
 def changeable(model: TinyModel) -> dict[str, Shape]:
     """Linear and convolution modules → weight shape."""
-    return {name: shape for name, shape in model.targets().shapes.items() if len(shape) > 1}
+    return {name: shape for name, shape in model.shapes.items() if len(shape) > 1}
 
 
 def norms(model: TinyModel) -> dict[str, Shape]:
     """Norm modules → weight shape."""
-    return {name: shape for name, shape in model.targets().shapes.items() if len(shape) == 1}
+    return {name: shape for name, shape in model.shapes.items() if len(shape) == 1}
 
 
 def lora_file(
@@ -290,3 +296,18 @@ def lora_file(
         if alpha is not None and algorithm != "full":
             tensors[f"{stem}.alpha"] = torch.tensor(alpha, dtype=dtype)
     return tensors
+
+
+class Rig:
+    """A model, its patcher, and the hashes that it must have between tests."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.model = tiny_model(dtype)
+        self.targets = self.model.targets()
+        self.patcher = LoraPatcher(self.targets)
+        self.hashes = model_hashes(self.model)
+
+    def is_pristine(self) -> bool:
+        """Whether every parameter and buffer is as it was made, in value and in memory."""
+        return model_hashes(self.model) == self.hashes

@@ -1,0 +1,33 @@
+"""Fixtures of the LoRA tests: one small model per dtype, shared as every test restores it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lora_testkit import Rig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """These matrices are tiny: a second thread on a busy machine costs more than it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=["bfloat16", "float16", "float32"])
+def any_rig(request: pytest.FixtureRequest) -> Rig:
+    return Rig(getattr(torch, request.param))
+
+
+@pytest.fixture(scope="session")
+def rig() -> Rig:
+    return Rig(torch.bfloat16)
