@@ -1,0 +1,218 @@
+"""The worker's HTTP face.
+
+Duty: authentication, JSON and server-sent events, one shape for every error, and noticing that a
+client has gone. Must not know: how a picture is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from sdxl_contract.errors import (
+    Cancelled,
+    ContractError,
+    Details,
+    ErrorBody,
+    GenerationFailed,
+    InvalidRequest,
+    Unauthorized,
+)
+from sdxl_contract.request import parse_request
+from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
+from sdxl_worker import __version__
+from sdxl_worker.engine import Engine
+from sdxl_worker.jobs import Job
+from sdxl_worker.settings import Settings
+
+log = structlog.get_logger()
+_BODY_MAX_BYTES = 1 << 20
+_PING_S = 10.0
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The worker's ASGI app around `engine`; loads the model in the background when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(engine.load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await loading
+            await engine.aclose()
+
+    app = FastAPI(title="SDXL LoRA worker", version=__version__, lifespan=lifespan)
+
+    def authorise(request: Request) -> None:
+        token = settings.worker_api_token
+        if token is None:
+            return
+        given = request.headers.get("authorization", "")
+        expected = f"Bearer {token.get_secret_value()}"
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            raise Unauthorized("the bearer token is missing or wrong")
+
+    @app.exception_handler(ContractError)
+    async def _contract_error(_request: Request, error: ContractError) -> Response:
+        return _error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(_request: Request, error: HTTPException) -> Response:
+        details: Details = {"field": "path" if error.status_code == 404 else "method"}
+        return _error_response(
+            InvalidRequest(str(error.detail), details=details, status=error.status_code)
+        )
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_request: Request, error: Exception) -> Response:
+        log.error("unexpected_error", error=repr(error))
+        return _error_response(GenerationFailed("an internal error"))
+
+    @app.post(
+        "/generate-image",
+        response_model=GenerateResult,
+        responses={code: {"model": ErrorBody} for code in (400, 401, 422, 429, 500, 503, 504, 507)},
+    )
+    async def generate_image(request: Request) -> Response:
+        """Draw a picture. With `Accept: text/event-stream` progress comes first."""
+        authorise(request)
+        body = await _read_body(request)
+        job = engine.submit(parse_request(body))
+        structlog.contextvars.bind_contextvars(request_id=job.request_id)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return StreamingResponse(
+                _events(job),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            )
+        return _json(await _result_or_gone(job, request))
+
+    @app.get("/health")
+    async def health(include: str = "") -> Response:
+        """Whether the worker is ready, and what it can do; 503 unless ready."""
+        state = engine.health(include_modules="modules" in include.split(","))
+        return _json(state, 200 if state.status is HealthStatus.READY else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text format."""
+        authorise(request)
+        state = engine.health()
+        engine.metrics.queue_length.set(state.queue_length)
+        engine.metrics.cache_bytes.set(sum(lora.bytes for lora in state.cached_loras))
+        return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/requests/{request_id}")
+    async def request_state(request: Request, request_id: str) -> Response:
+        """`running`, `succeeded` (a repeated call gets the kept result) or `unknown`."""
+        authorise(request)
+        state = engine.jobs.state(request_id) or "unknown"
+        return _json(RequestState(request_id=request_id, state=state))
+
+    @app.post("/requests/{request_id}/cancel", status_code=202)
+    async def cancel(request: Request, request_id: str) -> Response:
+        """Stop a running request within one step; `state` says whether there was one."""
+        authorise(request)
+        state = "cancelling" if engine.jobs.cancel(request_id) else "unknown"
+        return _json(RequestState(request_id=request_id, state=state), 202)
+
+    return app
+
+
+class RequestState(BaseModel):
+    """Where a request is on this worker."""
+
+    request_id: str
+    state: str
+
+
+def _json(model: BaseModel, status: int = 200) -> Response:
+    return Response(
+        model.model_dump_json(exclude_none=True), status_code=status, media_type="application/json"
+    )
+
+
+def _error_response(error: ContractError) -> Response:
+    response = _json(error.body(), error.status)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+async def _read_body(request: Request) -> bytes:
+    """The body, refused beyond 1 MiB before it is read whole."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _BODY_MAX_BYTES:
+            raise InvalidRequest(
+                f"the request's body is larger than {_BODY_MAX_BYTES} bytes",
+                details={"field": "request"},
+                status=413,
+            )
+    return bytes(body)
+
+
+async def _result_or_gone(job: Job, request: Request) -> GenerateResult:
+    """The job's result; leaves the job when the client's connection closes."""
+    result = asyncio.ensure_future(job.result())
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            raise Cancelled("the client went away")
+        return result.result()
+    finally:
+        gone.cancel()
+        if not result.done():
+            result.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(job: Job) -> AsyncIterator[str]:
+    """Server-sent events: queued, progress, preview …, then one result or error."""
+    queue = job.listen()
+    result = asyncio.ensure_future(job.result())
+    try:
+        while not result.done() or not queue.empty():
+            getter = asyncio.ensure_future(queue.get())
+            done, _ = await asyncio.wait(
+                {getter, result}, timeout=_PING_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if getter in done:
+                event = getter.result()
+                yield _sse(event.type, event)
+                continue
+            getter.cancel()
+            if not done:
+                # Keeps proxies from closing, and finds out that the client has gone.
+                yield ": ping\n\n"
+        try:
+            final: BaseModel = ResultEvent(result=result.result())
+        except ContractError as error:
+            final = ErrorEvent(status=error.status, error=error.body())
+        yield _sse(str(final.type), final)  # type: ignore[attr-defined]
+    finally:
+        if not result.done():
+            result.cancel()
+
+
+def _sse(name: str, event: BaseModel) -> str:
+    return f"event: {name}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"

@@ -1,0 +1,215 @@
+"""One request's pictures: text → latents → pixels, on the model as it stands.
+
+Duty: call the diffusers pipeline in phases that can be timed, stopped at every step and previewed.
+Must not know: LoRAs, HTTP, queues.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdxl_contract.errors import GenerationFailed
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import Phase
+from sdxl_worker.pipeline import LoadedModel
+from sdxl_worker.prompts import Conditioning, encode_prompts
+from sdxl_worker.schedulers import build_scheduler
+from sdxl_worker.timings import Stopwatch
+
+SEED_RANGE = 2**32
+_PREVIEW_SIDE = 256
+_PREVIEW_EVERY = 4
+# Ridge added when the linear latent-to-RGB map is fitted, so that it is always solvable.
+_RIDGE = 1e-3
+
+StepHook = Callable[[int, int, Callable[[], str] | None], None]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture and the seed that made it."""
+
+    image: Image.Image
+    seed: int
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """The seed of each of `count` pictures: consecutive, wrapping at 2^32."""
+    return [(seed + number) % SEED_RANGE for number in range(count)]
+
+
+class Drawer:
+    """Draws on one loaded model. One caller at a time."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._own_scheduler = model.pipe.scheduler
+        self._to_rgb: Tensor | None = None
+
+    @property
+    def own_scheduler(self) -> Any:
+        """The scheduler that the model's folder states."""
+        return self._own_scheduler
+
+    @torch.no_grad()
+    def draw(
+        self,
+        request: GenerateRequest,
+        size: tuple[int, int],
+        seeds: list[int],
+        *,
+        watch: Stopwatch,
+        on_phase: Callable[[Phase], None],
+        on_step: StepHook,
+        should_stop: Callable[[], None],
+    ) -> list[Drawn]:
+        """The request's pictures, `size` (width, height) px, one for each of `seeds`.
+
+        `on_step(done, total, preview)` is called after each denoising step and may raise to stop;
+        `preview()` gives a small JPEG as base64 where one is due.
+
+        Raises:
+            GenerationFailed: the latents or the picture are not finite.
+        """
+        on_phase(Phase.TEXT_ENCODE)
+        with watch.phase(Phase.TEXT_ENCODE):
+            conditioning = encode_prompts(self._model.pipe, request.prompt, request.negative_prompt)
+        should_stop()
+        drawn = []
+        for number, seed in enumerate(seeds):
+            on_phase(Phase.DENOISE)
+            with watch.phase(Phase.DENOISE):
+                latents = self._denoise(
+                    request, size, seed, conditioning, number, len(seeds), on_step
+                )
+            should_stop()
+            on_phase(Phase.DECODE)
+            with watch.phase(Phase.DECODE):
+                drawn.append(Drawn(self._decode(latents), seed))
+            should_stop()
+        return drawn
+
+    def _denoise(
+        self,
+        request: GenerateRequest,
+        size: tuple[int, int],
+        seed: int,
+        conditioning: Conditioning,
+        number: int,
+        count: int,
+        on_step: StepHook,
+    ) -> Tensor:
+        """Latents (1, C, H/8, W/8) of one picture, from a CPU generator of its own."""
+        pipe = self._model.pipe
+        pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler)
+        total = request.steps * count
+
+        def step_done(_pipe: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+            done = number * request.steps + min(step + 1, request.steps)
+            due = step % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and step + 1 < request.steps
+            latents = values["latents"]
+            on_step(done, total, (lambda: self.preview(latents)) if due else None)
+            return values
+
+        try:
+            result = pipe(
+                prompt_embeds=conditioning.prompt,
+                pooled_prompt_embeds=conditioning.pooled,
+                negative_prompt_embeds=conditioning.negative_prompt,
+                negative_pooled_prompt_embeds=conditioning.negative_pooled,
+                width=size[0],
+                height=size[1],
+                num_inference_steps=request.steps,
+                guidance_scale=request.cfg,
+                # On the CPU whatever the device: the picture must not depend on the GPU's state.
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="latent",
+                callback_on_step_end=step_done,
+                callback_on_step_end_tensor_inputs=["latents"],
+            )
+        finally:
+            pipe.scheduler = self._own_scheduler
+        latents: Tensor = result.images
+        if not bool(torch.isfinite(latents).all()):
+            raise GenerationFailed("the latents are not finite: the weights and scales do not fit")
+        return latents
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """RGB picture of `latents` (1, C, h, w)."""
+        vae = self._model.pipe.vae
+        upcast = vae.dtype is torch.float16 and vae.config.force_upcast
+        if upcast:
+            vae.to(torch.float32)
+        try:
+            scaled = latents.to(vae.dtype)
+            mean, std = vae.config.latents_mean, vae.config.latents_std
+            if mean is not None and std is not None:
+                shape = (1, -1, 1, 1)
+                means = torch.tensor(mean, device=scaled.device, dtype=scaled.dtype).view(shape)
+                stds = torch.tensor(std, device=scaled.device, dtype=scaled.dtype).view(shape)
+                scaled = scaled * stds / vae.config.scaling_factor + means
+            else:
+                scaled = scaled / vae.config.scaling_factor
+            pixels = vae.decode(scaled, return_dict=False)[0]
+        finally:
+            if upcast:
+                vae.to(torch.float16)
+        if not bool(torch.isfinite(pixels).all()):
+            raise GenerationFailed("the picture is not finite: the VAE overflowed")
+        return _to_image(pixels[0])
+
+    def preview(self, latents: Tensor) -> str:
+        """A small JPEG of unfinished `latents`, base64, by a linear map from latent to RGB."""
+        if self._to_rgb is None:
+            self._to_rgb = self._fit_preview()
+        weights, bias = self._to_rgb[:-1], self._to_rgb[-1]
+        values = latents[0].float().cpu().permute(1, 2, 0) @ weights + bias
+        image = _to_image(values.permute(2, 0, 1))
+        image = image.resize(
+            tuple(round(side * _PREVIEW_SIDE / max(image.size)) for side in image.size),  # type: ignore[arg-type]
+            Image.Resampling.BILINEAR,
+        )
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=70)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    def _fit_preview(self) -> Tensor:
+        """(C + 1, 3): least squares from latents to mean colours, on what this VAE decodes."""
+        vae = self._model.pipe.vae
+        channels = int(vae.config.latent_channels)
+        generator = torch.Generator("cpu").manual_seed(0)
+        coarse = torch.randn(4, channels, 4, 4, generator=generator)
+        latents = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="nearest")
+        device_latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        upcast = vae.dtype is torch.float16 and vae.config.force_upcast
+        if upcast:
+            vae.to(torch.float32)
+            device_latents = device_latents.float()
+        pixels = vae.decode(device_latents, return_dict=False)[0].float().cpu()
+        if upcast:
+            vae.to(torch.float16)
+        colours = torch.nn.functional.adaptive_avg_pool2d(pixels, (16, 16))
+        rows = latents.permute(0, 2, 3, 1).reshape(-1, channels)
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+        wanted = colours.permute(0, 2, 3, 1).reshape(-1, 3)
+        gram = rows.T @ rows + _RIDGE * torch.eye(channels + 1)
+        solution: Tensor = torch.linalg.solve(gram, rows.T @ wanted)
+        return solution
+
+
+def _to_image(pixels: Tensor) -> Image.Image:
+    """RGB image of (3, H, W) values in [-1, 1]."""
+    values = (pixels.float().clamp(-1, 1) + 1) * 127.5
+    array: np.ndarray[Any, np.dtype[np.uint8]] = (
+        values.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    )
+    return Image.fromarray(array)

@@ -1,0 +1,500 @@
+"""One request's life: fetch, apply, draw, restore; the single lane.
+
+Duty: the order of things. LoRAs are fetched and parsed while another request holds the lane; on
+the lane a request applies, draws and restores, and nothing else gets in until the restore has been
+verified. Must not know: HTTP, buckets, users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from sdxl_contract import prices
+from sdxl_contract.errors import (
+    ContractError,
+    CudaOutOfMemory,
+    GenerationFailed,
+    ModelLoadFailed,
+    Overloaded,
+)
+from sdxl_contract.limits import BaseModelSignature
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import (
+    CachedLora,
+    Cost,
+    GeneratedImage,
+    GenerateResult,
+    Health,
+    HealthStatus,
+    LoraReport,
+    Metadata,
+    ModelInfo,
+    Phase,
+    PreviewEvent,
+    ProgressEvent,
+    QueuedEvent,
+)
+from sdxl_worker import __version__
+from sdxl_worker.drawing import Drawer, Drawn, image_seeds
+from sdxl_worker.fetch import Fetcher, FetchPolicy
+from sdxl_worker.images import encode_image, parameters_text
+from sdxl_worker.jobs import Job, JobBook
+from sdxl_worker.lora import (
+    DiskTier,
+    LoraCache,
+    LoraPatcher,
+    ModelCorrupted,
+    ParsedLora,
+    lora_targets,
+)
+from sdxl_worker.loras import LoraSource, Origin, lora_report
+from sdxl_worker.metrics import Metrics
+from sdxl_worker.pipeline import LoadedModel, describe, load_model
+from sdxl_worker.schedulers import scheduler_name
+from sdxl_worker.settings import Settings
+from sdxl_worker.timings import Stopwatch
+
+log = structlog.get_logger()
+_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What exists once the model is loaded."""
+
+    model: LoadedModel
+    patcher: LoraPatcher
+    drawer: Drawer
+    source: LoraSource
+    cache: LoraCache
+    signature: BaseModelSignature
+    gpu: str
+
+
+class Engine:
+    """The worker without its HTTP face. Lives on one event loop.
+
+    Args:
+        settings: the worker's.
+        load: gives the model; `load_model` unless a test brings its own.
+        fetcher: downloads; made from the settings unless a test brings its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[Settings], LoadedModel] = load_model,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self._settings = settings
+        self._load_model = load
+        self._ready: _Ready | None = None
+        self._failure: ContractError | None = None
+        self.metrics = Metrics()
+        self.jobs = JobBook(settings.result_keep_seconds, settings.result_keep_bytes)
+        # One thread is the lane: whatever runs on it runs alone, in order of arrival.
+        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
+        self._waiting = 0
+        self._seconds_per_request = 10.0
+        self._fetcher = fetcher or Fetcher(
+            FetchPolicy(
+                max_bytes=settings.lora_max_bytes,
+                timeout_s=settings.lora_download_timeout_seconds,
+                min_bytes_per_second=settings.lora_min_bytes_per_second,
+                allow_loopback=settings.lora_allow_loopback,
+                allowed_hosts=settings.lora_allowed_hosts,
+            )
+        )
+
+    # --- its own life -------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Load the model; after a failure `health` says why."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._ready = await loop.run_in_executor(self._lane, self._build)
+        except ContractError as error:
+            self._failure = error
+            log.error("model_load_failed", error=error.message, cause=repr(error.__cause__))
+        except Exception as error:
+            self._failure = ModelLoadFailed("the base model could not be loaded")
+            log.error("model_load_failed", error=repr(error))
+        else:
+            log.info("model_ready", base_model=self._ready.model.name, gpu=self._ready.gpu)
+
+    def _build(self) -> _Ready:
+        settings = self._settings
+        model = self._load_model(settings)
+        pipe = model.pipe
+        targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+        patcher = LoraPatcher(targets)
+        drawer = Drawer(model)
+        if settings.warmup:
+            side = model.limits.nearest_side(model.limits.min_side)
+            drawer.draw(
+                GenerateRequest(prompt="warm-up", steps=2),
+                (side, side),
+                [0],
+                watch=Stopwatch(model.device),
+                on_phase=lambda _: None,
+                on_step=lambda *_: None,
+                should_stop=lambda: None,
+            )
+        cache = LoraCache(settings.lora_cache_bytes)
+        disk = (
+            DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
+            if settings.lora_cache_dir
+            else None
+        )
+        move: Callable[[ParsedLora], ParsedLora] = (
+            (lambda lora: lora.to(model.device))
+            if model.device.type == "cuda"
+            else (lambda lora: lora)
+        )
+        source = LoraSource(self._fetcher, cache, targets, disk, move)
+        gpu = settings.gpu_name or _gpu_name(model.device)
+        return _Ready(model, patcher, drawer, source, cache, describe(model, targets), gpu)
+
+    async def aclose(self) -> None:
+        """Cancel what runs, wait for the lane to be clean, close connections."""
+        self.jobs.cancel_all()
+        await asyncio.to_thread(self._lane.shutdown, True)
+        await self._fetcher.aclose()
+
+    def health(self, *, include_modules: bool = False) -> Health:
+        """What `GET /health` says."""
+        common = {"version": __version__, "queue_length": self._waiting}
+        if self._failure is not None:
+            return Health(status=HealthStatus.FAILED, error=self._failure.body(), **common)
+        if self._ready is None:
+            return Health(status=HealthStatus.LOADING, **common)
+        ready = self._ready
+        signature = ready.signature
+        if not include_modules:
+            signature = signature.model_copy(update={"modules": {}})
+        return Health(
+            status=HealthStatus.READY,
+            base_model=ready.model.name,
+            device=str(ready.model.device),
+            gpu=ready.gpu,
+            dtype=str(ready.model.dtype).removeprefix("torch."),
+            limits=ready.model.limits,
+            signature=signature,
+            cached_loras=[CachedLora(sha256=s, bytes=n) for s, n in ready.cache.contents()],
+            **common,
+        )
+
+    # --- a request's life ---------------------------------------------------------------------
+
+    def submit(self, request: GenerateRequest) -> Job:
+        """Accept `request`, or join the running or kept one with its request_id.
+
+        Raises:
+            ContractError: it is not acceptable, the model is not there, or the line is full.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._ready is None:
+            raise ModelLoadFailed("the base model is still loading", retry_after=5.0)
+        joined = self.jobs.find(request)
+        if joined is not None:
+            return joined
+        request.check_limits(self._ready.model.limits)
+        if self._waiting >= self._settings.queue_max:
+            raise Overloaded(
+                f"{self._waiting} requests are waiting: the line is full",
+                details={"queue_length": self._waiting},
+                retry_after=round(max(1.0, self._waiting * self._seconds_per_request / 2), 1),
+            )
+        job = Job(request, request.request_id or uuid.uuid4().hex)
+        ready = self._ready
+        self.jobs.start(job, lambda j: asyncio.create_task(self._live(j, ready)))
+        return job
+
+    async def _live(self, job: Job, ready: _Ready) -> GenerateResult:
+        """`_run`, counted and logged, with every foreign error mapped once."""
+        started = time.perf_counter()
+        bound = log.bind(request_id=job.request_id)
+        outcome = "ok"
+        try:
+            return await self._run(job, ready, started)
+        except ContractError as error:
+            outcome = error.code.value
+            bound.warning("request_failed", code=outcome, error=error.message)
+            raise
+        except Exception as error:
+            outcome = "GENERATION_FAILED"
+            bound.exception("request_failed")
+            raise GenerationFailed("the picture could not be made: an internal error") from error
+        finally:
+            seconds = time.perf_counter() - started
+            self.metrics.request_done(outcome, seconds)
+            if outcome == "ok":
+                bound.info("request_done", seconds=round(seconds, 3))
+
+    async def _run(self, job: Job, ready: _Ready, started: float) -> GenerateResult:
+        request, token = job.request, job.token
+        watch = Stopwatch(ready.model.device)
+        self._waiting += 1
+        waiting = True
+
+        def left_the_line() -> None:
+            nonlocal waiting
+            if waiting:
+                waiting = False
+                self._waiting -= 1
+
+        def on_phase(phase: Phase) -> None:
+            job.emit(ProgressEvent(phase=phase, steps=request.steps * request.num_images))
+
+        try:
+            job.emit(QueuedEvent(position=self._waiting - 1))
+            refs = request.lora_refs()
+            loras = await self._fetch_all(job, ready, watch, on_phase)
+            reports = [
+                lora_report(lora, ref, origin)
+                for (lora, origin), ref in zip(loras, refs, strict=True)
+            ]
+            for _, origin in loras:
+                self.metrics.lora_cache.labels(origin).inc()
+            seed = (
+                request.seed if request.seed is not None else int.from_bytes(os.urandom(4), "big")
+            )
+            seeds = image_seeds(seed, request.num_images)
+            queued = time.perf_counter()
+            loop = asyncio.get_running_loop()
+
+            def on_lane() -> list[Drawn]:
+                watch.add(Phase.QUEUE, time.perf_counter() - queued)
+                loop.call_soon_threadsafe(left_the_line)
+                pairs = [(lora, ref.scale) for (lora, _), ref in zip(loras, refs, strict=True)]
+                return self._on_lane(job, ready, pairs, seeds, watch, on_phase)
+
+            drawn = await loop.run_in_executor(self._lane, on_lane)
+        finally:
+            left_the_line()
+        token.check()
+        on_phase(Phase.IMAGE_ENCODE)
+        with watch.phase(Phase.IMAGE_ENCODE):
+            files = await asyncio.to_thread(self._encode, request, ready, drawn, reports)
+        if request.output_url is not None:
+            on_phase(Phase.UPLOAD)
+            with watch.phase(Phase.UPLOAD):
+                media_type = _MEDIA_TYPES[request.output_format.value]
+                await self._fetcher.upload(request.output_url, files[0], media_type)
+        return self._result(job, ready, drawn, files, reports, watch, started)
+
+    async def _fetch_all(
+        self, job: Job, ready: _Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]
+    ) -> list[tuple[ParsedLora, Origin]]:
+        """The request's LoRAs; stops waiting at its deadline or cancellation."""
+        refs = job.request.lora_refs()
+        work = asyncio.gather(*(ready.source.get(ref, watch, on_phase) for ref in refs))
+        while True:
+            done, _ = await asyncio.wait({work}, timeout=0.1)
+            if done:
+                return list(work.result())
+            try:
+                job.token.check()
+            except ContractError:
+                work.cancel()
+                raise
+
+    def _on_lane(
+        self,
+        job: Job,
+        ready: _Ready,
+        loras: list[tuple[ParsedLora, float]],
+        seeds: list[int],
+        watch: Stopwatch,
+        on_phase: Callable[[Phase], None],
+    ) -> list[Drawn]:
+        """Apply, draw, restore, verify. Runs on the lane's thread, alone."""
+        request, token = job.request, job.token
+        if self._failure is not None:
+            raise self._failure
+        begun = time.monotonic()
+
+        def on_step(done: int, total: int, preview: Callable[[], str] | None) -> None:
+            token.check()
+            spent = time.monotonic() - begun
+            job.emit(
+                ProgressEvent(
+                    phase=Phase.DENOISE,
+                    step=done,
+                    steps=total,
+                    eta_seconds=round(spent / done * (total - done), 2),
+                )
+            )
+            if preview is not None and job.has_listeners:
+                job.emit(PreviewEvent(image_base64=preview(), step=done))
+
+        try:
+            token.check()
+            on_phase(Phase.APPLY)
+            try:
+                with watch.phase(Phase.APPLY):
+                    report = ready.patcher.apply(loras, should_stop=token.check)
+                self.metrics.swaps.labels(report.kind.value).inc()
+                return ready.drawer.draw(
+                    request,
+                    request.size(ready.model.limits),
+                    seeds,
+                    watch=watch,
+                    on_phase=on_phase,
+                    on_step=on_step,
+                    should_stop=token.check,
+                )
+            except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+                raise self._out_of_memory(request, ready) from error
+            except RuntimeError as error:
+                if "not enough memory" in str(error) or "out of memory" in str(error):
+                    raise self._out_of_memory(request, ready) from error
+                raise
+        finally:
+            self._restore(ready, watch, on_phase)
+            self._seconds_per_request += 0.2 * (
+                time.monotonic() - begun - self._seconds_per_request
+            )
+
+    def _restore(self, ready: _Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]) -> None:
+        """Put the model back and verify it; a model that cannot be put back ends the service."""
+        on_phase(Phase.RESTORE)
+        try:
+            with watch.phase(Phase.RESTORE):
+                report = ready.patcher.restore()
+            self.metrics.restores.inc()
+            self.metrics.restored_bytes.inc(report.nbytes)
+        except Exception as error:
+            self._failure = (
+                error
+                if isinstance(error, ModelCorrupted)
+                else ModelLoadFailed("the model could not be put back after a request")
+            )
+            log.exception("model_not_restored")
+            raise self._failure from error
+
+    def _out_of_memory(self, request: GenerateRequest, ready: _Ready) -> CudaOutOfMemory:
+        ready.cache.clear()
+        if ready.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        limits = ready.model.limits
+        width, height = request.size(limits)
+        smaller = [limits.nearest_side(side * 3 // 4) for side in (width, height)]
+        return CudaOutOfMemory(
+            f"not enough memory for {width}x{height}: try {smaller[0]}x{smaller[1]}"
+            + (" and num_images 1" if request.num_images > 1 else ""),
+            details={"width": smaller[0], "height": smaller[1]},
+        )
+
+    def _encode(
+        self,
+        request: GenerateRequest,
+        ready: _Ready,
+        drawn: list[Drawn],
+        reports: list[LoraReport],
+    ) -> list[bytes]:
+        return [
+            encode_image(
+                one.image,
+                request.output_format,
+                parameters_text(
+                    prompt=request.prompt,
+                    negative_prompt=request.negative_prompt,
+                    steps=request.steps,
+                    scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
+                    cfg=request.cfg,
+                    seed=one.seed,
+                    size=one.image.size,
+                    base_model=ready.model.name,
+                    loras=reports,
+                ),
+            )
+            for one in drawn
+        ]
+
+    def _result(
+        self,
+        job: Job,
+        ready: _Ready,
+        drawn: list[Drawn],
+        files: list[bytes],
+        reports: list[LoraReport],
+        watch: Stopwatch,
+        started: float,
+    ) -> GenerateResult:
+        request = job.request
+        keep = request.output_url is None
+        texts = [base64.b64encode(data).decode() if keep else None for data in files]
+        hashes = [hashlib.sha256(data).hexdigest() for data in files]
+        timings = watch.timings()
+        self.metrics.phases(timings)
+        gpu_seconds = timings.total() - timings.queue
+        price = self._settings.usd_per_second
+        if price is None:
+            price = prices.USD_PER_SECOND.get(ready.gpu)
+        first = reports[0] if reports else None
+        return GenerateResult(
+            image_base64=texts[0],
+            image_size=drawn[0].image.size,
+            generation_time_seconds=round(time.perf_counter() - started, 6),
+            model_info=ModelInfo(
+                base_model=ready.model.name,
+                lora_applied=bool(reports),
+                lora_version=first.sha256 if first else None,
+                lora_scale=first.scale if first else None,
+            ),
+            metadata=Metadata(
+                seed_used=drawn[0].seed,
+                actual_steps=request.steps,
+                actual_cfg=request.cfg,
+                scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
+                seeds=[one.seed for one in drawn],
+            ),
+            loras=reports,
+            timings=timings,
+            cost=None
+            if price is None
+            else Cost(
+                usd=round(gpu_seconds * price, 8),
+                gpu=ready.gpu,
+                seconds=round(gpu_seconds, 6),
+                usd_per_second=price,
+            ),
+            image_sha256=hashes[0],
+            output_format=request.output_format.value,
+            images=[
+                GeneratedImage(image_base64=text, image_sha256=digest, seed=one.seed)
+                for text, digest, one in zip(texts, hashes, drawn, strict=True)
+            ]
+            if len(files) > 1
+            else [],
+            model_clean=True,
+            request_id=job.request_id,
+        )
+
+
+def _gpu_name(device: torch.device) -> str:
+    """The row of the price table that the device is, or what it calls itself."""
+    if device.type != "cuda":
+        return device.type
+    name = torch.cuda.get_device_name(device)
+    for known in sorted(prices.USD_PER_SECOND, key=len, reverse=True):
+        kind = known.split("-")[0]
+        if kind in name.split() or f"{kind}-" in name:
+            memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+            if kind == "A100":
+                return "A100-80GB" if memory > 60 else "A100-40GB"
+            return known
+    return name

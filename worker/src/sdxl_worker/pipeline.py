@@ -1,0 +1,158 @@
+"""Builds the SDXL pipeline from a folder, a hub name or one file, and describes it.
+
+Duty: the right precision for the device, a VAE that does not overflow, no safety checker, no
+progress bars. Must not know: requests or LoRAs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdxl_contract.errors import ModelLoadFailed
+from sdxl_contract.limits import BaseModelSignature, ModelLimits
+from sdxl_worker.lora import ModelTargets
+from sdxl_worker.settings import Dtype, Settings
+
+# The model folder may state its own limits; SDXL's are the defaults.
+LIMITS_FILE = "limits.json"
+_SDXL_FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+_SDXL_CROSS_ATTENTION = 2048
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline and what is known of it."""
+
+    pipe: Any
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    limits: ModelLimits
+
+
+def choose_device(setting: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if setting != "auto":
+        return torch.device(setting)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(setting: Dtype, device: torch.device) -> torch.dtype:
+    """`auto`: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+    if setting is not Dtype.AUTO:
+        dtype: torch.dtype = getattr(torch, setting.value)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_model(settings: Settings) -> LoadedModel:
+    """The pipeline that `settings.base_model` names, on its device.
+
+    Raises:
+        ModelLoadFailed: it cannot be loaded; the message holds no path.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    folder = Path(settings.base_model)
+    name = folder.stem if folder.suffix == ".safetensors" else folder.name
+    try:
+        pipe = _load(settings, folder, device, dtype)
+        limits = _read_limits(folder)
+    except Exception as error:
+        raise ModelLoadFailed(
+            f"the base model {name} could not be loaded ({type(error).__name__})",
+            details={"base_model": name},
+        ) from error
+    return LoadedModel(pipe, name, device, dtype, limits)
+
+
+def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    # Imported late: diffusers takes seconds, and a worker that only says why it cannot start
+    # should not wait for it.
+    import diffusers
+
+    vae_class: Any = diffusers.AutoencoderKL
+    pipeline_class: Any = diffusers.StableDiffusionXLPipeline
+
+    if settings.hf_home is not None:
+        os.environ.setdefault("HF_HOME", str(settings.hf_home))
+    token = settings.huggingface_hub_token
+    options: dict[str, Any] = {
+        "torch_dtype": dtype,
+        "use_safetensors": True,
+        "add_watermarker": False,
+    }
+    hub: dict[str, Any] = {}
+    if not folder.exists():
+        hub = {
+            "revision": settings.base_model_revision,
+            "token": token.get_secret_value() if token else None,
+        }
+    if folder.suffix == ".safetensors":
+        del options["use_safetensors"]
+        pipe = pipeline_class.from_single_file(str(folder), **options)
+    else:
+        pipe = _from_pretrained(pipeline_class, settings.base_model, dtype, options, hub)
+    vae = settings.vae_model
+    if (
+        vae is None
+        and dtype is torch.float16
+        and device.type == "cuda"
+        and pipe.unet.config.cross_attention_dim == _SDXL_CROSS_ATTENTION
+        and not folder.exists()
+    ):
+        # SDXL's own VAE overflows in fp16; this one was retrained to stay in range.
+        vae = _SDXL_FP16_VAE
+    if vae is not None:
+        pipe.vae = vae_class.from_pretrained(vae, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    if device.type == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        module.eval().requires_grad_(False)
+    return pipe
+
+
+def _from_pretrained(
+    cls: Any, name: str, dtype: torch.dtype, options: dict[str, Any], hub: dict[str, Any]
+) -> Any:
+    """With the half-precision files of the hub where there are such: half the download."""
+    if dtype is not torch.float32:
+        try:
+            return cls.from_pretrained(name, variant="fp16", **options, **hub)
+        except (ValueError, OSError):
+            pass
+    return cls.from_pretrained(name, **options, **hub)
+
+
+def _read_limits(folder: Path) -> ModelLimits:
+    path = folder / LIMITS_FILE
+    if not path.is_file():
+        return ModelLimits()
+    return ModelLimits.model_validate(json.loads(path.read_text()))
+
+
+def describe(model: LoadedModel, targets: ModelTargets) -> BaseModelSignature:
+    """What decides whether a LoRA fits `model`."""
+    pipe = model.pipe
+    return BaseModelSignature(
+        name=model.name,
+        family="SDXL",
+        cross_attention_dim=int(pipe.unet.config.cross_attention_dim),
+        text_encoder_hidden_sizes=(
+            int(pipe.text_encoder.config.hidden_size),
+            int(pipe.text_encoder_2.config.hidden_size),
+        ),
+        layers_per_block=int(pipe.unet.config.layers_per_block),
+        modules=targets.signature_modules(),
+    )

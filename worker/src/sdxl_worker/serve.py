@@ -1,0 +1,49 @@
+"""`python -m sdxl_worker.serve`: the worker under uvicorn, anywhere.
+
+Must not know: Modal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import uvicorn
+from pydantic import ValidationError
+
+from sdxl_worker.logs import configure_logging
+from sdxl_worker.settings import Settings
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; 2 when the settings cannot work."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part).upper() for part in problem["loc"])
+            print(f"{name}: {problem['msg']}".lstrip(": "), file=sys.stderr)
+        return 2
+    configure_logging(settings.log_format)
+    # transformers says at import that it does without torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", module="transformers")
+    from sdxl_worker.api import create_app
+    from sdxl_worker.engine import Engine
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    uvicorn.run(
+        create_app(Engine(settings), settings),
+        host=settings.worker_host,
+        port=settings.worker_port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

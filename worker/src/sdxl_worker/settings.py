@@ -1,0 +1,108 @@
+"""The worker's settings, read once from the environment.
+
+Duty: names, units, defaults and the refusal of values that cannot work.
+Must not know: what the settings are used for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Dtype(StrEnum):
+    """Precision of the weights; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Settings(BaseSettings):
+    """Settings by environment variables of the same names in capitals. Empty means unset."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    base_model: str = Field(
+        default="stabilityai/stable-diffusion-xl-base-1.0",
+        description="folder of a diffusers SDXL pipeline, hub name, or one .safetensors file",
+    )
+    base_model_revision: str | None = Field(default=None, description="commit of the hub name")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Dtype = Dtype.AUTO
+    vae_model: str | None = Field(
+        default=None,
+        description="VAE to use instead of the model's own; on a GPU with float16 and SDXL's own "
+        "VAE: madebyollin/sdxl-vae-fp16-fix",
+    )
+    hf_home: Path | None = Field(default=None, description="where hub files are kept")
+    huggingface_hub_token: SecretStr | None = None
+
+    worker_host: str = "127.0.0.1"
+    worker_port: int = Field(default=8001, ge=0, le=65535)
+    worker_api_token: SecretStr | None = Field(
+        default=None, description="bearer token that every call but GET /health must carry"
+    )
+    shutdown_grace_seconds: int = Field(default=30, ge=0)
+
+    lora_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated hosts (or .suffixes); empty: any public host"
+    )
+    lora_allow_loopback: bool = Field(
+        default=False, description="development only: also http and https on loopback"
+    )
+    lora_max_bytes: int = Field(default=2 * 2**30, gt=0)
+    lora_download_timeout_seconds: float = Field(default=60.0, gt=0)
+    lora_min_bytes_per_second: int = Field(
+        default=64 * 1024, ge=0, description="slower downloads are given up after 5 s"
+    )
+    lora_cache_bytes: int = Field(default=4 * 2**30, ge=0, description="parsed LoRAs in memory")
+    lora_cache_dir: Path | None = Field(
+        default=None, description="second tier on disk; unset: none"
+    )
+    lora_cache_dir_bytes: int = Field(default=20 * 2**30, ge=0)
+
+    queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")
+    result_keep_seconds: float = Field(
+        default=600.0, ge=0, description="how long a result answers a repeated request_id"
+    )
+    result_keep_bytes: int = Field(default=256 * 2**20, ge=0)
+    warmup: bool = Field(default=True, description="draw one small picture before saying ready")
+    gpu_name: str | None = Field(default=None, description="row of the price table, such as L40S")
+    usd_per_second: float | None = Field(
+        default=None, ge=0, description="price used instead of the table's"
+    )
+    log_format: str = Field(default="json", pattern="^(json|console)$")
+
+    @field_validator("lora_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Settings:
+        if self.worker_api_token is None and not self.is_loopback:
+            raise ValueError(
+                f"WORKER_API_TOKEN is unset and WORKER_HOST is {self.worker_host}: anyone could "
+                "use the worker. Set a token, or bind to 127.0.0.1"
+            )
+        return self
+
+    @cached_property
+    def is_loopback(self) -> bool:
+        """Whether the worker listens on this computer only."""
+        if self.worker_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.worker_host).is_loopback
+        except ValueError:
+            return False
