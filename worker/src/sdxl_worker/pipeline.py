@@ -78,7 +78,10 @@ def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.d
     # Imported late: diffusers takes seconds, and a worker that only says why it cannot start
     # should not wait for it.
     import diffusers
+    import transformers
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     vae_class: Any = diffusers.AutoencoderKL
     pipeline_class: Any = diffusers.StableDiffusionXLPipeline
 
@@ -86,7 +89,7 @@ def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.d
         os.environ.setdefault("HF_HOME", str(settings.hf_home))
     token = settings.huggingface_hub_token
     options: dict[str, Any] = {
-        "torch_dtype": dtype,
+        "dtype": dtype,
         "use_safetensors": True,
         "add_watermarker": False,
     }
@@ -112,7 +115,7 @@ def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.d
         # SDXL's own VAE overflows in fp16; this one was retrained to stay in range.
         vae = _SDXL_FP16_VAE
     if vae is not None:
-        pipe.vae = vae_class.from_pretrained(vae, torch_dtype=dtype)
+        pipe.vae = vae_class.from_pretrained(vae, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     if device.type == "cuda":
