@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         default=60.0, ge=0, le=600, description="seconds POST /content/generate waits by default"
     )
     shutdown_grace_seconds: float = Field(
-        default=10.0, ge=0, description="seconds that requests and jobs get to end at a stop"
+        default=5.0, ge=0, description="seconds that requests, then jobs, get to end at a stop"
     )
 
     # Jobs
@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         default=2, ge=1, le=64, description="pictures asked of the worker at the same time"
     )
     job_max_attempts: int = Field(
-        default=5, ge=1, description="times a job is picked up again after a crash, then failed"
+        default=10, ge=1, description="times a job is picked up again after a crash, then failed"
     )
     job_heartbeat_seconds: float = Field(
         default=2.0, gt=0, description="seconds between a job runner's signs of life"
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         """Where this server is reached; signed local URLs start with it."""
         if self.public_base_url:
             return self.public_base_url
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         return f"http://{host}:{self.port}"
 
     @property

@@ -1,1 +1,24 @@
 """Tables, one file each."""
+
+from app.models.api_key import ApiKey
+from app.models.avatar import Avatar
+from app.models.base import LOCAL_OWNER, Base
+from app.models.base_model import SeenBaseModel
+from app.models.batch import Batch
+from app.models.content_piece import ContentPiece
+from app.models.generation import Generation, GenerationEvent, Status
+from app.models.lora_model import LoraModel
+
+__all__ = [
+    "LOCAL_OWNER",
+    "ApiKey",
+    "Avatar",
+    "Base",
+    "Batch",
+    "ContentPiece",
+    "Generation",
+    "GenerationEvent",
+    "LoraModel",
+    "SeenBaseModel",
+    "Status",
+]

@@ -1,0 +1,46 @@
+"""`/identities/avatars`: named characters."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter
+
+from app.api.deps import OwnerDep, ServicesDep
+from app.schemas.common import Page
+from app.schemas.identities import AvatarIn, AvatarOut, AvatarPatch
+
+router = APIRouter(prefix="/identities/avatars", tags=["identities"])
+
+
+@router.post("", status_code=201)
+async def create_avatar(asked: AvatarIn, owner: OwnerDep, services: ServicesDep) -> AvatarOut:
+    """Make an avatar."""
+    return AvatarOut.model_validate(await services.avatars.create(owner, asked))
+
+
+@router.get("")
+async def list_avatars(owner: OwnerDep, services: ServicesDep) -> Page[AvatarOut]:
+    """All avatars, newest first."""
+    rows = await services.avatars.list(owner)
+    return Page(items=[AvatarOut.model_validate(row) for row in rows])
+
+
+@router.get("/{avatar_id}")
+async def read_avatar(avatar_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> AvatarOut:
+    """One avatar."""
+    return AvatarOut.model_validate(await services.avatars.get(owner, avatar_id))
+
+
+@router.patch("/{avatar_id}")
+async def change_avatar(
+    avatar_id: uuid.UUID, asked: AvatarPatch, owner: OwnerDep, services: ServicesDep
+) -> AvatarOut:
+    """Change some of an avatar's fields."""
+    return AvatarOut.model_validate(await services.avatars.change(owner, avatar_id, asked))
+
+
+@router.delete("/{avatar_id}", status_code=204)
+async def delete_avatar(avatar_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
+    """Remove an avatar; its contents stay."""
+    await services.avatars.delete(owner, avatar_id)

@@ -1,0 +1,78 @@
+"""`/loras/models`: the LoRA library."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Response, UploadFile
+from pydantic import Field
+
+from app.api.deps import OwnerDep, ServicesDep
+from app.schemas.common import Name, Page, Storable
+from app.schemas.loras import LoraOut
+from sdxl_contract.errors import InvalidRequest
+
+router = APIRouter(prefix="/loras/models", tags=["loras"])
+
+_MAX_TAGS = 50
+_MAX_TAG_CHARS = 50
+
+
+def read_tags(values: list[str]) -> list[str]:
+    """Tags of a form: a field repeated, one JSON list, or words between commas."""
+    if len(values) == 1 and values[0].lstrip().startswith("["):
+        try:
+            values = json.loads(values[0])
+        except ValueError:
+            values = [""]
+    elif len(values) == 1:
+        values = values[0].split(",")
+    if not all(isinstance(tag, str) for tag in values):
+        raise InvalidRequest("tags: must be a list of texts", details={"field": "tags"})
+    tags = list(dict.fromkeys(tag.strip() for tag in values if tag.strip()))
+    if len(tags) > _MAX_TAGS or any(len(tag) > _MAX_TAG_CHARS for tag in tags):
+        raise InvalidRequest(
+            f"tags: at most {_MAX_TAGS} of at most {_MAX_TAG_CHARS} characters",
+            details={"field": "tags"},
+        )
+    return tags
+
+
+@router.post("/upload", status_code=201, responses={200: {"model": LoraOut}})
+async def upload_lora(
+    file: UploadFile,
+    name: Annotated[Name, Form()],
+    owner: OwnerDep,
+    services: ServicesDep,
+    response: Response,
+    description: Annotated[Storable, Form(), Field(max_length=4000)] = "",
+    tags: Annotated[list[Storable] | None, Form()] = None,
+) -> LoraOut:
+    """Put a `.safetensors` file into the library: 201, or 200 where these bytes are there."""
+    uploaded = await services.loras.upload(
+        owner, file.file, name=name, description=description, tags=read_tags(tags or [])
+    )
+    if not uploaded.is_new:
+        response.status_code = 200
+    return LoraOut.model_validate(uploaded.lora)
+
+
+@router.get("")
+async def list_loras(owner: OwnerDep, services: ServicesDep) -> Page[LoraOut]:
+    """All LoRAs, newest first."""
+    rows = await services.loras.list(owner)
+    return Page(items=[LoraOut.model_validate(row) for row in rows])
+
+
+@router.get("/{lora_id}")
+async def read_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> LoraOut:
+    """One LoRA."""
+    return LoraOut.model_validate(await services.loras.get(owner, lora_id))
+
+
+@router.delete("/{lora_id}", status_code=204)
+async def delete_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
+    """Remove a LoRA that no avatar and no waiting content uses."""
+    await services.loras.delete(owner, lora_id)

@@ -1,0 +1,215 @@
+"""The backend's own errors, and every error as one JSON shape (RFC 9457).
+
+Duty: map what can go wrong to `application/problem+json` with `error_code`. Unexpected errors say
+nothing of themselves to the caller; their trace goes to the log.
+Must not know: routes and services.
+"""
+
+from __future__ import annotations
+
+import errno
+import http
+import logging
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.core.db import DATABASE_LOST
+from sdxl_contract.errors import ContractError
+from sdxl_contract.request import explain_validation
+
+PROBLEM_JSON = "application/problem+json"
+_DATABASE_RETRY_SECONDS = 2
+_STATUS_TITLES = {499: "Client Closed Request"}
+
+log = logging.getLogger(__name__)
+
+
+class ProblemCode(StrEnum):
+    """`error_code` of what only the backend can find wrong; the contract's codes come on top."""
+
+    NOT_FOUND = "NOT_FOUND"
+    CONFLICT = "CONFLICT"
+    FORBIDDEN = "FORBIDDEN"
+    TOO_LARGE = "TOO_LARGE"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    STORAGE_FAILED = "STORAGE_FAILED"
+    DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
+class BackendError(Exception):
+    """An error with a message that the caller may read."""
+
+    status = 500
+    code = ProblemCode.INTERNAL_ERROR
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class NotFound(BackendError):
+    """There is no such thing, or it is another key's."""
+
+    status = 404
+    code = ProblemCode.NOT_FOUND
+
+
+class Conflict(BackendError):
+    """It does not go with what is there."""
+
+    status = 409
+    code = ProblemCode.CONFLICT
+
+
+class Forbidden(BackendError):
+    """Not allowed, whoever asks: a signed URL that expired, a page of another site."""
+
+    status = 403
+    code = ProblemCode.FORBIDDEN
+
+
+class TooLarge(BackendError):
+    """The request has more bytes than are taken."""
+
+    status = 413
+    code = ProblemCode.TOO_LARGE
+
+
+class StorageFailed(BackendError):
+    """The object store refused or has no space."""
+
+    status = 507
+    code = ProblemCode.STORAGE_FAILED
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    field: str | None = None,
+    details: Mapping[str, Any] | None = None,
+    retry_after: float | None = None,
+) -> JSONResponse:
+    """An `application/problem+json` answer; `retry_after` in seconds."""
+    try:
+        title = http.HTTPStatus(status).phrase
+    except ValueError:
+        title = _STATUS_TITLES.get(status, "Error")
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "error_code": code,
+    }
+    if field is not None:
+        body["field"] = field
+    if details:
+        body["details"] = dict(details)
+    headers = {}
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers, media_type=PROBLEM_JSON)
+
+
+def contract_problem(error: ContractError) -> JSONResponse:
+    """A contract's error as the backend's caller sees it."""
+    field = (error.details or {}).get("field")
+    return problem(
+        error.status,
+        error.code,
+        error.message,
+        field=field if isinstance(field, str) else None,
+        details=error.details,
+        retry_after=error.retry_after,
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or what caused it, says that there is no space."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of `app` in the one shape."""
+
+    def on_contract(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ContractError)
+        return contract_problem(error)
+
+    def on_backend(_: Request, error: Exception) -> Response:
+        assert isinstance(error, BackendError)
+        return problem(error.status, error.code, error.message, field=error.field)
+
+    def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        found = [dict(item) for item in error.errors()]
+        if found[0]["loc"][0] == "path":
+            return problem(404, ProblemCode.NOT_FOUND, "There is nothing with this id.")
+        for item in found:
+            place = tuple(item["loc"])
+            item["loc"] = place[1:] if place[0] in ("query", "header") else place
+        return contract_problem(explain_validation(found))
+
+    def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {
+            401: "UNAUTHORIZED",
+            403: ProblemCode.FORBIDDEN,
+            404: ProblemCode.NOT_FOUND,
+            405: ProblemCode.METHOD_NOT_ALLOWED,
+            413: ProblemCode.TOO_LARGE,
+        }.get(error.status_code, "INVALID_REQUEST")
+        answer = problem(error.status_code, code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    def on_database(_: Request, error: Exception) -> Response:
+        log.error("the database does not answer: %s", type(error).__name__)
+        return problem(
+            503,
+            ProblemCode.DATABASE_UNAVAILABLE,
+            "The database does not answer at the moment. Please try again.",
+            retry_after=_DATABASE_RETRY_SECONDS,
+        )
+
+    def on_os_error(request: Request, error: Exception) -> Response:
+        if is_disk_full(error):
+            log.error("no space left on the server's disk")
+            return problem(
+                507, ProblemCode.STORAGE_FAILED, "There is no space left on the server's disk."
+            )
+        return on_unexpected(request, error)
+
+    def on_unexpected(request: Request, error: Exception) -> Response:
+        log.error("unexpected error at %s", request.url.path, exc_info=error)
+        return problem(
+            500,
+            ProblemCode.INTERNAL_ERROR,
+            "The server has a fault here; its log says what.",
+        )
+
+    app.add_exception_handler(ContractError, on_contract)
+    app.add_exception_handler(BackendError, on_backend)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    for lost in DATABASE_LOST:
+        app.add_exception_handler(lost, on_database)
+    app.add_exception_handler(OSError, on_os_error)
+    app.add_exception_handler(Exception, on_unexpected)

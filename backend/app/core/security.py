@@ -1,0 +1,125 @@
+"""API keys, and what guards a server that needs none.
+
+Duty: make and recognise keys; bound a request's bytes; keep pages of other sites away.
+Must not know: tables and routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.errors import ProblemCode, problem
+
+_KEY_PREFIX = "sdxl_"
+_MAX_JSON_BYTES = 1 << 20
+_MULTIPART_EXTRA_BYTES = 256 * 1024  # a form's other fields and its boundaries
+
+
+def new_api_key() -> str:
+    """32 random bytes as text; shown once, never stored."""
+    return _KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def key_digest(key: str) -> str:
+    """SHA-256 of a key: what is stored. A key is random, so a slow hash would add nothing."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def same_digest(left: str, right: str) -> bool:
+    """Equality in constant time."""
+    return hmac.compare_digest(left.encode(), right.encode())
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """The token of an `Authorization: Bearer …` header."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def is_loopback_name(host: str | None) -> bool:
+    """Whether a Host header's name is this computer's own."""
+    if not host:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_foreign_page(headers: Headers, base_url: str) -> bool:
+    """Whether a web page of another site seems to be asking, in a server that needs no key.
+
+    Such a page can reach loopback from the user's own browser: by a form (its Origin is foreign)
+    or by a name that it makes resolve to 127.0.0.1 (its Host is foreign).
+    """
+    own = urlsplit(base_url)
+    host = urlsplit(f"//{headers.get('host', '')}")
+    if not (is_loopback_name(host.hostname) or host.netloc == own.netloc):
+        return True
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    asked_by = urlsplit(origin)
+    return not (is_loopback_name(asked_by.hostname) or asked_by.netloc == own.netloc)
+
+
+class BodyLimit:
+    """Refuses a request body over its limit while it streams in, before it fills anything."""
+
+    def __init__(self, app: ASGIApp, *, upload_path: str, max_upload_bytes: int) -> None:
+        self._app = app
+        self._upload_path = upload_path
+        self._max_upload_bytes = max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting its bytes."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit, shown = _MAX_JSON_BYTES, _MAX_JSON_BYTES
+        if scope["path"] == self._upload_path:
+            shown = self._max_upload_bytes
+            limit = shown + _MULTIPART_EXTRA_BYTES
+        refusal = problem(
+            413, ProblemCode.TOO_LARGE, f"The request is too large: at most {shown} bytes."
+        )
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > limit:
+            await refusal(scope, receive, send)
+            return
+        received = 0
+        refused = started = False
+
+        async def counted() -> Message:
+            nonlocal received, refused
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > limit:
+                    refused = True
+                    return {"type": "http.disconnect"}
+            return message
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if refused and not started:
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, guarded)
+        except Exception:
+            if not refused or started:
+                raise
+        if refused and not started:
+            await refusal(scope, receive, send)

@@ -1,0 +1,165 @@
+"""The application: its parts put together, started and stopped.
+
+Duty: build every service once from the settings, and hand them to the routes.
+Must not know: what the services do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
+
+from app.api import content, costs, files, health, identities, loras
+from app.api.deps import Services
+from app.core.db import Database
+from app.core.errors import install_error_handlers
+from app.core.security import BodyLimit
+from app.core.settings import Settings
+from app.core.startup import Prepared
+from app.services.avatars import AvatarService
+from app.services.base_model import BaseModel
+from app.services.drawing import Drawing
+from app.services.generation import Ends, GenerationService
+from app.services.inference import Inference
+from app.services.jobs import JobQueue
+from app.services.lora_inference import build_lora_inference
+from app.services.loras import LoraService
+from app.services.metrics import Metrics
+from app.services.storage import Storage, build_storage
+
+API = "/api/v1"
+_UPLOAD = f"{API}/loras/models/upload"
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    prepared: Prepared,
+    *,
+    inference: Inference | None = None,
+    storage: Storage | None = None,
+) -> FastAPI:
+    """The backend on a prepared database. `inference` and `storage` are for tests' doubles."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services, close = await _start(
+            settings, prepared, ends, metrics, inference, storage
+        )
+        try:
+            yield
+        finally:
+            ends.stopping = True
+            await close()
+
+    ends = Ends()
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    app = FastAPI(
+        title="SDXL with LoRAs",
+        version="0.1.0",
+        description="Avatars, LoRAs and pictures. Errors are application/problem+json.",
+        lifespan=lifespan,
+    )
+    app.state.ends = ends
+    install_error_handlers(app)
+    app.middleware("http")(_log_request)
+    app.add_middleware(BodyLimit, upload_path=_UPLOAD, max_upload_bytes=settings.max_upload_bytes)
+    api = APIRouter(prefix=API)
+    for part in (content, loras, identities, costs):
+        api.include_router(part.router)
+    api.include_router(health.model_router)
+    app.include_router(api)
+    app.include_router(health.router)
+    app.include_router(files.router)
+    Instrumentator(registry=registry, excluded_handlers=["/metrics"]).instrument(app).expose(
+        app, include_in_schema=False
+    )
+    return app
+
+
+async def _start(
+    settings: Settings,
+    prepared: Prepared,
+    ends: Ends,
+    metrics: Metrics,
+    inference: Inference | None,
+    storage: Storage | None,
+) -> tuple[Services, Callable[[], Awaitable[None]]]:
+    """Build and start everything; returns what stops it again."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(prepared.url)
+        stack.push_async_callback(database.close)
+        if storage is None:
+            storage = await asyncio.to_thread(build_storage, settings)
+        if inference is None:
+            inference = build_lora_inference(settings)
+        stack.push_async_callback(inference.aclose)
+        base_model = BaseModel(inference, database, settings.modal_endpoint_url or "none")
+        generations = GenerationService(database, storage, base_model, inference, ends)
+        drawing = Drawing(
+            settings,
+            database,
+            storage,
+            inference,
+            on_end=metrics.on_end(ends.announce),
+            gpu=lambda: base_model.known.gpu if base_model.known else None,
+        )
+        queue = JobQueue(database, settings, drawing.run, prepared.revive)
+        generations.queue = queue
+        await base_model.look()
+        await queue.start()
+        stack.push_async_callback(queue.stop)
+        watch = asyncio.create_task(
+            base_model.watch(settings.model_refresh_seconds), name="base model watch"
+        )
+        stack.push_async_callback(_end, watch)
+        services = Services(
+            settings=settings,
+            database=database,
+            storage=storage,
+            base_model=base_model,
+            generations=generations,
+            loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
+            avatars=AvatarService(database),
+            queue=queue,
+        )
+        return services, stack.pop_all().aclose
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+async def _log_request(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """One line per request: its path without the query, its status, its milliseconds."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(http_request=uuid.uuid4().hex[:12])
+    started = time.perf_counter()
+    status = 500
+    try:
+        response = await call_next(request)
+        status = response.status_code
+        return response
+    finally:
+        if not request.url.path.startswith(("/health/", "/metrics")):
+            log.info(
+                "request",
+                method=request.method,
+                path=request.url.path,
+                status=status,
+                ms=round(1000 * (time.perf_counter() - started), 1),
+            )

@@ -1,0 +1,22 @@
+"""Keys that callers prove themselves with; only their SHA-256 is kept."""
+
+from __future__ import annotations
+
+from sqlalchemy import UniqueConstraint
+from sqlalchemy.orm import Mapped
+
+from app.models.base import Base, Created, Moment, UuidPk
+
+
+class ApiKey(Base):
+    """`owner` is whose LoRAs, avatars and contents the key sees."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (UniqueConstraint("key_sha256"),)
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    name: Mapped[str]
+    key_sha256: Mapped[str]
+    created_at: Mapped[Created]
+    revoked_at: Mapped[Moment | None]

@@ -1,0 +1,32 @@
+"""A named character: what is always said of it, and the LoRA that draws it."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.models.base import Base, Created, LongText, Moment, UuidPk
+from app.models.lora_model import LoraModel
+
+
+class Avatar(Base):
+    """Its prompt goes before the caller's; its LoRA is applied at `lora_scale`."""
+
+    __tablename__ = "avatar"
+    __table_args__ = (Index(None, "owner", "created_at"),)
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    name: Mapped[str]
+    base_prompt: Mapped[LongText]
+    negative_prompt: Mapped[LongText]
+    lora_model_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("lora_model.id", ondelete="RESTRICT"), index=True
+    )
+    lora_scale: Mapped[float]
+    created_at: Mapped[Created]
+    updated_at: Mapped[Moment]
+
+    lora: Mapped[LoraModel | None] = relationship(lazy="raise")

@@ -1,0 +1,31 @@
+"""One finished picture of a generation."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import BigInteger, ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Created, UuidPk
+
+
+class ContentPiece(Base):
+    """Its bytes lie in the object store under `object_key`; sides in px."""
+
+    __tablename__ = "content_piece"
+    __table_args__ = (UniqueConstraint("generation_id", "position"),)
+
+    id: Mapped[UuidPk]
+    generation_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("generation.id", ondelete="CASCADE")
+    )
+    position: Mapped[int]
+    object_key: Mapped[str]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    width: Mapped[int]
+    height: Mapped[int]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    media_type: Mapped[str]
+    created_at: Mapped[Created]

@@ -1,0 +1,42 @@
+"""SQL of the API keys."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import exists, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.security import same_digest
+from app.models import ApiKey
+from app.models.base import utc_now
+
+
+class ApiKeyRepository:
+    """Keys by their digest."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def any_active(self) -> bool:
+        """Whether at least one key is valid."""
+        query = select(exists().where(ApiKey.revoked_at.is_(None)))
+        return bool(await self._session.scalar(query))
+
+    async def owner_of(self, digest: str) -> str | None:
+        """Whose key this is; None for an unknown or revoked one."""
+        key = await self._session.scalar(
+            select(ApiKey).where(ApiKey.key_sha256 == digest, ApiKey.revoked_at.is_(None))
+        )
+        if key is None or not same_digest(key.key_sha256, digest):
+            return None
+        return key.owner
+
+    async def add(self, digest: str, *, owner: str, name: str) -> ApiKey:
+        """Keep a new key's digest."""
+        key = ApiKey(
+            id=uuid.uuid4(), owner=owner, name=name, key_sha256=digest, created_at=utc_now()
+        )
+        self._session.add(key)
+        await self._session.flush()
+        return key

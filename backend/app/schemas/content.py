@@ -1,0 +1,133 @@
+"""A content as the API takes and shows it."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.models import Generation, Status
+from app.schemas.common import Storable
+from app.services.storage import Storage
+from sdxl_contract import limits
+
+
+class LoraUse(BaseModel):
+    """A LoRA of the library, and how strongly to apply it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lora_model_id: uuid.UUID
+    scale: float = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False)
+
+
+class GenerateIn(BaseModel):
+    """`POST /content/generate`. Ranges that depend on the base model are in `GET /model`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Storable | None = None
+    custom_prompt: Storable | None = Field(default=None, description="another name of prompt")
+    avatar_id: uuid.UUID | None = None
+    loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
+    negative_prompt: Storable = ""
+    width: int | None = Field(default=None, description="px; the base model's native side if unset")
+    height: int | None = Field(default=None, description="px; likewise")
+    steps: int = limits.STEPS_DEFAULT
+    cfg: float = limits.CFG_DEFAULT
+    seed: int | None = Field(default=None, description="chosen at random and kept if unset")
+    num_images: int = 1
+
+
+class ImageOut(BaseModel):
+    """One picture; its URL expires."""
+
+    url: str
+    seed: int
+    width: int
+    height: int
+    sha256: str
+
+
+class CostOut(BaseModel):
+    """`usd` is null on a device without a price, such as a CPU; `seconds` leave waiting out."""
+
+    usd: float | None
+    gpu: str | None
+    seconds: float
+
+
+class ErrorOut(BaseModel):
+    """Why a content failed."""
+
+    code: str
+    message: str
+
+
+class ContentOut(BaseModel):
+    """A content: what was asked, and what became of it."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: uuid.UUID
+    status: Status
+    prompt: str
+    negative_prompt: str
+    avatar_id: uuid.UUID | None
+    batch_id: uuid.UUID | None
+    image_url: str | None = Field(description="of the first picture; signed anew on each read")
+    images: list[ImageOut]
+    parameters: dict[str, Any] = Field(description="every value that was used, the seed included")
+    loras: list[dict[str, Any]] = Field(
+        description="as asked for, and once drawn with the worker's report"
+    )
+    timings: dict[str, float] | None = Field(description="seconds by phase")
+    cost: CostOut | None
+    error: ErrorOut | None
+    model_clean: bool | None = Field(
+        description="true: the model was found unchanged, bit for bit, after this content"
+    )
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def content_out(generation: Generation, storage: Storage, image_url_seconds: int) -> ContentOut:
+    """`generation` with its pictures, as the API shows it; every URL signed now."""
+    images = [
+        ImageOut(
+            url=storage.image_url(piece.object_key, image_url_seconds),
+            seed=piece.seed,
+            width=piece.width,
+            height=piece.height,
+            sha256=piece.sha256,
+        )
+        for piece in generation.pieces
+    ]
+    cost = None
+    if generation.cost_seconds is not None:
+        cost = CostOut(
+            usd=generation.cost_usd, gpu=generation.cost_gpu, seconds=generation.cost_seconds
+        )
+    reports = {report["sha256"]: report for report in generation.lora_reports or []}
+    return ContentOut(
+        id=generation.id,
+        status=Status(generation.status),
+        prompt=generation.prompt,
+        negative_prompt=generation.negative_prompt,
+        avatar_id=generation.avatar_id,
+        batch_id=generation.batch_id,
+        image_url=images[0].url if images else None,
+        images=images,
+        parameters=generation.parameters,
+        loras=[{**reports.get(lora["sha256"], {}), **lora} for lora in generation.loras],
+        timings=generation.timings,
+        cost=cost,
+        error=None if generation.error is None else ErrorOut(**generation.error),
+        model_clean=generation.model_clean,
+        created_at=generation.created_at,
+        started_at=generation.started_at,
+        finished_at=generation.finished_at,
+    )

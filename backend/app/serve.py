@@ -1,0 +1,90 @@
+"""`python -m app.serve`: prepare, listen, and stop cleanly.
+
+Must not know: what is served.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from app.core.db import DatabaseError
+from app.core.logging import configure_logging
+from app.core.settings import Settings, load_settings
+from app.core.startup import Prepared, StartRefused, prepare
+from app.main import create_app
+from app.services.generation import Ends
+
+
+class _Server(uvicorn.Server):
+    """Wakes those who wait for a picture as soon as a stop is asked for."""
+
+    ends: Ends
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal."""
+        self.ends.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def serve(settings: Settings, prepared: Prepared) -> int:
+    """Listen until told to stop; returns the exit code."""
+    app = create_app(settings, prepared)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+    )
+    server = _Server(config)
+    server.ends = app.state.ends
+    server.run()
+    return 0 if server.started else 1
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the settings, by their environment names and without their values."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = "_".join(str(part) for part in problem["loc"]).upper()
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        lines.append(f"{name}: {message}" if name else message)
+    return "; ".join(lines)
+
+
+def main() -> int:
+    """0 after a clean stop, 1 where the server could not start."""
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        settings = load_settings()
+    except ValidationError as error:
+        print(f"The backend does not start: {explain(error)}", file=sys.stderr)
+        return 1
+    configure_logging(settings)
+    prepared = None
+    try:
+        prepared = prepare(settings)
+        return serve(settings, prepared)
+    except (DatabaseError, StartRefused) as error:
+        print(f"The backend does not start: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, SystemExit) as stop:
+        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0
+    finally:
+        if prepared is not None:
+            prepared.release()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

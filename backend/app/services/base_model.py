@@ -1,0 +1,140 @@
+"""What the worker's base model can draw and which LoRAs fit it, also while the worker is down.
+
+Duty: look at the worker's health now and then, keep the last good answer in the database.
+Must not know: who asks, and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+from app.core.db import DATABASE_LOST, Database
+from app.repositories.base_models import BaseModelRepository
+from sdxl_contract.errors import ContractError
+from sdxl_contract.limits import BaseModelSignature, ModelLimits
+from sdxl_contract.result import Health, HealthStatus
+
+_ASK_SECONDS = 4.0
+_RETRY_SECONDS = 1.0
+_FRESH_SECONDS = 30.0
+SDXL = BaseModelSignature(
+    name="sdxl",
+    family="SDXL",
+    cross_attention_dim=2048,
+    text_encoder_hidden_sizes=(768, 1280),
+)
+
+log = logging.getLogger(__name__)
+
+
+class HealthSource(Protocol):
+    """Who can say how the worker is."""
+
+    async def health(self, *, include_modules: bool = False) -> Health:
+        """The worker's `GET /health`."""
+
+
+class BaseModel:
+    """The last description of the worker's base model."""
+
+    def __init__(self, source: HealthSource, database: Database, endpoint: str) -> None:
+        self._source = source
+        self._database = database
+        self._endpoint = endpoint
+        self._health: Health | None = None  # the last good answer, modules included
+        self._live: Health | None = None  # the last answer of any kind
+        self._loaded = False
+        self._looked_at = self._good_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def limits(self) -> ModelLimits:
+        """The limits of the loaded model; SDXL's where none was ever seen."""
+        await self._freshen()
+        return self._health.limits if self._health else ModelLimits()
+
+    async def signature(self) -> BaseModelSignature:
+        """What a LoRA must fit; SDXL's widths where no model was ever seen."""
+        await self._freshen()
+        if self._health is None or self._health.signature is None:
+            return SDXL
+        return self._health.signature
+
+    @property
+    def known(self) -> Health | None:
+        """The last good answer, without asking."""
+        return self._health
+
+    @property
+    def live(self) -> Health | None:
+        """The worker's last answer; None where it gave none."""
+        return self._live
+
+    async def _freshen(self) -> None:
+        if time.monotonic() - self._good_at < _FRESH_SECONDS:
+            return
+        await self.look()
+
+    async def look(self) -> bool:
+        """Ask the worker, at most once a second. True where it is ready."""
+        async with self._lock:
+            if not self._loaded:
+                await self._load()
+            if time.monotonic() - self._looked_at >= _RETRY_SECONDS:
+                await self._ask()
+                self._looked_at = time.monotonic()
+        return self._live is not None and self._live.status is HealthStatus.READY
+
+    async def _load(self) -> None:
+        async with self._database.session() as session:
+            kept = await BaseModelRepository(session).get(self._endpoint)
+        if kept is not None:
+            self._health = Health.model_validate(kept)
+        self._loaded = True
+
+    async def _ask(self) -> None:
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                health = await self._source.health()
+                if health.status is HealthStatus.READY and self._is_news(health):
+                    health = await self._source.health(include_modules=True)
+        except (ContractError, TimeoutError) as error:
+            self._live = None
+            log.debug("the worker's health cannot be read: %s", type(error).__name__)
+            return
+        self._live = health
+        if health.status is not HealthStatus.READY:
+            return
+        self._good_at = time.monotonic()
+        if self._is_news(health):
+            self._health = health
+            async with self._database.session() as session:
+                await BaseModelRepository(session).put(
+                    self._endpoint, health.model_dump(mode="json")
+                )
+            log.info("the worker's base model is %s on %s", health.base_model, health.gpu)
+
+    def _is_news(self, health: Health) -> bool:
+        """Whether `health` differs from the kept one in anything but its passing state."""
+        if self._health is None:
+            return True
+        return _lasting(health) != _lasting(self._health)
+
+    async def watch(self, every_s: float) -> None:
+        """Look for ever: every `every_s` seconds, sooner while the worker is not ready."""
+        while True:
+            ready = False
+            try:
+                ready = await self.look()
+            except DATABASE_LOST as error:
+                log.warning("the base model cannot be kept: %s", type(error).__name__)
+            except Exception:
+                log.exception("looking at the worker failed")
+            await asyncio.sleep(every_s if ready else min(every_s, 2.0))
+
+
+def _lasting(health: Health) -> tuple[object, ...]:
+    signature = health.signature.model_dump(exclude={"modules"}) if health.signature else None
+    return (health.base_model, health.gpu, health.device, health.dtype, health.limits, signature)

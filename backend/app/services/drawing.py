@@ -1,0 +1,221 @@
+"""One job's life: claim the content, have it drawn, store the pictures, write the end.
+
+Every end is fenced by the attempt. Objects are stored before the row says so; an attempt that
+lost its content removes what it stored.
+Must not know: HTTP, and how jobs are queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from app.core.db import DATABASE_LOST, Database
+from app.core.errors import StorageFailed
+from app.core.settings import Settings
+from app.models import ContentPiece, Generation, Status
+from app.models.base import utc_now
+from app.repositories.generations import JobRepository
+from app.repositories.loras import LoraRepository
+from app.services.costs import price
+from app.services.inference import Inference
+from app.services.modal_sdxl_lora_client import InferenceOutcome
+from app.services.storage import Storage
+from sdxl_contract.errors import ContractError, ErrorCode
+from sdxl_contract.limits import TIMEOUT_MAX_S
+from sdxl_contract.request import GenerateRequest, LoraRef
+from sdxl_contract.result import GenerateResult
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(Exception):
+    """A reason of our own for a content's failure; the message is shown."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Drawing:
+    """Works off one content after another; `on_end(content_id, status)` hears of each end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        inference: Inference,
+        on_end: Callable[[uuid.UUID, Status], None],
+        gpu: Callable[[], str | None],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._inference = inference
+        self._on_end = on_end
+        self._gpu = gpu
+
+    async def run(self, content_id: uuid.UUID) -> None:
+        """Draw one content. Raises only where its end could not be written."""
+        async with self._database.session() as session:
+            generation = await JobRepository(session).claim(content_id)
+        if generation is None:
+            return
+        try:
+            await self._attempt(generation)
+        except asyncio.CancelledError:
+            # The server stops: the next start draws the same picture, its seed is in the row.
+            with contextlib.suppress(Exception):
+                await asyncio.shield(self._release(generation))
+            raise
+        except DATABASE_LOST:
+            raise  # no end can be written now; the rescue takes it up again
+        except ContractError as error:
+            await self._fail(generation, error.code, error.message)
+        except (JobFailed, StorageFailed) as error:
+            await self._fail(generation, error.code, error.message)
+        except Exception:
+            log.exception("content %s failed unexpectedly", generation.id)
+            await self._fail(
+                generation,
+                ErrorCode.GENERATION_FAILED,
+                "Something went wrong in the server; its log says what.",
+            )
+
+    async def _attempt(self, generation: Generation) -> None:
+        if generation.attempt > self._settings.job_max_attempts:
+            raise JobFailed(
+                ErrorCode.GENERATION_FAILED,
+                f"given up after {generation.attempt - 1} attempts that were interrupted",
+            )
+        log.info("content %s: attempt %d starts", generation.id, generation.attempt)
+        outcome = await self._inference.generate(
+            self._request_builder(generation),
+            request_id=str(generation.id),
+            deadline_s=self._settings.modal_timeout_seconds,
+        )
+        pieces: list[ContentPiece] = []
+        kept = False
+        try:
+            for position, data in enumerate(outcome.images):
+                piece = _piece(generation, outcome.result, position, data)
+                pieces.append(piece)
+                await self._storage.put(piece.object_key, data)
+            async with self._database.session() as session:
+                kept = await JobRepository(session).finish(
+                    generation.id, generation.attempt, self._success(outcome), pieces
+                )
+        finally:
+            if not kept:
+                await asyncio.shield(self._discard([piece.object_key for piece in pieces]))
+        if kept:
+            log.info("content %s: attempt %d succeeded", generation.id, generation.attempt)
+            self._on_end(generation.id, Status.SUCCEEDED)
+        else:
+            log.warning("content %s: attempt %d came too late", generation.id, generation.attempt)
+
+    def _request_builder(self, generation: Generation) -> Callable[[], Awaitable[GenerateRequest]]:
+        """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
+
+        async def build() -> GenerateRequest:
+            return GenerateRequest(
+                prompt=generation.prompt,
+                negative_prompt=generation.negative_prompt,
+                loras=await self._lora_refs(generation),
+                timeout=max(1, min(TIMEOUT_MAX_S, int(self._settings.modal_timeout_seconds))),
+                request_id=str(generation.id),
+                **generation.parameters,
+            )
+
+        return build
+
+    async def _lora_refs(self, generation: Generation) -> list[LoraRef]:
+        if not generation.loras:
+            return []
+        ids = [uuid.UUID(wanted["lora_model_id"]) for wanted in generation.loras]
+        async with self._database.session() as session:
+            found = await LoraRepository(session, generation.owner).get_many(ids)
+        refs = []
+        for lora_id, wanted in zip(ids, generation.loras, strict=True):
+            lora = found.get(lora_id)
+            if lora is None:
+                raise JobFailed(
+                    ErrorCode.LORA_DOWNLOAD_FAILED, f"the LoRA {wanted['name']!r} was deleted"
+                )
+            refs.append(
+                LoraRef(
+                    url=self._storage.sign_get(lora.object_key, self._settings.lora_url_seconds),
+                    scale=wanted["scale"],
+                    sha256=lora.sha256,
+                    name=lora.name,
+                )
+            )
+        return refs
+
+    def _success(self, outcome: InferenceOutcome) -> dict[str, Any]:
+        result = outcome.result
+        timings = result.timings.model_dump()
+        cost = price(timings, result.cost.gpu if result.cost else self._gpu())
+        return {
+            "status": Status.SUCCEEDED,
+            "lora_reports": [report.model_dump(mode="json") for report in result.loras],
+            "timings": timings,
+            "model_clean": result.model_clean,
+            "provider": outcome.provider,
+            "provider_attempts": outcome.attempts,
+            "cost_usd": cost.usd,
+            "cost_gpu": cost.gpu,
+            "cost_seconds": cost.seconds,
+            "error": None,
+        }
+
+    async def _fail(self, generation: Generation, code: str, message: str) -> None:
+        log.warning("content %s failed: %s", generation.id, code)
+        status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
+        values = {"status": status, "error": {"code": str(code), "message": message}}
+        async with self._database.session() as session:
+            kept = await JobRepository(session).finish(generation.id, generation.attempt, values)
+        if kept:
+            self._on_end(generation.id, status)
+
+    async def _release(self, generation: Generation) -> None:
+        async with self._database.session() as session:
+            await JobRepository(session).release(generation.id, generation.attempt)
+
+    async def _discard(self, keys: list[str]) -> None:
+        for key in keys:
+            with contextlib.suppress(StorageFailed):
+                await self._storage.delete(key)
+
+
+def _piece(
+    generation: Generation, result: GenerateResult, position: int, data: bytes
+) -> ContentPiece:
+    """The row of one picture; its key names the attempt, so that two attempts never collide."""
+    seeds = [image.seed for image in result.images] or result.metadata.seeds
+    first = result.metadata.seed_used
+    width, height = result.image_size
+    key = (
+        f"owners/{generation.owner}/images/{generation.id}/"
+        f"{generation.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
+    )
+    return ContentPiece(
+        id=uuid.uuid4(),
+        generation_id=generation.id,
+        position=position,
+        object_key=key,
+        seed=seeds[position] if position < len(seeds) else first + position,
+        width=width,
+        height=height,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        media_type="image/png",
+        created_at=utc_now(),
+    )

@@ -1,0 +1,137 @@
+"""The durable queue: contents' jobs on procrastinate, in the same database as the contents.
+
+Duty: enqueue within the caller's transaction; run jobs inside this process; take over the jobs
+of processes that died. Must not know: what a job does (`run` is handed in).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+import procrastinate
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.db import Database, psycopg_connection
+from app.core.settings import Settings
+from app.repositories.generations import JobRepository
+
+TASK = "draw_content"
+QUEUE = "content"
+_POLL_SECONDS = 2.0
+_RESTART_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class JobQueue:
+    """Jobs, each the id of a content. `run(content_id)` works one off."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        run: Callable[[uuid.UUID], Awaitable[None]],
+        revive_database: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._revive_database = revive_database
+        self._connector = procrastinate.PsycopgConnector(
+            conninfo=database.conninfo,
+            min_size=1,
+            max_size=settings.job_concurrency + 4,
+            timeout=10,
+            kwargs={"connect_timeout": 5},
+        )
+        self._app = procrastinate.App(connector=self._connector)
+
+        @self._app.task(name=TASK, queue=QUEUE)
+        async def draw_content(content_id: str) -> None:
+            await run(uuid.UUID(content_id))
+
+        self._task = draw_content
+        self._runner: asyncio.Task[None] | None = None
+        self._rescuer: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether jobs are being worked off."""
+        return self._runner is not None and not self._runner.done()
+
+    async def enqueue(self, session: AsyncSession, content_id: uuid.UUID) -> None:
+        """Add a content's job in `session`'s transaction: both are there or neither is."""
+        await session.flush()
+        connection = await psycopg_connection(session)
+        job_id = await self._task.configure(connection=connection).defer_async(
+            content_id=str(content_id)
+        )
+        await JobRepository(session).set_job(content_id, job_id)
+
+    async def start(self) -> None:
+        """Open the queue, take over what was left behind, and begin to work."""
+        await self._app.open_async()
+        await self.rescue()
+        self._runner = asyncio.create_task(self._run_for_ever(), name="job runner")
+        self._rescuer = asyncio.create_task(self._rescue_for_ever(), name="job rescuer")
+
+    async def stop(self) -> None:
+        """Let running jobs end within the grace; the rest goes back into the queue."""
+        for task in (self._rescuer, self._runner):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        with contextlib.suppress(Exception):
+            await self._app.close_async()
+
+    async def rescue(self) -> int:
+        """Queue again the jobs of silent runners, and contents without a job. Returns how many."""
+        count = 0
+        stalled = await self._app.job_manager.get_stalled_jobs(
+            queue=QUEUE, seconds_since_heartbeat=self._settings.job_stalled_seconds
+        )
+        for job in stalled:
+            await self._app.job_manager.retry_job(job)
+            count += 1
+        async with self._database.session() as session:
+            for content_id in await JobRepository(session).orphans():
+                await self.enqueue(session, content_id)
+                count += 1
+        if count:
+            log.warning("took over %d jobs that were left behind", count)
+        return count
+
+    async def _run_for_ever(self) -> None:
+        while True:
+            try:
+                await self._app.run_worker_async(
+                    queues=[QUEUE],
+                    concurrency=self._settings.job_concurrency,
+                    wait=True,
+                    install_signal_handlers=False,
+                    listen_notify=True,
+                    fetch_job_polling_interval=_POLL_SECONDS,
+                    abort_job_polling_interval=_POLL_SECONDS,
+                    shutdown_graceful_timeout=self._settings.shutdown_grace_seconds,
+                    delete_jobs="always",
+                    update_heartbeat_interval=self._settings.job_heartbeat_seconds,
+                    stalled_worker_timeout=self._settings.job_stalled_seconds,
+                )
+                log.warning("the job runner stopped; starting it again")
+            except Exception as error:
+                log.warning("the job runner failed (%s); starting again", type(error).__name__)
+            await asyncio.sleep(_RESTART_SECONDS)
+            with contextlib.suppress(Exception):
+                await asyncio.to_thread(self._revive_database)
+
+    async def _rescue_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.job_stalled_seconds / 2)
+            try:
+                await self.rescue()
+            except Exception as error:
+                log.warning("looking for jobs left behind failed (%s)", type(error).__name__)

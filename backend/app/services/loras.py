@@ -1,0 +1,173 @@
+"""The LoRA library: taking files in, and letting them go.
+
+Duty: what is kept has been read (its header), fits the base model, and is there once per owner.
+Must not know: HTTP, how bytes are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+from app.core.db import Database
+from app.core.errors import Conflict, NotFound, StorageFailed, TooLarge
+from app.models import LoraModel
+from app.models.base import utc_now
+from app.repositories.loras import LoraRepository
+from app.services.base_model import BaseModel
+from app.services.storage import Storage
+from sdxl_contract.lora_header import LoraInspection, inspect_lora_file
+
+_READ_BYTES = 1 << 20
+
+
+class Uploaded(NamedTuple):
+    """A LoRA, and whether this call brought it."""
+
+    lora: LoraModel
+    is_new: bool
+
+
+class LoraService:
+    """One library per owner."""
+
+    def __init__(
+        self, database: Database, storage: Storage, base_model: BaseModel, max_bytes: int
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._base_model = base_model
+        self._max_bytes = max_bytes
+
+    async def upload(
+        self, owner: str, file: IO[bytes], *, name: str, description: str, tags: Sequence[str]
+    ) -> Uploaded:
+        """Take `file` in; the same bytes again give the LoRA that is there.
+
+        Raises:
+            LoraLoadFailed: the file is no LoRA for the base model; says what it seems to be.
+            TooLarge, StorageFailed: it cannot be kept.
+        """
+        sha256, size = await asyncio.to_thread(_measure, file)
+        limits = await self._base_model.limits()
+        maximum = min(self._max_bytes, limits.lora_max_bytes)
+        if size > maximum:
+            raise TooLarge(
+                f"The file has {size} bytes: a LoRA may have at most {maximum}.", field="file"
+            )
+        there = await self._by_sha256(owner, sha256)
+        if there is not None:
+            return Uploaded(there, is_new=False)
+        signature = await self._base_model.signature()
+        file.seek(0)
+        inspection = await asyncio.to_thread(inspect_lora_file, file, size, signature)
+        key = f"owners/{owner}/loras/{sha256}.safetensors"
+        lora = _row(owner, name, description, list(tags), sha256, size, key, inspection)
+        async with self._database.session() as session:
+            repository = LoraRepository(session, owner)
+            # Two uploads of the same bytes, or one and a deletion, share the object: take turns.
+            await repository.hold(key)
+            there = await repository.by_sha256(sha256)
+            if there is not None:
+                return Uploaded(there, is_new=False)
+            file.seek(0)
+            await self._storage.put(key, file)
+            await repository.add(lora)
+        return Uploaded(lora, is_new=True)
+
+    async def _by_sha256(self, owner: str, sha256: str) -> LoraModel | None:
+        async with self._database.session() as session:
+            return await LoraRepository(session, owner).by_sha256(sha256)
+
+    async def list(self, owner: str) -> Sequence[LoraModel]:
+        """All of an owner's, newest first."""
+        async with self._database.session() as session:
+            return await LoraRepository(session, owner).list()
+
+    async def get(self, owner: str, lora_id: uuid.UUID) -> LoraModel:
+        """One.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        async with self._database.session() as session:
+            lora = await LoraRepository(session, owner).get(lora_id)
+        if lora is None:
+            raise NotFound("There is no LoRA with this id.")
+        return lora
+
+    async def delete(self, owner: str, lora_id: uuid.UUID) -> None:
+        """Remove a LoRA that nothing needs any more; finished contents don't need it.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+            Conflict: an avatar or a waiting content still names it.
+        """
+        async with self._database.session() as session:
+            repository = LoraRepository(session, owner)
+            lora = await repository.get(lora_id, lock=True)
+            if lora is None:
+                raise NotFound("There is no LoRA with this id.")
+            avatars, contents = await repository.users(lora_id)
+            if avatars or contents:
+                raise Conflict(
+                    f"{avatars} avatars and {contents} waiting contents still use this LoRA."
+                )
+            await repository.delete(lora)
+            await repository.hold(lora.object_key)
+            with contextlib.suppress(StorageFailed):
+                await self._storage.delete(lora.object_key)
+
+
+def _measure(file: IO[bytes]) -> tuple[str, int]:
+    """(SHA-256, bytes) of all of `file`."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    size = 0
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
+
+
+def _row(
+    owner: str,
+    name: str,
+    description: str,
+    tags: list[str],
+    sha256: str,
+    size: int,
+    key: str,
+    inspection: LoraInspection,
+) -> LoraModel:
+    return LoraModel(
+        id=uuid.uuid4(),
+        owner=owner,
+        name=name,
+        description=description,
+        tags=tags,
+        sha256=sha256,
+        size_bytes=size,
+        object_key=key,
+        base_model=inspection.base_model,
+        algorithm=inspection.algorithm,
+        format=inspection.format,
+        rank=inspection.rank,
+        modules=inspection.modules,
+        text_encoder=inspection.text_encoder,
+        trigger_words=[_clean(word) for word in inspection.trigger_words],
+        strays=[_clean(key) for key in inspection.strays[:100]],
+        parameter_count=inspection.parameters,
+        dtype=inspection.dtype,
+        file_metadata={_clean(k): _clean(v) for k, v in inspection.metadata.items()},
+        created_at=utc_now(),
+    )
+
+
+def _clean(text: str) -> str:
+    """`text` from an untrusted file, as the database can hold it."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()
