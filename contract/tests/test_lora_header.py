@@ -1,0 +1,229 @@
+"""What the header's inspection says of a file, without torch and without the weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lora_malformed import LINEAR, STEM, Case, build, corpus, plain
+
+from sdxl_contract.errors import ErrorCode, LoraLoadFailed
+from sdxl_contract.limits import BaseModelSignature
+from sdxl_contract.lora_header import LoraInspection, inspect_lora_file, trigger_words
+from sdxl_contract.lora_safetensors import read_header, shown
+from sdxl_contract.lora_topology import FAMILIES, family_modules
+
+SDXL = BaseModelSignature(
+    name="stable-diffusion-xl-base-1.0",
+    family="SDXL",
+    cross_attention_dim=2048,
+    text_encoder_hidden_sizes=(768, 1280),
+)
+EXACT = SDXL.model_copy(update={"modules": family_modules("sdxl")})
+CASES = corpus(family_modules("sdxl"))
+
+
+def inspect(data: bytes, signature: BaseModelSignature = SDXL) -> LoraInspection:
+    return inspect_lora_file(io.BytesIO(data), len(data), signature)
+
+
+def kohya(
+    family: str, rank: int = 8, endings: tuple[str, ...] = ("to_k", "to_v")
+) -> dict[str, Any]:
+    """A LoRA for a built-in family, in its diffusers names."""
+    spec: dict[str, Any] = {}
+    for name, shape in family_modules(family).items():
+        if name.startswith("unet.") and name.endswith(endings):
+            spec |= plain("lora_unet_" + name[5:].replace(".", "_"), shape, rank)
+    return spec
+
+
+def test_the_corpus_is_large_and_its_names_are_unique() -> None:
+    assert len(CASES) >= 60
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("signature", [SDXL, EXACT], ids=["widths", "modules"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_malformed_file_is_refused_for_its_reason(
+    case: Case, signature: BaseModelSignature
+) -> None:
+    with pytest.raises(LoraLoadFailed) as caught:
+        inspect(case.data, signature)
+    error = caught.value
+    assert error.code is ErrorCode.LORA_LOAD_FAILED
+    assert error.details is not None
+    if case.reason:
+        assert error.details["reason"] == case.reason, error.message
+    assert case.says in error.message
+    # The message goes into JSON and onto a page: short, valid and printable.
+    assert len(error.message) < 600
+    assert error.message.isprintable()
+    json.dumps(error.body().model_dump(mode="json"), ensure_ascii=False).encode()
+
+
+def test_refusing_needs_little_memory() -> None:
+    small = [case for case in CASES if len(case.data) < 1 << 20]
+    tracemalloc.start()
+    for case in small:
+        with pytest.raises(LoraLoadFailed):
+            inspect(case.data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("signature", [SDXL, EXACT], ids=["widths", "modules"])
+def test_a_lora_that_fits_is_described(signature: BaseModelSignature) -> None:
+    metadata = {
+        "ss_output_name": "hero",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_tag_frequency": json.dumps({"10_hero": {"hero woman": 40, "smiling": 12}}),
+        "ss_network_module": "networks.lora",
+        "private_path": "/home/someone",
+    }
+    found = inspect(build(kohya("sdxl"), metadata), signature)
+    assert (found.base_model, found.algorithm, found.format) == ("SDXL", "lora", "kohya")
+    assert (found.rank, found.modules, found.text_encoder) == (8, 280, False)
+    assert found.trigger_words == ["hero woman"]
+    assert found.metadata["ss_output_name"] == "hero"
+    assert "private_path" not in found.metadata
+    assert found.dtype == "F16"
+    assert found.parameters == sum(
+        8 * sum(shape) for name, shape in family_modules("sdxl").items()
+        if name.endswith(("to_k", "to_v"))
+    )  # fmt: skip
+
+
+def test_a_text_encoder_lora_says_so() -> None:
+    spec = plain("lora_te2_text_model_encoder_layers_31_self_attn_q_proj", (1280, 1280))
+    assert inspect(build(spec)).text_encoder
+
+
+def test_strays_are_listed_and_do_not_refuse_a_file() -> None:
+    spec = kohya("sdxl") | {"bundle_emb.hero.clip_l": ("F16", (2, 768)), "step": ("I64", ())}
+    assert inspect(build(spec)).strays == ["bundle_emb.hero.clip_l", "step"]
+
+
+@pytest.mark.parametrize(("family", "name"), [(key, f.name) for key, f in FAMILIES.items()])
+def test_a_lora_of_another_family_is_named(family: str, name: str) -> None:
+    data = build(kohya(family))
+    if family == "sdxl":
+        assert inspect(data).base_model == name
+        return
+    with pytest.raises(LoraLoadFailed) as caught:
+        inspect(data)
+    assert caught.value.details is not None
+    assert caught.value.details["seems"] == name
+    assert f"seems to be for {name}" in caught.value.message
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl-refiner"])
+def test_without_any_cross_attention_the_family_is_still_named(family: str) -> None:
+    data = build(kohya(family, endings=("ff.net.2", "attn1.to_q")))
+    with pytest.raises(LoraLoadFailed, match=r"SD 1|SD 2|SDXL refiner|SDXL"):
+        inspect(data)
+
+
+def test_text_encoder_widths_alone_tell_sdxl() -> None:
+    spec = plain("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", (768, 768))
+    spec |= plain("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", (1280, 1280))
+    other = SDXL.model_copy(
+        update={"cross_attention_dim": 96, "text_encoder_hidden_sizes": (32, 64)}
+    )
+    with pytest.raises(LoraLoadFailed, match="seems to be for SDXL"):
+        inspect(build(spec), other)
+
+
+def test_the_loaded_model_s_own_modules_decide() -> None:
+    """A model with other widths, such as a small demo one, works by the same rule."""
+    small = BaseModelSignature(
+        name="demo",
+        family="SDXL",
+        cross_attention_dim=96,
+        text_encoder_hidden_sizes=(32, 64),
+        modules={LINEAR: (48, 48)},
+    )
+    assert inspect(build(plain(STEM, (48, 48))), small).modules == 1
+    with pytest.raises(LoraLoadFailed, match="does not fit demo"):
+        inspect(build(kohya("sdxl")), small)
+    # Its modules unknown: the widths must do.
+    by_widths = small.model_copy(update={"modules": {}})
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert inspect(build(plain(key, (48, 96))), by_widths).rank == 4
+    with pytest.raises(LoraLoadFailed, match="does not fit demo"):
+        inspect(build(plain(key, (48, 2048))), by_widths)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "algorithm"),
+    [
+        ({"hada_w1_a": (640, 4), "hada_w1_b": (4, 640), "hada_w2_a": (640, 4),
+          "hada_w2_b": (4, 640)}, "loha"),
+        ({"lokr_w1": (8, 8), "lokr_w2": (80, 80)}, "lokr"),
+        ({"lora_down.weight": (4, 640), "lora_up.weight": (640, 4), "dora_scale": (1, 640)},
+         "dora"),
+        ({"diff": (640, 640)}, "full"),
+    ],
+)  # fmt: skip
+def test_the_algorithm_is_named(tensors: dict[str, tuple[int, ...]], algorithm: str) -> None:
+    spec = {f"{STEM}.{part}": ("BF16", shape) for part, shape in tensors.items()}
+    assert inspect(build(spec)).algorithm == algorithm
+
+
+def test_original_block_names_are_read() -> None:
+    spec = plain("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", (640, 640))
+    assert inspect(build(spec)).format == "kohya-sgm"
+
+
+def test_only_the_header_is_read() -> None:
+    class Refuses(io.BytesIO):
+        def read(self, count: int | None = -1, /) -> bytes:
+            assert count is not None
+            assert self.tell() + count <= self.limit
+            return super().read(count)
+
+    data = build(kohya("sdxl"))
+    file = Refuses(data)
+    file.limit = 8 + int.from_bytes(data[:8], "little")  # type: ignore[attr-defined]
+    inspect_lora_file(file, len(data), SDXL)
+
+
+def test_a_file_that_yields_few_bytes_at_a_time_is_read_whole() -> None:
+    class Slow(io.BytesIO):
+        def read(self, count: int | None = -1, /) -> bytes:
+            return super().read(min(3, count or 0))
+
+    data = build(plain(STEM, (640, 640)))
+    assert read_header(Slow(data), len(data)).size == len(data)
+
+
+def test_trigger_words_come_from_the_phrase_first_and_survive_nonsense() -> None:
+    tags = json.dumps({"a": {"hero": 10, "red hair": 9, "tree": 1}, "b": {"hero": 3}, "c": 7})
+    metadata = {"modelspec.trigger_phrase": "Hero, in armour", "ss_tag_frequency": tags}
+    assert trigger_words(metadata) == ["Hero", "in armour", "red hair"]
+    for nonsense in ("", "[]", "{", "[" * 100_000, '{"a": {"b": "c"}}', '{"a": {"b": -1}}', "7"):
+        assert trigger_words({"ss_tag_frequency": nonsense}) == []
+    assert trigger_words({"modelspec.trigger_phrase": "\x1b[31m" + "x" * 500})[0].startswith("?")
+
+
+def test_shown_names_are_safe_to_print() -> None:
+    assert shown("a\nb\x1b\ud800") == "a?b??"
+    assert len(shown("x" * 500)) == 120
+
+
+def test_inspecting_needs_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys, sdxl_contract.lora_header;"
+        "assert not {'torch', 'numpy', 'safetensors'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
