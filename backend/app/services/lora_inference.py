@@ -66,7 +66,7 @@ class CircuitBreaker:
     _opened_at: float | None = None
 
     def allows(self) -> bool:
-        """Whether a request may be sent now; after the cool-down one may, and the clock restarts."""
+        """Whether a request may be sent now; after the cool-down one may, once."""
         if self._opened_at is None:
             return True
         if self.now() - self._opened_at < self.cool_down_s:

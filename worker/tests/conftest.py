@@ -1,0 +1,46 @@
+"""Fixtures of the worker's tests: one running worker with the small model for all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worker_testkit import (
+    FileServer,
+    RunningWorker,
+    file_server,
+    kohya_lora,
+    running_worker,
+    settings,
+)
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[RunningWorker]:
+    with running_worker(settings()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(worker: RunningWorker) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=worker.url, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture
+def files() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lora_data(worker: RunningWorker) -> bytes:
+    """A kohya LoRA that fits the running worker's UNet and both text encoders."""
+    assert worker.engine._ready is not None
+    return kohya_lora(worker.engine._ready.signature.modules)
