@@ -132,6 +132,10 @@ class LoraPatcher:
         """Memory of the pristine copy, in bytes."""
         return sum(tensor.nbytes for tensor in self._pristine.values())
 
+    def pristine(self, module: str) -> Tensor:
+        """W0 of a module's weight by full name; not to be written."""
+        return self._pristine[f"{module}.weight"]
+
     def apply(
         self,
         loras: Sequence[tuple[ParsedLora, float]],

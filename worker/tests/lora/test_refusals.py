@@ -1,0 +1,115 @@
+"""Malformed, hostile and foreign files: refused by the parser before any weight is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lora_testkit import Rig, lora_file, save
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "contract" / "tests"))
+
+from lora_malformed import Case, bad_values, corpus
+
+from sdxl_contract.errors import ErrorCode, LoraLoadFailed
+from sdxl_worker.lora import parse_lora
+
+
+@pytest.fixture(scope="module")
+def cases(rig: Rig) -> list[Case]:
+    return [*corpus(rig.targets.shapes), *bad_values(rig.targets.shapes)]
+
+
+def test_every_file_of_the_corpus_is_refused_and_no_weight_is_touched(
+    rig: Rig, cases: list[Case]
+) -> None:
+    assert len(cases) >= 100
+    wrong = []
+    for case in cases:
+        with pytest.raises(LoraLoadFailed) as caught:
+            parse_lora(case.data, rig.targets)
+        details = caught.value.details or {}
+        if caught.value.code is not ErrorCode.LORA_LOAD_FAILED or (
+            case.reason and details.get("reason") != case.reason
+        ):
+            wrong.append((case.name, case.reason, details, caught.value.message))
+    assert not wrong
+    assert rig.is_pristine()
+    rig.patcher.verify_full()
+
+
+def test_refusing_allocates_no_more_than_the_file(rig: Rig, cases: list[Case]) -> None:
+    """Bombs included: megabytes of factors that would multiply to terabytes."""
+    before = _resident()
+    for case in cases:
+        with pytest.raises(LoraLoadFailed):
+            parse_lora(case.data, rig.targets)
+    assert _resident() - before < 64 << 20
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_a_path_is_read_like_bytes(rig: Rig, tmp_path: Path) -> None:
+    data = save(lora_file(rig.model, "lora", share=0.05))
+    path = tmp_path / "mine.SAFETENSORS"
+    path.write_bytes(data)
+    from_path, from_bytes = parse_lora(path, rig.targets), parse_lora(data, rig.targets)
+    assert from_path.sha256 == from_bytes.sha256
+    with rig.patcher.applied([(from_path, 1.0)]):
+        assert rig.patcher.apply([(from_bytes, 1.0)]).tensors_written == 0
+    # What was read is the file as it was: changing it afterwards changes nothing.
+    lora = parse_lora(path, rig.targets)
+    path.write_bytes(b"\xff" * len(data))
+    assert all(
+        torch.equal(lora.layers[name].tensors[slot], tensor)
+        for name, layer in from_bytes.layers.items()
+        for slot, tensor in layer.tensors.items()
+    )
+
+
+def test_a_pickle_is_refused_whatever_its_name(rig: Rig, tmp_path: Path) -> None:
+    path = tmp_path / "innocent.safetensors"
+    torch.save({"a": torch.ones(3)}, path)
+    with pytest.raises(LoraLoadFailed, match="PyTorch checkpoint"):
+        parse_lora(path, rig.targets)
+
+
+def test_changing_the_bytes_handed_in_does_not_change_the_lora(rig: Rig) -> None:
+    data = bytearray(save(lora_file(rig.model, "lora", share=0.05)))
+    lora = parse_lora(data, rig.targets)
+    expected = parse_lora(bytes(data), rig.targets)
+    data[-1000:] = bytes(1000)
+    for name, layer in expected.layers.items():
+        for slot, tensor in layer.tensors.items():
+            assert torch.equal(lora.layers[name].tensors[slot], tensor)
+
+
+def test_a_bias_that_the_model_lacks_is_refused(rig: Rig) -> None:
+    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    with pytest.raises(LoraLoadFailed, match="bias"):
+        parse_lora(save({f"{stem}.diff_b": torch.ones(64)}), rig.targets)
+
+
+def test_tensors_at_odd_addresses_are_read(rig: Rig) -> None:
+    """A one-byte stray first puts every following tensor between its natural addresses."""
+    from lora_malformed import raw
+
+    good = lora_file(rig.model, "lora", share=0.05, alpha=None)
+    header, data = {"stray": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"\x01"
+    for name, tensor in good.items():
+        body = tensor.numpy().tobytes()
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(body)]}  # fmt: skip
+        data += body
+    import json
+
+    odd = parse_lora(raw(json.dumps(header).encode(), data), rig.targets)
+    plain = parse_lora(save(good), rig.targets)
+    assert odd.strays == ("stray",)
+    for name, layer in plain.layers.items():
+        for slot, tensor in layer.tensors.items():
+            assert torch.equal(odd.layers[name].tensors[slot], tensor)
