@@ -150,16 +150,7 @@ class Drawer:
         if upcast:
             vae.to(torch.float32)
         try:
-            scaled = latents.to(vae.dtype)
-            mean, std = vae.config.latents_mean, vae.config.latents_std
-            if mean is not None and std is not None:
-                shape = (1, -1, 1, 1)
-                means = torch.tensor(mean, device=scaled.device, dtype=scaled.dtype).view(shape)
-                stds = torch.tensor(std, device=scaled.device, dtype=scaled.dtype).view(shape)
-                scaled = scaled * stds / vae.config.scaling_factor + means
-            else:
-                scaled = scaled / vae.config.scaling_factor
-            pixels = vae.decode(scaled, return_dict=False)[0]
+            pixels = vae.decode(_unscaled(latents, vae), return_dict=False)[0]
         finally:
             if upcast:
                 vae.to(torch.float16)
@@ -189,11 +180,10 @@ class Drawer:
         generator = torch.Generator("cpu").manual_seed(0)
         coarse = torch.randn(4, channels, 4, 4, generator=generator)
         latents = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="nearest")
-        device_latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         upcast = vae.dtype is torch.float16 and vae.config.force_upcast
         if upcast:
             vae.to(torch.float32)
-            device_latents = device_latents.float()
+        device_latents = _unscaled(latents.to(vae.device), vae)
         pixels = vae.decode(device_latents, return_dict=False)[0].float().cpu()
         if upcast:
             vae.to(torch.float16)
@@ -204,6 +194,19 @@ class Drawer:
         gram = rows.T @ rows + _RIDGE * torch.eye(channels + 1)
         solution: Tensor = torch.linalg.solve(gram, rows.T @ wanted)
         return solution
+
+
+def _unscaled(latents: Tensor, vae: Any) -> Tensor:
+    """The UNet's latents in the VAE's own scale and dtype."""
+    latents = latents.to(vae.dtype)
+    mean, std = vae.config.latents_mean, vae.config.latents_std
+    if mean is None or std is None:
+        return latents / vae.config.scaling_factor
+    means, stds = (
+        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
+    return latents * stds / vae.config.scaling_factor + means
 
 
 def _to_image(pixels: Tensor) -> Image.Image:
