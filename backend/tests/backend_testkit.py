@@ -1,0 +1,44 @@
+"""A running app in the test's own process, and the calls that most tests make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+
+BASE_URL = "http://127.0.0.1:8000"
+
+
+@dataclass
+class Backend:
+    """A running app and a client of it."""
+
+    app: FastAPI
+    http: httpx2.AsyncClient
+
+    async def generate(self, expected: int = 200, **body: Any) -> dict[str, Any]:
+        """Ask for a picture and wait for it."""
+        headers = body.pop("headers", {})
+        body.setdefault("prompt", "a red apple")
+        answer = await self.http.post("/api/v1/content/generate", json=body, headers=headers)
+        assert answer.status_code == expected, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    async def upload(self, data: bytes, name: str = "Ink", expected: int = 201) -> dict[str, Any]:
+        """Put a LoRA into the library."""
+        answer = await self.http.post(
+            "/api/v1/loras/models/upload",
+            files={"file": ("lora.safetensors", data, "application/octet-stream")},
+            data={"name": name},
+        )
+        assert answer.status_code == expected, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+
+StartBackend = Callable[..., AbstractAsyncContextManager[Backend]]

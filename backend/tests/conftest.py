@@ -1,0 +1,117 @@
+"""A real PostgreSQL for the session, a fresh database for each test, and the app on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from sqlalchemy import URL
+
+# The tests' own modules have names that no other member's tests use.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from backend_testkit import BASE_URL, Backend, StartBackend
+from inference_double import InferenceDouble
+
+from app.core.db import EmbeddedPostgres, migrate
+from app.core.settings import Settings, load_settings
+from app.core.startup import Prepared
+from app.main import create_app
+from app.services.storage import Storage
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[URL]:
+    """A PostgreSQL server; its database `template` has the schema."""
+    # Not below pytest's folder: PostgreSQL runs as another user where tests run as root.
+    folder = Path(tempfile.mkdtemp(prefix="backend-tests-"))
+    server = EmbeddedPostgres(folder / "postgres")
+    url = server.start().set(drivername="postgresql+psycopg")
+    _execute(url, "CREATE DATABASE template")
+    migrate(url.set(database="template"))
+    yield url
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _execute(url: URL, statement: str) -> None:
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@pytest.fixture
+def database_url(postgres: URL) -> Iterator[URL]:
+    """An empty database with the schema."""
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE template")
+    yield postgres.set(database=name)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Quick ones, so that nothing waits for long."""
+    return load_settings(
+        data_dir=tmp_path / "data",
+        sync_wait_seconds=20,
+        shutdown_grace_seconds=0.2,
+        job_heartbeat_seconds=0.2,
+        job_stalled_seconds=1.0,
+        model_refresh_seconds=60,
+    )
+
+
+@pytest.fixture
+def inference() -> InferenceDouble:
+    return InferenceDouble()
+
+
+@pytest.fixture
+def start_backend(
+    settings: Settings, database_url: URL, inference: InferenceDouble
+) -> StartBackend:
+    """Starts an app; several may run on the same database."""
+
+    @contextlib.asynccontextmanager
+    async def start(
+        *,
+        storage: Storage | None = None,
+        inference: InferenceDouble = inference,
+        **changes: Any,
+    ) -> AsyncIterator[Backend]:
+        app = create_app(
+            settings.model_copy(update=changes),
+            Prepared(database_url),
+            inference=inference,
+            storage=storage,
+        )
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url=BASE_URL, timeout=60) as http,
+        ):
+            yield Backend(app, http)
+
+    return start
+
+
+@pytest.fixture
+async def backend(start_backend: StartBackend) -> AsyncIterator[Backend]:
+    async with start_backend() as running:
+        yield running

@@ -1,0 +1,116 @@
+"""Stands where the worker's client would: draws at once, or fails as told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Awaitable, Callable
+
+from PIL import Image
+
+from app.services.modal_sdxl_lora_client import InferenceOutcome
+from sdxl_contract.errors import Cancelled, ModelLoadFailed
+from sdxl_contract.limits import ModelLimits
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import (
+    Cost,
+    GeneratedImage,
+    GenerateResult,
+    Health,
+    HealthStatus,
+    LoraReport,
+    Metadata,
+    ModelInfo,
+    Timings,
+)
+
+SECONDS = Timings(queue=5.0, text_encode=1.0, denoise=8.0, decode=1.0)
+
+
+def draw_png(request: GenerateRequest, seed: int) -> bytes:
+    """A one-colour PNG that depends on everything a picture depends on."""
+    width, height = request.width or 0, request.height or 0
+    loras = [(ref.sha256, ref.scale) for ref in request.loras]
+    mark = f"{request.prompt}|{request.negative_prompt}|{seed}|{request.steps}|{loras}"
+    colour = tuple(hashlib.sha256(mark.encode()).digest()[:3])
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+class InferenceDouble:
+    """The same calls as `LoraInference`. `failures` are raised one per call, first first."""
+
+    def __init__(self, *, gpu: str = "L4", limits: ModelLimits | None = None) -> None:
+        self.gpu = gpu
+        self.limits = limits or ModelLimits()
+        self.failures: list[BaseException] = []
+        self.requests: list[GenerateRequest] = []
+        self.cancelled: list[str] = []
+        self.is_up = True
+        self.signature = None
+        self.gate = asyncio.Event()  # drawing waits for it
+        self.gate.set()
+
+    async def generate(
+        self,
+        build_request: Callable[[], Awaitable[GenerateRequest]],
+        *,
+        request_id: str,
+        deadline_s: float,
+        on_event: object = None,
+    ) -> InferenceOutcome:
+        request = await build_request()
+        self.requests.append(request)
+        await self.gate.wait()
+        if request_id in self.cancelled:
+            raise Cancelled("stopped")
+        if self.failures:
+            raise self.failures.pop(0)
+        seeds = [request.seed + n for n in range(request.num_images)]
+        images = [draw_png(request, seed) for seed in seeds]
+        result = GenerateResult(
+            image_size=(request.width, request.height),
+            generation_time_seconds=15.0,
+            model_info=ModelInfo(base_model="double", lora_applied=bool(request.loras)),
+            metadata=Metadata(
+                seed_used=request.seed,
+                actual_steps=request.steps,
+                actual_cfg=request.cfg,
+                seeds=seeds,
+            ),
+            loras=[
+                LoraReport(
+                    sha256=ref.sha256, scale=ref.scale, format="kohya", rank=4, modules_matched=1
+                )
+                for ref in request.loras
+            ],
+            timings=SECONDS,
+            cost=Cost(usd=0.0, gpu=self.gpu, seconds=10.0, usd_per_second=0.0),
+            images=[
+                GeneratedImage(image_sha256=hashlib.sha256(data).hexdigest(), seed=seed)
+                for data, seed in zip(images, seeds, strict=True)
+            ],
+            model_clean=True,
+        )
+        return InferenceOutcome(result=result, images=images, provider="double", attempts=1)
+
+    async def cancel(self, request_id: str) -> bool:
+        self.cancelled.append(request_id)
+        return True
+
+    async def health(self, *, include_modules: bool = False) -> Health:
+        if not self.is_up:
+            raise ModelLoadFailed("the worker cannot be reached")
+        return Health(
+            status=HealthStatus.READY,
+            base_model="double",
+            device="cpu",
+            gpu=self.gpu,
+            limits=self.limits,
+            signature=self.signature,
+        )
+
+    async def aclose(self) -> None:
+        return None

@@ -1,0 +1,159 @@
+"""Keys, owners, signed files, and pages of other sites."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from backend_testkit import BASE_URL, Backend
+from lora_bytes import kohya_lora
+from sqlalchemy import URL
+
+from app.core.db import Database
+from app.core.logging import redact
+from app.core.security import key_digest, new_api_key
+from app.core.settings import Settings
+from app.repositories.api_keys import ApiKeyRepository
+from app.services.storage import LocalStorage, check_key
+
+
+async def add_key(url: URL, owner: str) -> dict[str, str]:
+    database = Database(url)
+    key = new_api_key()
+    async with database.session() as session:
+        await ApiKeyRepository(session).add(key_digest(key), owner=owner, name="test")
+    await database.close()
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_url: URL) -> None:
+    assert (await backend.http.get("/api/v1/content")).status_code == 200
+    headers = await add_key(database_url, "local")
+    for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
+        answer = await backend.http.get("/api/v1/content", headers=wrong)
+        assert answer.status_code == 401
+        assert answer.json()["error_code"] == "UNAUTHORIZED"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert (await backend.http.get("/api/v1/content", headers=headers)).status_code == 200
+    assert (await backend.http.get("/health/ready")).status_code == 200
+
+
+async def test_a_key_sees_only_its_own(backend: Backend, database_url: URL) -> None:
+    lora = await backend.upload(kohya_lora())
+    content = await backend.generate()
+    other = await add_key(database_url, "other")
+    mine = await add_key(database_url, "local")
+    for path in (f"/api/v1/content/{content['id']}", f"/api/v1/loras/models/{lora['id']}"):
+        assert (await backend.http.get(path, headers=mine)).status_code == 200
+        assert (await backend.http.get(path, headers=other)).status_code == 404
+        assert (await backend.http.delete(path, headers=other)).status_code == 404
+    use = {"prompt": "x", "loras": [{"lora_model_id": lora["id"]}]}
+    answer = await backend.http.post("/api/v1/content/generate", json=use, headers=other)
+    assert answer.status_code == 404
+    for path in ("/api/v1/content", "/api/v1/loras/models", "/api/v1/identities/avatars"):
+        assert (await backend.http.get(path, headers=other)).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:8000"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+async def test_without_keys_a_page_of_another_site_is_kept_out(
+    backend: Backend, headers: dict[str, str]
+) -> None:
+    answer = await backend.http.get("/api/v1/content", headers=headers)
+    assert (answer.status_code, answer.json()["error_code"]) == (403, "FORBIDDEN")
+
+
+async def test_the_own_page_may_ask(backend: Backend) -> None:
+    headers = {"Origin": "http://localhost:5173"}
+    assert (await backend.http.get("/api/v1/content", headers=headers)).status_code == 200
+
+
+async def test_a_signed_file_answers_only_what_was_signed(backend: Backend) -> None:
+    content = await backend.generate()
+    url = content["image_url"]
+    assert url.startswith(f"{BASE_URL}/files/owners/local/images/")
+    assert (await backend.http.get(url)).status_code == 200
+    for place in range(url.index("/files/") + 7, len(url)):
+        changed = url[:place] + ("0" if url[place] != "0" else "1") + url[place + 1 :]
+        status = (await backend.http.get(changed)).status_code
+        assert status == 403 or (status == 404 and url[place] in "/?&="), (changed, status)
+    for method in ("HEAD", "PUT", "POST", "DELETE"):
+        assert (await backend.http.request(method, url)).status_code == 403
+
+
+async def test_a_signed_url_expires(backend: Backend, settings: Settings) -> None:
+    content = await backend.generate()
+    key = content["image_url"].split("/files/")[1].split("?")[0]
+    early = LocalStorage(settings, clock=lambda: time.time() - 60)
+    answer = await backend.http.get(early.sign_get(key, 30))
+    assert (answer.status_code, answer.json()["error_code"]) == (403, "FORBIDDEN")
+    assert (await backend.http.get(early.sign_get(key, 90))).status_code == 200
+
+
+async def test_a_signed_file_has_ranges_and_an_etag(backend: Backend) -> None:
+    content = await backend.generate()
+    url = content["image_url"]
+    whole = await backend.http.get(url)
+    part = await backend.http.get(url, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, whole.content[2:6])
+    known = {"If-None-Match": whole.headers["etag"]}
+    assert (await backend.http.get(url, headers=known)).status_code == 304
+    other = await backend.http.get(url, headers={"If-None-Match": '"x"'})
+    assert other.status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "../x", "a/../../x", "/etc/passwd", "a//b", ".hidden", "a\\b"])
+def test_a_key_cannot_leave_the_store(key: str) -> None:
+    with pytest.raises(ValueError):
+        check_key(key)
+
+
+def test_the_signing_key_outlives_a_restart_and_is_private(settings: Settings) -> None:
+    url = LocalStorage(settings).sign_get("a/b.png", 60)
+    expires, signature = (part.split("=")[1] for part in url.split("?")[1].split("&"))
+    assert LocalStorage(settings).verify("GET", "a/b.png", expires, signature)
+    assert (settings.data_dir / "signing.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("GET http://127.0.0.1:8000/files/a.png?expires=1&signature=s3cret", "s3cret"),
+        ("GET /files/a.png?expires=1&signature=s3cret HTTP/1.1", "s3cret"),
+        ("headers {'Authorization': 'Bearer s3cret'}", "s3cret"),
+        ("postgresql://user:s3cret@host/db", "s3cret"),
+        ("https://b.r2.example/x?X-Amz-Signature=s3cret&X-Amz-Date=1", "s3cret"),
+    ],
+)
+def test_the_log_holds_no_secret(line: str, secret: str) -> None:
+    assert secret not in redact(line)
+
+
+async def test_an_unexpected_error_says_nothing_of_itself(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("s3cret in /srv/x")
+
+    monkeypatch.setattr(backend.app.state.services.loras, "list", fail)
+    answer = await backend.http.get("/api/v1/loras/models")
+    assert answer.status_code == 500
+    assert answer.json()["error_code"] == "INTERNAL_ERROR"
+    assert "s3cret" not in answer.text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/x", 404), ("PUT", "/docs", 405)])
+async def test_the_frameworks_own_errors_have_the_same_shape(
+    backend: Backend, method: str, path: str, status: int
+) -> None:
+    answer = await backend.http.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["error_code"]
