@@ -1,0 +1,182 @@
+"""What becomes of contents when a process stops, freezes or loses its database."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from backend_testkit import Backend, StartBackend
+from inference_double import InferenceDouble
+from sqlalchemy import text
+
+from app.core.db import EmbeddedPostgres, migrate
+from app.core.settings import Settings
+from app.core.startup import Prepared
+from app.main import create_app
+
+ASYNC = {"Prefer": "respond-async"}
+
+
+async def ended(backend: Backend, content_id: str, seconds: float = 15) -> dict[str, Any]:
+    """The content once it has ended."""
+    for _ in range(int(seconds / 0.05)):
+        content: dict[str, Any] = (await backend.http.get(f"/api/v1/content/{content_id}")).json()
+        if content["status"] not in ("queued", "running"):
+            return content
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"still {content['status']}")
+
+
+async def started(inference: InferenceDouble) -> None:
+    """Return when the double has been asked."""
+    while not inference.requests:
+        await asyncio.sleep(0.02)
+
+
+async def sql(backend: Backend, statement: str) -> Any:
+    async with backend.app.state.services.database.session() as session:
+        return (await session.execute(text(statement))).mappings().all()
+
+
+async def test_a_stopped_server_draws_the_same_picture_after_its_next_start(
+    start_backend: StartBackend,
+) -> None:
+    first, second = InferenceDouble(), InferenceDouble()
+    first.gate.clear()
+    async with start_backend(inference=first) as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await started(first)
+    async with start_backend(inference=second) as backend:
+        done = await ended(backend, content["id"])
+        rows = await sql(backend, "SELECT attempt FROM generation")
+    assert done["status"] == "succeeded"
+    assert second.requests[0] == first.requests[0]
+    assert rows == [{"attempt": 2}]
+
+
+async def test_a_frozen_servers_job_is_taken_over_and_it_loses_when_it_wakes(
+    start_backend: StartBackend, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: Any) -> None:
+        return None
+
+    frozen, healthy = InferenceDouble(), InferenceDouble()
+    frozen.gate.clear()
+    async with start_backend(inference=frozen) as first:
+        queue = first.app.state.services.queue
+        monkeypatch.setattr(queue, "rescue", silent)
+        monkeypatch.setattr(queue._app.job_manager, "update_heartbeat", silent)
+        content = await first.generate(expected=202, headers=ASYNC)
+        await started(frozen)
+        await asyncio.sleep(1.2)  # longer than its lease
+        async with start_backend(inference=healthy) as second:
+            done = await ended(second, content["id"])
+            assert done["status"] == "succeeded"
+            frozen.gate.set()
+            folder = settings.data_dir / "objects/owners/local/images" / content["id"]
+            await asyncio.sleep(0.5)
+            assert [path.name[:2] for path in folder.iterdir()] == ["2-"]
+            again = await ended(second, content["id"])
+            assert again["images"][0]["sha256"] == done["images"][0]["sha256"]
+            assert (await second.http.get(again["image_url"])).status_code == 200
+
+
+async def test_row_and_job_are_written_together_or_not_at_all(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(backend.app.state.services.queue, "enqueue", fail)
+    await backend.generate(expected=500)
+    assert await sql(backend, "SELECT id FROM generation") == []
+    assert await sql(backend, "SELECT id FROM procrastinate_jobs") == []
+
+
+async def test_a_content_whose_job_is_gone_gets_a_new_one(
+    start_backend: StartBackend, inference: InferenceDouble
+) -> None:
+    inference.gate.clear()
+    async with start_backend() as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await started(inference)
+        await sql_delete_jobs(backend)
+        inference.gate.set()
+    async with start_backend() as backend:
+        assert (await ended(backend, content["id"]))["status"] == "succeeded"
+
+
+async def sql_delete_jobs(backend: Backend) -> None:
+    async with backend.app.state.services.database.session() as session:
+        await session.execute(text("DELETE FROM procrastinate_jobs"))
+
+
+async def test_a_job_that_was_interrupted_too_often_fails(
+    start_backend: StartBackend, inference: InferenceDouble
+) -> None:
+    inference.gate.clear()
+    async with start_backend() as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await started(inference)
+    async with start_backend(job_max_attempts=1) as backend:
+        done = await ended(backend, content["id"])
+    assert done["error"] == {
+        "code": "GENERATION_FAILED",
+        "message": "given up after 1 attempts that were interrupted",
+    }
+
+
+async def test_finished_jobs_leave_nothing_in_the_queue(backend: Backend) -> None:
+    await asyncio.gather(*(backend.generate(prompt=f"n {n}") for n in range(6)))
+    for _ in range(100):
+        if not await sql(backend, "SELECT id FROM procrastinate_jobs"):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("jobs are left in the queue")
+
+
+async def test_a_lost_database_is_a_503_and_comes_back(settings: Settings) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="backend-tests-"))
+    server = EmbeddedPostgres(folder / "postgres")
+    url = server.start().set(drivername="postgresql+psycopg")
+    try:
+        await asyncio.to_thread(migrate, url)
+        inference = InferenceDouble()
+        app = create_app(settings, Prepared(url), inference=inference)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app, raise_app_exceptions=False),
+                base_url="http://127.0.0.1:8000",
+                timeout=60,
+            ) as http,
+        ):
+            backend = Backend(app, http)
+            await backend.generate()
+            inference.gate.clear()
+            running = await backend.generate(expected=202, headers=ASYNC)
+            await asyncio.to_thread(server._server._stop)
+            inference.gate.set()  # this one's end cannot be written now
+            problem = await backend.generate(expected=503)
+            assert problem["error_code"] == "DATABASE_UNAVAILABLE"
+            assert (await http.get("/health/ready")).status_code == 503
+            assert (await http.get("/health/live")).status_code == 200
+            await asyncio.to_thread(server.ensure_running)
+            assert (await backend.generate())["status"] == "succeeded"
+            assert (await ended(backend, running["id"]))["status"] == "succeeded"
+            assert (await http.get("/health/ready")).status_code == 200
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_an_unknown_job_does_no_harm(backend: Backend) -> None:
+    queue = backend.app.state.services.queue
+    await queue._task.defer_async(content_id=str(uuid.uuid4()))
+    assert (await backend.generate())["status"] == "succeeded"
