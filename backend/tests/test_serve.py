@@ -89,5 +89,6 @@ def test_a_job_survives_kill_9_and_keys_guard_other_addresses(folder: Path) -> N
         assert len(answer.json()["items"]) == 1
         assert process.stop() == 0
     lines = [line for line in process.output().splitlines() if line.startswith("{")]
+    assert not (data / "postgres" / "postmaster.pid").exists()  # stopped, in spite of the kill -9
     assert all("event" in json.loads(line) for line in lines)
     assert key not in process.output()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,9 +93,26 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop it, unless another process still uses it."""
-        if self._server is not None:
-            self._server.cleanup()
-            self._server = None
+        if self._server is None:
+            return
+        # A user that was killed never signed off; without this the last one would not stop it.
+        users = self._server.global_process_id_list
+        users.put([pid for pid in users.get_and_add(os.getpid()) if _is_alive(pid)])
+        self._server.cleanup()
+        self._server = None
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process with this id is there; always True where that cannot be asked."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def database_url(settings: Settings, embedded: EmbeddedPostgres | None) -> URL:

@@ -1,0 +1,213 @@
+"""The whole way, with nothing doubled: an HTTP client, the backend's process, a real PostgreSQL,
+the worker's process with the small SDXL, and a real object store. Once with an S3 server that
+checks signatures, once with the backend's own signed URLs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from lora_bytes import kohya_lora, sd15_lora
+from PIL import Image
+from processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
+from psycopg.rows import dict_row
+from sqlalchemy import URL
+
+pytestmark = pytest.mark.slow
+
+MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
+URL_SECONDS = 6
+# Of the small model: its text is 160 wide, the layer that the LoRA changes 96.
+LORA = kohya_lora(rank=4, context=160, width=96, seed=1)
+PICTURE = {"prompt": "a red apple, white background", "seed": 7, "steps": 2}
+
+
+@dataclass
+class Stack:
+    """The running services, as a client and the database's operator see them."""
+
+    http: httpx2.Client
+    conninfo: str
+    stores_in_s3: bool
+
+    def call(self, method: str, path: str, expected: int, **arguments: Any) -> dict[str, Any]:
+        """One call of the API."""
+        answer = self.http.request(method, f"/api/v1{path}", **arguments)
+        assert answer.status_code == expected, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    def upload(self, data: bytes, expected: int) -> dict[str, Any]:
+        """Put a LoRA into the library."""
+        return self.call(
+            "POST",
+            "/loras/models/upload",
+            expected,
+            files={"file": ("ink.safetensors", data, "application/octet-stream")},
+            data={"name": "Ink"},
+        )
+
+    def lora(self) -> dict[str, Any]:
+        """The LoRA that fits the small model."""
+        self.http.post("/api/v1/loras/models/upload", **_form(LORA))
+        return self.upload(LORA, 200)
+
+    def draw(self, **body: Any) -> tuple[dict[str, Any], bytes]:
+        """A content that succeeded, and its picture."""
+        content = self.call("POST", "/content/generate", 200, json=PICTURE | body)
+        assert content["status"] == "succeeded", content["error"]
+        picture = httpx2.get(content["image_url"])
+        assert picture.status_code == 200
+        assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["sha256"]
+        return content, picture.content
+
+    def row(self, content_id: str) -> dict[str, Any]:
+        """A content's row with its picture's, straight from PostgreSQL."""
+        with psycopg.connect(self.conninfo, row_factory=dict_row) as connection:
+            found = connection.execute(
+                "SELECT g.*, p.object_key, p.sha256 FROM generation g "
+                "JOIN content_piece p ON p.generation_id = g.id WHERE g.id = %s",
+                [content_id],
+            ).fetchone()
+        assert found is not None
+        return found
+
+
+def _form(data: bytes) -> dict[str, Any]:
+    return {
+        "files": {"file": ("ink.safetensors", data, "application/octet-stream")},
+        "data": {"name": "Ink"},
+    }
+
+
+@pytest.fixture(scope="module")
+def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not (MODEL / "model_index.json").exists():
+        pytest.fail(f"{MODEL} is not there: it belongs to the repository")
+    with worker_process(tmp_path_factory.mktemp("worker"), MODEL) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["s3", "local"])
+def stack(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres: URL,
+    worker_url: str,
+) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp(request.param)
+    name = f"integration_{request.param}"
+    server = postgres.set(drivername="postgresql")
+    with psycopg.connect(
+        server.render_as_string(hide_password=False), autocommit=True
+    ) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # empty: the backend migrates it
+    conninfo = server.set(database=name).render_as_string(hide_password=False)
+    environment = {
+        "DATABASE_URL": conninfo,
+        "MODAL_ENDPOINT_URL": f"{worker_url}/generate-image",
+        "IMAGE_URL_SECONDS": str(URL_SECONDS),
+    }
+    port = free_port()
+    if request.param == "s3":
+        with s3_server(folder) as s3:
+            yield from _running(folder, port, environment | s3, stores_in_s3=True)
+    else:
+        yield from _running(folder, port, environment, stores_in_s3=False)
+
+
+def _running(
+    folder: Path, port: int, environment: dict[str, str], *, stores_in_s3: bool
+) -> Iterator[Stack]:
+    with (
+        backend_process(folder / "data", port, **environment),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http,
+    ):
+        yield Stack(http, environment["DATABASE_URL"], stores_in_s3)
+
+
+def test_a_lora_changes_the_picture_and_leaves_nothing_behind(stack: Stack) -> None:
+    lora = stack.lora()
+    base, base_png = stack.draw()
+    styled, styled_png = stack.draw(loras=[{"lora_model_id": lora["id"], "scale": 1.0}])
+    again, again_png = stack.draw()
+    assert again_png == base_png
+    assert styled_png != base_png
+    assert Image.open(io.BytesIO(styled_png)).size == (128, 128)
+    assert [content["model_clean"] for content in (base, styled, again)] == [True, True, True]
+    report = styled["loras"][0]
+    assert (report["modules_matched"], report["modules_unmatched"]) == (1, [])
+    assert report["sha256"] == hashlib.sha256(LORA).hexdigest()
+    assert styled["timings"]["denoise"] > 0
+    assert styled["cost"]["gpu"] == "cpu"
+    row = stack.row(styled["id"])
+    assert (row["status"], row["attempt"], row["provider_attempts"]) == ("succeeded", 1, 1)
+    assert row["sha256"] == hashlib.sha256(styled_png).hexdigest()
+
+
+def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:
+    avatar = stack.call(
+        "POST",
+        "/identities/avatars",
+        201,
+        json={
+            "name": "Ann",
+            "base_prompt": "an apple",
+            "negative_prompt": "blur",
+            "lora_model_id": stack.lora()["id"],
+        },
+    )
+    content, _ = stack.draw(prompt="on a table", avatar_id=avatar["id"])
+    assert content["prompt"] == "an apple, on a table"
+    assert content["negative_prompt"] == "blur"
+    assert content["loras"][0]["scale"] == 0.9
+
+
+def test_an_image_url_works_until_it_expires_or_is_changed(stack: Stack) -> None:
+    content, _ = stack.draw()
+    signed_at = time.monotonic()
+    url = stack.call("GET", f"/content/{content['id']}", 200)["image_url"]
+    assert url.startswith(str(stack.http.base_url)) is not stack.stores_in_s3
+    assert httpx2.get(url).status_code == 200
+    changed = url[:-1] + ("0" if url[-1] != "0" else "1")
+    assert httpx2.get(changed).status_code == 403
+    time.sleep(max(0.0, URL_SECONDS + 1.5 - (time.monotonic() - signed_at)))
+    assert httpx2.get(url).status_code == 403
+    fresh = stack.call("GET", f"/content/{content['id']}", 200)["image_url"]
+    assert httpx2.get(fresh).status_code == 200
+
+
+def test_what_does_not_fit_the_loaded_model_is_refused_at_once(stack: Stack) -> None:
+    model = stack.call("GET", "/model", 200)
+    assert (model["limits"]["native_size"], model["worker"]) == (128, "ready")
+    problem = stack.call("POST", "/content/generate", 422, json=PICTURE | {"width": 700})
+    assert problem["field"] == "width"
+    assert f"nearest allowed is {model['limits']['max_side']}" in problem["detail"]
+    for file in (sd15_lora(), kohya_lora(), LORA[:-64], b"\x80\x04K\x01."):
+        assert stack.upload(file, 422)["error_code"] == "LORA_LOAD_FAILED"
+    stack.draw()
+
+
+def test_a_lora_that_vanished_from_the_store_fails_the_job_and_says_so(stack: Stack) -> None:
+    file = kohya_lora(rank=2, context=160, width=96, seed=2)
+    lora = stack.upload(file, 201)
+    key = f"owners/local/loras/{lora['sha256']}.safetensors"
+    with psycopg.connect(stack.conninfo) as connection:
+        connection.execute(
+            "UPDATE lora_model SET object_key = %s WHERE id = %s", [f"gone/{key}", lora["id"]]
+        )
+    body = PICTURE | {"loras": [{"lora_model_id": lora["id"], "scale": 1.0}]}
+    content = stack.call("POST", "/content/generate", 200, json=body)
+    assert content["status"] == "failed"
+    assert content["error"]["code"] == "LORA_DOWNLOAD_FAILED"
+    assert "http://" not in content["error"]["message"]
+    stack.draw()
