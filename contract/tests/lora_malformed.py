@@ -311,9 +311,9 @@ def bad_values(modules: Mapping[str, Shape]) -> Iterator[Case]:
     patterns = {"nan": b"\x00\x7e", "infinity": b"\x00\x7c", "minus_infinity": b"\x00\xfc"}
     for name, pattern in patterns.items():
         for place, start in (("first", 0), ("last", size - 6)):
-            data = bytearray(size)
-            data[start : start + 2] = pattern
-            yield Case(f"{name}_{place}", build(spec, data=bytes(data)), "not_finite", "NaN")
+            values = bytearray(size)
+            values[start : start + 2] = pattern
+            yield Case(f"{name}_{place}", build(spec, data=bytes(values)), "not_finite", "NaN")
     for name, alpha in (("nan", math.nan), ("infinity", math.inf), ("huge", 1e30)):
         data = bytes(size - 4) + struct.pack("<f", alpha)
         yield Case(f"alpha_{name}", build(spec, data=data), "alpha", "α")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,9 +29,10 @@ TE1_WIDTH, TE2_WIDTH = 32, 48
 class TinyModel:
     """UNet and text encoders laid out like SDXL's, with random weights."""
 
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    text_encoder_2: CLIPTextModelWithProjection
+    # Any: diffusers' and transformers' classes are only half typed.
+    unet: Any
+    text_encoder: Any
+    text_encoder_2: Any
 
     def targets(self) -> ModelTargets:
         return lora_targets(self.unet, self.text_encoder, self.text_encoder_2)
@@ -51,7 +53,7 @@ class TinyModel:
 def tiny_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> TinyModel:
     """SDXL's blocks and layer counts with depths (1, 2, 3) and widths of 32 and 64."""
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
         sample_size=16,
         block_out_channels=(32, 64, 64),
         layers_per_block=2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from lora_testkit import lora_file, model_hashes, save, tiny_model
@@ -53,5 +55,5 @@ def test_fifty_swaps_of_a_compiled_unet_recompile_nothing() -> None:
 
 def test_a_compiled_wrapper_is_looked_through() -> None:
     model = tiny_model(torch.float32)
-    wrapped = torch.compile(model.unet)
+    wrapped: Any = torch.compile(model.unet)
     assert lora_targets(wrapped).shapes == lora_targets(model.unet).shapes

@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, SwapKind, parse_lora
 
 
-def parsed(rig: Rig, algorithm: str = "lora", **how: object) -> ParsedLora:
-    tensors = lora_file(rig.model, algorithm, **how)  # type: ignore[arg-type]
+def parsed(rig: Rig, algorithm: str = "lora", **how: Any) -> ParsedLora:
+    tensors = lora_file(rig.model, algorithm, **how)
     return parse_lora(save(tensors), rig.targets)
 
 
@@ -177,10 +178,10 @@ def _at(position: int, kind: type[BaseException]) -> Callable[[], None]:
 def test_a_fault_in_the_middle_of_a_write_is_put_right(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdxl_worker.lora import patcher as module
+    import sdxl_worker.lora.patcher as module
+    from sdxl_worker.lora.merge import merge_weight as honest
 
     lora = parsed(rig, modules=[name for name in rig.targets.shapes if name.endswith("to_k")][:6])
-    honest = module.merge_weight
 
     def half_written(out: torch.Tensor, base: torch.Tensor, contributions: object) -> bool:
         honest(out, base, contributions)  # type: ignore[arg-type]

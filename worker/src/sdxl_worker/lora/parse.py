@@ -196,7 +196,7 @@ def _read_stream(file: Any, size: int, with_hash: bool) -> tuple[SafetensorsHead
     # Not a map of the file: its bytes must not change after they were checked. And a buffer of
     # its own puts the first tensor on an aligned address, whatever the header's length.
     buffer = torch.empty(size - header.data_start, dtype=torch.uint8)
-    if stream.fill(memoryview(buffer.numpy())) < buffer.numel():
+    if stream.fill(memoryview(buffer.numpy().data)) < buffer.numel():
         raise load_failed("The file became shorter while it was read.", "truncated")
     return header, buffer, stream.hexdigest()
 
@@ -238,7 +238,8 @@ def _layers(
     layers = {}
     for name, layer in layout.layers.items():
         factor = _factor(name, layer, tensors)
-        by_slot = {slot: tensors[key] for slot, key in layer.keys.items() if slot is not Slot.ALPHA}
+        by_slot = {slot: tensors[key] for slot, key in layer.keys.items()}
+        by_slot.pop(Slot.ALPHA, None)
         layers[name] = LayerDelta(
             name=name,
             weight_shape=targets.shapes[name],

@@ -1,0 +1,219 @@
+"""What becomes of each LoRA format: in diffusers, and here. Prints a markdown table.
+
+Every file is made from a seed for a small SDXL-shaped model with float32 weights, given to
+diffusers (`load_lora_weights` + `fuse_lora`) and to this project's engine, and the merged weights
+of each are compared with the formulas in float64. Nothing in the table is written by hand.
+
+    python benchmarks/format_table.py [--write docs/lora-formats.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "worker" / "tests" / "lora"))
+
+from lora_oracle import exact_change
+from lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled
+from lora_testkit import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
+
+from sdxl_contract.errors import LoraLoadFailed
+from sdxl_worker.lora import LoraPatcher, ModelTargets, parse_lora
+
+Weights = dict[str, torch.Tensor]
+
+CONV = ["unet.down_blocks.1.resnets.0.conv1", "unet.down_blocks.1.resnets.0.conv_shortcut"]
+TEXT = ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        "text_encoder_2.text_model.encoder.layers.1.self_attn.v_proj"]  # fmt: skip
+NORM = "unet.down_blocks.1.attentions.0.norm"
+
+
+class Row(NamedTuple):
+    """One file, and the same change in kohya's spelling, by which it is checked."""
+
+    label: str
+    tensors: Tensors
+    reference: Tensors
+
+
+def rows(model: TinyModel) -> Iterator[Row]:
+    """The table's files."""
+    attention = attention_modules(model)[:12]
+    for spelling in (*SPELLINGS, PROCESSOR):
+        reference = respelled(model, attention, "kohya")
+        yield Row(f"plain · {spelling}", respelled(model, attention, spelling), reference)
+    both = respelled(model, attention + TEXT, "kohya")
+    yield Row("plain · kohya, with both text encoders", both, both)
+    plain = respelled(model, attention, "kohya")
+    yield Row("plain · kohya, with a stray `bundle_emb.` key",
+              plain | {"bundle_emb.hero.clip_l": torch.ones(1, 8)}, plain)  # fmt: skip
+    kinds = {
+        "LoCon (3×3 and 1×1 convolutions)": "lora",
+        "LoCon, Tucker core": "tucker",
+        "LoHa": "loha",
+        "LoHa, Tucker core": "loha-tucker",
+        "LoKr, second factor decomposed": "lokr",
+        "LoKr, both factors whole": "lokr-full",
+        "LoKr, Tucker core": "lokr-tucker",
+        "DoRA, per output": "dora-out",
+        "DoRA, per input": "dora-in",
+        "LoHa with DoRA": "loha-dora-out",
+        "full differences (`diff`)": "full",
+    }
+    for label, kind in kinds.items():
+        made = lora_file(model, kind, modules=attention[:4] + CONV, alpha=2.0)
+        yield Row(label, made, made)
+    norm = {f"{kohya_stem(NORM)}.w_norm": torch.full((64,), 0.5),
+            f"{kohya_stem(NORM)}.b_norm": torch.full((64,), 0.25)}  # fmt: skip
+    yield Row("norm layers (`w_norm`, `b_norm`) beside LoRA", plain | norm, plain | norm)
+    bias = {f"{kohya_stem(CONV[0])}.diff_b": torch.full((64,), 0.5)}
+    yield Row("bias differences (`diff_b`) beside LoRA", plain | bias, plain | bias)
+
+
+def weights(targets: ModelTargets) -> Weights:
+    """All weights and biases, copied."""
+    return {name: tensor.detach().clone() for name, tensor in targets.patchable()}
+
+
+def expected(targets: ModelTargets, base: Weights, reference: Tensors) -> Weights:
+    """Base + change in float64, for the tensors that the file changes."""
+    found: Weights = {}
+    for name in targets.modules:
+        stem = kohya_stem(name)
+        parts = {key.removeprefix(f"{stem}."): tensor for key, tensor in reference.items()
+                 if key.startswith(f"{stem}.")}  # fmt: skip
+        for part, tensor in (("diff_b", "bias"), ("b_norm", "bias"), ("w_norm", "weight")):
+            if part in parts:
+                key = f"{name}.{tensor}"
+                found[key] = base[key].double() + parts.pop(part).double()
+        if parts:
+            key = f"{name}.weight"
+            found[key] = base[key].double() + exact_change(parts, base[key])
+    return found
+
+
+def is_close(found: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Equal but for float32's rounding."""
+    return torch.allclose(found.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def verdict(base: Weights, after: Weights, right: Weights) -> str:
+    """What the merged weights amount to."""
+    untouched = [name for name in right if torch.equal(after[name], base[name])]
+    close = [name for name, exact in right.items() if is_close(after[name], exact)]
+    stray = [
+        name for name in base if name not in right and not torch.equal(after[name], base[name])
+    ]
+    if len(close) == len(right) and not stray:
+        return "right"
+    if len(untouched) == len(right):
+        return "loads nothing, raises nothing"
+    if len(close) + len(untouched) == len(right):
+        return f"leaves out {len(untouched)} of {len(right)} tensors, raises nothing"
+    return f"wrong in {len(right) - len(close)} of {len(right)} tensors"
+
+
+def attempt(load: Callable[[], str]) -> str:
+    """The verdict, or the error in a few words."""
+    try:
+        return load()
+    except LoraLoadFailed as error:
+        return f"refused: {error.message}"
+    except Exception as error:  # whatever diffusers raises is the answer
+        text = " ".join(str(error).split()).replace("|", "/")
+        return f"raises {type(error).__name__}: {text[:70]}{'…' if len(text) > 70 else ''}"
+
+
+def by_diffusers(model: TinyModel, row: Row, base: Weights, right: Weights) -> str:
+    """diffusers' own way from the file to fused weights."""
+    pipeline: Any = StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+        vae=None, tokenizer=None, tokenizer_2=None, scheduler=None, unet=model.unet,
+        text_encoder=model.text_encoder, text_encoder_2=model.text_encoder_2,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lora.safetensors"
+        path.write_bytes(save(row.tensors))
+        pipeline.load_lora_weights(str(path))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return verdict(base, weights(model.targets()), right)
+
+
+def by_engine(model: TinyModel, row: Row, base: Weights, right: Weights) -> str:
+    """This project's way."""
+    targets = model.targets()
+    lora = parse_lora(save(row.tensors), targets)
+    patcher = LoraPatcher(targets)
+    with patcher.applied([(lora, 1.0)]):
+        return verdict(base, weights(targets), right)
+
+
+def table() -> str:
+    """The whole document."""
+    first = tiny_model(torch.float32)
+    targets = first.targets()
+    base = weights(targets)
+    lines = ["| file | diffusers | this engine |", "|---|---|---|"]
+    score, files = [0, 0], list(rows(first))
+    for row in files:
+        right = expected(targets, base, row.reference)
+        theirs = attempt(lambda: by_diffusers(deepcopy(first), row, base, right))  # noqa: B023
+        ours = attempt(lambda: by_engine(deepcopy(first), row, base, right))  # noqa: B023
+        score[0] += theirs == "right"
+        score[1] += ours == "right"
+        lines.append(f"| {row.label} | {theirs} | {ours} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "peft", "torch"))
+    return "\n".join([
+        "# LoRA formats: what becomes of each",
+        "",
+        "Made by `python benchmarks/format_table.py --write docs/lora-formats.md`; not edited by",
+        "hand. Each file is merged into a small SDXL-shaped float32 model by diffusers",
+        "(`load_lora_weights`, `fuse_lora`) and by this project's engine, and compared with the",
+        "formulas in float64.",
+        f"Versions: {versions}. Right of {len(files)} files: diffusers {score[0]}, this engine "
+        f"{score[1]}.",
+        "",
+        *lines,
+        "",
+        "Refused by name, with what the file is: OFT and BOFT, GLoRA, IA³, ControlLoRA, ControlNet",
+        "and LLLite, IP-Adapter, AnimateDiff modules, textual inversions, full checkpoints, VAEs,",
+        "and LoRAs for SD 1, SD 2, the SDXL refiner, SD 3, Flux and other networks",
+        "(`contract/tests/lora_malformed.py` makes one of each).",
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    """Prints the table, or writes it to a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    torch.set_num_threads(1)
+    text = table()
+    if args.write is None:
+        print(text)
+    else:
+        args.write.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
