@@ -5,6 +5,7 @@ Must not know: what is served.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -37,6 +38,11 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
 
 def serve(settings: Settings, prepared: Prepared) -> int:
     """Listen until told to stop; returns the exit code."""
+    if settings.worker_cannot_fetch:
+        logging.getLogger(__name__).warning(
+            "the worker is on another computer and LoRAs lie in DATA_DIR: it can fetch them only "
+            "if PUBLIC_BASE_URL names this server as the worker reaches it, or R2_* a bucket"
+        )
     app = create_app(settings, prepared)
     config = uvicorn.Config(
         app,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from PIL import Image
 from processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
 from psycopg.rows import dict_row
 from sqlalchemy import URL
+from typer.testing import CliRunner
+
+from app.cli import cli
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +32,13 @@ MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 URL_SECONDS = 6
 # Of the small model: its text is 160 wide, the layer that the LoRA changes 96.
 LORA = kohya_lora(rank=4, context=160, width=96, seed=1)
-PICTURE = {"prompt": "a red apple, white background", "seed": 7, "steps": 2}
+PICTURE = {
+    "prompt": "a red apple, white background",
+    "seed": 7,
+    "steps": 2,
+    "width": 64,
+    "height": 64,
+}
 
 
 @dataclass
@@ -142,7 +152,7 @@ def test_a_lora_changes_the_picture_and_leaves_nothing_behind(stack: Stack) -> N
     again, again_png = stack.draw()
     assert again_png == base_png
     assert styled_png != base_png
-    assert Image.open(io.BytesIO(styled_png)).size == (128, 128)
+    assert Image.open(io.BytesIO(styled_png)).size == (64, 64)
     assert [content["model_clean"] for content in (base, styled, again)] == [True, True, True]
     report = styled["loras"][0]
     assert (report["modules_matched"], report["modules_unmatched"]) == (1, [])
@@ -166,7 +176,8 @@ def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:
             "lora_model_id": stack.lora()["id"],
         },
     )
-    content, _ = stack.draw(prompt="on a table", avatar_id=avatar["id"])
+    content, png = stack.draw(prompt="on a table", avatar_id=avatar["id"], width=None, height=None)
+    assert Image.open(io.BytesIO(png)).size == (128, 128)  # the model's native size
     assert content["prompt"] == "an apple, on a table"
     assert content["negative_prompt"] == "blur"
     assert content["loras"][0]["scale"] == 0.9
@@ -195,6 +206,26 @@ def test_what_does_not_fit_the_loaded_model_is_refused_at_once(stack: Stack) -> 
     for file in (sd15_lora(), kohya_lora(), LORA[:-64], b"\x80\x04K\x01."):
         assert stack.upload(file, 422)["error_code"] == "LORA_LOAD_FAILED"
     stack.draw()
+
+
+def test_the_command_line_does_the_same(stack: Stack, tmp_path: Path) -> None:
+    server = ["--server", str(stack.http.base_url)]
+    file, output = tmp_path / "ink.safetensors", tmp_path / "apple.png"
+    file.write_bytes(LORA)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(cli, [*arguments, *server])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    lora = json.loads(run("upload-lora", str(file)))
+    avatar = json.loads(run("create-avatar", "Ann", "an apple", "--lora", lora["id"]))
+    options = ["--steps", "2", "--width", "64", "--height", "64", "--output", str(output)]
+    content = json.loads(run("generate", "red", "--avatar", avatar["id"], *options))
+    assert hashlib.sha256(output.read_bytes()).hexdigest() == content["images"][0]["sha256"]
+    assert json.loads(run("show", content["id"]))["id"] == content["id"]
+    assert "succeeded" in run("show")
+    assert "INVALID_REQUEST" in run("generate", "red", "--width", "700", code=1)
 
 
 def test_a_lora_that_vanished_from_the_store_fails_the_job_and_says_so(stack: Stack) -> None:

@@ -11,14 +11,18 @@ from typing import Any
 
 import httpx2
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from backend_testkit import Backend, StartBackend
 from inference_double import InferenceDouble
-from sqlalchemy import text
+from sqlalchemy import Connection, Index, text
 
 from app.core.db import EmbeddedPostgres, migrate
 from app.core.settings import Settings
 from app.core.startup import Prepared
 from app.main import create_app
+from app.models import Base
+from sdxl_contract.errors import GenerationFailed
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -174,6 +178,30 @@ async def test_a_lost_database_is_a_503_and_comes_back(settings: Settings) -> No
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_message_that_the_database_cannot_hold_is_cleaned(
+    backend: Backend, inference: InferenceDouble
+) -> None:
+    inference.failures.append(GenerationFailed("a\x00b\ud800c"))
+    content = await backend.generate()
+    assert content["error"] == {"code": "GENERATION_FAILED", "message": "ab?c"}
+
+
+async def test_the_migrations_make_exactly_the_tables_of_the_models(backend: Backend) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(connection)
+        return [
+            change
+            for change in compare_metadata(context, Base.metadata)
+            if not getattr(change[-1], "name", "").startswith("procrastinate_")
+            and not (
+                isinstance(change[-1], Index) and change[-1].table.name.startswith("procrastinate_")
+            )
+        ]
+
+    async with backend.app.state.services.database.engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
 
 
 async def test_an_unknown_job_does_no_harm(backend: Backend) -> None:

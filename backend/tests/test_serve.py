@@ -14,8 +14,12 @@ from pathlib import Path
 import httpx2
 import pytest
 from processes import BACKEND, Process, backend_process, free_port
+from pydantic import ValidationError
 
-pytestmark = pytest.mark.slow
+from app.core.settings import load_settings
+from app.serve import explain
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -37,15 +41,16 @@ def refusal(folder: Path, **environment: str) -> str:
     return process.output()
 
 
+@slow
 def test_a_database_that_is_down_or_a_wrong_setting_is_explained(folder: Path) -> None:
     url = f"postgresql://me:s3cret@127.0.0.1:{free_port()}/x"
     said = refusal(folder, DATABASE_URL=url)
     assert "cannot be reached" in said
     assert "s3cret" not in said
     assert "PORT" in refusal(folder, PORT="0")
-    assert "R2_ENDPOINT_URL" in refusal(folder, R2_BUCKET_NAME="x")
 
 
+@slow
 def test_a_job_survives_kill_9_and_keys_guard_other_addresses(folder: Path) -> None:
     data = folder / "data"
     port = free_port()
@@ -92,3 +97,60 @@ def test_a_job_survives_kill_9_and_keys_guard_other_addresses(folder: Path) -> N
     assert not (data / "postgres" / "postmaster.pid").exists()  # stopped, in spite of the kill -9
     assert all("event" in json.loads(line) for line in lines)
     assert key not in process.output()
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"port": 0}, "PORT"),
+        ({"r2_bucket_name": "x"}, "R2_ENDPOINT_URL"),
+        ({"lora_provider": "replicate"}, "REPLICATE_API_TOKEN"),
+        ({"lora_provider": "other"}, "LORA_PROVIDER"),
+        ({"modal_endpoint_url": "worker.example"}, "MODAL_ENDPOINT_URL"),
+        ({"job_heartbeat_seconds": 9}, "JOB_STALLED_SECONDS"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes: dict[str, object], names: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        load_settings(**changes)
+    assert names in explain(caught.value)
+
+
+def test_empty_is_unset_and_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_TIMEOUT_SECONDS", "")
+    monkeypatch.setenv("MODAL_API_TOKEN", "s3cret")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:s3cret@host/x")
+    settings = load_settings()
+    assert settings.modal_timeout_seconds == 300
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "public", "warns"),
+    [
+        ("https://x.modal.run/generate-image", None, True),
+        ("https://x.modal.run/generate-image", "https://me.example", False),
+        ("http://127.0.0.1:8001/generate-image", None, False),
+        (None, None, False),
+    ],
+)
+def test_loras_that_a_remote_worker_cannot_fetch_are_noticed(
+    endpoint: str | None, public: str | None, warns: bool
+) -> None:
+    settings = load_settings(modal_endpoint_url=endpoint, public_base_url=public)
+    assert settings.worker_cannot_fetch is warns
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "url"),
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:8000"),
+        ("::1", True, "http://[::1]:8000"),
+        ("localhost", True, "http://localhost:8000"),
+        ("0.0.0.0", False, "http://127.0.0.1:8000"),
+        ("192.168.1.5", False, "http://192.168.1.5:8000"),
+    ],
+)
+def test_the_address_says_who_can_reach_the_server(host: str, loopback: bool, url: str) -> None:
+    settings = load_settings(host=host)
+    assert (settings.is_loopback, settings.base_url) == (loopback, url)

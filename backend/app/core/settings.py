@@ -10,6 +10,7 @@ import ipaddress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -164,6 +165,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _whole_provider(self) -> Settings:
+        if self.lora_provider is LoraProvider.REPLICATE and not (
+            self.replicate_api_token and self.replicate_model_version
+        ):
+            raise ValueError(
+                "LORA_PROVIDER is replicate, so REPLICATE_API_TOKEN and REPLICATE_MODEL_VERSION "
+                "must be set"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> Settings:
         if self.job_stalled_seconds < 2 * self.job_heartbeat_seconds:
             raise ValueError("JOB_STALLED_SECONDS must be at least twice JOB_HEARTBEAT_SECONDS")
@@ -174,18 +186,31 @@ class Settings(BaseSettings):
         """Where this server is reached; signed local URLs start with it."""
         if self.public_base_url:
             return self.public_base_url
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{host}:{self.port}"
+
+    @property
+    def worker_cannot_fetch(self) -> bool:
+        """Whether LoRAs have loopback URLs although the worker is on another computer."""
+        if self.modal_endpoint_url is None or self.r2_bucket_name or self.public_base_url:
+            return False
+        return not _is_loopback(urlsplit(self.modal_endpoint_url).hostname or "")
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this computer can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(**overrides: Any) -> Settings:

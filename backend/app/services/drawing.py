@@ -177,7 +177,9 @@ class Drawing:
         }
 
     async def _fail(self, generation: Generation, code: str, message: str) -> None:
-        log.warning("content %s failed: %s", generation.id, code)
+        # A worker's text is not ours: PostgreSQL's JSON holds no NUL and no half surrogates.
+        message = message.replace("\x00", "").encode("utf-8", "replace").decode()[:2000]
+        log.warning("content %s failed: %s: %s", generation.id, code, message)
         status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
         values = {"status": status, "error": {"code": str(code), "message": message}}
         async with self._database.session() as session:
