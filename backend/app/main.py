@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from app.api import content, costs, files, health, identities, loras
-from app.api.deps import Services
-from app.core.db import Database
-from app.core.errors import install_error_handlers
+from app.api.deps import Services, get_owner
+from app.core.db import DATABASE_LOST, Database
+from app.core.errors import BackendError, contract_problem, install_error_handlers, problem
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.core.startup import Prepared
@@ -34,6 +34,7 @@ from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.metrics import Metrics
 from app.services.storage import Storage, build_storage
+from sdxl_contract.errors import ContractError
 
 API = "/api/v1"
 _UPLOAD = f"{API}/loras/models/upload"
@@ -72,6 +73,7 @@ def create_app(
     )
     app.state.ends = ends
     install_error_handlers(app)
+    app.middleware("http")(_key_before_upload)
     app.middleware("http")(_log_request)
     app.add_middleware(BodyLimit, upload_path=_UPLOAD, max_upload_bytes=settings.max_upload_bytes)
     api = APIRouter(prefix=API)
@@ -140,6 +142,22 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
+
+
+async def _key_before_upload(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """Ask for the key before a large file streams in: the framework reads a form first."""
+    if request.url.path == _UPLOAD and request.method == "POST":
+        try:
+            await get_owner(request, request.app.state.services)
+        except ContractError as error:
+            return contract_problem(error)
+        except BackendError as error:
+            return problem(error.status, error.code, error.message, field=error.field)
+        except DATABASE_LOST:
+            pass  # the route meets the same, and says so
+    return await call_next(request)
 
 
 async def _log_request(

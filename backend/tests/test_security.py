@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -37,6 +38,25 @@ async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_u
         assert answer.headers["www-authenticate"] == "Bearer"
     assert (await backend.http.get("/api/v1/content", headers=headers)).status_code == 200
     assert (await backend.http.get("/health/ready")).status_code == 200
+
+
+async def test_without_a_key_no_upload_is_read(backend: Backend, database_url: URL) -> None:
+    read = 0
+
+    async def blocks() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield b"x" * 65536
+
+    await add_key(database_url, "local")
+    answer = await backend.http.post(
+        "/api/v1/loras/models/upload",
+        content=blocks(),
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    assert answer.status_code == 401
+    assert read < 10
 
 
 async def test_a_key_sees_only_its_own(backend: Backend, database_url: URL) -> None:
