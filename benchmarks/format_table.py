@@ -29,7 +29,7 @@ from diffusers import StableDiffusionXLPipeline
 sys.path.insert(0, str(Path(__file__).parents[1] / "worker" / "tests" / "lora"))
 
 from lora_oracle import exact_change
-from lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled
+from lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled, text_modules
 from lora_testkit import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
 
 from sdxl_contract.errors import LoraLoadFailed
@@ -38,8 +38,6 @@ from sdxl_worker.lora import LoraPatcher, ModelTargets, parse_lora
 Weights = dict[str, torch.Tensor]
 
 CONV = ["unet.down_blocks.1.resnets.0.conv1", "unet.down_blocks.1.resnets.0.conv_shortcut"]
-TEXT = ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
-        "text_encoder_2.text_model.encoder.layers.1.self_attn.v_proj"]  # fmt: skip
 NORM = "unet.down_blocks.1.attentions.0.norm"
 
 
@@ -57,7 +55,7 @@ def rows(model: TinyModel) -> Iterator[Row]:
     for spelling in (*SPELLINGS, PROCESSOR):
         reference = respelled(model, attention, "kohya")
         yield Row(f"plain · {spelling}", respelled(model, attention, spelling), reference)
-    both = respelled(model, attention + TEXT, "kohya")
+    both = respelled(model, attention + text_modules(model), "kohya")
     yield Row("plain · kohya, with both text encoders", both, both)
     plain = respelled(model, attention, "kohya")
     yield Row("plain · kohya, with a stray `bundle_emb.` key",
@@ -78,11 +76,26 @@ def rows(model: TinyModel) -> Iterator[Row]:
     for label, kind in kinds.items():
         made = lora_file(model, kind, modules=attention[:4] + CONV, alpha=2.0)
         yield Row(label, made, made)
+    yield peft_dora(model, attention[:4])
     norm = {f"{kohya_stem(NORM)}.w_norm": torch.full((64,), 0.5),
             f"{kohya_stem(NORM)}.b_norm": torch.full((64,), 0.25)}  # fmt: skip
     yield Row("norm layers (`w_norm`, `b_norm`) beside LoRA", plain | norm, plain | norm)
     bias = {f"{kohya_stem(CONV[0])}.diff_b": torch.full((64,), 0.5)}
     yield Row("bias differences (`diff_b`) beside LoRA", plain | bias, plain | bias)
+
+
+def peft_dora(model: TinyModel, modules: list[str]) -> Row:
+    """A DoRA as PEFT saves it, against the same in kohya's spelling."""
+    reference = lora_file(model, "dora-out", modules=modules, alpha=None)
+    renamed = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    spelled: Tensors = {}
+    for module in modules:
+        stem = kohya_stem(module)
+        for old, new in renamed.items():
+            spelled[f"{module}.{new}"] = reference[f"{stem}.{old}"]
+        magnitude = reference[f"{stem}.dora_scale"].flatten()
+        spelled[f"{module}.lora_magnitude_vector"] = magnitude
+    return Row("DoRA, per output · peft", spelled, reference)
 
 
 def weights(targets: ModelTargets) -> Weights:

@@ -117,7 +117,7 @@ def parse_lora(
     layout = lay_out(header, targets.shapes, targets.key_map, "the loaded model")
     _check_biases(layout, targets)
     tensors = _tensors(header, buffer, layout)
-    layers = _layers(layout, tensors, targets)
+    layers = _layers(layout, tensors, buffer, targets)
     return ParsedLora(
         sha256=sha256.lower() if sha256 is not None else digest,
         name=name,
@@ -226,15 +226,15 @@ def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> d
 
 
 def _layers(
-    layout: LoraLayout, tensors: dict[str, Tensor], targets: ModelTargets
+    layout: LoraLayout, tensors: dict[str, Tensor], buffer: Tensor, targets: ModelTargets
 ) -> dict[str, LayerDelta]:
-    factors = [
-        (key, tensors[key])
+    factors = {
+        key: tensors[key]
         for layer in layout.layers.values()
         for slot, key in layer.keys.items()
         if slot is not Slot.ALPHA
-    ]
-    largest = _largest(factors)
+    }
+    largest = _largest_of_all(factors, buffer) or _largest_of_each(factors)
     layers = {}
     for name, layer in layout.layers.items():
         factor = _factor(name, layer, tensors)
@@ -251,23 +251,31 @@ def _layers(
     return layers
 
 
-def _largest(factors: list[tuple[str, Tensor]]) -> dict[str, float]:
+def _largest_of_all(factors: dict[str, Tensor], buffer: Tensor) -> dict[str, float] | None:
+    """The largest absolute value of the whole file, for every tensor: one pass in one call.
+
+    None where tensors have several dtypes, or where a value somewhere is not finite: it may be a
+    stray's or an α that is not used, so that each tensor has to be looked at.
+    """
+    dtypes = {tensor.dtype for tensor in factors.values()}
+    if len(dtypes) != 1 or buffer.numel() % next(iter(dtypes)).itemsize:
+        return None
+    largest = float(_extreme(buffer.view(next(iter(dtypes)))))
+    return dict.fromkeys(factors, largest) if math.isfinite(largest) else None
+
+
+def _largest_of_each(factors: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute value of each tensor; refuses NaN and infinity."""
     largest: dict[str, float] = {}
-    by_dtype: dict[torch.dtype, list[tuple[str, Tensor]]] = {}
-    for key, tensor in factors:
-        by_dtype.setdefault(tensor.dtype, []).append((key, tensor))
-    for group in by_dtype.values():
-        # One reduction a tensor, read back together: NaN wins over every number.
-        norms = torch.stack([_extreme(tensor) for _, tensor in group]).tolist()
-        for (key, _), norm in zip(group, norms, strict=True):
-            if not math.isfinite(norm):
-                raise load_failed(f"'{shown(key)}' holds NaN or infinity.", "not_finite")
-            largest[key] = norm
+    for key, tensor in factors.items():
+        largest[key] = float(_extreme(tensor))
+        if not math.isfinite(largest[key]):
+            raise load_failed(f"'{shown(key)}' holds NaN or infinity.", "not_finite")
     return largest
 
 
 def _extreme(tensor: Tensor) -> Tensor:
+    # NaN wins over every number.
     low, high = torch.aminmax(tensor)
     return torch.maximum(low.abs(), high.abs()).float()
 
