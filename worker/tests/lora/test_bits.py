@@ -1,0 +1,59 @@
+"""Comparison and checksums see every bit, whatever the memory's order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdxl_worker.lora.bits import as_bits, fingerprint, first_difference, same_bits
+
+
+def some_tensors() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [
+        torch.randn(64, 200).bfloat16(),
+        torch.randn(3, 5, 7, 7).to(memory_format=torch.channels_last),
+        torch.randn(5).half(),
+        torch.randn(100, 90).double(),
+        torch.arange(77).expand(1, -1),
+        torch.tensor(3),
+        torch.tensor([True, False, True]),
+        torch.randn(41, 30).t(),
+    ]
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_one_flipped_bit_anywhere_is_seen(index: int) -> None:
+    tensor = some_tensors()[index]
+    other = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+    assert same_bits(tensor, other)
+    assert fingerprint(tensor) == fingerprint(other)
+    raw = as_bits(other).view(torch.uint8)
+    for position in {0, raw.numel() // 2, raw.numel() - 1}:
+        raw[position] ^= 1
+        assert not same_bits(tensor, other)
+        assert fingerprint(tensor) != fingerprint(other)
+        assert first_difference([("x", tensor, tensor), ("y", tensor, other)]) == "y"
+        raw[position] ^= 1
+    assert first_difference([("x", tensor, other)]) is None
+
+
+def test_zeros_of_both_signs_and_nans_are_told_apart() -> None:
+    zero, minus = torch.zeros(16), -torch.zeros(16)
+    assert torch.equal(zero, minus)
+    assert not same_bits(zero, minus)
+    nan = torch.full((16,), float("nan"))
+    assert same_bits(nan, nan.clone())
+
+
+def test_two_elements_that_change_places_are_seen() -> None:
+    tensor = torch.randn(512, 1280).bfloat16()
+    swapped = tensor.clone()
+    swapped[[3, 4]] = tensor[[4, 3]]
+    assert fingerprint(swapped) != fingerprint(tensor)
+
+
+def test_the_bits_are_a_view_not_a_copy() -> None:
+    tensor = torch.zeros(8, 8).bfloat16()
+    as_bits(tensor)[0] = 1
+    assert tensor.view(torch.int16)[0, 0] == 1
