@@ -116,6 +116,8 @@ def broken_headers() -> Iterator[Case]:
     yield Case("two_objects", raw(b"{}{}"), "header")
     yield Case("not_utf8", raw(b'{"\xff\xfe": ' + good + b"}", bytes(8)), "header")
     yield Case("deep", raw(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "header")
+    yield Case("many_lists", entry("[" + "[]," * 1_000_000 + "[]]"), "header")
+    yield Case("many_strings", entry("[" + '"a",' * 1_500_000 + '"a"]'), "header")
     yield Case("number_of_5000_digits", entry("9" * 5000), "header")
     yield Case("nan_constant", entry('{"dtype": "F16", "shape": [NaN], "data_offsets": [0, 8]}'),
                "header")  # fmt: skip

@@ -72,14 +72,13 @@ def test_every_malformed_file_is_refused_for_its_reason(
 
 
 def test_refusing_needs_little_memory() -> None:
-    small = [case for case in CASES if len(case.data) < 1 << 20]
     tracemalloc.start()
-    for case in small:
+    for case in CASES:
         with pytest.raises(LoraLoadFailed):
             inspect(case.data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 16 << 20
+    assert peak < 48 << 20
 
 
 @pytest.mark.parametrize("signature", [SDXL, EXACT], ids=["widths", "modules"])

@@ -23,6 +23,9 @@ NAME_MAX_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**31
 _SNIFF_BYTES = 512
+# What 20,000 tensors and a trainer's metadata need, many times over. JSON of 8 MB can else unfold
+# to hundreds of MB of empty lists or short strings.
+_MAX_BRACKETS, _MAX_COMMAS = 200_000, 1_000_000
 
 # Bytes per element of the dtypes that are read or recognised.
 DTYPE_BYTES = {
@@ -129,6 +132,9 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _decode(raw: bytes) -> dict[str, Any]:
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
+        raise load_failed("The safetensors header has far too many parts.", "header")
     try:
         # Trailing spaces pad the header to 8 bytes; anything else after the object is refused.
         header = json.loads(
