@@ -19,19 +19,19 @@ from sdxl_contract.lora_topology import FAMILIES, family_modules
 
 # First match wins. Each is searched in every tensor's name.
 _ALGORITHMS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\.boft_|\.boft[RS]?\b"), "a BOFT adapter"),
-    (re.compile(r"\.oft_(blocks|diag|[rR])\b|\.oft_R\."), "an OFT or BOFT adapter"),
-    (re.compile(r"\.glora_|\.(a1|a2|b1|b2|bm)(\.weight)?$"), "a GLoRA adapter"),
-    (re.compile(r"\.ia3_l|\.on_input$"), "an IA³ adapter"),
-    (re.compile(r"^lora_controlnet|^controlnet_lora|\.lora_controlnet"), "a ControlLoRA"),
-    (re.compile(r"^lllite_"), "a ControlNet-LLLite"),
-    (re.compile(r"\.vera_lambda|\.lora_embedding_[AB]"), "a PEFT adapter of another kind"),
-    (re.compile(r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\b"), "an IP-Adapter"),
+    (re.compile(r"\.boft_|\.boft[RS]?\b", re.M), "a BOFT adapter"),
+    (re.compile(r"\.oft_(blocks|diag|[rR])\b|\.oft_R\.", re.M), "an OFT or BOFT adapter"),
+    (re.compile(r"\.glora_|\.(a1|a2|b1|b2|bm)(\.weight)?$", re.M), "a GLoRA adapter"),
+    (re.compile(r"\.ia3_l|\.on_input$", re.M), "an IA³ adapter"),
+    (re.compile(r"^lora_controlnet|^controlnet_lora|\.lora_controlnet", re.M), "a ControlLoRA"),
+    (re.compile(r"^lllite_", re.M), "a ControlNet-LLLite"),
+    (re.compile(r"\.vera_lambda|\.lora_embedding_[AB]", re.M), "a PEFT adapter of another kind"),
+    (re.compile(r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\b", re.M), "an IP-Adapter"),
     (
-        re.compile(r"^control_model\.|^controlnet_|^input_hint_block\.|^zero_convs\."),
+        re.compile(r"^control_model\.|^controlnet_|^input_hint_block\.|^zero_convs\.", re.M),
         "a ControlNet or ControlLoRA",
     ),
-    (re.compile(r"motion_modules?\."), "an AnimateDiff motion module"),
+    (re.compile(r"motion_modules?\.", re.M), "an AnimateDiff motion module"),
 )
 _CHECKPOINT = re.compile(
     r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.|^conditioner\.embedders"
@@ -48,8 +48,10 @@ _EMBEDDING_KEYS = frozenset({"clip_l", "clip_g", "emb_params", "<concept>"})
 def foreign_kind(tensors: Mapping[str, TensorEntry]) -> str | None:
     """What a file is that no adapter reader here reads; None if it may be a LoRA."""
     names = list(tensors)
+    # One search over all names together, so that a good file of thousands pays for little.
+    together = "\n".join(names)
     for pattern, what in _ALGORITHMS:
-        if any(pattern.search(name) for name in names):
+        if pattern.search(together):
             return what
     if any(spell(name) for name in names):
         return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from typing import Any, Protocol
 
 from sdxl_contract.errors import LoraLoadFailed
@@ -32,6 +33,7 @@ DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
+_FIELDS = {"dtype", "shape", "data_offsets"}
 FACTOR_DTYPES = frozenset({"F16", "BF16", "F32"})
 
 
@@ -177,36 +179,33 @@ def _is_count(value: Any, low: int, high: int) -> bool:
 
 
 def _entry(name: str, fields: Any) -> TensorEntry:
-    label = shown(name)
     if not name or len(name) > NAME_MAX_CHARS or not name.isprintable():
         raise load_failed(
-            f"The tensor name '{label}' is empty, too long or not printable.", "tensor_name"
+            f"The tensor name '{shown(name)}' is empty, too long or not printable.", "tensor_name"
         )
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+    # The name is printable from here on; only its length is still to be cut where it is shown.
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
         raise load_failed(
-            f"The entry of '{label}' must have dtype, shape and data_offsets only.", "header"
+            f"The entry of '{shown(name)}' must have dtype, shape and data_offsets only.", "header"
         )
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise load_failed(f"'{label}' has the dtype {shown(str(dtype), 20)}.", "dtype")
+        raise load_failed(f"'{shown(name)}' has the dtype {shown(str(dtype), 20)}.", "dtype")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise load_failed(f"'{label}' has a shape that is not a short list.", "shape")
+        raise load_failed(f"'{shown(name)}' has a shape that is not a short list.", "shape")
     if not all(_is_count(side, 1, MAX_SIDE) for side in shape):
-        raise load_failed(f"'{label}' has a side that is not a positive number.", "shape")
+        raise load_failed(f"'{shown(name)}' has a side that is not a positive number.", "shape")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(_is_count(offset, 0, 2**62) for offset in offsets)
     ):
-        raise load_failed(f"'{label}' has offsets that are not two numbers.", "offsets")
-    count = 1
-    for side in shape:
-        count *= side
+        raise load_failed(f"'{shown(name)}' has offsets that are not two numbers.", "offsets")
+    needed = prod(shape) * DTYPE_BYTES[dtype]
     start, end = offsets
-    if end - start != count * DTYPE_BYTES[dtype]:
+    if end - start != needed:
         raise load_failed(
-            f"'{label}' spans {end - start} bytes, but its shape and dtype need "
-            f"{shown(str(count * DTYPE_BYTES[dtype]), 40)}.",
+            f"'{shown(name)}' spans {end - start} bytes, but its shape and dtype need {needed}.",
             "offsets",
         )
     return TensorEntry(dtype, tuple(shape), start, end)

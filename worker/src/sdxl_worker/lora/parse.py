@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+_CHUNK_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,20 @@ def parse_lora(
         LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
             value that is not finite. Nothing of the model is touched.
     """
-    header, buffer, digest = _read(data, with_hash=sha256 is None)
-    layout = lay_out(header, targets.shapes, targets.key_map, "the loaded model")
+    contents = _read(data, with_hash=sha256 is None)
+    layout = lay_out(contents.header, targets.shapes, targets.key_map, "the loaded model")
     _check_biases(layout, targets)
-    tensors = _tensors(header, buffer, layout)
-    layers = _layers(layout, tensors, buffer, targets)
+    tensors = _tensors(contents.header, contents.buffer, layout)
+    layers = _layers(layout, tensors, contents.largest, targets)
     return ParsedLora(
-        sha256=sha256.lower() if sha256 is not None else digest,
+        sha256=sha256.lower() if sha256 is not None else contents.sha256,
         name=name,
         layers=layers,
         strays=tuple(layout.strays),
         format=layout.format,
         algorithm=layout.algorithm,
         rank=layout.rank,
-        nbytes=buffer.numel(),
+        nbytes=contents.buffer.numel(),
     )
 
 
@@ -176,17 +179,26 @@ class _Hashing:
         return "" if self._digest is None else self._digest.hexdigest()
 
 
-def _read(
-    data: bytes | bytearray | memoryview | Path, *, with_hash: bool
-) -> tuple[SafetensorsHeader, Tensor, str]:
-    """Header, the data part as one aligned buffer of bytes, and the file's sha256 or ""."""
+@dataclass(frozen=True)
+class _Contents:
+    """A file read once. `largest` is the largest absolute value of all its numbers, where they
+    have one dtype and are finite; `sha256` is "" unless it was asked for.
+    """
+
+    header: SafetensorsHeader
+    buffer: Tensor
+    largest: float | None
+    sha256: str
+
+
+def _read(data: bytes | bytearray | memoryview | Path, *, with_hash: bool) -> _Contents:
     if isinstance(data, Path):
         with data.open("rb") as file:
             return _read_stream(file, os.fstat(file.fileno()).st_size, with_hash)
     return _read_stream(_View(data), memoryview(data).nbytes, with_hash)
 
 
-def _read_stream(file: Any, size: int, with_hash: bool) -> tuple[SafetensorsHeader, Tensor, str]:
+def _read_stream(file: Any, size: int, with_hash: bool) -> _Contents:
     if size > LORA_MAX_BYTES:
         raise load_failed(
             f"The file is {size} bytes long; at most {LORA_MAX_BYTES} are read.", "too_large"
@@ -196,9 +208,30 @@ def _read_stream(file: Any, size: int, with_hash: bool) -> tuple[SafetensorsHead
     # Not a map of the file: its bytes must not change after they were checked. And a buffer of
     # its own puts the first tensor on an aligned address, whatever the header's length.
     buffer = torch.empty(size - header.data_start, dtype=torch.uint8)
-    if stream.fill(memoryview(buffer.numpy().data)) < buffer.numel():
-        raise load_failed("The file became shorter while it was read.", "truncated")
-    return header, buffer, stream.hexdigest()
+    view = memoryview(buffer.numpy().data)
+    dtype = _only_dtype(header, buffer.numel())
+    looks: list[Future[Tensor]] = []
+    # The values are looked at beside the reading, while they are still in the CPU's cache.
+    with ThreadPoolExecutor(1) as beside:
+        for start in range(0, len(view), _CHUNK_BYTES):
+            part = slice(start, min(start + _CHUNK_BYTES, len(view)))
+            if stream.fill(view[part]) < part.stop - part.start:
+                raise load_failed("The file became shorter while it was read.", "truncated")
+            if dtype is not None:
+                looks.append(beside.submit(_extreme, buffer[part].view(dtype)))
+    largest = float(torch.stack([look.result() for look in looks]).amax()) if looks else math.nan
+    return _Contents(
+        header, buffer, largest if math.isfinite(largest) else None, stream.hexdigest()
+    )
+
+
+def _only_dtype(header: SafetensorsHeader, size: int) -> torch.dtype | None:
+    """The floating dtype of all tensors, alphas and strays included; None if they differ."""
+    dtypes = {entry.dtype for entry in header.tensors.values()}
+    dtype = _DTYPES.get(next(iter(dtypes)))
+    if len(dtypes) > 1 or dtype is None or not dtype.is_floating_point or size % dtype.itemsize:
+        return None
+    return dtype
 
 
 def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
@@ -212,21 +245,38 @@ def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
 def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> dict[str, Tensor]:
     """The layout's tensors by key, as views of `buffer`."""
     tensors = {}
+    whole: dict[torch.dtype, Tensor] = {}
     for layer in layout.layers.values():
         for key in layer.keys.values():
             entry = header.tensors[key]
             dtype = _DTYPES.get(entry.dtype)
             if dtype is None:
                 raise load_failed(f"'{shown(key)}' is {entry.dtype}.", "dtype")
-            part = buffer[entry.start : entry.end]
             if entry.start % dtype.itemsize:
-                part = part.clone()
-            tensors[key] = part.view(dtype).view(entry.shape)
+                part = buffer[entry.start : entry.end].clone()
+                tensors[key] = part.view(dtype).view(entry.shape)
+                continue
+            if dtype not in whole:
+                whole[dtype] = buffer[: buffer.numel() // dtype.itemsize * dtype.itemsize].view(
+                    dtype
+                )
+            # One call a tensor instead of three: files have thousands of them.
+            tensors[key] = whole[dtype].as_strided(
+                entry.shape, _strides(entry.shape), entry.start // dtype.itemsize
+            )
     return tensors
 
 
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def _layers(
-    layout: LoraLayout, tensors: dict[str, Tensor], buffer: Tensor, targets: ModelTargets
+    layout: LoraLayout,
+    tensors: dict[str, Tensor],
+    largest_of_all: float | None,
+    targets: ModelTargets,
 ) -> dict[str, LayerDelta]:
     factors = {
         key: tensors[key]
@@ -234,7 +284,11 @@ def _layers(
         for slot, key in layer.keys.items()
         if slot is not Slot.ALPHA
     }
-    largest = _largest_of_all(factors, buffer) or _largest_of_each(factors)
+    if largest_of_all is None:
+        # Several dtypes; or a value that is not finite, which may be a stray's or an unused α's.
+        largest = _largest_of_each(factors)
+    else:
+        largest = dict.fromkeys(factors, largest_of_all)
     layers = {}
     for name, layer in layout.layers.items():
         factor = _factor(name, layer, tensors)
@@ -249,19 +303,6 @@ def _layers(
             bound=_bound(layer, largest, factor),
         )
     return layers
-
-
-def _largest_of_all(factors: dict[str, Tensor], buffer: Tensor) -> dict[str, float] | None:
-    """The largest absolute value of the whole file, for every tensor: one pass in one call.
-
-    None where tensors have several dtypes, or where a value somewhere is not finite: it may be a
-    stray's or an α that is not used, so that each tensor has to be looked at.
-    """
-    dtypes = {tensor.dtype for tensor in factors.values()}
-    if len(dtypes) != 1 or buffer.numel() % next(iter(dtypes)).itemsize:
-        return None
-    largest = float(_extreme(buffer.view(next(iter(dtypes)))))
-    return dict.fromkeys(factors, largest) if math.isfinite(largest) else None
 
 
 def _largest_of_each(factors: dict[str, Tensor]) -> dict[str, float]:
