@@ -429,20 +429,33 @@ def plot(result: dict[str, Any], path: Path) -> None:
         rows["ours, A → B"] = [("apply", result["switch_s"])]
         rows["ours, three at once"] = [("apply", result["three_at_once_s"])]
     rows["memcpy of the same bytes"] = [("copy", result["memcpy_s"])]
-    colours = {"load": "#9aa5b1", "parse": "#9aa5b1", "fuse": "#d1495b", "apply": "#d1495b",
-               "unfuse": "#30638e", "restore + check": "#30638e", "unload": "#edae49",
-               "copy": "#555555"}  # fmt: skip
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    meanings = {
+        "#9aa5b1": ("read the file", ("load", "parse")),
+        "#d1495b": ("into the weights", ("fuse", "apply")),
+        "#30638e": ("out again, ours with a check of every byte", ("unfuse", "restore + check")),
+        "#edae49": ("unload", ("unload",)),
+        "#555555": ("memcpy", ("copy",)),
+    }
+    colours = {part: colour for colour, (_, parts) in meanings.items() for part in parts}
+    figure, axes = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
     for number, parts in enumerate(rows.values()):
         left = 0.0
         for label, seconds in parts:
             axes.barh(number, seconds, left=left, color=colours[label])
             left += seconds
         axes.text(left, number, f" {left:.2f} s", va="center")
+    for colour, (meaning, _) in meanings.items():
+        axes.bar(0, 0, color=colour, label=meaning)
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.set_xlabel(f"seconds for one swap of a rank-{result['rank']} LoRA on SDXL's UNet, CPU")
+    context = f"{result['hardware']}, load average {result['load_average']}"
+    axes.set_xlabel(
+        f"seconds for one swap of a rank-{result['rank']} LoRA on SDXL's UNet; {context}",
+        fontsize=8,
+    )
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
