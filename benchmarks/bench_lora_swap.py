@@ -8,7 +8,7 @@ on its 722 linear layers inside transformer blocks. Times, in one process and on
 and how many weights each leaves changed. `--full` adds: cached, A→B, same again, three at once,
 ranks 8 to 128, with both text encoders at their real sizes. `--tiny` runs all of it small.
 
-    python benchmarks/bench_lora_swap.py [--full] [--tiny] [--json FILE] [--plot FILE]
+    python benchmarks/bench_lora_swap.py [--full] [--tiny] [--threads N] [--json FILE] [--plot FILE]
 
 Needs about 14 GB. Last line: JSON. Times are seconds; the best of some runs, as what else the
 machine does can only add to them.
@@ -468,9 +468,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer-runs", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of torch; on a busy machine 1 is fairer")
     parser.add_argument("--json", type=Path, help="write the result there, too")
     parser.add_argument("--plot", type=Path, help="draw it there (PNG or SVG)")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.tiny:
         args.rank = min(args.rank, 16)
     warnings.filterwarnings("ignore")
