@@ -1,13 +1,12 @@
 """`python -m app.cli`: the API from a terminal, and the first API key.
 
-Duty: what a person types, as calls of the HTTP API. Only `create-key` opens the database itself,
-since it makes what the API asks for.
+Duty: what a person types, as calls of the HTTP API. Only the keys' commands open the database
+themselves, since they make what the API asks for.
 Must not know: services.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -19,14 +18,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.core.db import Database, DatabaseError
-from app.core.security import key_digest, new_api_key
-from app.core.settings import load_settings
-from app.core.startup import Prepared, StartRefused, prepare
-from app.models import LOCAL_OWNER
-from app.repositories.api_keys import ApiKeyRepository
+from app.cli_keys import create_key, list_keys, revoke_key
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Pictures from a terminal.")
+for _command in (create_key, list_keys, revoke_key):
+    cli.command()(_command)
 console = Console()
 _POLL_SECONDS = 1.0
 
@@ -168,34 +164,6 @@ def show(
         seconds = sum((content["timings"] or {}).values())
         table.add_row(content["id"], content["status"], f"{seconds:.1f}", content["prompt"][:60])
     console.print(table)
-
-
-@cli.command()
-def create_key(name: str = "first") -> None:
-    """Make an API key and print it, once. From then on every call needs a key."""
-    # The check that a reachable server has a key is what this command is to satisfy.
-    settings = load_settings(host="127.0.0.1")
-    try:
-        prepared = prepare(settings)
-    except (DatabaseError, StartRefused) as error:
-        console.print(str(error), markup=False, style="red")
-        raise typer.Exit(1) from error
-    try:
-        key = new_api_key()
-        asyncio.run(_keep_key(prepared, key, name))
-    finally:
-        prepared.release()
-    # Bare, so that a script can read it.
-    print(key)
-
-
-async def _keep_key(prepared: Prepared, key: str, name: str) -> None:
-    database = Database(prepared.url)
-    try:
-        async with database.session() as session:
-            await ApiKeyRepository(session).add(key_digest(key), owner=LOCAL_OWNER, name=name)
-    finally:
-        await database.close()
 
 
 if __name__ == "__main__":

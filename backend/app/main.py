@@ -27,9 +27,12 @@ from app.core.startup import Prepared
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
 from app.services.drawing import Drawing
-from app.services.generation import Ends, GenerationService
+from app.services.ends import Ends
+from app.services.events import EventService
+from app.services.generation import GenerationService
 from app.services.inference import Inference
 from app.services.jobs import JobQueue
+from app.services.listener import Listener
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.metrics import Metrics
@@ -118,6 +121,9 @@ async def _start(
         )
         queue = JobQueue(database, settings, drawing.run, prepared.revive)
         generations.queue = queue
+        listener = Listener(database.conninfo, ends.announce, drawing.stop)
+        listener.start()
+        stack.push_async_callback(listener.stop)
         await base_model.look()
         await queue.start()
         stack.push_async_callback(queue.stop)
@@ -133,6 +139,7 @@ async def _start(
             generations=generations,
             loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
             avatars=AvatarService(database),
+            events=EventService(database, ends),
             queue=queue,
         )
         return services, stack.pop_all().aclose

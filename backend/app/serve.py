@@ -18,7 +18,7 @@ from app.core.logging import configure_logging
 from app.core.settings import Settings, load_settings
 from app.core.startup import Prepared, StartRefused, prepare
 from app.main import create_app
-from app.services.generation import Ends
+from app.services.ends import Ends
 
 
 class _Server(uvicorn.Server):

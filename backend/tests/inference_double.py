@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from PIL import Image
 
-from app.services.modal_sdxl_lora_client import InferenceOutcome
+from app.services.modal_sdxl_lora_client import InferenceOutcome, OnEvent
 from sdxl_contract.errors import Cancelled, ModelLoadFailed
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.request import GenerateRequest
@@ -23,6 +23,7 @@ from sdxl_contract.result import (
     Metadata,
     ModelInfo,
     Timings,
+    WorkerEvent,
 )
 
 SECONDS = Timings(queue=5.0, text_encode=1.0, denoise=8.0, decode=1.0)
@@ -46,6 +47,7 @@ class InferenceDouble:
         self.gpu = gpu
         self.limits = limits or ModelLimits()
         self.failures: list[BaseException] = []
+        self.events: list[WorkerEvent] = []
         self.requests: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.is_up = True
@@ -59,10 +61,12 @@ class InferenceDouble:
         *,
         request_id: str,
         deadline_s: float,
-        on_event: object = None,
+        on_event: OnEvent | None = None,
     ) -> InferenceOutcome:
         request = await build_request()
         self.requests.append(request)
+        for event in self.events if on_event else []:
+            await on_event(event)
         await self.gate.wait()
         if request_id in self.cancelled:
             raise Cancelled("stopped")

@@ -91,6 +91,23 @@ async def test_a_frozen_servers_job_is_taken_over_and_it_loses_when_it_wakes(
             assert (await second.http.get(again["image_url"])).status_code == 200
 
 
+async def test_pictures_of_an_attempt_that_died_are_removed_by_the_next(
+    start_backend: StartBackend, settings: Settings
+) -> None:
+    first = InferenceDouble()
+    first.gate.clear()
+    async with start_backend(inference=first) as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await started(first)
+    folder = settings.data_dir / "objects/owners/local/images" / content["id"]
+    folder.mkdir(parents=True)
+    (folder / "1-0-abcdef01.png").write_bytes(b"stored, but no row names it")
+    async with start_backend(inference=InferenceDouble()) as backend:
+        done = await ended(backend, content["id"])
+        assert (await backend.http.get(done["image_url"])).status_code == 200
+    assert [path.name[:2] for path in folder.iterdir()] == ["2-"]
+
+
 async def test_row_and_job_are_written_together_or_not_at_all(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

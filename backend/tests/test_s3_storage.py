@@ -64,6 +64,16 @@ async def test_what_is_deleted_is_gone(storage: S3Storage) -> None:
     assert not await storage.exists("owners/a/z.png")
 
 
+async def test_a_folder_s_keys_are_those_right_below_it(storage: S3Storage) -> None:
+    for key in ("owners/b/one/1-0.png", "owners/b/one/1-1.png", "owners/b/one-more/2-0.png"):
+        await storage.put(key, b"picture")
+    assert sorted(await storage.keys("owners/b/one")) == [
+        "owners/b/one/1-0.png",
+        "owners/b/one/1-1.png",
+    ]
+    assert await storage.keys("owners/b/none") == []
+
+
 async def test_a_wrong_key_is_a_storage_error_that_tells_nothing(
     s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

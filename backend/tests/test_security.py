@@ -177,3 +177,55 @@ async def test_the_frameworks_own_errors_have_the_same_shape(
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["error_code"]
+
+
+async def test_no_route_shows_or_changes_what_is_anothers(
+    backend: Backend, database_url: URL
+) -> None:
+    """Walks the OpenAPI document, so that a new route is not forgotten."""
+    lora = await backend.upload(kohya_lora())
+    avatar = await backend.http.post(
+        "/api/v1/identities/avatars", json={"name": "Ann", "base_prompt": "Ann"}
+    )
+    batch = await backend.http.post("/api/v1/content/batch", json={"prompts": ["a"]})
+    ids = {
+        "content_id": batch.json()["content_ids"][0],
+        "batch_id": batch.json()["batch_id"],
+        "lora_id": lora["id"],
+        "avatar_id": avatar.json()["id"],
+    }
+    mine, other = await add_key(database_url, "local"), await add_key(database_url, "other")
+    paths = (await backend.http.get("/openapi.json")).json()["paths"]
+    walked = 0
+    for path, methods in paths.items():
+        if not path.startswith("/api/v1"):
+            continue
+        for method in methods:
+            place = path.format(**ids)
+            body = {"json": {}} if method in ("patch", "put") else {}
+            answer = await backend.http.request(method, place, **body)
+            assert answer.status_code == 401, (method, path)
+            if "{" in path:
+                answer = await backend.http.request(method, place, headers=other, **body)
+                assert answer.status_code == 404, (method, path)
+                assert answer.json()["error_code"] == "NOT_FOUND"
+                walked += 1
+    assert walked >= 11
+    for path in paths:
+        if "{" in path:
+            answer = await backend.http.get(path.format(**ids), headers=mine)
+            assert answer.status_code in (200, 405, 409), path
+
+
+async def test_revoking_the_last_key_does_not_open_the_server(
+    backend: Backend, database_url: URL
+) -> None:
+    headers = await add_key(database_url, "local")
+    async with backend.app.state.services.database.session() as session:
+        keys = ApiKeyRepository(session)
+        [key] = await keys.list()
+        assert await keys.revoke(key.id)
+        assert not await keys.revoke(key.id)
+    for tried in (headers, {}):
+        answer = await backend.http.get("/api/v1/content", headers=tried)
+        assert answer.status_code == 401

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import OwnerDep, ServicesDep
+from app.core.errors import NotFound
 from app.models import Generation, Status
 from app.schemas.common import Page
-from app.schemas.content import ContentOut, GenerateIn, content_out
+from app.schemas.content import (
+    BatchAccepted,
+    BatchIn,
+    BatchOut,
+    ContentOut,
+    GenerateIn,
+    content_out,
+)
 from sdxl_contract.errors import InvalidRequest
 
 router = APIRouter(prefix="/content", tags=["content"])
@@ -65,18 +75,43 @@ async def generate(
     return _out(services, generation)
 
 
+@router.post("/batch", status_code=202)
+async def generate_batch(
+    asked: BatchIn, owner: OwnerDep, services: ServicesDep, response: Response
+) -> BatchAccepted:
+    """Ask for many pictures; all are accepted, or none."""
+    batch, ids = await services.generations.accept_batch(owner, asked)
+    response.headers["Location"] = f"/api/v1/content/batch/{batch.id}"
+    return BatchAccepted(batch_id=batch.id, content_ids=ids)
+
+
+@router.get("/batch/{batch_id}")
+async def read_batch(batch_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> BatchOut:
+    """How many contents of a batch are in which state."""
+    batch, counts = await services.generations.batch(owner, batch_id)
+    return BatchOut.model_validate(
+        {"batch_id": batch.id, "total": batch.total, "created_at": batch.created_at, **counts}
+    )
+
+
 @router.get("")
 async def list_contents(
     owner: OwnerDep,
     services: ServicesDep,
     avatar_id: uuid.UUID | None = None,
     status: Status | None = None,
+    batch_id: uuid.UUID | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page[ContentOut]:
     """Contents, newest first."""
     rows, next_cursor = await services.generations.page(
-        owner, limit=limit, cursor=cursor, avatar_id=avatar_id, status=status
+        owner,
+        limit=limit,
+        cursor=cursor,
+        avatar_id=avatar_id,
+        status=status,
+        batch_id=batch_id,
     )
     return Page(items=[_out(services, row) for row in rows], next_cursor=next_cursor)
 
@@ -91,6 +126,56 @@ async def read_content(content_id: uuid.UUID, owner: OwnerDep, services: Service
 async def delete_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove a content and its pictures."""
     await services.generations.delete(owner, content_id)
+
+
+@router.post("/{content_id}/cancel", status_code=202)
+async def cancel_content(
+    content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep
+) -> ContentOut:
+    """Stop a content: at once where it waits, within a step where it is being drawn."""
+    return _out(services, await services.generations.cancel(owner, content_id))
+
+
+@router.post("/{content_id}/replay", status_code=202)
+async def replay_content(
+    content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep, response: Response
+) -> ContentOut:
+    """The same request, its seed included, again."""
+    generation = await services.generations.replay(owner, content_id)
+    response.headers["Location"] = f"/api/v1/content/{generation.id}"
+    return _out(services, generation)
+
+
+async def _own_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> Generation:
+    """The content, looked up before the stream begins, so that a wrong id is still a 404."""
+    return await services.generations.get(owner, content_id)
+
+
+@router.get("/{content_id}/events", response_class=EventSourceResponse)
+async def follow_content(
+    content: Annotated[Generation, Depends(_own_content)],
+    owner: OwnerDep,
+    services: ServicesDep,
+    last_event_id: Annotated[str, Header()] = "",
+) -> AsyncIterator[ServerSentEvent]:
+    """What happens to a content as it happens; resumes after `Last-Event-ID`."""
+    number = last_event_id.strip()
+    after = int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0
+    async for event in services.events.follow(content.id, after):
+        data: dict[str, Any] = event.data
+        if event.is_final:
+            try:
+                shown = _out(services, await services.generations.get(owner, content.id))
+            except NotFound:
+                return
+            data = {"content": shown.model_dump(mode="json")}
+            if shown.error is not None:
+                data["error"] = shown.error.model_dump()
+        yield ServerSentEvent(
+            data=data,
+            event=event.type,
+            id=None if event.number is None else str(event.number),
+        )
 
 
 def _out(services: ServicesDep, generation: Generation) -> ContentOut:

@@ -15,6 +15,7 @@ from app.models import LOCAL_OWNER
 from app.repositories.api_keys import ApiKeyRepository
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
+from app.services.events import EventService
 from app.services.generation import GenerationService
 from app.services.jobs import JobQueue
 from app.services.loras import LoraService
@@ -33,6 +34,7 @@ class Services:
     generations: GenerationService
     loras: LoraService
     avatars: AvatarService
+    events: EventService
     queue: JobQueue
 
 
@@ -60,7 +62,7 @@ async def get_owner(request: Request, services: ServicesDep) -> str:
             if owner is None:
                 raise Unauthorized("This API key is not valid.")
             return owner
-        if await keys.any_active():
+        if await keys.any_made():
             raise Unauthorized("An API key is needed: send Authorization: Bearer <api key>.")
     if is_foreign_page(request.headers, services.settings.base_url):
         raise Forbidden(

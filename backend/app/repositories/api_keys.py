@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from typing import Any, cast
 
-from sqlalchemy import exists, select
+from sqlalchemy import CursorResult, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.security import same_digest
@@ -22,6 +24,23 @@ class ApiKeyRepository:
         """Whether at least one key is valid."""
         query = select(exists().where(ApiKey.revoked_at.is_(None)))
         return bool(await self._session.scalar(query))
+
+    async def any_made(self) -> bool:
+        """Whether a key was ever made: revoking the last one must not open the server again."""
+        return bool(await self._session.scalar(select(exists().where(ApiKey.id.is_not(None)))))
+
+    async def list(self) -> Sequence[ApiKey]:
+        """All, oldest first."""
+        return (await self._session.scalars(select(ApiKey).order_by(ApiKey.created_at))).all()
+
+    async def revoke(self, key_id: uuid.UUID) -> bool:
+        """Make a key invalid from now on; whether it was valid."""
+        result = await self._session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+            .values(revoked_at=utc_now())
+        )
+        return cast("CursorResult[Any]", result).rowcount == 1
 
     async def owner_of(self, digest: str) -> str | None:
         """Whose key this is; None for an unknown or revoked one."""

@@ -24,13 +24,14 @@ class GenerationRepository:
         self._session = session
         self._owner = owner
 
-    async def get(self, content_id: uuid.UUID) -> Generation | None:
-        """One, with its pictures."""
-        return await self._session.scalar(
+    async def get(self, content_id: uuid.UUID, *, lock: bool = False) -> Generation | None:
+        """One, with its pictures; `lock` holds it until the transaction's end."""
+        query = (
             select(Generation)
             .where(Generation.id == content_id, Generation.owner == self._owner)
             .options(selectinload(Generation.pieces))
         )
+        return await self._session.scalar(query.with_for_update(of=Generation) if lock else query)
 
     async def by_idempotency_key(self, key: str) -> Generation | None:
         """The one that was accepted with this key, with its pictures."""
@@ -113,6 +114,16 @@ class JobRepository:
         """Where a content is; None where it is gone."""
         return await self._session.scalar(
             select(Generation.status).where(Generation.id == content_id)
+        )
+
+    async def wants_stop(self, content_id: uuid.UUID) -> bool:
+        """Whether somebody asked to cancel a content."""
+        return bool(
+            await self._session.scalar(
+                select(Generation.cancel_requested_at.is_not(None)).where(
+                    Generation.id == content_id
+                )
+            )
         )
 
     async def claim(self, content_id: uuid.UUID) -> Generation | None:

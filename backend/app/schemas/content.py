@@ -6,12 +6,14 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.models import Generation, Status
 from app.schemas.common import Storable
 from app.services.storage import Storage
 from sdxl_contract import limits
+
+BATCH_MAX = 500
 
 
 class LoraUse(BaseModel):
@@ -39,6 +41,50 @@ class GenerateIn(BaseModel):
     cfg: float = limits.CFG_DEFAULT
     seed: int | None = Field(default=None, description="chosen at random and kept if unset")
     num_images: int = 1
+
+
+class BatchIn(BaseModel):
+    """`POST /content/batch`: every prompt `count` times; a given seed counts upwards."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: list[Storable] = Field(min_length=1, max_length=100)
+    count: int = Field(default=1, ge=1, le=100)
+    avatar_id: uuid.UUID | None = None
+    loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
+    negative_prompt: Storable = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int = limits.STEPS_DEFAULT
+    cfg: float = limits.CFG_DEFAULT
+    seed: int | None = Field(default=None, ge=0, le=limits.SEED_MAX)
+    num_images: int = 1
+
+    @model_validator(mode="after")
+    def _bounded(self) -> BatchIn:
+        if len(self.prompts) * self.count > BATCH_MAX:
+            raise ValueError(f"prompts x count must be at most {BATCH_MAX}")
+        return self
+
+
+class BatchAccepted(BaseModel):
+    """The contents of a new batch, prompt by prompt."""
+
+    batch_id: uuid.UUID
+    content_ids: list[uuid.UUID]
+
+
+class BatchOut(BaseModel):
+    """How far a batch is."""
+
+    batch_id: uuid.UUID
+    total: int = Field(description="as accepted; deleted contents stay counted here")
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    created_at: datetime
 
 
 class ImageOut(BaseModel):

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,16 +21,22 @@ from app.core.errors import StorageFailed
 from app.core.settings import Settings
 from app.models import ContentPiece, Generation, Status
 from app.models.base import utc_now
+from app.repositories.events import EventRepository
 from app.repositories.generations import JobRepository
 from app.repositories.loras import LoraRepository
 from app.services.costs import price
 from app.services.inference import Inference
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
-from sdxl_contract.errors import ContractError, ErrorCode
+from sdxl_contract.errors import Cancelled, ContractError, ErrorCode
 from sdxl_contract.limits import TIMEOUT_MAX_S
 from sdxl_contract.request import GenerateRequest, LoraRef
-from sdxl_contract.result import GenerateResult
+from sdxl_contract.result import GenerateResult, PreviewEvent, ProgressEvent, WorkerEvent
+
+# Progress is written at most this often: a picture of a moment needs none.
+_PROGRESS_SECONDS = 0.5
+_PREVIEW_MAX_CHARS = 200_000
+_WORKER_STOP_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +68,32 @@ class Drawing:
         self._inference = inference
         self._on_end = on_end
         self._gpu = gpu
+        self._drawing: dict[uuid.UUID, asyncio.Task[InferenceOutcome]] = {}
+        self._stopping: dict[uuid.UUID, asyncio.Task[None]] = {}
+
+    def stop(self, content_id: uuid.UUID) -> None:
+        """Stop drawing a content, where this process draws it."""
+        if content_id in self._drawing and content_id not in self._stopping:
+            self._stopping[content_id] = asyncio.create_task(self._stop(content_id))
+
+    async def _stop(self, content_id: uuid.UUID) -> None:
+        # The worker first: its answer says that it stopped. The call to it ends in any case.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_WORKER_STOP_SECONDS):
+                await self._inference.cancel(str(content_id))
+        drawing = self._drawing.get(content_id)
+        if drawing is not None:
+            drawing.cancel()
 
     async def run(self, content_id: uuid.UUID) -> None:
         """Draw one content. Raises only where its end could not be written."""
         async with self._database.session() as session:
             generation = await JobRepository(session).claim(content_id)
-        if generation is None:
-            return
+            if generation is None:
+                return
+            await EventRepository(session).add(
+                content_id, "started", {"attempt": generation.attempt}
+            )
         try:
             await self._attempt(generation)
         except asyncio.CancelledError:
@@ -96,11 +122,9 @@ class Drawing:
                 f"given up after {generation.attempt - 1} attempts that were interrupted",
             )
         log.info("content %s: attempt %d starts", generation.id, generation.attempt)
-        outcome = await self._inference.generate(
-            self._request_builder(generation),
-            request_id=str(generation.id),
-            deadline_s=self._settings.modal_timeout_seconds,
-        )
+        if generation.attempt > 1:
+            await self._clear_earlier(generation)
+        outcome = await self._draw(generation)
         pieces: list[ContentPiece] = []
         kept = False
         try:
@@ -112,6 +136,8 @@ class Drawing:
                 kept = await JobRepository(session).finish(
                     generation.id, generation.attempt, self._success(outcome), pieces
                 )
+                if kept:
+                    await EventRepository(session).add(generation.id, Status.SUCCEEDED, {})
         finally:
             if not kept:
                 await asyncio.shield(self._discard([piece.object_key for piece in pieces]))
@@ -121,10 +147,65 @@ class Drawing:
         else:
             log.warning("content %s: attempt %d came too late", generation.id, generation.attempt)
 
+    async def _draw(self, generation: Generation) -> InferenceOutcome:
+        drawing = asyncio.ensure_future(
+            self._inference.generate(
+                self._request_builder(generation),
+                request_id=str(generation.id),
+                deadline_s=self._settings.modal_timeout_seconds,
+                on_event=self._progress_writer(generation),
+            )
+        )
+        self._drawing[generation.id] = drawing
+        try:
+            return await drawing
+        except asyncio.CancelledError:
+            if generation.id not in self._stopping:
+                raise  # the server stops
+            raise Cancelled("stopped while it was drawn") from None
+        finally:
+            drawing.cancel()
+            self._drawing.pop(generation.id, None)
+            stopping = self._stopping.pop(generation.id, None)
+            if stopping is not None:
+                stopping.cancel()
+
+    def _progress_writer(self, generation: Generation) -> Callable[[WorkerEvent], Awaitable[None]]:
+        """Writes down what the worker tells, now and then; never fails the picture."""
+        write_at: dict[str, float] = dict.fromkeys(
+            ("progress", "preview"), time.monotonic() + _PROGRESS_SECONDS
+        )
+
+        async def write(event: WorkerEvent) -> None:
+            data: dict[str, Any]
+            if isinstance(event, ProgressEvent):
+                data = event.model_dump(mode="json", exclude={"type"})
+            elif isinstance(event, PreviewEvent) and len(event.image_base64) <= _PREVIEW_MAX_CHARS:
+                data = {
+                    "image": f"data:image/jpeg;base64,{event.image_base64}",
+                    "step": event.step,
+                }
+            else:
+                return
+            now = time.monotonic()
+            if now < write_at[event.type]:
+                return
+            write_at[event.type] = now + _PROGRESS_SECONDS
+            with contextlib.suppress(*DATABASE_LOST):
+                async with self._database.session() as session:
+                    await EventRepository(session).add_passing(
+                        generation.id, generation.attempt, event.type, data
+                    )
+
+        return write
+
     def _request_builder(self, generation: Generation) -> Callable[[], Awaitable[GenerateRequest]]:
         """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
 
         async def build() -> GenerateRequest:
+            async with self._database.session() as session:
+                if await JobRepository(session).wants_stop(generation.id):
+                    raise Cancelled("stopped before it was drawn")
             return GenerateRequest(
                 prompt=generation.prompt,
                 negative_prompt=generation.negative_prompt,
@@ -184,6 +265,8 @@ class Drawing:
         values = {"status": status, "error": {"code": str(code), "message": message}}
         async with self._database.session() as session:
             kept = await JobRepository(session).finish(generation.id, generation.attempt, values)
+            if kept:
+                await EventRepository(session).add(generation.id, status, {})
         if kept:
             self._on_end(generation.id, status)
 
@@ -191,10 +274,24 @@ class Drawing:
         async with self._database.session() as session:
             await JobRepository(session).release(generation.id, generation.attempt)
 
+    async def _clear_earlier(self, generation: Generation) -> None:
+        """Remove what attempts that died had stored: the fence keeps them from naming it."""
+        try:
+            for key in await self._storage.keys(_folder(generation)):
+                attempt = key.rpartition("/")[2].partition("-")[0]
+                if attempt.isdecimal() and int(attempt) < generation.attempt:
+                    await self._storage.delete(key)
+        except StorageFailed:
+            log.warning("content %s: leftovers could not be removed", generation.id)
+
     async def _discard(self, keys: list[str]) -> None:
         for key in keys:
             with contextlib.suppress(StorageFailed):
                 await self._storage.delete(key)
+
+
+def _folder(generation: Generation) -> str:
+    return f"owners/{generation.owner}/images/{generation.id}"
 
 
 def _piece(
@@ -204,10 +301,8 @@ def _piece(
     seeds = [image.seed for image in result.images] or result.metadata.seeds
     first = result.metadata.seed_used
     width, height = result.image_size
-    key = (
-        f"owners/{generation.owner}/images/{generation.id}/"
-        f"{generation.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
-    )
+    name = f"{generation.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
+    key = f"{_folder(generation)}/{name}"
     return ContentPiece(
         id=uuid.uuid4(),
         generation_id=generation.id,

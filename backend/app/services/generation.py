@@ -8,41 +8,41 @@ Must not know: HTTP.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import json
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import Database
 from app.core.errors import Conflict, NotFound
-from app.models import Avatar, Generation, LoraModel, Status
+from app.models import Batch, Generation, LoraModel, Status
 from app.models.base import utc_now
-from app.repositories.avatars import AvatarRepository
+from app.repositories.batches import BatchRepository
+from app.repositories.events import EventRepository
 from app.repositories.generations import GenerationRepository, JobRepository
 from app.repositories.loras import LoraRepository
-from app.schemas.content import GenerateIn
+from app.schemas.content import BatchIn, GenerateIn
 from app.services.base_model import BaseModel
+from app.services.cursor import read_cursor, write_cursor
+from app.services.ends import Ends
 from app.services.inference import Inference
 from app.services.jobs import JobQueue
+from app.services.resolve import again_request, as_request, find_avatar, find_loras
 from app.services.storage import Storage
-from sdxl_contract.errors import InvalidPrompt, InvalidRequest
-from sdxl_contract.limits import MAX_LORAS, SEED_MAX
-from sdxl_contract.request import GenerateRequest, LoraRef, explain_validation
+from sdxl_contract.errors import InvalidPrompt
+from sdxl_contract.limits import SEED_MAX, ModelLimits
+from sdxl_contract.request import GenerateRequest
 
 _LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
 _STOP_SECONDS = 0.2
-# Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
-_NO_URL = "https://unsigned.invalid/lora.safetensors"
 
 
 class Accepted(NamedTuple):
@@ -52,30 +52,58 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-class Ends:
-    """Who waits in this process for a content's end, and whether the server is stopping."""
+@dataclass(frozen=True)
+class _Draft:
+    """A request that was held against every limit, ready to become contents."""
 
-    def __init__(self) -> None:
-        self._events: dict[uuid.UUID, set[asyncio.Event]] = {}
-        self.stopping = False
+    owner: str
+    avatar_id: uuid.UUID | None
+    request: GenerateRequest
+    size: tuple[int, int]
+    loras: list[tuple[LoraModel, float]]
+    draw_seed: Callable[[], int]
+    estimated_usd: float | None
 
-    def announce(self, content_id: uuid.UUID) -> None:
-        """Wake who waits for `content_id`."""
-        for event in self._events.get(content_id, ()):
-            event.set()
+    def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Generation:
+        """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
+        request = self.request
+        chosen = request.seed if seed is None else seed
+        return Generation(
+            id=uuid.uuid4(),
+            owner=self.owner,
+            status=Status.QUEUED,
+            attempt=0,
+            avatar_id=self.avatar_id,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            parameters={
+                "width": self.size[0],
+                "height": self.size[1],
+                "steps": request.steps,
+                "cfg": request.cfg,
+                "seed": self.draw_seed() if chosen is None else chosen,
+                "num_images": request.num_images,
+            },
+            loras=[
+                {
+                    "lora_model_id": str(lora.id),
+                    "name": lora.name,
+                    "sha256": lora.sha256,
+                    "scale": scale,
+                }
+                for lora, scale in self.loras
+            ],
+            idempotency_key=idempotency_key,
+            request_sha256=digest,
+            estimated_usd=self.estimated_usd,
+            created_at=utc_now(),
+            pieces=[],
+        )
 
-    @contextlib.contextmanager
-    def listening(self, content_id: uuid.UUID) -> Iterator[asyncio.Event]:
-        """An event that is set when `content_id` ends in this process."""
-        event = asyncio.Event()
-        listeners = self._events.setdefault(content_id, set())
-        listeners.add(event)
-        try:
-            yield event
-        finally:
-            listeners.discard(event)
-            if not listeners:
-                self._events.pop(content_id, None)
+
+def _digest(asked: GenerateIn | BatchIn) -> str:
+    text = json.dumps(asked.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class GenerationService:
@@ -108,9 +136,7 @@ class GenerationService:
             NotFound: the avatar or a LoRA is not there.
             Conflict: `idempotency_key` was used for something else.
         """
-        digest = hashlib.sha256(
-            json.dumps(asked.model_dump(mode="json", exclude_unset=True), sort_keys=True).encode()
-        ).hexdigest()
+        digest = _digest(asked)
         if idempotency_key is not None:
             earlier = await self._earlier(owner, idempotency_key, digest)
             if earlier is not None:
@@ -118,47 +144,9 @@ class GenerationService:
         limits = await self._base_model.limits()
         try:
             async with self._database.session() as session:
-                avatar = await _find_avatar(session, owner, asked.avatar_id)
-                loras = await _find_loras(session, owner, asked, avatar)
-                request = _as_request(asked, avatar, loras)
-                request.check_limits(limits)
-                width, height = request.size(limits)
-                usual = await GenerationRepository(session, owner).usual_usd()
-                generation = Generation(
-                    id=uuid.uuid4(),
-                    owner=owner,
-                    status=Status.QUEUED,
-                    attempt=0,
-                    avatar_id=avatar.id if avatar else None,
-                    prompt=request.prompt,
-                    negative_prompt=request.negative_prompt,
-                    parameters={
-                        "width": width,
-                        "height": height,
-                        "steps": request.steps,
-                        "cfg": request.cfg,
-                        # Kept with the row, so that a second attempt draws the same picture.
-                        "seed": self._draw_seed() if request.seed is None else request.seed,
-                        "num_images": request.num_images,
-                    },
-                    loras=[
-                        {
-                            "lora_model_id": str(lora.id),
-                            "name": lora.name,
-                            "sha256": lora.sha256,
-                            "scale": scale,
-                        }
-                        for lora, scale in loras
-                    ],
-                    idempotency_key=idempotency_key,
-                    request_sha256=digest,
-                    estimated_usd=None if usual is None else usual * request.num_images,
-                    created_at=utc_now(),
-                    pieces=[],
-                )
-                await GenerationRepository(session, owner).add(generation)
-                assert self.queue is not None
-                await self.queue.enqueue(session, generation.id)
+                draft = await self._draft(session, owner, asked, limits)
+                generation = draft.content(None, digest, idempotency_key)
+                await self._add(session, owner, generation)
         except IntegrityError:
             if idempotency_key is None:
                 raise
@@ -167,6 +155,143 @@ class GenerationService:
                 raise
             return Accepted(earlier, is_new=False)
         return Accepted(generation, is_new=True)
+
+    async def accept_batch(self, owner: str, asked: BatchIn) -> tuple[Batch, list[uuid.UUID]]:
+        """Put every prompt `count` times in the queue, all or none. A given seed counts upwards.
+
+        Raises:
+            As `accept`; the message names the prompt.
+        """
+        limits = await self._base_model.limits()
+        common = asked.model_dump(exclude={"prompts", "count"}, exclude_unset=True)
+        batch = Batch(
+            id=uuid.uuid4(),
+            owner=owner,
+            total=len(asked.prompts) * asked.count,
+            request=asked.model_dump(mode="json", exclude_unset=True),
+            created_at=utc_now(),
+        )
+        digest = _digest(asked)
+        ids: list[uuid.UUID] = []
+        async with self._database.session() as session:
+            session.add(batch)
+            await session.flush()
+            for number, prompt in enumerate(asked.prompts):
+                try:
+                    draft = await self._draft(
+                        session, owner, GenerateIn(prompt=prompt, **common), limits
+                    )
+                except InvalidPrompt as error:
+                    field = f"prompts[{number}]"
+                    raise InvalidPrompt(
+                        f"{field}: {error.message}", details={"field": field}
+                    ) from error
+                for _ in range(asked.count):
+                    seed = None if asked.seed is None else (asked.seed + len(ids)) % (SEED_MAX + 1)
+                    generation = draft.content(seed, digest, None)
+                    generation.batch_id = batch.id
+                    await self._add(session, owner, generation)
+                    ids.append(generation.id)
+        return batch, ids
+
+    async def batch(self, owner: str, batch_id: uuid.UUID) -> tuple[Batch, dict[str, int]]:
+        """A batch, and how many of its contents are in which state; deleted ones are in none.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        async with self._database.session() as session:
+            found = await BatchRepository(session, owner).get(batch_id)
+        if found is None:
+            raise NotFound("There is no batch with this id.")
+        return found
+
+    async def replay(self, owner: str, content_id: uuid.UUID) -> Generation:
+        """The same request again, its seed included, as a new content.
+
+        Raises:
+            NotFound: there is no such content.
+            Conflict: one of its LoRAs was deleted.
+        """
+        limits = await self._base_model.limits()
+        async with self._database.session() as session:
+            repository = GenerationRepository(session, owner)
+            old = await repository.get(content_id)
+            if old is None:
+                raise NotFound("There is no content with this id.")
+            ids = [uuid.UUID(lora["lora_model_id"]) for lora in old.loras]
+            found = await LoraRepository(session, owner).get_many(ids) if ids else {}
+            for lora_id, lora in zip(ids, old.loras, strict=True):
+                if lora_id not in found:
+                    raise Conflict(f"The LoRA {lora['name']!r} of this content was deleted.")
+            again_request(old).check_limits(limits)
+            usual = await repository.usual_usd()
+            images = int(old.parameters["num_images"])
+            generation = Generation(
+                id=uuid.uuid4(),
+                owner=owner,
+                status=Status.QUEUED,
+                attempt=0,
+                avatar_id=old.avatar_id,
+                prompt=old.prompt,
+                negative_prompt=old.negative_prompt,
+                parameters=dict(old.parameters),
+                loras=[dict(lora) for lora in old.loras],
+                request_sha256=old.request_sha256,
+                estimated_usd=None if usual is None else usual * images,
+                created_at=utc_now(),
+                pieces=[],
+            )
+            await self._add(session, owner, generation)
+        return generation
+
+    async def cancel(self, owner: str, content_id: uuid.UUID) -> Generation:
+        """Stop a content: at once where it waits, within a step where it is being drawn.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+            Conflict: it has ended otherwise.
+        """
+        async with self._database.session() as session:
+            generation = await GenerationRepository(session, owner).get(content_id, lock=True)
+            if generation is None:
+                raise NotFound("There is no content with this id.")
+            if generation.status == Status.QUEUED:
+                generation.status = Status.CANCELLED
+                generation.finished_at = generation.cancel_requested_at = utc_now()
+                generation.error = {"code": "CANCELLED", "message": "stopped before it was drawn"}
+                await EventRepository(session).add(content_id, Status.CANCELLED, {})
+            elif generation.status == Status.RUNNING:
+                generation.cancel_requested_at = generation.cancel_requested_at or utc_now()
+                await EventRepository(session).ask_to_stop(content_id)
+            elif generation.status != Status.CANCELLED:
+                raise Conflict(f"This content has ended already: {generation.status}.")
+        self._ends.announce(content_id)
+        return generation
+
+    async def _draft(
+        self, session: AsyncSession, owner: str, asked: GenerateIn, limits: ModelLimits
+    ) -> _Draft:
+        avatar = await find_avatar(session, owner, asked.avatar_id)
+        loras = await find_loras(session, owner, asked, avatar)
+        request = as_request(asked, avatar, loras)
+        request.check_limits(limits)
+        usual = await GenerationRepository(session, owner).usual_usd()
+        return _Draft(
+            owner=owner,
+            avatar_id=avatar.id if avatar else None,
+            request=request,
+            size=request.size(limits),
+            loras=loras,
+            draw_seed=self._draw_seed,
+            estimated_usd=None if usual is None else usual * request.num_images,
+        )
+
+    async def _add(self, session: AsyncSession, owner: str, generation: Generation) -> None:
+        """Row and job, in `session`'s transaction."""
+        await GenerationRepository(session, owner).add(generation)
+        assert self.queue is not None
+        await self.queue.enqueue(session, generation.id)
 
     async def _earlier(self, owner: str, key: str, digest: str) -> Generation | None:
         async with self._database.session() as session:
@@ -216,15 +341,20 @@ class GenerationService:
         cursor: str | None,
         avatar_id: uuid.UUID | None,
         status: Status | None,
+        batch_id: uuid.UUID | None,
     ) -> tuple[list[Generation], str | None]:
         """Newest first, and the cursor of the next page."""
-        after = None if cursor is None else _read_cursor(cursor)
+        after = None if cursor is None else read_cursor(cursor)
         async with self._database.session() as session:
             rows = await GenerationRepository(session, owner).page(
-                limit=limit + 1, after=after, avatar_id=avatar_id, status=status
+                limit=limit + 1,
+                after=after,
+                avatar_id=avatar_id,
+                status=status,
+                batch_id=batch_id,
             )
         page = list(rows[:limit])
-        return page, _write_cursor(page[-1]) if len(rows) > limit else None
+        return page, write_cursor(page[-1]) if len(rows) > limit else None
 
     async def delete(self, owner: str, content_id: uuid.UUID) -> None:
         """Remove a content and its pictures; one that is being drawn is stopped.
@@ -245,105 +375,3 @@ class GenerationService:
         self._ends.announce(content_id)
         for key in keys:
             await self._storage.delete(key)
-
-
-async def _find_avatar(
-    session: AsyncSession, owner: str, avatar_id: uuid.UUID | None
-) -> Avatar | None:
-    if avatar_id is None:
-        return None
-    avatar = await AvatarRepository(session, owner).get(avatar_id)
-    if avatar is None:
-        raise NotFound("There is no avatar with this id.", field="avatar_id")
-    return avatar
-
-
-async def _find_loras(
-    session: AsyncSession, owner: str, asked: GenerateIn, avatar: Avatar | None
-) -> list[tuple[LoraModel, float]]:
-    """The avatar's LoRA first, then the caller's; of the same one twice the caller's scale."""
-    scales: dict[uuid.UUID, float] = {}
-    if avatar is not None and avatar.lora_model_id is not None:
-        scales[avatar.lora_model_id] = avatar.lora_scale
-    for position, use in enumerate(asked.loras):
-        if any(use.lora_model_id == other.lora_model_id for other in asked.loras[:position]):
-            raise InvalidRequest(
-                f"loras[{position}].lora_model_id: this LoRA is named twice",
-                details={"field": f"loras[{position}].lora_model_id"},
-            )
-        scales[use.lora_model_id] = use.scale
-    found = await LoraRepository(session, owner).get_many(scales) if scales else {}
-    for position, use in enumerate(asked.loras):
-        if use.lora_model_id not in found:
-            raise NotFound(
-                "There is no LoRA with this id.", field=f"loras[{position}].lora_model_id"
-            )
-    if len(scales) > MAX_LORAS:
-        raise InvalidRequest(
-            f"loras: with the avatar's there are {len(scales)}: at most {MAX_LORAS}",
-            details={"field": "loras", "maximum": MAX_LORAS},
-        )
-    return [(found[lora_id], scale) for lora_id, scale in scales.items()]
-
-
-def _as_request(
-    asked: GenerateIn, avatar: Avatar | None, loras: list[tuple[LoraModel, float]]
-) -> GenerateRequest:
-    """What the worker will be asked, as far as it is known now; ranges are checked here."""
-    try:
-        return GenerateRequest(
-            prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
-            negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
-            width=asked.width,
-            height=asked.height,
-            steps=asked.steps,
-            cfg=asked.cfg,
-            seed=asked.seed,
-            num_images=asked.num_images,
-            loras=[LoraRef(url=_NO_URL, scale=scale, sha256=lora.sha256) for lora, scale in loras],
-        )
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True)
-        raise explain_validation([dict(item) for item in found]) from None
-
-
-def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
-    field = "prompt"
-    prompt = asked.prompt
-    if asked.custom_prompt is not None:
-        if prompt is not None and prompt != asked.custom_prompt:
-            raise InvalidRequest(
-                "custom_prompt: send either prompt or custom_prompt",
-                details={"field": "custom_prompt"},
-            )
-        field, prompt = "custom_prompt", asked.custom_prompt
-    if prompt is None and avatar is not None:
-        return ""
-    if prompt is None or not prompt.strip():
-        raise InvalidPrompt(
-            f"{field} is blank: say what the picture shows", details={"field": field}
-        )
-    return prompt
-
-
-def _join(first: str, second: str) -> str:
-    return ", ".join(part.strip() for part in (first, second) if part.strip())
-
-
-def _write_cursor(last: Generation) -> str:
-    text = f"{last.created_at.isoformat()}|{last.id}"
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, uuid.UUID]:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        moment, _, content_id = text.partition("|")
-        created = datetime.fromisoformat(moment)
-        if created.tzinfo is None:
-            raise ValueError("no zone")
-        return created, uuid.UUID(content_id)
-    except ValueError:
-        raise InvalidRequest(
-            "cursor: is not one that this server gave", details={"field": "cursor"}
-        ) from None

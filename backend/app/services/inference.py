@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from app.services.modal_sdxl_lora_client import InferenceOutcome
+from app.services.modal_sdxl_lora_client import InferenceOutcome, OnEvent
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Health
 
@@ -19,6 +19,7 @@ class Inference(Protocol):
         *,
         request_id: str,
         deadline_s: float,
+        on_event: OnEvent | None = None,
     ) -> InferenceOutcome:
         """Draw. Raises ContractError on failure, after the retries that the contract allows."""
 

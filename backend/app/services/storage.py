@@ -48,6 +48,9 @@ class Storage(Protocol):
     async def exists(self, key: str) -> bool:
         """Whether `key` is there."""
 
+    async def keys(self, folder: str) -> list[str]:
+        """The keys right below `folder`, which is a key's beginning without its last slash."""
+
     def sign_get(self, key: str, seconds: int) -> str:
         """An absolute URL by which anyone can GET `key` for `seconds`."""
 
@@ -140,6 +143,15 @@ class LocalStorage:
         """Whether the file is there."""
         return await _in_thread(lambda: self.path(key).is_file())
 
+    async def keys(self, folder: str) -> list[str]:
+        """The files in a folder."""
+
+        def look() -> list[str]:
+            path = self.path(folder)
+            return [f"{folder}/{file.name}" for file in path.iterdir()] if path.is_dir() else []
+
+        return await _in_thread(look)
+
     def sign_get(self, key: str, seconds: int) -> str:
         """A URL of this server; its signature covers method, key and expiry."""
         expires = int(self._clock()) + seconds
@@ -209,6 +221,15 @@ class S3Storage:
             except FileNotFoundError:
                 return False
             return True
+
+        return await _in_thread(look)
+
+    async def keys(self, folder: str) -> list[str]:
+        """The objects below a prefix."""
+
+        def look() -> list[str]:
+            found = obstore.list_with_delimiter(self._store, f"{check_key(folder)}/")
+            return [str(item["path"]) for item in found["objects"]]
 
         return await _in_thread(look)
 

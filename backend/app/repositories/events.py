@@ -1,0 +1,84 @@
+"""SQL of what happens to contents, and its announcement to every server on the database.
+
+A passing event (progress, preview) is kept only while its content is being drawn.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, func, insert, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.models import Generation, GenerationEvent, Status
+
+CHANNEL = "content_events"
+STOP = "stop:"
+_PASSING = ("progress", "preview")
+
+
+class EventRepository:
+    """Events by content; announcements are sent when the transaction commits."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, content_id: uuid.UUID, kind: str, data: dict[str, Any]) -> None:
+        """Write an event that stays. A final one takes the passing ones away."""
+        if kind in tuple(Status):
+            await self._session.execute(
+                delete(GenerationEvent).where(
+                    GenerationEvent.generation_id == content_id, GenerationEvent.type.in_(_PASSING)
+                )
+            )
+        self._session.add(GenerationEvent(generation_id=content_id, type=str(kind), data=data))
+        await self._session.flush()
+        await self._announce(str(content_id))
+
+    async def add_passing(
+        self, content_id: uuid.UUID, attempt: int, kind: str, data: dict[str, Any]
+    ) -> None:
+        """Write an event of a running attempt; nothing where another one holds the content."""
+        source = select(Generation.id, literal(kind), literal(data, JSONB)).where(
+            Generation.id == content_id,
+            Generation.attempt == attempt,
+            Generation.status == Status.RUNNING,
+        )
+        await self._session.execute(
+            insert(GenerationEvent).from_select(["generation_id", "type", "data"], source)
+        )
+        await self._announce(str(content_id))
+
+    async def ask_to_stop(self, content_id: uuid.UUID) -> None:
+        """Tell whoever draws a content to stop."""
+        await self._announce(f"{STOP}{content_id}")
+
+    async def _announce(self, message: str) -> None:
+        await self._session.execute(select(func.pg_notify(CHANNEL, message)))
+
+    async def after(self, content_id: uuid.UUID, event_id: int) -> Sequence[GenerationEvent]:
+        """The events of a content that came after one, in order."""
+        rows = await self._session.scalars(
+            select(GenerationEvent)
+            .where(GenerationEvent.generation_id == content_id, GenerationEvent.id > event_id)
+            .order_by(GenerationEvent.id)
+        )
+        return rows.all()
+
+    async def position(self, content_id: uuid.UUID) -> int:
+        """How many contents wait before this one; 0 is next."""
+        mine = (
+            select(Generation.created_at, Generation.id)
+            .where(Generation.id == content_id)
+            .subquery()
+        )
+        count = await self._session.scalar(
+            select(func.count())
+            .select_from(Generation)
+            .join(mine, tuple_(Generation.created_at, Generation.id) < tuple_(*mine.c))
+            .where(Generation.status == Status.QUEUED, Generation.finished_at.is_(None))
+        )
+        return count or 0

@@ -1,0 +1,79 @@
+"""Hears what servers on the same database announce: that a content changed, or is to be stopped.
+
+A lost announcement delays, it never loses anything: waiters also look by themselves, and each
+attempt asks whether it is wanted.
+Must not know: what is done about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Callable
+
+import psycopg
+from psycopg import sql
+
+from app.repositories.events import CHANNEL, STOP
+
+_RETRY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Listener:
+    """Calls `on_change(content_id)` and `on_stop(content_id)`."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        on_change: Callable[[uuid.UUID], None],
+        on_stop: Callable[[uuid.UUID], None],
+    ) -> None:
+        self._conninfo = conninfo
+        self._on_change = on_change
+        self._on_stop = on_stop
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._task = asyncio.create_task(self._listen_for_ever(), name="event listener")
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _listen_for_ever(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except psycopg.Error as error:
+                log.warning("listening for events failed (%s); again", type(error).__name__)
+            except Exception:
+                log.exception("listening for events failed")
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _listen(self) -> None:
+        connection = await psycopg.AsyncConnection.connect(
+            self._conninfo, autocommit=True, connect_timeout=5
+        )
+        async with connection:
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+            async for notice in connection.notifies():
+                self._hear(notice.payload)
+
+    def _hear(self, message: str) -> None:
+        is_stop = message.startswith(STOP)
+        try:
+            content_id = uuid.UUID(message.removeprefix(STOP))
+        except ValueError:
+            return
+        if is_stop:
+            self._on_stop(content_id)
+        else:
+            self._on_change(content_id)

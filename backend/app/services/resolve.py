@@ -1,0 +1,124 @@
+"""What was asked, with the avatar's part in it, as the request that the worker will get.
+
+Must not know: HTTP, jobs.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.errors import NotFound
+from app.models import Avatar, Generation, LoraModel
+from app.repositories.avatars import AvatarRepository
+from app.repositories.loras import LoraRepository
+from app.schemas.content import GenerateIn
+from sdxl_contract.errors import InvalidPrompt, InvalidRequest
+from sdxl_contract.limits import MAX_LORAS
+from sdxl_contract.request import GenerateRequest, LoraRef, explain_validation
+
+# Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
+_NO_URL = "https://unsigned.invalid/lora.safetensors"
+
+
+async def find_avatar(
+    session: AsyncSession, owner: str, avatar_id: uuid.UUID | None
+) -> Avatar | None:
+    """The avatar that was named, if one was.
+
+    Raises:
+        NotFound: it is not there.
+    """
+    if avatar_id is None:
+        return None
+    avatar = await AvatarRepository(session, owner).get(avatar_id)
+    if avatar is None:
+        raise NotFound("There is no avatar with this id.", field="avatar_id")
+    return avatar
+
+
+async def find_loras(
+    session: AsyncSession, owner: str, asked: GenerateIn, avatar: Avatar | None
+) -> list[tuple[LoraModel, float]]:
+    """The avatar's LoRA first, then the caller's; of the same one twice the caller's scale."""
+    scales: dict[uuid.UUID, float] = {}
+    if avatar is not None and avatar.lora_model_id is not None:
+        scales[avatar.lora_model_id] = avatar.lora_scale
+    for position, use in enumerate(asked.loras):
+        if any(use.lora_model_id == other.lora_model_id for other in asked.loras[:position]):
+            raise InvalidRequest(
+                f"loras[{position}].lora_model_id: this LoRA is named twice",
+                details={"field": f"loras[{position}].lora_model_id"},
+            )
+        scales[use.lora_model_id] = use.scale
+    found = await LoraRepository(session, owner).get_many(scales) if scales else {}
+    for position, use in enumerate(asked.loras):
+        if use.lora_model_id not in found:
+            raise NotFound(
+                "There is no LoRA with this id.", field=f"loras[{position}].lora_model_id"
+            )
+    if len(scales) > MAX_LORAS:
+        raise InvalidRequest(
+            f"loras: with the avatar's there are {len(scales)}: at most {MAX_LORAS}",
+            details={"field": "loras", "maximum": MAX_LORAS},
+        )
+    return [(found[lora_id], scale) for lora_id, scale in scales.items()]
+
+
+def as_request(
+    asked: GenerateIn, avatar: Avatar | None, loras: list[tuple[LoraModel, float]]
+) -> GenerateRequest:
+    """What the worker will be asked, as far as it is known now; ranges are checked here."""
+    try:
+        return GenerateRequest(
+            prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
+            negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
+            width=asked.width,
+            height=asked.height,
+            steps=asked.steps,
+            cfg=asked.cfg,
+            seed=asked.seed,
+            num_images=asked.num_images,
+            loras=[LoraRef(url=_NO_URL, scale=scale, sha256=lora.sha256) for lora, scale in loras],
+        )
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=True)
+        raise explain_validation([dict(item) for item in found]) from None
+
+
+def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
+    field = "prompt"
+    prompt = asked.prompt
+    if asked.custom_prompt is not None:
+        if prompt is not None and prompt != asked.custom_prompt:
+            raise InvalidRequest(
+                "custom_prompt: send either prompt or custom_prompt",
+                details={"field": "custom_prompt"},
+            )
+        field, prompt = "custom_prompt", asked.custom_prompt
+    if prompt is None and avatar is not None:
+        return ""
+    if prompt is None or not prompt.strip():
+        raise InvalidPrompt(
+            f"{field} is blank: say what the picture shows", details={"field": field}
+        )
+    return prompt
+
+
+def _join(first: str, second: str) -> str:
+    return ", ".join(part.strip() for part in (first, second) if part.strip())
+
+
+def again_request(generation: Generation) -> GenerateRequest:
+    """What an earlier content asked for; its LoRAs' URLs are signed only at dispatch."""
+    return GenerateRequest(
+        prompt=generation.prompt,
+        negative_prompt=generation.negative_prompt,
+        loras=[
+            LoraRef(url=_NO_URL, scale=lora["scale"], sha256=lora["sha256"])
+            for lora in generation.loras
+        ],
+        **generation.parameters,
+    )
