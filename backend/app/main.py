@@ -11,6 +11,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -20,10 +21,17 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from app.api import content, costs, files, health, identities, loras
 from app.api.deps import Services, get_owner
 from app.core.db import DATABASE_LOST, Database
-from app.core.errors import BackendError, contract_problem, install_error_handlers, problem
+from app.core.errors import (
+    PROBLEM_JSON,
+    BackendError,
+    contract_problem,
+    install_error_handlers,
+    problem,
+)
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.core.startup import Prepared
+from app.schemas.common import Problem
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
 from app.services.drawing import Drawing
@@ -40,6 +48,16 @@ from app.services.storage import Storage, build_storage
 from sdxl_contract.errors import ContractError
 
 API = "/api/v1"
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    statuses: {
+        "description": meaning,
+        "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
+    }
+    for statuses, meaning in (
+        ("4XX", "The call cannot be answered as it is; the detail says why."),
+        ("5XX", "The server or its storage is at fault; the call may be repeated."),
+    )
+}
 _UPLOAD = f"{API}/loras/models/upload"
 
 log = structlog.get_logger(__name__)
@@ -79,7 +97,7 @@ def create_app(
     app.middleware("http")(_key_before_upload)
     app.middleware("http")(_log_request)
     app.add_middleware(BodyLimit, upload_path=_UPLOAD, max_upload_bytes=settings.max_upload_bytes)
-    api = APIRouter(prefix=API)
+    api = APIRouter(prefix=API, responses=_PROBLEMS)
     for part in (content, loras, identities, costs):
         api.include_router(part.router)
     api.include_router(health.model_router)

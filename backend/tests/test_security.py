@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -229,3 +230,26 @@ async def test_revoking_the_last_key_does_not_open_the_server(
     for tried in (headers, {}):
         answer = await backend.http.get("/api/v1/content", headers=tried)
         assert answer.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/v1/identities/avatars", "GET, POST"),
+        (f"/api/v1/content/{uuid.UUID(int=7)}", "DELETE, GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    backend: Backend, path: str, allowed: str
+) -> None:
+    answer = await backend.http.put(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+async def test_the_schema_names_the_shape_of_every_error(backend: Backend) -> None:
+    paths = (await backend.http.get("/openapi.json")).json()["paths"]
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            if path.startswith("/api/v1"):
+                shapes = operation["responses"]["4XX"]["content"]
+                assert list(shapes) == ["application/problem+json"], (method, path)

@@ -50,7 +50,10 @@ async def generate(
     services: ServicesDep,
     response: Response,
     prefer: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"}),
+    ] = None,
 ) -> ContentOut:
     """Ask for a picture: 200 with the content when it ended within the wait, else 202."""
     if idempotency_key is not None and not (

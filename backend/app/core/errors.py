@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.core.db import DATABASE_LOST
 from sdxl_contract.errors import ContractError
@@ -146,6 +147,19 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def _allowed_methods(request: Request) -> list[str]:
+    """What this path answers to: the framework names one route's methods, not all of them."""
+    app: FastAPI = request.app
+    return sorted(
+        {
+            method.upper()
+            for template, operations in app.openapi()["paths"].items()
+            if compile_path(template)[0].match(request.url.path)
+            for method in operations
+        }
+    )
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of `app` in the one shape."""
 
@@ -167,7 +181,7 @@ def install_error_handlers(app: FastAPI) -> None:
             item["loc"] = place[1:] if place[0] in ("query", "header") else place
         return contract_problem(explain_validation(found))
 
-    def on_http(_: Request, error: Exception) -> Response:
+    def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {
             401: "UNAUTHORIZED",
@@ -178,6 +192,8 @@ def install_error_handlers(app: FastAPI) -> None:
         }.get(error.status_code, "INVALID_REQUEST")
         answer = problem(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405 and (methods := _allowed_methods(request)):
+            answer.headers["Allow"] = ", ".join(methods)
         return answer
 
     def on_database(_: Request, error: Exception) -> Response:

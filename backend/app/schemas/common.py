@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
 Item = TypeVar("Item")
 
@@ -26,7 +26,26 @@ def _not_blank(text: str) -> str:
 
 
 Storable = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
+# For programs that read the schema; the validator's own words are for people.
+VISIBLE: dict[str, JsonValue] = {"minLength": 1, "pattern": r"\S"}
+Name = Annotated[
+    str,
+    Field(max_length=200, json_schema_extra=VISIBLE),
+    AfterValidator(_storable),
+    AfterValidator(_not_blank),
+]
+
+
+class Problem(BaseModel):
+    """Every error (RFC 9457), with a code that programs can rely on."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error_code: str
+    field: str | None = None
+    details: dict[str, Any] | None = None
 
 
 class Page(BaseModel, Generic[Item]):

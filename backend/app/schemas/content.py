@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.models import Generation, Status
-from app.schemas.common import Storable
+from app.schemas.common import VISIBLE, Storable
 from app.services.storage import Storage
 from sdxl_contract import limits
 
@@ -48,7 +48,9 @@ class BatchIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: list[Storable] = Field(min_length=1, max_length=100)
+    prompts: list[Annotated[Storable, Field(json_schema_extra=VISIBLE)]] = Field(
+        min_length=1, max_length=100
+    )
     count: int = Field(default=1, ge=1, le=100)
     avatar_id: uuid.UUID | None = None
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
