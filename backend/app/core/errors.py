@@ -150,14 +150,10 @@ def is_disk_full(error: BaseException) -> bool:
 def _allowed_methods(request: Request) -> list[str]:
     """What this path answers to: the framework names one route's methods, not all of them."""
     app: FastAPI = request.app
-    return sorted(
-        {
-            method.upper()
-            for template, operations in app.openapi()["paths"].items()
-            if compile_path(template)[0].match(request.url.path)
-            for method in operations
-        }
-    )
+    paths = app.openapi()["paths"]
+    here = request.url.path
+    matching = [here] if here in paths else [p for p in paths if compile_path(p)[0].match(here)]
+    return sorted({method.upper() for path in matching for method in paths[path]})
 
 
 def install_error_handlers(app: FastAPI) -> None:

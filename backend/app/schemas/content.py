@@ -14,6 +14,10 @@ from app.services.storage import Storage
 from sdxl_contract import limits
 
 BATCH_MAX = 500
+Steps = Annotated[int, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX)]
+Cfg = Annotated[float, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False)]
+Images = Annotated[int, Field(ge=1, le=limits.MAX_IMAGES)]
+Seed = Annotated[int, Field(ge=0, le=limits.SEED_MAX)]
 
 
 class LoraUse(BaseModel):
@@ -37,10 +41,10 @@ class GenerateIn(BaseModel):
     negative_prompt: Storable = ""
     width: int | None = Field(default=None, description="px; the base model's native side if unset")
     height: int | None = Field(default=None, description="px; likewise")
-    steps: int = limits.STEPS_DEFAULT
-    cfg: float = limits.CFG_DEFAULT
-    seed: int | None = Field(default=None, description="chosen at random and kept if unset")
-    num_images: int = 1
+    steps: Steps = limits.STEPS_DEFAULT
+    cfg: Cfg = limits.CFG_DEFAULT
+    seed: Seed | None = Field(default=None, description="chosen at random and kept if unset")
+    num_images: Images = 1
 
 
 class BatchIn(BaseModel):
@@ -57,10 +61,10 @@ class BatchIn(BaseModel):
     negative_prompt: Storable = ""
     width: int | None = None
     height: int | None = None
-    steps: int = limits.STEPS_DEFAULT
-    cfg: float = limits.CFG_DEFAULT
-    seed: int | None = Field(default=None, ge=0, le=limits.SEED_MAX)
-    num_images: int = 1
+    steps: Steps = limits.STEPS_DEFAULT
+    cfg: Cfg = limits.CFG_DEFAULT
+    seed: Seed | None = None
+    num_images: Images = 1
 
     @model_validator(mode="after")
     def _bounded(self) -> BatchIn:
