@@ -18,8 +18,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
-from app.api import content, costs, files, health, identities, loras
-from app.api.deps import Services, get_owner
+from app.api import content, costs, files, health, identities, loras, session
+from app.api.deps import Services, get_caller
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import (
     PROBLEM_JSON,
@@ -98,7 +98,7 @@ def create_app(
     app.middleware("http")(_log_request)
     app.add_middleware(BodyLimit, upload_path=_UPLOAD, max_upload_bytes=settings.max_upload_bytes)
     api = APIRouter(prefix=API, responses=_PROBLEMS)
-    for part in (content, loras, identities, costs):
+    for part in (session, content, loras, identities, costs):
         api.include_router(part.router)
     api.include_router(health.model_router)
     app.include_router(api)
@@ -175,7 +175,7 @@ async def _key_before_upload(
     """Ask for the key before a large file streams in: the framework reads a form first."""
     if request.url.path == _UPLOAD and request.method == "POST":
         try:
-            await get_owner(request, request.app.state.services)
+            await get_caller(request, request.app.state.services)
         except ContractError as error:
             return contract_problem(error)
         except BackendError as error:

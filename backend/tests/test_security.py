@@ -205,7 +205,9 @@ async def test_no_route_shows_or_changes_what_is_anothers(
             place = path.format(**ids)
             body = {"json": {}} if method in ("patch", "put") else {}
             answer = await backend.http.request(method, place, **body)
-            assert answer.status_code == 401, (method, path)
+            # The page's login is the one door that opens without a key; it shows nothing.
+            if path != "/api/v1/session":
+                assert answer.status_code == 401, (method, path)
             if "{" in path:
                 answer = await backend.http.request(method, place, headers=other, **body)
                 assert answer.status_code == 404, (method, path)

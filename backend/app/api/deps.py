@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,10 +10,18 @@ from fastapi import Depends, Request
 
 from app.core.db import Database
 from app.core.errors import Forbidden
-from app.core.security import bearer_token, is_foreign_page, key_digest
+from app.core.security import (
+    PAGE_HEADER,
+    PAGE_HEADER_VALUE,
+    SESSION_COOKIE,
+    bearer_token,
+    is_foreign_page,
+    key_digest,
+)
 from app.core.settings import Settings
 from app.models import LOCAL_OWNER
 from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.sessions import SessionRepository
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
 from app.services.events import EventService
@@ -21,6 +30,8 @@ from app.services.jobs import JobQueue
 from app.services.loras import LoraService
 from app.services.storage import Storage
 from sdxl_contract.errors import Unauthorized
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True)
@@ -47,28 +58,89 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-async def get_owner(request: Request, services: ServicesDep) -> str:
-    """Whose LoRAs, avatars and contents this call sees.
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a key, by itself or by a page that signed in with it; or the keyless local user."""
+
+    owner: str
+    key_id: uuid.UUID | None = None
+    name: str | None = None
+
+
+async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
+    """Who proves itself by a key or a cookie; None where neither is sent or valid."""
+    token = bearer_token(request.headers.get("authorization"))
+    cookie = request.cookies.get(SESSION_COOKIE)
+    if token is None and cookie is None:
+        return None
+    async with services.database.session() as session:
+        if token is not None:
+            key = await ApiKeyRepository(session).find(key_digest(token))
+        else:
+            key = await SessionRepository(session).key_of(key_digest(cookie or ""))
+    return None if key is None else Caller(key.owner, key.id, key.name)
+
+
+def check_page_header(request: Request) -> None:
+    """Refuse a change by cookie that a page of another site could have sent.
 
     Raises:
-        Unauthorized: a key is needed, or the given one is not valid.
-        Forbidden: no key is needed, and a page of another site seems to ask.
+        Forbidden: the header that only our own page can add is missing.
     """
-    token = bearer_token(request.headers.get("authorization"))
-    async with services.database.session() as session:
-        keys = ApiKeyRepository(session)
-        if token is not None:
-            owner = await keys.owner_of(key_digest(token))
-            if owner is None:
-                raise Unauthorized("This API key is not valid.")
-            return owner
-        if await keys.any_made():
-            raise Unauthorized("An API key is needed: send Authorization: Bearer <api key>.")
+    if request.method in _READING:
+        return
+    if request.headers.get(PAGE_HEADER) != PAGE_HEADER_VALUE:
+        raise Forbidden(
+            f"With a cookie, a change needs the header {PAGE_HEADER}: {PAGE_HEADER_VALUE}."
+        )
+
+
+def refuse_foreign_page(request: Request, services: ServicesDep) -> None:
+    """Where no key is needed, answer only this computer's own pages.
+
+    Raises:
+        Forbidden: a page of another site seems to ask.
+    """
     if is_foreign_page(request.headers, services.settings.base_url):
         raise Forbidden(
             "This server needs no API key yet, so it answers only this computer's own addresses."
         )
-    return LOCAL_OWNER
+
+
+async def get_caller(request: Request, services: ServicesDep) -> Caller:
+    """Who asks, once for each request.
+
+    Raises:
+        Unauthorized: a key is needed, or what was sent is not valid.
+        Forbidden: a page of another site seems to ask.
+    """
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is not None:
+        return known
+    caller = await find_caller(request, services)
+    by_key = bearer_token(request.headers.get("authorization")) is not None
+    if caller is None:
+        if by_key:
+            raise Unauthorized("This API key is not valid.")
+        async with services.database.session() as session:
+            if await ApiKeyRepository(session).any_made():
+                raise Unauthorized(
+                    "An API key is needed: send Authorization: Bearer <api key>, or sign in."
+                )
+        refuse_foreign_page(request, services)
+        caller = Caller(LOCAL_OWNER)
+    elif not by_key:
+        check_page_header(request)
+    request.state.caller = caller
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+async def get_owner(caller: CallerDep) -> str:
+    """Whose LoRAs, avatars and contents this call sees."""
+    return caller.owner
 
 
 OwnerDep = Annotated[str, Depends(get_owner)]

@@ -17,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import ProblemCode, problem
 
+SESSION_COOKIE = "studio_session"
+# What a page of ours sends with each change: no page of another site can add it unasked.
+PAGE_HEADER, PAGE_HEADER_VALUE = "X-Requested-With", "studio"
 _KEY_PREFIX = "sdxl_"
 _MAX_JSON_BYTES = 1 << 20
 _MULTIPART_EXTRA_BYTES = 256 * 1024  # a form's other fields and its boundaries
@@ -27,9 +30,14 @@ def new_api_key() -> str:
     return _KEY_PREFIX + secrets.token_urlsafe(32)
 
 
+def new_session_token() -> str:
+    """32 random bytes as text: a page's cookie; never stored."""
+    return secrets.token_urlsafe(32)
+
+
 def key_digest(key: str) -> str:
-    """SHA-256 of a key: what is stored. A key is random, so a slow hash would add nothing."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    """SHA-256 of a key or a cookie: what is stored. It is random: a slow hash adds nothing."""
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def same_digest(left: str, right: str) -> bool:

@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         default=2048 * _MIB, ge=1024, description="largest LoRA file taken, bytes"
     )
+    session_seconds: int = Field(
+        default=7 * 86400, ge=60, le=90 * 86400, description="seconds that a page stays signed in"
+    )
     sync_wait_seconds: float = Field(
         default=60.0, ge=0, le=600, description="seconds POST /content/generate waits by default"
     )

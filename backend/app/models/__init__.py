@@ -8,6 +8,7 @@ from app.models.batch import Batch
 from app.models.content_piece import ContentPiece
 from app.models.generation import Generation, GenerationEvent, Status
 from app.models.lora_model import LoraModel
+from app.models.page_session import PageSession
 
 __all__ = [
     "LOCAL_OWNER",
@@ -19,6 +20,7 @@ __all__ = [
     "Generation",
     "GenerationEvent",
     "LoraModel",
+    "PageSession",
     "SeenBaseModel",
     "Status",
 ]

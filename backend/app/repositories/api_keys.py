@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, exists, select, update
+from sqlalchemy import CursorResult, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.security import same_digest
-from app.models import ApiKey
+from app.models import ApiKey, PageSession
 from app.models.base import utc_now
 
 
@@ -34,7 +34,8 @@ class ApiKeyRepository:
         return (await self._session.scalars(select(ApiKey).order_by(ApiKey.created_at))).all()
 
     async def revoke(self, key_id: uuid.UUID) -> bool:
-        """Make a key invalid from now on; whether it was valid."""
+        """Make a key invalid from now on, and end its sessions; whether it was valid."""
+        await self._session.execute(delete(PageSession).where(PageSession.api_key_id == key_id))
         result = await self._session.execute(
             update(ApiKey)
             .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
@@ -42,14 +43,14 @@ class ApiKeyRepository:
         )
         return cast("CursorResult[Any]", result).rowcount == 1
 
-    async def owner_of(self, digest: str) -> str | None:
-        """Whose key this is; None for an unknown or revoked one."""
+    async def find(self, digest: str) -> ApiKey | None:
+        """The key; None for an unknown or revoked one."""
         key = await self._session.scalar(
             select(ApiKey).where(ApiKey.key_sha256 == digest, ApiKey.revoked_at.is_(None))
         )
         if key is None or not same_digest(key.key_sha256, digest):
             return None
-        return key.owner
+        return key
 
     async def add(self, digest: str, *, owner: str, name: str) -> ApiKey:
         """Keep a new key's digest."""
