@@ -201,12 +201,14 @@ def _unscaled(latents: Tensor, vae: Any) -> Tensor:
     latents = latents.to(vae.dtype)
     mean, std = vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
-        return latents / vae.config.scaling_factor
+        unscaled: Tensor = latents / vae.config.scaling_factor
+        return unscaled
     means, stds = (
         torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
         for values in (mean, std)
     )
-    return latents * stds / vae.config.scaling_factor + means
+    shifted: Tensor = latents * stds / vae.config.scaling_factor + means
+    return shifted
 
 
 def _to_image(pixels: Tensor) -> Image.Image:
