@@ -120,7 +120,9 @@ class Engine:
     # --- its own life -------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Load the model; after a failure `health` says why."""
+        """Load the model, once; after a failure `health` says why."""
+        if self._ready is not None:
+            return
         loop = asyncio.get_running_loop()
         try:
             self._ready = await loop.run_in_executor(self._lane, self._build)

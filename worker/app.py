@@ -1,0 +1,187 @@
+"""The worker on Modal: `modal deploy worker/app.py`.
+
+    BASE_MODEL=stabilityai/stable-diffusion-xl-base-1.0 modal run worker/app.py::download_weights
+    modal run worker/app.py                # one picture, saved here as smoke.png
+    modal run worker/app.py::bench         # seconds and dollars per picture
+    modal deploy worker/app.py
+
+Duty: what Modal must know (image, GPU, volumes, scaling) and when each part of the worker runs.
+Every number comes from `sdxl_worker.deployment`, where the settings are described; the work itself
+is in `sdxl_worker`, which runs anywhere. This is the only file that imports modal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import modal
+import modal.experimental
+
+from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages
+
+PYTHON = "3.11"
+UV = "0.9.7"
+CONSTRAINTS = "/constraints.txt"
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+deployment = Deployment.from_environment()
+app = modal.App(deployment.app_name)
+
+# torch comes from PyPI, so with CUDA. The project's own packages are added last, as files: a change
+# of theirs builds nothing anew.
+image = (
+    modal.Image.debian_slim(python_version=PYTHON)
+    .add_local_file(REPOSITORY / "constraints.txt", CONSTRAINTS, copy=True)
+    .uv_pip_install(
+        # Inside the container the image exists already, and these files do not.
+        image_packages(REPOSITORY) if modal.is_local() else ["torch"],
+        extra_options=f"--constraint {CONSTRAINTS}",
+        uv_version=UV,
+    )
+    .env(deployment.container_environment())
+    .add_local_python_source("sdxl_contract", "sdxl_worker")
+)
+weights = modal.Volume.from_name(deployment.weights_volume, create_if_missing=True)
+loras = modal.Volume.from_name(deployment.lora_volume, create_if_missing=True)
+secret = modal.Secret.from_name(deployment.secret_name, required_keys=["WORKER_API_TOKEN"])
+
+
+@app.cls(
+    image=image,
+    gpu=list(deployment.gpu),
+    cpu=deployment.cpu,
+    memory=deployment.memory_mib,
+    env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    secrets=[secret],
+    volumes={
+        deployment.weights_mount: weights.with_mount_options(read_only=True),
+        deployment.lora_mount: loras,
+    },
+    min_containers=deployment.min_containers,
+    max_containers=deployment.max_containers,
+    buffer_containers=deployment.buffer_containers,
+    scaledown_window=deployment.scaledown_window_seconds,
+    timeout=deployment.timeout_seconds,
+    startup_timeout=deployment.startup_timeout_seconds,
+    region=list(deployment.region) or None,
+    enable_memory_snapshot=deployment.memory_snapshot,
+)
+@modal.concurrent(max_inputs=deployment.max_inputs, target_inputs=deployment.target_inputs)
+class Worker:
+    """One container: one model, one lane, and the line before it."""
+
+    @modal.enter(snap=deployment.memory_snapshot)
+    def load(self) -> None:
+        """Weights checked and in the CPU's memory: the part that a snapshot keeps.
+
+        Nothing here may ask CUDA anything: the answer, that there is no GPU, would be kept too.
+        """
+        from sdxl_worker.logs import configure_logging
+        from sdxl_worker.pipeline import load_model
+        from sdxl_worker.weights import verify
+
+        self.settings = deployment.worker_settings()
+        configure_logging(self.settings.log_format)
+        verify(deployment.model_folder.parent, deployment.model_folder.name)
+        self.model = load_model(self.settings.model_copy(update={"device": "cpu"}))
+
+    @modal.enter()
+    def start(self) -> None:
+        """Weights onto the GPU, the pristine copy made, one small picture drawn."""
+        from sdxl_worker.engine import Engine
+        from sdxl_worker.pipeline import choose_device, move_model
+
+        if not modal.is_local():
+            loras.reload()  # what other containers have kept since the snapshot
+        model = move_model(self.model, choose_device(self.settings.device))
+        self.engine = Engine(self.settings, load=lambda _: model)
+        # Before the first request, not beside it: Modal sends requests once this returns.
+        asyncio.run(self.engine.load())
+
+    @modal.asgi_app(requires_proxy_auth=deployment.proxy_auth)
+    def web(self) -> Any:
+        """The same FastAPI app as everywhere: /generate-image, /health, /metrics."""
+        from sdxl_contract.result import HealthStatus
+        from sdxl_worker.api import create_app
+
+        web_app = create_app(self.engine, self.settings)
+        web_app.add_middleware(
+            RetireWhenFailed,
+            failed=lambda: self.engine.health().status is HealthStatus.FAILED,
+            retire=modal.experimental.stop_fetching_inputs.aio,
+        )
+        return web_app
+
+    @modal.method()
+    async def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request without HTTP, for `smoke` and `bench`; the contract's fields both ways."""
+        from sdxl_contract.request import parse_request
+
+        result = await self.engine.submit(parse_request(json.dumps(request).encode())).result()
+        return result.model_dump(mode="json", exclude_none=True)
+
+
+@app.function(
+    image=image, volumes={deployment.weights_mount: weights}, secrets=[secret], cpu=4.0,
+    memory=deployment.memory_mib, timeout=7200,
+)  # fmt: skip
+def download_weights(force: bool = False) -> None:
+    """Put BASE_MODEL on the volume, hashed; nothing is done when it is there and intact."""
+    from sdxl_worker.settings import Dtype
+    from sdxl_worker.weights import fill
+
+    manifest = fill(
+        deployment.model_folder.parent,
+        deployment.base_model,
+        revision=deployment.base_model_revision,
+        token=os.environ.get("HUGGINGFACE_HUB_TOKEN"),
+        half=os.environ.get("DTYPE") != Dtype.FLOAT32,
+        force=force,
+    )
+    weights.commit()
+    gigabytes = manifest.total_bytes / 1e9
+    print(f"{manifest.source}: {len(manifest.files)} files, {gigabytes:.2f} GB, hashes recorded")
+
+
+@app.local_entrypoint()
+def smoke(
+    prompt: str = "a lighthouse at dusk, photograph", lora_url: str = "", output: str = "smoke.png"
+) -> None:
+    """Draw one picture on Modal and save it here."""
+    request = {"prompt": prompt, "seed": 1} | ({"lora_url": lora_url} if lora_url else {})
+    began = time.perf_counter()
+    result = Worker().generate.remote(request)
+    Path(output).write_bytes(base64.b64decode(result.pop("image_base64")))
+    print(json.dumps(result, indent=1))
+    print(f"{output}: {time.perf_counter() - began:.1f} s, the container's start included")
+
+
+@app.function(image=image, secrets=[secret], timeout=7200)
+def bench(images: int = 10, lora_url: str = "") -> None:
+    """Draw `images` pictures one after the other; the last line is JSON (seconds, USD)."""
+    results, waits = [], []
+    for seed in range(images + 1):
+        request = {"prompt": "a lighthouse at dusk, photograph", "seed": seed, "timeout": 300}
+        began = time.perf_counter()
+        results.append(
+            Worker().generate.remote(request | ({"lora_url": lora_url} if lora_url else {}))
+        )
+        waits.append(time.perf_counter() - began)
+    # The first one may have waited for a container, and fetched the LoRA.
+    costs = [r["cost"]["usd"] for r in results[1:] if "cost" in r]
+    report = {
+        "images": images,
+        "gpu": results[-1].get("cost", {}).get("gpu"),
+        "first_seconds": round(waits[0], 3),
+        "median_seconds": round(statistics.median(waits[1:]), 3),
+        "median_usd": statistics.median(costs) if costs else None,
+        "timings": results[-1]["timings"],
+    }
+    print(json.dumps(report))
