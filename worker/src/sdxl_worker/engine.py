@@ -61,6 +61,7 @@ from sdxl_worker.lora import (
 from sdxl_worker.loras import LoraSource, Origin, lora_report
 from sdxl_worker.metrics import Metrics
 from sdxl_worker.pipeline import LoadedModel, describe, load_model
+from sdxl_worker.prompt_syntax import parse_weights
 from sdxl_worker.schedulers import scheduler_name
 from sdxl_worker.settings import Settings
 from sdxl_worker.timings import Stopwatch
@@ -213,6 +214,8 @@ class Engine:
         if joined is not None:
             return joined
         request.check_limits(self._ready.model.limits)
+        parse_weights(request.prompt)
+        parse_weights(request.negative_prompt, "negative_prompt")
         if self._waiting >= self._settings.queue_max:
             raise Overloaded(
                 f"{self._waiting} requests are waiting: the line is full",
