@@ -64,6 +64,10 @@ evaluate-demo-model: $(INSTALLED) ## How well the small model draws (under 15 mi
 bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffusers (needs 20 GB of memory)
 	@$(PY) benchmarks/bench_lora_swap.py
 
+.PHONY: bench-png
+bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
+	@$(PY) benchmarks/bench_png.py
+
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt
