@@ -31,13 +31,31 @@ def create_key(
     owner: Annotated[
         str, typer.Option(help="whose things it sees; keys of one owner see the same")
     ] = LOCAL_OWNER,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="calls a minute; unset: REQUESTS_PER_MINUTE")
+    ] = None,
+    max_open_contents: Annotated[
+        int | None, typer.Option(min=1, help="contents at a time; unset: MAX_OPEN_CONTENTS")
+    ] = None,
+    daily_budget_usd: Annotated[
+        float | None, typer.Option(min=0.0, help="USD a day (UTC); unset: DAILY_BUDGET_USD")
+    ] = None,
 ) -> None:
     """Make an API key and print it, once. From then on every call needs a key."""
     # An owner is part of its objects' keys.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", owner):
         raise typer.BadParameter("owner: letters, digits, - and _, at most 64")
     key = new_api_key()
-    _with_keys(lambda keys: keys.add(key_digest(key), owner=owner, name=name))
+    _with_keys(
+        lambda keys: keys.add(
+            key_digest(key),
+            owner=owner,
+            name=name,
+            requests_per_minute=requests_per_minute,
+            max_open_contents=max_open_contents,
+            daily_budget_usd=daily_budget_usd,
+        )
+    )
     # Bare, so that a script can read it.
     print(key)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
@@ -24,9 +25,9 @@ from app.core.db import DATABASE_LOST, Database
 from app.core.errors import (
     PROBLEM_JSON,
     BackendError,
+    backend_problem,
     contract_problem,
     install_error_handlers,
-    problem,
 )
 from app.core.security import BodyLimit
 from app.core.settings import Settings
@@ -96,7 +97,21 @@ def create_app(
     install_error_handlers(app)
     app.middleware("http")(_key_before_upload)
     app.middleware("http")(_log_request)
-    app.add_middleware(BodyLimit, upload_path=_UPLOAD, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_request_bytes,
+        upload_path=_UPLOAD,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    if settings.allowed_origins:
+        # No cookies across origins: another site's page brings an API key of its own.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            expose_headers=["Location", "Preference-Applied", "Retry-After"],
+        )
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     for part in (session, content, loras, identities, costs):
         api.include_router(part.router)
@@ -179,7 +194,7 @@ async def _key_before_upload(
         except ContractError as error:
             return contract_problem(error)
         except BackendError as error:
-            return problem(error.status, error.code, error.message, field=error.field)
+            return backend_problem(error)
         except DATABASE_LOST:
             pass  # the route meets the same, and says so
     return await call_next(request)

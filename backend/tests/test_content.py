@@ -49,7 +49,16 @@ async def test_the_cost_is_the_gpu_seconds_without_the_waiting(backend: Backend)
 async def test_a_cpu_has_seconds_but_no_price(start_backend: StartBackend) -> None:
     async with start_backend(inference=InferenceDouble(gpu="cpu")) as backend:
         content = await backend.generate()
-        assert content["cost"] == {"usd": None, "gpu": "cpu", "seconds": 10.0}
+        assert content["cost"] == {
+            "usd": None,
+            "gpu": "cpu",
+            "seconds": 10.0,
+            "parts": {
+                "cold_start": {"usd": None, "seconds": 0.0},
+                "lora": {"usd": None, "seconds": 0.0},
+                "generation": {"usd": None, "seconds": 10.0},
+            },
+        }
         summary = (await backend.http.get("/api/v1/costs/summary")).json()
     assert summary["total"]["unpriced_seconds"] == 10.0
     assert summary["total"]["actual_usd"] == 0.0

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.deps import OwnerDep, ServicesDep
+from app.api.deps import CallerDep, OwnerDep, ServicesDep
 from app.core.errors import NotFound
 from app.models import Generation, Status
 from app.schemas.common import Page
@@ -43,19 +43,13 @@ def wait_seconds(prefer: str | None, default: float) -> tuple[float, str | None]
     return default, None
 
 
-@router.post("/generate", responses={202: {"model": ContentOut}})
-async def generate(
-    asked: GenerateIn,
-    owner: OwnerDep,
-    services: ServicesDep,
-    response: Response,
-    prefer: Annotated[str | None, Header()] = None,
+def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"}),
     ] = None,
-) -> ContentOut:
-    """Ask for a picture: 200 with the content when it ended within the wait, else 202."""
+) -> str | None:
+    """The header, checked."""
     if idempotency_key is not None and not (
         0 < len(idempotency_key) <= 255 and idempotency_key.isascii()
     ):
@@ -63,7 +57,24 @@ async def generate(
             "Idempotency-Key: must be 1 to 255 ASCII characters",
             details={"field": "Idempotency-Key"},
         )
-    accepted = await services.generations.accept(owner, asked, idempotency_key)
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+
+
+@router.post("/generate", responses={202: {"model": ContentOut}})
+async def generate(
+    asked: GenerateIn,
+    caller: CallerDep,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+    prefer: Annotated[str | None, Header()] = None,
+) -> ContentOut:
+    """Ask for a picture: 200 with the content when it ended within the wait, else 202."""
+    owner = caller.owner
+    accepted = await services.generations.accept(owner, asked, idempotency_key, caller.allowance)
     generation = accepted.generation
     seconds, applied = wait_seconds(prefer, services.settings.sync_wait_seconds)
     if seconds > 0:
@@ -80,10 +91,16 @@ async def generate(
 
 @router.post("/batch", status_code=202)
 async def generate_batch(
-    asked: BatchIn, owner: OwnerDep, services: ServicesDep, response: Response
+    asked: BatchIn,
+    caller: CallerDep,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
 ) -> BatchAccepted:
     """Ask for many pictures; all are accepted, or none."""
-    batch, ids = await services.generations.accept_batch(owner, asked)
+    batch, ids = await services.generations.accept_batch(
+        caller.owner, asked, idempotency_key, caller.allowance
+    )
     response.headers["Location"] = f"/api/v1/content/batch/{batch.id}"
     return BatchAccepted(batch_id=batch.id, content_ids=ids)
 
@@ -141,10 +158,10 @@ async def cancel_content(
 
 @router.post("/{content_id}/replay", status_code=202)
 async def replay_content(
-    content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep, response: Response
+    content_id: uuid.UUID, caller: CallerDep, services: ServicesDep, response: Response
 ) -> ContentOut:
     """The same request, its seed included, again."""
-    generation = await services.generations.replay(owner, content_id)
+    generation = await services.generations.replay(caller.owner, content_id, caller.allowance)
     response.headers["Location"] = f"/api/v1/content/{generation.id}"
     return _out(services, generation)
 

@@ -27,6 +27,7 @@ from app.services.base_model import BaseModel
 from app.services.events import EventService
 from app.services.generation import GenerationService
 from app.services.jobs import JobQueue
+from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.storage import Storage
 from sdxl_contract.errors import Unauthorized
@@ -65,6 +66,7 @@ class Caller:
     owner: str
     key_id: uuid.UUID | None = None
     name: str | None = None
+    allowance: Allowance = UNLIMITED
 
 
 async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
@@ -78,7 +80,9 @@ async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
             key = await ApiKeyRepository(session).find(key_digest(token))
         else:
             key = await SessionRepository(session).key_of(key_digest(cookie or ""))
-    return None if key is None else Caller(key.owner, key.id, key.name)
+    if key is None:
+        return None
+    return Caller(key.owner, key.id, key.name, Allowance.of(services.settings, key))
 
 
 def check_page_header(request: Request) -> None:
@@ -113,6 +117,7 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     Raises:
         Unauthorized: a key is needed, or what was sent is not valid.
         Forbidden: a page of another site seems to ask.
+        RateLimited: it makes too many calls.
     """
     known: Caller | None = getattr(request.state, "caller", None)
     if known is not None:
@@ -128,10 +133,11 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
                     "An API key is needed: send Authorization: Bearer <api key>, or sign in."
                 )
         refuse_foreign_page(request, services)
-        caller = Caller(LOCAL_OWNER)
+        caller = Caller(LOCAL_OWNER, allowance=Allowance.of(services.settings, None))
     elif not by_key:
         check_page_header(request)
     request.state.caller = caller
+    await take_call(services.database, str(caller.key_id or caller.owner), caller.allowance)
     return caller
 
 

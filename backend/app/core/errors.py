@@ -11,6 +11,7 @@ import errno
 import http
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +39,8 @@ class ProblemCode(StrEnum):
     CONFLICT = "CONFLICT"
     FORBIDDEN = "FORBIDDEN"
     TOO_LARGE = "TOO_LARGE"
+    RATE_LIMITED = "RATE_LIMITED"
+    BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     STORAGE_FAILED = "STORAGE_FAILED"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
@@ -50,10 +53,14 @@ class BackendError(Exception):
     status = 500
     code = ProblemCode.INTERNAL_ERROR
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.retry_after = retry_after  # seconds
+        self.details: dict[str, Any] = {}
 
 
 class NotFound(BackendError):
@@ -82,6 +89,28 @@ class TooLarge(BackendError):
 
     status = 413
     code = ProblemCode.TOO_LARGE
+
+
+class _NotNow(BackendError):
+    """A limit is reached; at `free_at` it no longer is."""
+
+    def __init__(self, message: str, *, free_at: datetime, retry_after: float) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.details = {"free_at": free_at.isoformat(timespec="seconds")}
+
+
+class RateLimited(_NotNow):
+    """Too many calls, or too many contents at the same time."""
+
+    status = 429
+    code = ProblemCode.RATE_LIMITED
+
+
+class BudgetExhausted(_NotNow):
+    """The day's money is spent."""
+
+    status = 402
+    code = ProblemCode.BUDGET_EXHAUSTED
 
 
 class StorageFailed(BackendError):
@@ -137,6 +166,18 @@ def contract_problem(error: ContractError) -> JSONResponse:
     )
 
 
+def backend_problem(error: BackendError) -> JSONResponse:
+    """An error of the backend's own as its caller sees it."""
+    return problem(
+        error.status,
+        error.code,
+        error.message,
+        field=error.field,
+        details=error.details,
+        retry_after=error.retry_after,
+    )
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or what caused it, says that there is no space."""
     seen: BaseException | None = error
@@ -165,7 +206,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     def on_backend(_: Request, error: Exception) -> Response:
         assert isinstance(error, BackendError)
-        return problem(error.status, error.code, error.message, field=error.field)
+        return backend_problem(error)
 
     def on_validation(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

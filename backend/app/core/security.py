@@ -21,7 +21,6 @@ SESSION_COOKIE = "studio_session"
 # What a page of ours sends with each change: no page of another site can add it unasked.
 PAGE_HEADER, PAGE_HEADER_VALUE = "X-Requested-With", "studio"
 _KEY_PREFIX = "sdxl_"
-_MAX_JSON_BYTES = 1 << 20
 _MULTIPART_EXTRA_BYTES = 256 * 1024  # a form's other fields and its boundaries
 
 
@@ -83,8 +82,11 @@ def is_foreign_page(headers: Headers, base_url: str) -> bool:
 class BodyLimit:
     """Refuses a request body over its limit while it streams in, before it fills anything."""
 
-    def __init__(self, app: ASGIApp, *, upload_path: str, max_upload_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, upload_path: str, max_upload_bytes: int
+    ) -> None:
         self._app = app
+        self._max_bytes = max_bytes
         self._upload_path = upload_path
         self._max_upload_bytes = max_upload_bytes
 
@@ -93,7 +95,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit, shown = _MAX_JSON_BYTES, _MAX_JSON_BYTES
+        limit = shown = self._max_bytes
         if scope["path"] == self._upload_path:
             shown = self._max_upload_bytes
             limit = shown + _MULTIPART_EXTRA_BYTES

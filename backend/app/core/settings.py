@@ -7,6 +7,7 @@ Must not know: what uses them.
 from __future__ import annotations
 
 import ipaddress
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,12 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         default=2048 * _MIB, ge=1024, description="largest LoRA file taken, bytes"
     )
+    max_request_bytes: int = Field(
+        default=_MIB, ge=1024, description="largest request body but a LoRA file's, bytes"
+    )
+    cors_origins: str = Field(
+        default="", description="origins whose pages may call the API, between commas; empty: none"
+    )
     session_seconds: int = Field(
         default=7 * 86400, ge=60, le=90 * 86400, description="seconds that a page stays signed in"
     )
@@ -128,6 +135,20 @@ class Settings(BaseSettings):
     )
     model_refresh_seconds: float = Field(
         default=15.0, gt=0, description="seconds between looks at the worker's health"
+    )
+
+    # Limits of a key, where it has none of its own; unset: none
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="API calls a key may make in a minute"
+    )
+    max_open_contents: int | None = Field(
+        default=None, ge=1, description="contents of an owner that may wait or run together"
+    )
+    daily_budget_usd: float | None = Field(
+        default=None, gt=0, description="USD an owner may spend in a day (UTC)"
+    )
+    daily_alert_usd: float | None = Field(
+        default=None, gt=0, description="USD of all owners in a day (UTC) that raise an alert"
     )
 
     # Logs
@@ -184,6 +205,21 @@ class Settings(BaseSettings):
             raise ValueError("JOB_STALLED_SECONDS must be at least twice JOB_HEARTBEAT_SECONDS")
         return self
 
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in _split(value):
+            if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+                raise ValueError(
+                    "must be origins like https://studio.example, without a path, between commas"
+                )
+        return value
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """`cors_origins` as a list."""
+        return _split(self.cors_origins)
+
     @property
     def base_url(self) -> str:
         """Where this server is reached; signed local URLs start with it."""
@@ -205,6 +241,10 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether only this computer can reach the server."""
         return _is_loopback(self.host)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ from app.models.avatar import Avatar
 from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
+from app.models.call_rate import CallRate
 from app.models.content_piece import ContentPiece
 from app.models.generation import Generation, GenerationEvent, Status
 from app.models.lora_model import LoraModel
@@ -16,6 +17,7 @@ __all__ = [
     "Avatar",
     "Base",
     "Batch",
+    "CallRate",
     "ContentPiece",
     "Generation",
     "GenerationEvent",

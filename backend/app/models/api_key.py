@@ -20,3 +20,7 @@ class ApiKey(Base):
     key_sha256: Mapped[str]
     created_at: Mapped[Created]
     revoked_at: Mapped[Moment | None]
+    # Its own limits; where unset, those of the settings.
+    requests_per_minute: Mapped[int | None]
+    max_open_contents: Mapped[int | None]
+    daily_budget_usd: Mapped[float | None]

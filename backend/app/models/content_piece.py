@@ -14,7 +14,7 @@ class ContentPiece(Base):
     """Its bytes lie in the object store under `object_key`; sides in px."""
 
     __tablename__ = "content_piece"
-    __table_args__ = (UniqueConstraint("generation_id", "position"),)
+    __table_args__ = (UniqueConstraint("generation_id", "position"), UniqueConstraint("object_key"))
 
     id: Mapped[UuidPk]
     generation_id: Mapped[uuid.UUID] = mapped_column(

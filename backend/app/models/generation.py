@@ -80,10 +80,11 @@ class Generation(Base):
     cost_usd: Mapped[float | None]
     cost_gpu: Mapped[str | None]
     cost_seconds: Mapped[float | None]
+    cost_parts: Mapped[Json | None]  # seconds of cold_start, lora, generation; their sum is above
 
     created_at: Mapped[Created]
     started_at: Mapped[Moment | None]
-    finished_at: Mapped[Moment | None]
+    finished_at: Mapped[Moment | None] = mapped_column(index=True)
 
     pieces: Mapped[list[ContentPiece]] = relationship(
         order_by=ContentPiece.position, lazy="raise", passive_deletes=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, UniqueConstraint
+from sqlalchemy import BigInteger, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, Json, JsonList, LongText, UuidPk
@@ -12,7 +12,7 @@ class LoraModel(Base):
     """One file per owner and SHA-256; the bytes lie in the object store under `object_key`."""
 
     __tablename__ = "lora_model"
-    __table_args__ = (UniqueConstraint("owner", "sha256"),)
+    __table_args__ = (UniqueConstraint("owner", "sha256"), Index(None, "object_key"))
 
     id: Mapped[UuidPk]
     owner: Mapped[str]

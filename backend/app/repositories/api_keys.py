@@ -52,10 +52,26 @@ class ApiKeyRepository:
             return None
         return key
 
-    async def add(self, digest: str, *, owner: str, name: str) -> ApiKey:
-        """Keep a new key's digest."""
+    async def add(
+        self,
+        digest: str,
+        *,
+        owner: str,
+        name: str,
+        requests_per_minute: int | None = None,
+        max_open_contents: int | None = None,
+        daily_budget_usd: float | None = None,
+    ) -> ApiKey:
+        """Keep a new key's digest, and its own limits if it has any."""
         key = ApiKey(
-            id=uuid.uuid4(), owner=owner, name=name, key_sha256=digest, created_at=utc_now()
+            id=uuid.uuid4(),
+            owner=owner,
+            name=name,
+            key_sha256=digest,
+            requests_per_minute=requests_per_minute,
+            max_open_contents=max_open_contents,
+            daily_budget_usd=daily_budget_usd,
+            created_at=utc_now(),
         )
         self._session.add(key)
         await self._session.flush()

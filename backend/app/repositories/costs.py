@@ -18,8 +18,13 @@ _SUMS = """
     coalesce(sum(CASE WHEN g.status = 'succeeded' THEN coalesce(g.cost_usd, 0)
                       WHEN g.status IN ('queued', 'running') THEN coalesce(g.estimated_usd, 0)
                  END), 0)::float AS estimated_usd,
-    coalesce(sum(g.cost_seconds) FILTER (WHERE g.cost_usd IS NULL), 0)::float AS unpriced_seconds
-"""
+    coalesce(sum(g.cost_seconds) FILTER (WHERE g.cost_usd IS NULL), 0)::float AS unpriced_seconds,
+""" + ",\n".join(
+    f"coalesce(sum((g.cost_parts->>'{part}')::float), 0)::float AS {part}_seconds, "
+    f"coalesce(sum(g.cost_usd * (g.cost_parts->>'{part}')::float / nullif(g.cost_seconds, 0)), 0)"
+    f"::float AS {part}_usd"
+    for part in ("cold_start", "lora", "generation")
+)
 _MINE = "g.owner = :owner AND g.created_at >= :since"
 
 

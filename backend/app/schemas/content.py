@@ -103,12 +103,22 @@ class ImageOut(BaseModel):
     sha256: str
 
 
+class CostPart(BaseModel):
+    """A share of a content's cost."""
+
+    usd: float | None
+    seconds: float
+
+
 class CostOut(BaseModel):
     """`usd` is null on a device without a price, such as a CPU; `seconds` leave waiting out."""
 
     usd: float | None
     gpu: str | None
     seconds: float
+    parts: dict[str, CostPart] | None = Field(
+        description="cold_start, lora and generation; null for contents of older versions"
+    )
 
 
 class ErrorOut(BaseModel):
@@ -161,7 +171,10 @@ def content_out(generation: Generation, storage: Storage, image_url_seconds: int
     cost = None
     if generation.cost_seconds is not None:
         cost = CostOut(
-            usd=generation.cost_usd, gpu=generation.cost_gpu, seconds=generation.cost_seconds
+            usd=generation.cost_usd,
+            gpu=generation.cost_gpu,
+            seconds=generation.cost_seconds,
+            parts=_cost_parts(generation),
         )
     reports = {report["sha256"]: report for report in generation.lora_reports or []}
     return ContentOut(
@@ -183,3 +196,15 @@ def content_out(generation: Generation, storage: Storage, image_url_seconds: int
         started_at=generation.started_at,
         finished_at=generation.finished_at,
     )
+
+
+def _cost_parts(generation: Generation) -> dict[str, CostPart] | None:
+    if generation.cost_parts is None:
+        return None
+    per_second = None
+    if generation.cost_usd is not None and generation.cost_seconds:
+        per_second = generation.cost_usd / generation.cost_seconds
+    return {
+        name: CostPart(usd=None if per_second is None else per_second * seconds, seconds=seconds)
+        for name, seconds in generation.cost_parts.items()
+    }

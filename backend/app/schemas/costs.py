@@ -19,6 +19,12 @@ class CostGroup(BaseModel):
     seconds: float = Field(description="of the worker's device, waiting in its line left out")
     actual_usd: float = Field(description="of what has a price")
     estimated_usd: float = Field(description="actual, and what is queued or running may cost")
+    cold_start_usd: float = Field(description="the part of actual_usd spent on starting workers")
+    lora_usd: float = Field(description="... on fetching, applying and removing LoRAs")
+    generation_usd: float = Field(description="... on drawing")
+    cold_start_seconds: float
+    lora_seconds: float
+    generation_seconds: float
     unpriced_seconds: float = Field(description="on devices without a price, such as a CPU")
 
 

@@ -24,7 +24,7 @@ from app.models.base import utc_now
 from app.repositories.events import EventRepository
 from app.repositories.generations import JobRepository
 from app.repositories.loras import LoraRepository
-from app.services.costs import price
+from app.services.costs import CallClock, price
 from app.services.inference import Inference
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
@@ -124,7 +124,9 @@ class Drawing:
         log.info("content %s: attempt %d starts", generation.id, generation.attempt)
         if generation.attempt > 1:
             await self._clear_earlier(generation)
-        outcome = await self._draw(generation)
+        clock = CallClock()
+        outcome = await self._draw(generation, clock)
+        cold_start = clock.cold_start(outcome.result.timings.model_dump())
         pieces: list[ContentPiece] = []
         kept = False
         try:
@@ -134,7 +136,10 @@ class Drawing:
                 await self._storage.put(piece.object_key, data)
             async with self._database.session() as session:
                 kept = await JobRepository(session).finish(
-                    generation.id, generation.attempt, self._success(outcome), pieces
+                    generation.id,
+                    generation.attempt,
+                    self._success(outcome, cold_start),
+                    pieces,
                 )
                 if kept:
                     await EventRepository(session).add(generation.id, Status.SUCCEEDED, {})
@@ -147,13 +152,13 @@ class Drawing:
         else:
             log.warning("content %s: attempt %d came too late", generation.id, generation.attempt)
 
-    async def _draw(self, generation: Generation) -> InferenceOutcome:
+    async def _draw(self, generation: Generation, clock: CallClock) -> InferenceOutcome:
         drawing = asyncio.ensure_future(
             self._inference.generate(
-                self._request_builder(generation),
+                self._request_builder(generation, clock),
                 request_id=str(generation.id),
                 deadline_s=self._settings.modal_timeout_seconds,
-                on_event=self._progress_writer(generation),
+                on_event=self._progress_writer(generation, clock),
             )
         )
         self._drawing[generation.id] = drawing
@@ -170,13 +175,16 @@ class Drawing:
             if stopping is not None:
                 stopping.cancel()
 
-    def _progress_writer(self, generation: Generation) -> Callable[[WorkerEvent], Awaitable[None]]:
+    def _progress_writer(
+        self, generation: Generation, clock: CallClock
+    ) -> Callable[[WorkerEvent], Awaitable[None]]:
         """Writes down what the worker tells, now and then; never fails the picture."""
         write_at: dict[str, float] = dict.fromkeys(
             ("progress", "preview"), time.monotonic() + _PROGRESS_SECONDS
         )
 
         async def write(event: WorkerEvent) -> None:
+            clock.heard()
             data: dict[str, Any]
             if isinstance(event, ProgressEvent):
                 data = event.model_dump(mode="json", exclude={"type"})
@@ -199,14 +207,16 @@ class Drawing:
 
         return write
 
-    def _request_builder(self, generation: Generation) -> Callable[[], Awaitable[GenerateRequest]]:
+    def _request_builder(
+        self, generation: Generation, clock: CallClock
+    ) -> Callable[[], Awaitable[GenerateRequest]]:
         """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
 
         async def build() -> GenerateRequest:
             async with self._database.session() as session:
                 if await JobRepository(session).wants_stop(generation.id):
                     raise Cancelled("stopped before it was drawn")
-            return GenerateRequest(
+            request = GenerateRequest(
                 prompt=generation.prompt,
                 negative_prompt=generation.negative_prompt,
                 loras=await self._lora_refs(generation),
@@ -214,6 +224,8 @@ class Drawing:
                 request_id=str(generation.id),
                 **generation.parameters,
             )
+            clock.sent()
+            return request
 
         return build
 
@@ -240,10 +252,10 @@ class Drawing:
             )
         return refs
 
-    def _success(self, outcome: InferenceOutcome) -> dict[str, Any]:
+    def _success(self, outcome: InferenceOutcome, cold_start: float) -> dict[str, Any]:
         result = outcome.result
         timings = result.timings.model_dump()
-        cost = price(timings, result.cost.gpu if result.cost else self._gpu())
+        cost = price(timings, result.cost.gpu if result.cost else self._gpu(), cold_start)
         return {
             "status": Status.SUCCEEDED,
             "lora_reports": [report.model_dump(mode="json") for report in result.loras],
@@ -254,6 +266,7 @@ class Drawing:
             "cost_usd": cost.usd,
             "cost_gpu": cost.gpu,
             "cost_seconds": cost.seconds,
+            "cost_parts": cost.parts,
             "error": None,
         }
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
+import logging
 import secrets
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import Database
-from app.core.errors import Conflict, NotFound
-from app.models import Batch, Generation, LoraModel, Status
+from app.core.errors import Conflict, NotFound, StorageFailed
+from app.models import Batch, Generation, Status
 from app.models.base import utc_now
 from app.repositories.batches import BatchRepository
 from app.repositories.events import EventRepository
@@ -32,17 +30,20 @@ from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.base_model import BaseModel
 from app.services.cursor import read_cursor, write_cursor
+from app.services.drafts import Draft, digest_of, draft_content
 from app.services.ends import Ends
 from app.services.inference import Inference
 from app.services.jobs import JobQueue
-from app.services.resolve import again_request, as_request, find_avatar, find_loras
+from app.services.limits import UNLIMITED, Allowance, admit
+from app.services.resolve import again_request
 from app.services.storage import Storage
 from sdxl_contract.errors import InvalidPrompt
 from sdxl_contract.limits import SEED_MAX, ModelLimits
-from sdxl_contract.request import GenerateRequest
 
 _LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
 _STOP_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
 
 
 class Accepted(NamedTuple):
@@ -50,60 +51,6 @@ class Accepted(NamedTuple):
 
     generation: Generation
     is_new: bool
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A request that was held against every limit, ready to become contents."""
-
-    owner: str
-    avatar_id: uuid.UUID | None
-    request: GenerateRequest
-    size: tuple[int, int]
-    loras: list[tuple[LoraModel, float]]
-    draw_seed: Callable[[], int]
-    estimated_usd: float | None
-
-    def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Generation:
-        """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
-        request = self.request
-        chosen = request.seed if seed is None else seed
-        return Generation(
-            id=uuid.uuid4(),
-            owner=self.owner,
-            status=Status.QUEUED,
-            attempt=0,
-            avatar_id=self.avatar_id,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            parameters={
-                "width": self.size[0],
-                "height": self.size[1],
-                "steps": request.steps,
-                "cfg": request.cfg,
-                "seed": self.draw_seed() if chosen is None else chosen,
-                "num_images": request.num_images,
-            },
-            loras=[
-                {
-                    "lora_model_id": str(lora.id),
-                    "name": lora.name,
-                    "sha256": lora.sha256,
-                    "scale": scale,
-                }
-                for lora, scale in self.loras
-            ],
-            idempotency_key=idempotency_key,
-            request_sha256=digest,
-            estimated_usd=self.estimated_usd,
-            created_at=utc_now(),
-            pieces=[],
-        )
-
-
-def _digest(asked: GenerateIn | BatchIn) -> str:
-    text = json.dumps(asked.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class GenerationService:
@@ -127,7 +74,11 @@ class GenerationService:
         self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
 
     async def accept(
-        self, owner: str, asked: GenerateIn, idempotency_key: str | None = None
+        self,
+        owner: str,
+        asked: GenerateIn,
+        idempotency_key: str | None = None,
+        allowance: Allowance = UNLIMITED,
     ) -> Accepted:
         """Hold `asked` against every limit, and put it in the queue.
 
@@ -135,8 +86,9 @@ class GenerationService:
             InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
             NotFound: the avatar or a LoRA is not there.
             Conflict: `idempotency_key` was used for something else.
+            RateLimited, BudgetExhausted: `allowance` is used up.
         """
-        digest = _digest(asked)
+        digest = digest_of(asked)
         if idempotency_key is not None:
             earlier = await self._earlier(owner, idempotency_key, digest)
             if earlier is not None:
@@ -146,6 +98,7 @@ class GenerationService:
             async with self._database.session() as session:
                 draft = await self._draft(session, owner, asked, limits)
                 generation = draft.content(None, digest, idempotency_key)
+                await admit(session, owner, allowance, 1, draft.estimated_usd)
                 await self._add(session, owner, generation)
         except IntegrityError:
             if idempotency_key is None:
@@ -156,12 +109,41 @@ class GenerationService:
             return Accepted(earlier, is_new=False)
         return Accepted(generation, is_new=True)
 
-    async def accept_batch(self, owner: str, asked: BatchIn) -> tuple[Batch, list[uuid.UUID]]:
+    async def accept_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        idempotency_key: str | None = None,
+        allowance: Allowance = UNLIMITED,
+    ) -> tuple[Batch, list[uuid.UUID]]:
         """Put every prompt `count` times in the queue, all or none. A given seed counts upwards.
 
         Raises:
             As `accept`; the message names the prompt.
         """
+        digest = digest_of(asked)
+        if idempotency_key is not None:
+            earlier = await self._earlier_batch(owner, idempotency_key, digest)
+            if earlier is not None:
+                return earlier
+        try:
+            return await self._add_batch(owner, asked, digest, idempotency_key, allowance)
+        except IntegrityError:
+            if idempotency_key is None:
+                raise
+            earlier = await self._earlier_batch(owner, idempotency_key, digest)
+            if earlier is None:
+                raise
+            return earlier
+
+    async def _add_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        digest: str,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> tuple[Batch, list[uuid.UUID]]:
         limits = await self._base_model.limits()
         common = asked.model_dump(exclude={"prompts", "count"}, exclude_unset=True)
         batch = Batch(
@@ -169,10 +151,12 @@ class GenerationService:
             owner=owner,
             total=len(asked.prompts) * asked.count,
             request=asked.model_dump(mode="json", exclude_unset=True),
+            request_sha256=digest,
+            idempotency_key=idempotency_key,
             created_at=utc_now(),
         )
-        digest = _digest(asked)
-        ids: list[uuid.UUID] = []
+        contents: list[Generation] = []
+        expected_usd = 0.0
         async with self._database.session() as session:
             session.add(batch)
             await session.flush()
@@ -187,12 +171,31 @@ class GenerationService:
                         f"{field}: {error.message}", details={"field": field}
                     ) from error
                 for _ in range(asked.count):
-                    seed = None if asked.seed is None else (asked.seed + len(ids)) % (SEED_MAX + 1)
+                    seed = None
+                    if asked.seed is not None:
+                        seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
                     generation = draft.content(seed, digest, None)
                     generation.batch_id = batch.id
-                    await self._add(session, owner, generation)
-                    ids.append(generation.id)
-        return batch, ids
+                    contents.append(generation)
+                    expected_usd += draft.estimated_usd or 0.0
+            await admit(session, owner, allowance, len(contents), expected_usd)
+            for generation in contents:
+                await self._add(session, owner, generation)
+        return batch, [generation.id for generation in contents]
+
+    async def _earlier_batch(
+        self, owner: str, key: str, digest: str
+    ) -> tuple[Batch, list[uuid.UUID]] | None:
+        async with self._database.session() as session:
+            repository = BatchRepository(session, owner)
+            batch = await repository.by_idempotency_key(key)
+            if batch is None:
+                return None
+            if batch.request_sha256 != digest:
+                raise Conflict(
+                    "This Idempotency-Key was used with another body.", field="Idempotency-Key"
+                )
+            return batch, list(await repository.content_ids(batch.id))
 
     async def batch(self, owner: str, batch_id: uuid.UUID) -> tuple[Batch, dict[str, int]]:
         """A batch, and how many of its contents are in which state; deleted ones are in none.
@@ -206,12 +209,15 @@ class GenerationService:
             raise NotFound("There is no batch with this id.")
         return found
 
-    async def replay(self, owner: str, content_id: uuid.UUID) -> Generation:
+    async def replay(
+        self, owner: str, content_id: uuid.UUID, allowance: Allowance = UNLIMITED
+    ) -> Generation:
         """The same request again, its seed included, as a new content.
 
         Raises:
             NotFound: there is no such content.
             Conflict: one of its LoRAs was deleted.
+            RateLimited, BudgetExhausted: `allowance` is used up.
         """
         limits = await self._base_model.limits()
         async with self._database.session() as session:
@@ -242,6 +248,7 @@ class GenerationService:
                 created_at=utc_now(),
                 pieces=[],
             )
+            await admit(session, owner, allowance, 1, generation.estimated_usd)
             await self._add(session, owner, generation)
         return generation
 
@@ -271,21 +278,8 @@ class GenerationService:
 
     async def _draft(
         self, session: AsyncSession, owner: str, asked: GenerateIn, limits: ModelLimits
-    ) -> _Draft:
-        avatar = await find_avatar(session, owner, asked.avatar_id)
-        loras = await find_loras(session, owner, asked, avatar)
-        request = as_request(asked, avatar, loras)
-        request.check_limits(limits)
-        usual = await GenerationRepository(session, owner).usual_usd()
-        return _Draft(
-            owner=owner,
-            avatar_id=avatar.id if avatar else None,
-            request=request,
-            size=request.size(limits),
-            loras=loras,
-            draw_seed=self._draw_seed,
-            estimated_usd=None if usual is None else usual * request.num_images,
-        )
+    ) -> Draft:
+        return await draft_content(session, owner, asked, limits, self._draw_seed)
 
     async def _add(self, session: AsyncSession, owner: str, generation: Generation) -> None:
         """Row and job, in `session`'s transaction."""
@@ -374,4 +368,7 @@ class GenerationService:
                     await self._inference.cancel(str(content_id))
         self._ends.announce(content_id)
         for key in keys:
-            await self._storage.delete(key)
+            try:
+                await self._storage.delete(key)
+            except StorageFailed:
+                log.warning("content %s: a picture stays until the next sweep", content_id)

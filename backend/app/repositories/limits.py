@@ -1,0 +1,93 @@
+"""SQL of the limits: calls per minute, open contents, the day's cost. Shared by all servers."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.models import Generation, Status
+
+_OPEN = (Status.QUEUED, Status.RUNNING)
+_FEW = 20
+
+# One statement, so that servers that share the database count together.
+_TAKE = text("""
+    INSERT INTO call_rate AS r (caller, free_at)
+    VALUES (:caller, clock_timestamp() + make_interval(secs => :share))
+    ON CONFLICT (caller) DO UPDATE
+    SET free_at = greatest(r.free_at, clock_timestamp()) + make_interval(secs => :share)
+    WHERE r.free_at <= clock_timestamp() + make_interval(secs => :tolerance)
+    RETURNING free_at
+""")
+_WAIT = text("""
+    SELECT extract(epoch FROM free_at - clock_timestamp())::float - :tolerance
+    FROM call_rate WHERE caller = :caller
+""")
+
+
+class Use(NamedTuple):
+    """What an owner uses: contents that have not ended, USD of today's contents."""
+
+    open_contents: int
+    usd: float
+
+
+class LimitRepository:
+    """What callers and owners have used."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def take_call(self, caller: str, per_minute: int) -> float | None:
+        """Count one call; None where it is within the limit, else the seconds to wait."""
+        share = 60.0 / per_minute
+        values = {"caller": caller, "share": share, "tolerance": 60.0 - share}
+        if (await self._session.execute(_TAKE, values)).first() is not None:
+            return None
+        del values["share"]
+        return max(0.0, float((await self._session.execute(_WAIT, values)).scalar_one()))
+
+    async def hold(self, owner: str) -> None:
+        """Keep other acceptances of this owner waiting until the transaction's end."""
+        digest = hashlib.sha256(f"accept:{owner}".encode()).digest()
+        number = int.from_bytes(digest[:8], signed=True)
+        await self._session.execute(select(func.pg_advisory_xact_lock(number)))
+
+    async def use(self, owner: str, since: datetime) -> Use:
+        """What `owner` uses; of contents since a moment the actual cost, else the estimate."""
+        open_contents = await self._session.scalar(
+            select(func.count())
+            .select_from(Generation)
+            .where(
+                Generation.owner == owner,
+                Generation.finished_at.is_(None),
+                Generation.status.in_(_OPEN),
+            )
+        )
+        return Use(open_contents or 0, await self._usd(owner, since))
+
+    async def _usd(self, owner: str, since: datetime) -> float:
+        rows = await self._session.execute(
+            select(
+                func.sum(Generation.cost_usd),
+                func.sum(Generation.estimated_usd).filter(Generation.status.in_(_OPEN)),
+            ).where(Generation.owner == owner, Generation.created_at >= since)
+        )
+        actual, expected = rows.one()
+        return float(actual or 0) + float(expected or 0)
+
+    async def usual_seconds(self, owner: str) -> float | None:
+        """Mean seconds of the owner's last contents, from their start to their end."""
+        last = (
+            select((Generation.finished_at - Generation.started_at).label("took"))
+            .where(Generation.owner == owner, Generation.status == Status.SUCCEEDED)
+            .order_by(Generation.created_at.desc())
+            .limit(bindparam("few", _FEW))
+            .subquery()
+        )
+        mean = await self._session.scalar(select(func.extract("epoch", func.avg(last.c.took))))
+        return None if mean is None else float(mean)
