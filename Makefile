@@ -68,6 +68,10 @@ bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffuser
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
 	@$(PY) benchmarks/bench_png.py
 
+.PHONY: deploy-check
+deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
+	@$(PY) scripts/deploy_check.py
+
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt

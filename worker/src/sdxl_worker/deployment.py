@@ -122,7 +122,8 @@ class Deployment(BaseSettings):
         known = {PREFIX + name.upper() for name in cls.model_fields}
         for name in sorted(environment):
             if name.startswith(PREFIX) and name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                near = [full for full in sorted(known) if full.startswith(name)]
+                near = near or difflib.get_close_matches(name, sorted(known), 1)
                 hint = f": did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name} is not a setting of the deployment{hint}")
         if environment.get("VAE_MODEL"):

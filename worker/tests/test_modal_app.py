@@ -1,0 +1,283 @@
+"""The Modal deployment: the check that `make deploy-check` runs, and the controls of the check."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages, passed_on
+from sdxl_worker.settings import Dtype
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+deploy_check = importlib.import_module("deploy_check")
+
+SOURCE = deploy_check.APP.read_text()
+
+
+def rewritten(tmp_path: Path, tree: ast.Module) -> Path:
+    """A copy of app.py beside a copy of what it reads."""
+    path = tmp_path / "worker" / "app.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(ast.unparse(tree))
+    for name in ("constraints.txt", "worker/pyproject.toml", "contract/pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    return path
+
+
+def test_deploy_check_passes() -> None:
+    result = subprocess.run(
+        [sys.executable, "scripts/deploy_check.py"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 5
+
+
+def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
+    """The control: without the keywords and the baked environment every probe must fail."""
+
+    class Drop(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> Any:
+            self.generic_visit(node)
+            kept = ("image", "env", "secrets", "volumes", "python_version", "copy", "uv_version")
+            if ast.unparse(node.func) in {"app.cls", "modal.asgi_app"}:
+                node.keywords = [k for k in node.keywords if k.arg in kept]
+            if ast.unparse(node.func) == "modal.concurrent":
+                node.keywords = [ast.keyword("max_inputs", ast.Constant(4))]
+            if ast.unparse(node.func) == "modal.enter":
+                node.keywords = []
+            if ast.unparse(node.func).endswith(".env"):
+                node.args = [ast.Dict([], [])]
+            return node
+
+        def visit_Attribute(self, node: ast.Attribute) -> Any:
+            self.generic_visit(node)
+            name = node.attr
+            if ast.unparse(node.value) == "deployment" and name in {
+                "app_name",
+                "weights_volume",
+                "weights_mount",
+                "lora_volume",
+                "lora_mount",
+                "secret_name",
+            }:
+                fixed = Deployment.model_fields[name].default
+                return ast.Constant(fixed)
+            return node
+
+    path = rewritten(tmp_path, Drop().visit(ast.parse(SOURCE)))
+    problems = deploy_check.check_settings(path)
+
+    named = {problem.partition("=")[0] for problem in problems}
+    assert named == set(deploy_check.PROBES)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "setting"),
+    [
+        ("scaledown_window", "DEPLOY_SCALEDOWN_WINDOW_SECONDS"),
+        ("requires_proxy_auth", "DEPLOY_PROXY_AUTH"),
+        ("max_containers", "DEPLOY_MAX_CONTAINERS"),
+    ],
+)
+def test_one_dropped_setting_is_the_one_named(tmp_path: Path, keyword: str, setting: str) -> None:
+    tree = ast.parse(SOURCE)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            node.keywords = [k for k in node.keywords if k.arg != keyword]
+
+    problems = deploy_check.check_settings(rewritten(tmp_path, tree))
+
+    assert [problem.partition("=")[0] for problem in problems] == [setting]
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        "app.cls(keep_warm=1)",
+        "app.cls(container_idle_timeout=9)",
+        "modal.web_endpoint()",
+        "modal.gpu.A100()",
+        "modal.Volume.lookup('x')",
+        "class Worker:\n    def __init__(self): ...",
+    ],
+)
+def test_old_names_of_modal_are_noticed(old: str) -> None:
+    assert deploy_check.check_names(old) != []
+
+
+def test_a_secret_baked_into_the_image_is_noticed(tmp_path: Path) -> None:
+    leaky = SOURCE.replace(
+        ".env(deployment.container_environment())",
+        ".env({'TOKEN': os.environ.get('WORKER_API_TOKEN', 'none')})",
+    )
+    problems = deploy_check.check_secrets(rewritten(tmp_path, ast.parse(leaky)))
+
+    assert any("secret of the environment" in problem for problem in problems)
+
+
+def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, ast.parse(SOURCE))
+    project = tmp_path / "worker" / "pyproject.toml"
+    project.write_text(project.read_text().replace('"structlog>=26.1",', ""))
+
+    assert "structlog is imported and not installed in the image" in deploy_check.check_image(path)
+
+
+def test_modal_finds_what_to_run_by_the_documented_commands() -> None:
+    code = (
+        "from modal.cli.import_refs import import_and_filter as find, parse_import_ref as ref\n"
+        "for name in ('', '::smoke', '::download_weights', '::bench'):\n"
+        "    runnable = find(ref('worker/app.py' + name), base_cmd='modal run')[0]\n"
+        "    print(type(runnable).__name__, getattr(runnable, 'info', runnable))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+
+    kinds = [line.split()[0] for line in result.stdout.splitlines()]
+    assert kinds == ["LocalEntrypoint", "LocalEntrypoint", "Function", "Function"]
+    assert "download_weights" in result.stdout.splitlines()[2]
+
+
+def test_the_container_reads_the_same_deployment_without_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside the container app.py is imported again: alone, and under the image's environment."""
+    import modal
+
+    values = {name: probe.value for name, probe in deploy_check.PROBES.items()}
+    outside = deploy_check.load_app(deploy_check.APP, values)
+    with deploy_check.environment(values):
+        baked = outside.deployment.container_environment()
+    lonely = tmp_path / "root" / "app.py"
+    lonely.parent.mkdir()
+    lonely.write_text(SOURCE)
+    monkeypatch.setattr(modal, "is_local", lambda: False)
+
+    inside = deploy_check.load_app(lonely, baked)
+
+    assert inside.deployment == outside.deployment
+
+
+# --- the settings themselves ----------------------------------------------------------------------
+
+
+def read(**values: str) -> Deployment:
+    with deploy_check.environment(values):
+        return Deployment.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DEPLOY_GPU", "l40s", "'l40s' is no GPU's name"),
+        ("DEPLOY_GPU", " , ", "at least one GPU"),
+        ("DEPLOY_MAX_CONTAINERS", "0", "greater than or equal to 1"),
+        ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "1", "greater than or equal to 2"),
+        ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "4000", "less than or equal to 3600"),
+        ("DEPLOY_MAX_INPUTS", "1", "greater than or equal to 2"),
+        ("DEPLOY_MIN_CONTAINERS", "5", "must be at most DEPLOY_MAX_CONTAINERS, which is 4"),
+        ("DEPLOY_TARGET_INPUTS", "9", "must be at most DEPLOY_MAX_INPUTS, which is 4"),
+        ("DEPLOY_APP_NAME", "a b", "pattern"),
+        ("DEPLOY_SCALEDOWN", "9", "did you mean DEPLOY_SCALEDOWN_WINDOW_SECONDS?"),
+        ("VAE_MODEL", "madebyollin/sdxl-vae-fp16-fix", "VAE_MODEL does not work on Modal"),
+        ("BASE_MODEL", "///", "hub name such as"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(name: str, value: str, says: str) -> None:
+    with pytest.raises((ValidationError, ValueError)) as refusal:
+        _ = read(**{name: value}).model_folder
+
+    assert says in str(refusal.value)
+    assert name in str(refusal.value) or name.removeprefix("DEPLOY_").lower() in str(refusal.value)
+
+
+def test_defaults_cost_nothing_while_nobody_asks_and_are_private() -> None:
+    deployment = read()
+
+    assert deployment.min_containers == deployment.buffer_containers == 0
+    assert deployment.proxy_auth
+    assert deployment.memory_snapshot
+
+
+def test_an_old_gpu_in_the_list_means_half_precision() -> None:
+    assert read().dtype is Dtype.BFLOAT16
+    assert read(DEPLOY_GPU="L4,T4").dtype is Dtype.FLOAT16
+
+
+def test_the_container_insists_on_a_token() -> None:
+    with deploy_check.environment({}), pytest.raises(ValidationError, match="WORKER_API_TOKEN"):
+        Deployment.from_environment().worker_settings()
+
+
+def test_the_worker_gets_what_the_shell_set_but_not_what_the_deployment_decides() -> None:
+    values = {
+        "WORKER_API_TOKEN": "t",
+        "QUEUE_MAX": "3",
+        "WORKER_HOST": "127.0.0.1",
+        "HF_HOME": "/x",
+    }
+    with deploy_check.environment(values):
+        settings = Deployment.from_environment().worker_settings()
+        told = Deployment.from_environment().container_environment()
+
+    assert (settings.queue_max, settings.worker_host, settings.hf_home) == (3, "0.0.0.0", None)
+    assert (settings.device, settings.base_model) == (
+        "cuda",
+        "/weights/stable-diffusion-xl-base-1.0",
+    )
+    assert told["QUEUE_MAX"] == "3"
+    assert not {"WORKER_API_TOKEN", "WORKER_HOST", "HF_HOME"} & set(told)
+
+
+def test_secrets_are_never_among_what_is_passed_on() -> None:
+    assert not {"WORKER_API_TOKEN", "HUGGINGFACE_HUB_TOKEN"} & passed_on()
+    assert {"QUEUE_MAX", "LORA_ALLOWED_HOSTS", "DTYPE"} <= passed_on()
+
+
+def test_an_unpinned_dependency_stops_the_deployment(tmp_path: Path) -> None:
+    for member in ("contract", "worker"):
+        (tmp_path / member).mkdir()
+        (tmp_path / member / "pyproject.toml").write_text(
+            '[project]\nname="x"\ndependencies=["torch>=2", "left-pad"]'
+        )
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
+
+    with pytest.raises(ValueError, match="no version of left-pad"):
+        image_packages(tmp_path)
+
+
+async def test_a_failed_worker_asks_for_a_fresh_container_once() -> None:
+    failed, answered, retired = False, [], []
+
+    async def app(*_: Any) -> None:
+        answered.append(len(retired))
+
+    async def retire() -> None:
+        retired.append(len(answered))
+
+    middleware = RetireWhenFailed(app, lambda: failed, retire)
+    await middleware({"type": "http"}, None, None)
+    failed = True
+    await middleware({"type": "lifespan"}, None, None)
+    for _ in range(2):
+        await middleware({"type": "http"}, None, None)
+
+    # After the third answer, not before it, and only once.
+    assert retired == [3]
