@@ -1,0 +1,462 @@
+"""The documentation says what is true: links, commands, paths, settings, examples and figures.
+
+Each check is a function from a document's text to a list of complaints. Every check has a control:
+a wrong text that it must complain about.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+from pydantic_settings import BaseSettings
+
+from app.core.settings import Settings as BackendSettings
+from sdxl_contract.errors import ErrorBody, ErrorCode
+from sdxl_contract.request import dump_request, parse_request
+from sdxl_contract.result import GenerateResult, Health, WorkerEvent
+from sdxl_worker.deployment import Deployment
+from sdxl_worker.settings import Settings as WorkerSettings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / "docs"
+GOLDEN = REPOSITORY / "contract" / "tests" / "golden"
+GUIDE = "docs/MODAL_SDXL_LORA_INTEGRATION.md"
+TRANSLATIONS = [("README.md", "README.es.md"), (GUIDE, GUIDE.replace("docs/", "docs/es/"))]
+# What a reader makes by following the text; the picture is `make demo`'s contact sheet.
+MADE_LATER = {"backend/.env", "demo-output", "smoke.png", "docs/images/demo.png"}
+# Variables of the shell itself.
+SHELL = {"EDITOR", "PATH", "HOME"}
+SETTINGS: tuple[type[BaseSettings], ...] = (BackendSettings, WorkerSettings, Deployment)
+
+Check = Callable[[Path, str], list[str]]
+
+
+@cache
+def files() -> tuple[str, ...]:
+    """Every file of the repository that git does not ignore, by relative path."""
+    found = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return tuple(name for name in found if (REPOSITORY / name).is_file())
+
+
+@cache
+def python_sources() -> str:
+    return "\n".join((REPOSITORY / name).read_text() for name in files() if name.endswith(".py"))
+
+
+def documents() -> list[str]:
+    return sorted(name for name in files() if name.endswith(".md") and "node_modules" not in name)
+
+
+# --- reading Markdown -------------------------------------------------------------------------
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """(language, code) of each fenced block."""
+    return [(match[1], match[2]) for match in _FENCE.finditer(text)]
+
+
+def prose(text: str) -> str:
+    return _FENCE.sub("", text)
+
+
+def inline_codes(text: str) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def headings(text: str) -> list[tuple[int, str]]:
+    """(level, title) in order."""
+    return [
+        (len(marks), title.strip())
+        for marks, title in re.findall(r"^(#{1,6}) (.+)$", prose(text), re.MULTILINE)
+    ]
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to headings."""
+    seen: dict[str, int] = {}
+    names = set()
+    for _, title in headings(text):
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        count = seen.get(slug, 0)
+        seen[slug] = count + 1
+        names.add(f"{slug}-{count}" if count else slug)
+    return names
+
+
+def table_rows(text: str) -> Iterator[list[str]]:
+    """The cells of each table row."""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# --- the checks -------------------------------------------------------------------------------
+
+
+def broken_links(path: Path, text: str) -> list[str]:
+    complaints = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", re.sub(r"`[^`]*`", "", prose(text))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        relative = file.relative_to(REPOSITORY).as_posix()
+        if not file.exists():
+            if relative not in MADE_LATER:
+                complaints.append(f"the link to {target} leads nowhere")
+        elif anchor and anchor not in anchors(file.read_text() if name else text):
+            complaints.append(f"the link to {target} names no heading")
+    return complaints
+
+
+def unknown_make_targets(_: Path, text: str) -> list[str]:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.M))
+    code = "\n".join([*inline_codes(text), *(block for _, block in code_blocks(text))])
+    used = re.findall(r"(?:^|&& |; )make ((?!-)[a-z][a-z-]*)", code, re.MULTILINE)
+    return [f"make {target} is not in the Makefile" for target in used if target not in targets]
+
+
+@cache
+def _rooms() -> frozenset[str]:
+    return frozenset(name.split("/")[0] for name in files() if "/" in name) | {"studio"}
+
+
+def _words(path: Path, text: str) -> Iterator[tuple[Path, str]]:
+    """(folder, word) of code in the text; a command's folder is where its `cd` went."""
+    for code in inline_codes(text):
+        yield from ((path.parent, word) for word in code.split())
+    for language, block in code_blocks(text):
+        folder = REPOSITORY
+        for line in block.splitlines() if language == "bash" else ():
+            if moved := re.match(r"cd (\S+)", line):
+                folder = REPOSITORY / moved[1]
+            yield from ((folder, word) for word in line.split())
+
+
+def missing_paths(path: Path, text: str) -> list[str]:
+    """Paths and test names in backticks and commands that are not there."""
+    complaints = []
+    bare = {name.rpartition("/")[2] for name in files()}
+    for folder, word in _words(path, text):
+        name, _, function = word.strip(",;()'\"").partition("::")
+        if re.search(r"[<>…{}$*=:]", name) or name.rstrip("/") in MADE_LATER:
+            continue
+        found = [place / name for place in (REPOSITORY, folder) if (place / name).exists()]
+        if "/" in name and name.split("/")[0] in _rooms():
+            if not found:
+                complaints.append(f"{name} does not exist")
+            elif function and f"def {function}(" not in found[0].read_text():
+                complaints.append(f"{name} has no function {function}")
+        elif "/" not in name and name.endswith(".py") and name not in bare:
+            complaints.append(f"no file is named {name}")
+        elif re.fullmatch(r"test_\w+", name) and f"def {name}(" not in python_sources():
+            complaints.append(f"there is no test {name}")
+    return complaints
+
+
+def environment_names(settings: type[BaseSettings]) -> dict[str, str]:
+    """Environment variable → field of a settings class."""
+    prefix = str(settings.model_config.get("env_prefix", ""))
+    names = {}
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        names[str(alias.choices[0]) if alias else (prefix + name).upper()] = name  # type: ignore[union-attr]
+    return names
+
+
+@cache
+def known_variables() -> frozenset[str]:
+    """Variables that a settings class, a script, the CLI or the Makefile reads."""
+    names = {name for settings in SETTINGS for name in environment_names(settings)}
+    reads = (
+        r'''(?:environ(?:\.get\(|\[|\.setdefault\()|envvar=|port_from\()\s*"([A-Z][A-Z0-9_]*)"'''
+    )
+    names |= set(re.findall(reads, python_sources()))
+    names |= set(re.findall(r"^([A-Z_]+) [?:]?=", (REPOSITORY / "Makefile").read_text(), re.M))
+    return frozenset(names | SHELL)
+
+
+@cache
+def known_constants() -> frozenset[str]:
+    """Error codes, and names that the source defines."""
+    defined = re.findall(r"^\s*([A-Z][A-Z0-9_]+)(?::[^=\n]+)? =", python_sources(), re.MULTILINE)
+    return frozenset(defined) | {code.value for code in ErrorCode}
+
+
+def unknown_variables(_: Path, text: str) -> list[str]:
+    """Settings in backticks, and variables in shell examples, that nothing reads."""
+    codes = " ".join(inline_codes(text))
+    inline = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", codes)
+    allowed = known_variables() | known_constants()
+    complaints = [f"{name} is no setting or constant" for name in inline if name not in allowed]
+    for language, block in code_blocks(text):
+        if language in ("bash", "sh"):
+            used = re.findall(r"(?:^|\s|export )([A-Z][A-Z0-9_]*)=", block, re.MULTILINE)
+            used += re.findall(r"\$\{?([A-Z][A-Z0-9_]*)", block)
+            complaints += [f"{n} is read by nothing" for n in used if n not in known_variables()]
+    return complaints
+
+
+def bad_json(_: Path, text: str) -> list[str]:
+    complaints = []
+    for language, block in code_blocks(text):
+        if language == "json":
+            try:
+                json.loads(block)
+            except ValueError as error:
+                complaints.append(f"a JSON example does not parse: {error}")
+        for body in re.findall(r"-d '(\{.*?\})'", block, re.DOTALL):
+            try:
+                json.loads(body)
+            except ValueError as error:
+                complaints.append(f"the JSON of a curl example does not parse: {error}")
+    return complaints
+
+
+@cache
+def routes() -> frozenset[tuple[str, str]]:
+    """(method, path with `{}` for parameters) of backend and worker, read from the source."""
+    found = set()
+    for file in [
+        *(REPOSITORY / "backend/app/api").glob("*.py"),
+        REPOSITORY / "worker/src/sdxl_worker/api.py",
+    ]:
+        source = file.read_text()
+        prefixes = dict(re.findall(r'^(\w*router) = APIRouter\(prefix="([^"]+)"', source, re.M))
+        decorators = r'@(\w+)\.(get|post|put|patch|delete)\(\s*"([^"]*)"'
+        for owner, method, path in re.findall(decorators, source):
+            found.add((method.upper(), re.sub(r"\{\w+\}", "{}", prefixes.get(owner, "") + path)))
+    return frozenset(found | {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")})
+
+
+def unknown_calls(_: Path, text: str) -> list[str]:
+    """`METHOD /path` in backticks that no service answers."""
+    complaints = []
+    for code in inline_codes(text):
+        match = re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) (/\S*)", code)
+        if match is None:
+            continue
+        path = match[2].partition("?")[0].removeprefix("/api/v1")
+        if (match[1], re.sub(r"\{\w+\}", "{}", path)) not in routes():
+            complaints.append(f"no service answers {code}")
+    return complaints
+
+
+CHECKS: dict[Check, str] = {
+    broken_links: "see [there](no-such-file.md)",
+    unknown_make_targets: "run `make no-such-target`",
+    missing_paths: "look into `backend/app/no_such_file.py`",
+    unknown_variables: "set `R2_NO_SUCH_SETTING`",
+    bad_json: '```json\n{"a": 1,}\n```\n',
+    unknown_calls: "call `GET /api/v1/no-such-path`",
+}
+
+
+@pytest.mark.parametrize("name", documents())
+def test_a_document_says_nothing_that_is_not_there(name: str) -> None:
+    path = REPOSITORY / name
+    text = path.read_text()
+
+    complaints = [complaint for check in CHECKS for complaint in check(path, text)]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_each_check_finds_what_is_wrong(check: Check) -> None:
+    path = REPOSITORY / "README.md"
+
+    assert check(path, CHECKS[check])
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (broken_links, "see [there](docs/architecture.md#no-such-heading)"),
+        (broken_links, "see [below](#no-such-heading)\n\n# Other"),
+        (unknown_make_targets, "```bash\nmake no-such-target\n```\n"),
+        (missing_paths, "shown by `test_that_was_never_written`" + "_at_all"),
+        (missing_paths, "run `worker/app.py::no_such_function`"),
+        (missing_paths, "see `no_such_module.py`"),
+        (unknown_variables, "```bash\nNO_SUCH_SETTING=1 make serve\n```\n"),
+        (unknown_variables, "```bash\necho $NO_SUCH_SETTING\n```\n"),
+        (bad_json, "```bash\ncurl -d '{\"a\": }'\n```\n"),
+        (unknown_calls, "call `DELETE /health`"),
+    ],
+)
+def test_each_check_finds_the_less_obvious_too(check: Check, wrong: str) -> None:
+    assert check(REPOSITORY / "README.md", wrong)
+
+
+def test_the_readme_s_picture_is_there() -> None:
+    picture = DOCS / "images" / "demo.png"
+    if not picture.exists():
+        pytest.skip("docs/images/demo.png is not there yet: copy demo-output/contact-sheet.png")
+
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# --- translations -----------------------------------------------------------------------------
+
+
+def differences(english: str, spanish: str) -> list[str]:
+    """What two texts that should have one structure do not share."""
+
+    def exact(text: str) -> list[tuple[str, str]]:
+        return [(lang, code) for lang, code in code_blocks(text) if lang != "text"]
+
+    def commands(text: str) -> list[str]:
+        return sorted(
+            code for code in inline_codes(text) if re.match(r"make |modal |npx |wk-", code)
+        )
+
+    same: dict[str, list[Any]] = {
+        "the levels of headings": [[level for level, _ in headings(t)] for t in (english, spanish)],
+        "code blocks": [exact(t) for t in (english, spanish)],
+        "the number of code blocks": [len(code_blocks(t)) for t in (english, spanish)],
+        "commands": [commands(t) for t in (english, spanish)],
+        "the number of table rows": [len(list(table_rows(t))) for t in (english, spanish)],
+        "names in code": [sorted(set(inline_codes(t))) for t in (english, spanish)],
+    }
+    return [
+        f"{what}: {[x for x in one if x not in other]} / {[x for x in other if x not in one]}"
+        if isinstance(one, list)
+        else f"{what}: {one} / {other}"
+        for what, (one, other) in same.items()
+        if one != other
+    ]
+
+
+@pytest.mark.parametrize(("english", "spanish"), TRANSLATIONS)
+def test_a_translation_has_the_original_s_structure(english: str, spanish: str) -> None:
+    found = differences((REPOSITORY / english).read_text(), (REPOSITORY / spanish).read_text())
+    assert not found, "\n".join(found)
+
+
+def test_a_translation_that_lacks_something_is_found() -> None:
+    english = "# A\n\n## B\n\n`make demo`\n\n```bash\nmake demo\n```\n\n| a |\n|---|\n| `b` |\n"
+
+    assert differences(english, english) == []
+    for lost in ("## B\n", "`make demo`", "| `b` |\n", "```bash\nmake demo\n```\n"):
+        assert differences(english, english.replace(lost, ""))
+
+
+# --- settings, examples, figures, decisions ---------------------------------------------------
+
+
+def shown_default(settings: type[BaseSettings], field: str, unset: str) -> str:
+    value: Any = settings.model_fields[field].get_default(call_default_factory=True)
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or value == ():
+        return unset
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        value = ",".join(value)
+    return f"`{value:.12g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def settings_problems(text: str, unset: str) -> list[str]:
+    """Settings without a row, rows without a setting, and wrong defaults."""
+    problems = []
+    sections = re.split(r"^### ", prose(text), flags=re.MULTILINE)[1:]
+    for settings, section in zip(SETTINGS, sections, strict=True):
+        rows = {row[0].strip("`"): row[1] for row in table_rows(section) if row[0].startswith("`")}
+        names = environment_names(settings)
+        if settings is Deployment:
+            names = {name: field for name, field in names.items() if name.startswith("DEPLOY_")}
+        problems += [f"{name} has no row" for name in names.keys() - rows.keys()]
+        problems += [f"{name} is no setting" for name in rows.keys() - names.keys()]
+        problems += [
+            f"{name} is {rows[name]} and must be {shown_default(settings, field, unset)}"
+            for name, field in names.items()
+            if name in rows and rows[name] != shown_default(settings, field, unset)
+        ]
+    return sorted(problems)
+
+
+@pytest.mark.parametrize(("place", "unset"), [(0, "unset"), (1, "sin definir")])
+def test_the_guide_lists_every_setting_with_its_default(place: int, unset: str) -> None:
+    text = (REPOSITORY / TRANSLATIONS[1][place]).read_text()
+
+    problems = settings_problems(text, unset)
+    assert not problems, "\n".join(problems)
+    wrong = text.replace("| `R2_REGION` | `auto` |", "| `R2_REGIO` | `auto` |")
+    assert settings_problems(wrong, unset) == ["R2_REGIO is no setting", "R2_REGION has no row"]
+    assert settings_problems(text.replace("`PORT` | `8000`", "`PORT` | `8080`"), unset)
+
+
+def test_the_contract_s_examples_are_the_golden_files_and_parse() -> None:
+    text = (DOCS / "WORKER_CONTRACT.md").read_text()
+    marked = re.findall(r"<!-- (golden|model): (\S+) -->\n```json\n(.*?)^```", text, re.M | re.S)
+
+    assert len(marked) == len([1 for language, _ in code_blocks(text) if language == "json"])
+    models: dict[str, TypeAdapter[Any]] = {
+        "Health": TypeAdapter(Health),
+        "WorkerEvent": TypeAdapter(WorkerEvent),
+        "result_given.json": TypeAdapter(GenerateResult),
+        "error_body.json": TypeAdapter(ErrorBody),
+    }
+    for kind, name, example in marked:
+        if kind == "golden":
+            assert json.loads(example) == json.loads((GOLDEN / name).read_text()), name
+        if name in models:
+            models[name].validate_json(example)
+        elif name.startswith("request_"):
+            assert parse_request(dump_request(parse_request(example))) == parse_request(example)
+        else:
+            assert name == "errors.json"
+    shown = {name for kind, name, _ in marked if kind == "golden"}
+    assert shown == {p.name for p in GOLDEN.glob("*.json")} - {"request_minimal.defaults.json"}
+
+
+@pytest.mark.parametrize("readme", TRANSLATIONS[0])
+def test_the_readme_s_figures_are_the_measured_ones(readme: str) -> None:
+    results = json.loads((REPOSITORY / "benchmarks/results/lora_swap.json").read_text())
+    text = (REPOSITORY / readme).read_text()
+    figures = {
+        row[0].strip("`"): float(row[1]) for row in table_rows(text) if row[0].strip("`") in results
+    }
+
+    assert {"peer_s", "ours_s", "ratio", "changed_weights"} <= figures.keys()
+    assert figures == {name: float(f"{results[name]:.3g}") for name in figures}
+    for fact in (results["hardware"], results["torch"]):
+        assert fact in " ".join(text.split())
+
+
+def test_decisions_are_numbered_short_and_of_one_form() -> None:
+    pages = sorted((DOCS / "decisions").glob("*.md"))
+    index = (DOCS / "README.md").read_text()
+
+    assert [page.name[:4] for page in pages] == [f"{n:04}" for n in range(1, len(pages) + 1)]
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith(f"# {page.name[:4]}: "), page.name
+        parts = re.findall(r"^\*\*(Context|Decision|Consequences)\.\*\*", text, re.MULTILINE)
+        assert parts == ["Context", "Decision", "Consequences"], page.name
+        assert len(text.splitlines()) <= 50, f"{page.name} is longer than a page"
+        assert f"decisions/{page.name}" in index, f"docs/README.md does not list {page.name}"
+
+
+def test_the_source_defines_what_the_docs_are_held_against() -> None:
+    """The sets that the checks look names up in are not empty, or they would accept nothing."""
+    assert {"MODAL_ENDPOINT_URL", "WORKER_API_TOKEN", "DEPLOY_GPU", "API_KEY"} <= known_variables()
+    assert ("POST", "/content/generate") in routes()
+    assert ("POST", "/requests/{}/cancel") in routes()
