@@ -19,7 +19,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
-from app.api import content, costs, files, health, identities, loras, session
+from app.api import content, costs, files, health, identities, loras, session, studio
 from app.api.deps import Services, get_caller
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import (
@@ -119,6 +119,7 @@ def create_app(
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(files.router)
+    app.include_router(studio.router)
     Instrumentator(registry=registry, excluded_handlers=["/metrics"]).instrument(app).expose(
         app, include_in_schema=False
     )

@@ -1,0 +1,186 @@
+// The only file that speaks HTTP. Every error becomes a `Problem`; code 0 means that no answer came.
+
+import type {
+  Avatar,
+  AvatarFields,
+  Batch,
+  BatchBody,
+  Content,
+  CostSummary,
+  GenerateBody,
+  Lora,
+  Model,
+  Page,
+  Session,
+  Status,
+} from './types';
+
+const API = '/api/v1';
+// A cookie alone must not let another site's page change anything.
+const OWN_PAGE = { 'X-Requested-With': 'studio' };
+
+/** An error answer (RFC 9457); `status` 0: offline, `field` as the API names it. */
+export class Problem extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+    readonly field: string | null = null,
+  ) {
+    super(message);
+  }
+}
+
+let onUnauthorized = (): void => {};
+let onReach = (_reached: boolean): void => {};
+
+/** Who hears of a refused key, and of the server being reached or not. */
+export function setListeners(unauthorized: () => void, reach: (reached: boolean) => void): void {
+  onUnauthorized = unauthorized;
+  onReach = reach;
+}
+
+export function asProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error;
+  return new Problem(0, 'CLIENT', error instanceof Error ? error.message : String(error));
+}
+
+function problemOf(status: number, text: string): Problem {
+  try {
+    const body = JSON.parse(text);
+    return new Problem(status, body.error_code ?? 'ERROR', body.detail ?? text, body.field ?? null);
+  } catch {
+    return new Problem(status, 'ERROR', text.slice(0, 300));
+  }
+}
+
+async function call<T>(
+  method: string,
+  path: string,
+  body?: unknown,
+  headers: Record<string, string> = {},
+): Promise<T> {
+  let answer: Response;
+  try {
+    answer = await fetch(API + path, {
+      method,
+      credentials: 'same-origin',
+      headers: {
+        ...OWN_PAGE,
+        ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
+        ...headers,
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch {
+    onReach(false);
+    throw new Problem(0, 'OFFLINE', '');
+  }
+  onReach(true);
+  if (answer.ok) return (answer.status === 204 ? undefined : await answer.json()) as T;
+  if (answer.status === 401 && path !== '/session') onUnauthorized();
+  throw problemOf(answer.status, await answer.text());
+}
+
+function query(values: Record<string, string | number | null | undefined>): string {
+  const given = Object.entries(values).filter(([, v]) => v !== null && v !== undefined && v !== '');
+  return given.length ? '?' + new URLSearchParams(given.map(([k, v]) => [k, String(v)])) : '';
+}
+
+export interface ContentFilter {
+  status?: Status | '';
+  avatar_id?: string;
+  batch_id?: string;
+  limit?: number;
+  cursor?: string | null;
+}
+
+export const api = {
+  session: () => call<Session>('GET', '/session'),
+  signIn: (api_key: string) => call<void>('POST', '/session', { api_key }),
+  signOut: () => call<void>('DELETE', '/session'),
+  model: () => call<Model>('GET', '/model'),
+  loras: () => call<Page<Lora>>('GET', '/loras/models'),
+  deleteLora: (id: string) => call<void>('DELETE', `/loras/models/${id}`),
+  avatars: () => call<Page<Avatar>>('GET', '/identities/avatars'),
+  createAvatar: (fields: AvatarFields) => call<Avatar>('POST', '/identities/avatars', fields),
+  changeAvatar: (id: string, fields: AvatarFields) =>
+    call<Avatar>('PATCH', `/identities/avatars/${id}`, fields),
+  deleteAvatar: (id: string) => call<void>('DELETE', `/identities/avatars/${id}`),
+  generate: (body: GenerateBody) =>
+    call<Content>('POST', '/content/generate', body, {
+      Prefer: 'respond-async',
+      'Idempotency-Key': newId(),
+    }),
+  contents: (filter: ContentFilter) =>
+    call<Page<Content>>('GET', '/content' + query({ ...filter })),
+  content: (id: string) => call<Content>('GET', `/content/${id}`),
+  deleteContent: (id: string) => call<void>('DELETE', `/content/${id}`),
+  cancel: (id: string) => call<Content>('POST', `/content/${id}/cancel`),
+  replay: (id: string) => call<Content>('POST', `/content/${id}/replay`),
+  batch: (body: BatchBody) =>
+    call<{ batch_id: string; content_ids: string[] }>('POST', '/content/batch', body),
+  readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),
+  costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
+};
+
+/** Random, also where the page has no secure context (plain http on a local network). */
+export function newId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/** Put a LoRA file into the library; `onProgress` hears the part sent, 0 to 1. */
+export function uploadLora(
+  file: File,
+  name: string,
+  onProgress: (part: number) => void,
+): Promise<{ lora: Lora; isNew: boolean }> {
+  return new Promise((resolve, reject) => {
+    const form = new FormData();
+    form.append('name', name);
+    form.append('file', file);
+    // fetch() tells nothing about how much was sent.
+    const request = new XMLHttpRequest();
+    request.open('POST', `${API}/loras/models/upload`);
+    for (const [header, value] of Object.entries(OWN_PAGE)) request.setRequestHeader(header, value);
+    request.upload.onprogress = (e) => e.lengthComputable && onProgress(e.loaded / e.total);
+    request.onerror = () => reject(new Problem(0, 'OFFLINE', ''));
+    request.onload = () => {
+      if (request.status === 200 || request.status === 201) {
+        resolve({ lora: JSON.parse(request.responseText), isNew: request.status === 201 });
+        return;
+      }
+      if (request.status === 401) onUnauthorized();
+      reject(problemOf(request.status, request.responseText));
+    };
+    request.send(form);
+  });
+}
+
+/** Open a content's live events after event `after`; the caller reads the body. */
+export async function openEvents(id: string, after: string, signal: AbortSignal): Promise<Response> {
+  const headers: Record<string, string> = { Accept: 'text/event-stream' };
+  if (after) headers['Last-Event-ID'] = after;
+  const answer = await fetch(`${API}/content/${id}/events`, {
+    credentials: 'same-origin',
+    headers,
+    signal,
+  });
+  if (!answer.ok) throw problemOf(answer.status, await answer.text());
+  return answer;
+}
+
+const isLoopback = (name: string): boolean =>
+  /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(name) || name.endsWith('.localhost');
+
+/**
+ * A signed URL as this page should ask for it: a local server signs for 127.0.0.1 and may be
+ * opened as localhost, and a canvas may be saved only where its pictures are of the same origin.
+ */
+export function pictureUrl(url: string): string {
+  const parsed = new URL(url, location.href);
+  const same = isLoopback(parsed.hostname) && isLoopback(location.hostname);
+  const local = parsed.pathname.startsWith('/files/') && parsed.port === location.port;
+  return same && local ? parsed.pathname + parsed.search : url;
+}

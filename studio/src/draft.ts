@@ -1,0 +1,192 @@
+// What the form holds: kept on this device, checked against the model's limits, sent as a request.
+
+import { computed, effect, signal } from '@preact/signals';
+import { number, t } from './i18n';
+import { recall, remember } from './memory';
+import { avatars, loras, model } from './store';
+import type { Avatar, Content, GenerateBody, Lora, Model } from './types';
+
+export interface Draft {
+  prompt: string;
+  negative: string;
+  avatarId: string | null;
+  loras: { id: string; scale: number }[];
+  width: number | null;
+  height: number | null;
+  steps: number | null;
+  cfg: number | null;
+  seed: number | null;
+  seedIsLocked: boolean;
+  count: number;
+}
+
+export const SEED_MAX = 2 ** 32 - 1;
+/** By the API's field names; '' is the form as a whole. */
+export type FieldErrors = Record<string, string>;
+
+const EMPTY: Draft = {
+  prompt: '',
+  negative: '',
+  avatarId: null,
+  loras: [],
+  width: null,
+  height: null,
+  steps: null,
+  cfg: null,
+  seed: null,
+  seedIsLocked: false,
+  count: 1,
+};
+
+export const draft = signal<Draft>({ ...EMPTY, ...recall<Partial<Draft>>('draft', {}) });
+/** What the server refused, until the field is changed. */
+export const refused = signal<FieldErrors>({});
+
+effect(() => remember('draft', draft.value));
+
+const FIELD_OF: Partial<Record<keyof Draft, string>> = { negative: 'negative_prompt' };
+
+export function change(changes: Partial<Draft>): void {
+  draft.value = { ...draft.value, ...changes };
+  const names = Object.keys(changes).map((name) => FIELD_OF[name as keyof Draft] ?? name);
+  const left = Object.entries(refused.value).filter(
+    ([field]) => field !== '' && !names.some((name) => field === name || field.startsWith(name)),
+  );
+  refused.value = Object.fromEntries(left);
+}
+
+export const randomSeed = (): number => crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
+
+/** The draft with the model's defaults where nothing was chosen. */
+export interface Whole extends Draft {
+  width: number;
+  height: number;
+  steps: number;
+  cfg: number;
+}
+
+export function completed(of: Draft, by: Model): Whole {
+  return {
+    ...of,
+    width: of.width ?? by.limits.native_size,
+    height: of.height ?? by.limits.native_size,
+    steps: of.steps ?? by.steps.default,
+    cfg: of.cfg ?? by.cfg.default,
+  };
+}
+
+export const whole = computed(() => (model.value ? completed(draft.value, model.value) : null));
+
+export const avatar = computed<Avatar | null>(
+  () => avatars.value?.find((one) => one.id === draft.value.avatarId) ?? null,
+);
+
+/** The LoRAs that will be applied: the avatar's first, then the chosen ones that are there. */
+export const usedLoras = computed<{ lora: Lora; scale: number; isAvatars: boolean }[]>(() => {
+  const library = new Map((loras.value ?? []).map((lora) => [lora.id, lora]));
+  const chosen = draft.value.loras.flatMap(({ id, scale }) => {
+    const lora = library.get(id);
+    return lora ? [{ lora, scale, isAvatars: false }] : [];
+  });
+  const own = avatar.value?.lora_model_id ? library.get(avatar.value.lora_model_id) : undefined;
+  if (!own || chosen.some(({ lora }) => lora.id === own.id)) return chosen;
+  return [{ lora: own, scale: avatar.value?.lora_scale ?? 1, isAvatars: true }, ...chosen];
+});
+
+function sideProblem(side: number, { limits }: Model): string | null {
+  const { min_side, max_side, multiple_of } = limits;
+  if (Number.isInteger(side) && side >= min_side && side <= max_side && side % multiple_of === 0)
+    return null;
+  return t('check.side', { min: min_side, max: max_side, multiple: multiple_of });
+}
+
+function rangeProblem(value: number, min: number, max: number, whole: boolean): string | null {
+  if (Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isInteger(value)))
+    return null;
+  return t(whole ? 'check.whole' : 'check.range', { min: number(min, 1), max: number(max, 1) });
+}
+
+/** What is wrong with a request before it is sent. */
+export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors {
+  const found: Record<string, string | null> = {
+    prompt:
+      promptIsNeeded && !of.prompt.trim() && !of.avatarId
+        ? t('check.prompt')
+        : of.prompt.length > by.limits.prompt_max_chars
+          ? t('check.long', { max: number(by.limits.prompt_max_chars) })
+          : null,
+    width: sideProblem(of.width, by),
+    height: sideProblem(of.height, by),
+    steps: rangeProblem(of.steps, by.steps.minimum, by.steps.maximum, true),
+    cfg: rangeProblem(of.cfg, by.cfg.minimum, by.cfg.maximum, false),
+    seed:
+      of.seedIsLocked && of.seed !== null ? rangeProblem(of.seed, 0, SEED_MAX, true) : null,
+    num_images: rangeProblem(of.count, 1, by.limits.max_images, true),
+    loras:
+      usedLoras.value.length > by.limits.max_loras
+        ? t('check.loras', { max: by.limits.max_loras })
+        : null,
+  };
+  const wrong = Object.entries(found).filter((one): one is [string, string] => one[1] !== null);
+  return Object.fromEntries(wrong);
+}
+
+/** `of` as the API takes it. A locked seed that is not set yet is drawn by the caller. */
+export function asBody(of: Whole): GenerateBody {
+  const there = new Set((loras.value ?? []).map((lora) => lora.id));
+  return {
+    ...(of.prompt.trim() ? { prompt: of.prompt } : {}),
+    ...(of.avatarId ? { avatar_id: of.avatarId } : {}),
+    loras: of.loras
+      .filter(({ id }) => there.has(id))
+      .map(({ id, scale }) => ({ lora_model_id: id, scale })),
+    negative_prompt: of.negative,
+    width: of.width,
+    height: of.height,
+    steps: of.steps,
+    cfg: of.cfg,
+    ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
+    num_images: of.count,
+  };
+}
+
+function without(text: string, start: string): string | null {
+  const [whole, first] = [text.trim(), start.trim()];
+  if (!first) return whole;
+  if (whole === first) return '';
+  return whole.startsWith(first + ', ') ? whole.slice(first.length + 2) : null;
+}
+
+/** The settings that made `content`. The avatar's part is taken out of the prompt where it is still
+ * the same; otherwise everything is written out and no avatar is chosen. */
+export function draftOf(content: Content, keepSeed: boolean): Draft {
+  const own = avatars.value?.find((one) => one.id === content.avatar_id);
+  const prompt = own ? without(content.prompt, own.base_prompt) : null;
+  const negative = own ? without(content.negative_prompt, own.negative_prompt) : null;
+  const fits = own !== undefined && prompt !== null && negative !== null;
+  const { parameters } = content;
+  return {
+    prompt: fits ? prompt : content.prompt,
+    negative: fits ? negative : content.negative_prompt,
+    avatarId: fits ? own.id : null,
+    loras: content.loras
+      .filter(
+        (used) =>
+          !fits || used.lora_model_id !== own.lora_model_id || used.scale !== own.lora_scale,
+      )
+      .map((used) => ({ id: used.lora_model_id, scale: used.scale })),
+    width: parameters.width,
+    height: parameters.height,
+    steps: parameters.steps,
+    cfg: parameters.cfg,
+    seed: keepSeed ? parameters.seed : null,
+    seedIsLocked: keepSeed,
+    count: parameters.num_images,
+  };
+}
+
+/** Nothing but what was asked: a first draft. */
+export function clearDraft(): void {
+  draft.value = { ...EMPTY };
+  refused.value = {};
+}

@@ -1,0 +1,52 @@
+// How long the next picture takes and what it costs, judged by the last ones on the same device.
+
+import { contentOf, feed } from './store';
+import type { Content } from './types';
+
+const LOOKED_AT = 8;
+
+export interface Estimate {
+  seconds: number;
+  usd: number | null;
+}
+
+interface Work {
+  width: number;
+  height: number;
+  steps: number;
+  num_images: number;
+}
+
+const amount = (work: Work): number => work.steps * work.width * work.height * work.num_images;
+
+function median(values: number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? 0;
+}
+
+function pastOf(ids: string[]): Content[] {
+  const drawn: Content[] = [];
+  for (const id of ids) {
+    const content = contentOf(id).value;
+    if (content?.status === 'succeeded' && content.timings && content.cost) drawn.push(content);
+    if (drawn.length === LOOKED_AT) break;
+  }
+  return drawn;
+}
+
+/** Null where nothing was drawn yet. `usd` is null on a device without a price. */
+export function estimate(work: Work): Estimate | null {
+  const past = pastOf(feed.value ?? []);
+  if (!past.length) return null;
+  const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / amount(c.parameters)));
+  const besides = median(
+    past.map((c) => {
+      const all = Object.entries(c.timings ?? {}).filter(([phase]) => phase !== 'queue');
+      const seconds = all.reduce((sum, [, one]) => sum + one, 0) - (c.timings?.denoise ?? 0);
+      return seconds / c.parameters.num_images;
+    }),
+  );
+  const seconds = perStep * amount(work) + besides * work.num_images;
+  const priced = past.find((c) => c.cost?.usd != null && c.cost.seconds > 0)?.cost;
+  return { seconds, usd: priced?.usd != null ? (priced.usd / priced.seconds) * seconds : null };
+}

@@ -1,0 +1,20 @@
+// What the page remembers on this device. Storage may be forbidden: then it forgets, and works on.
+
+const PREFIX = 'studio.';
+
+export function recall<T>(name: string, otherwise: T): T {
+  try {
+    const kept = localStorage.getItem(PREFIX + name);
+    return kept === null ? otherwise : (JSON.parse(kept) as T);
+  } catch {
+    return otherwise;
+  }
+}
+
+export function remember(name: string, value: unknown): void {
+  try {
+    localStorage.setItem(PREFIX + name, JSON.stringify(value));
+  } catch {
+    // Full or forbidden.
+  }
+}

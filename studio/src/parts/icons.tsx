@@ -1,0 +1,44 @@
+// Line icons on a 20-unit grid, drawn for this page.
+
+const PATHS = {
+  create: 'M4 16l1-4 8.5-8.5a2.1 2.1 0 013 3L8 15l-4 1zM11.5 5.5l3 3',
+  gallery: 'M3 3.5h6v6H3zM11 3.5h6v6h-6zM3 11.5h6v5H3zM11 11.5h6v5h-6z',
+  grid: 'M3 7.5h14M3 12.5h14M7.5 3v14M12.5 3v14M3 3h14v14H3z',
+  batches: 'M6 3h11v11M3 6h11v11H3z',
+  loras: 'M10 2.5l7 4-7 4-7-4zM3 10l7 4 7-4M3 13.5l7 4 7-4',
+  avatars: 'M10 10a3.5 3.5 0 100-7 3.5 3.5 0 000 7zM3.5 17c.6-3.4 3.2-5 6.5-5s5.9 1.6 6.5 5',
+  costs: 'M3 17h14M5 14V9M9 14V4M13 14v-7M16.5 14v-3',
+  more: 'M4.5 10h.01M10 10h.01M15.5 10h.01',
+  lock: 'M5 9h10v8H5zM7 9V6.5a3 3 0 016 0V9',
+  unlock: 'M5 9h10v8H5zM7 9V6a3 3 0 015.8-1',
+  dice: 'M4 4h12v12H4zM7.5 7.5h.01M12.5 7.5h.01M10 10h.01M7.5 12.5h.01M12.5 12.5h.01',
+  download: 'M10 3v9M6 8.5l4 4 4-4M3.5 16.5h13',
+  link: 'M8.5 11.5l3-3M9 6l2-2a3.2 3.2 0 014.5 4.5l-2 2M11 14l-2 2a3.2 3.2 0 01-4.5-4.5l2-2',
+  again: 'M16 10a6 6 0 11-1.8-4.3L16 7.5M16 3.5v4h-4',
+  vary: 'M3 6h3.5l7 8H17M14.5 11.5L17 14l-2.5 2.5M3 14h3.5l1.8-2M11.5 8l2-2H17M14.5 3.5L17 6l-2.5 2.5',
+  reuse: 'M4 5h8M4 10h6M4 15h4M16 8v8M12.5 12.5L16 16',
+  compare: 'M10 2.5v15M3.5 5h4v10h-4zM12.5 5h4v10h-4z',
+  trash: 'M4 5.5h12M8 5.5v-2h4v2M5.5 5.5l.7 11h7.6l.7-11M8.5 9v4.5M11.5 9v4.5',
+  close: 'M5 5l10 10M15 5L5 15',
+  left: 'M12.5 4l-6 6 6 6',
+  right: 'M7.5 4l6 6-6 6',
+  plus: 'M10 4v12M4 10h12',
+  upload: 'M10 13V4M6 7.5l4-4 4 4M3.5 16.5h13',
+  sun: 'M10 13.5a3.5 3.5 0 100-7 3.5 3.5 0 000 7zM10 2v1.5M10 16.5V18M2 10h1.5M16.5 10H18M4.3 4.3l1.1 1.1M14.6 14.6l1.1 1.1M4.3 15.7l1.1-1.1M14.6 5.4l1.1-1.1',
+  check: 'M4 10.5l4 4 8-9',
+  key: 'M13 3.5a3.5 3.5 0 11-3 5.2L4 14.5V17h2.5v-2H8v-1.5L10.8 10.5',
+  image: 'M3 4h14v12H3zM3 13.5l4-4 3.5 3.5 2.5-2.5 4 4M12.5 7.5h.01',
+  swap: 'M5 3v11M2.5 11.5L5 14l2.5-2.5M15 17V6M12.5 8.5L15 6l2.5 2.5',
+  out: 'M12 3.5h4.5v13H12M3 10h9M9 6.5l3.5 3.5L9 13.5',
+} as const;
+
+export type IconName = keyof typeof PATHS;
+
+/** Decoration only: what it means stands beside it or in a label. */
+export function Icon({ name, size = 18 }: { name: IconName; size?: number }) {
+  return (
+    <svg class="icon" width={size} height={size} viewBox="0 0 20 20" aria-hidden="true">
+      <path d={PATHS[name]} />
+    </svg>
+  );
+}

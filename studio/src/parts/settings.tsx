@@ -1,0 +1,163 @@
+// The form's numbers: size, steps, cfg, seed. Used by every view that has pictures made.
+
+import { change, draft, randomSeed, type FieldErrors, type Whole } from '../draft';
+import { number, t } from '../i18n';
+import type { Model } from '../types';
+import { shapesOf } from './shapes';
+import { Button, Field, Slider } from './ui';
+
+interface Props {
+  of: Whole;
+  model: Model;
+  errors: FieldErrors;
+}
+
+export function SizeField({ of, model, errors }: Props) {
+  const { limits } = model;
+  const side = (name: 'width' | 'height') => (
+    <Field label={t(`form.${name}`)} error={errors[name]}>
+      {(attributes) => (
+        <input
+          {...attributes}
+          type="number"
+          class="number"
+          min={limits.min_side}
+          max={limits.max_side}
+          step={limits.multiple_of}
+          value={Number.isFinite(of[name]) ? of[name] : ''}
+          onInput={(e) => change({ [name]: e.currentTarget.valueAsNumber })}
+        />
+      )}
+    </Field>
+  );
+  return (
+    <fieldset class="size">
+      <legend>{t('form.size')}</legend>
+      <div class="shapes">
+        {shapesOf(model).map((shape) => {
+          const scale = 18 / Math.max(shape.width, shape.height);
+          const isChosen = of.width === shape.width && of.height === shape.height;
+          return (
+            <button
+              type="button"
+              key={shape.name}
+              class="shape"
+              aria-pressed={isChosen}
+              title={`${shape.width} × ${shape.height}`}
+              onClick={() => change({ width: shape.width, height: shape.height })}
+            >
+              <i
+                aria-hidden="true"
+                style={{ width: `${shape.width * scale}px`, height: `${shape.height * scale}px` }}
+              />
+              {shape.name}
+            </button>
+          );
+        })}
+      </div>
+      <div class="sides">
+        {side('width')}
+        <Button
+          icon="swap"
+          kind="quiet"
+          iconOnly
+          onClick={() => change({ width: of.height, height: of.width })}
+        >
+          {t('form.swap')}
+        </Button>
+        {side('height')}
+      </div>
+    </fieldset>
+  );
+}
+
+export function NumberFields({ of, model, errors }: Props) {
+  return (
+    <>
+      <Slider
+        label={t('form.steps')}
+        value={of.steps}
+        min={model.steps.minimum}
+        max={model.steps.maximum}
+        step={1}
+        error={errors.steps}
+        onChange={(steps) => change({ steps })}
+      />
+      <Slider
+        label={t('form.cfg')}
+        value={of.cfg}
+        min={model.cfg.minimum}
+        max={model.cfg.maximum}
+        step={0.5}
+        error={errors.cfg}
+        onChange={(cfg) => change({ cfg })}
+      />
+    </>
+  );
+}
+
+export function SeedField({ of, errors }: Props) {
+  return (
+    <Field
+      label={t('form.seed')}
+      error={errors.seed}
+      hint={of.seedIsLocked ? null : t('form.seedIsRandom')}
+    >
+      {(attributes) => (
+        <div class="seed">
+          <input
+            {...attributes}
+            type="number"
+            class="number"
+            min={0}
+            step={1}
+            placeholder={t('form.random')}
+            value={of.seedIsLocked && of.seed !== null && Number.isFinite(of.seed) ? of.seed : ''}
+            onInput={(e) => {
+              const { value, valueAsNumber } = e.currentTarget;
+              change({ seed: value === '' ? null : valueAsNumber, seedIsLocked: value !== '' });
+            }}
+          />
+          <Button icon="dice" iconOnly onClick={() => change({ seed: randomSeed(), seedIsLocked: true })}>
+            {t('form.newSeed')}
+          </Button>
+          <Button
+            icon={of.seedIsLocked ? 'lock' : 'unlock'}
+            iconOnly
+            aria-pressed={of.seedIsLocked}
+            onClick={() =>
+              change(
+                of.seedIsLocked
+                  ? { seedIsLocked: false, seed: null }
+                  : { seedIsLocked: true, seed: draft.value.seed ?? randomSeed() },
+              )
+            }
+          >
+            {t('form.lockSeed')}
+          </Button>
+        </div>
+      )}
+    </Field>
+  );
+}
+
+export function CountField({ of, model, errors }: Props) {
+  const counts = Array.from({ length: model.limits.max_images }, (_, place) => place + 1);
+  return (
+    <Field label={t('form.count')} error={errors.num_images}>
+      {(attributes) => (
+        <select
+          {...attributes}
+          value={of.count}
+          onChange={(e) => change({ count: Number(e.currentTarget.value) })}
+        >
+          {counts.map((count) => (
+            <option key={count} value={count}>
+              {number(count)}
+            </option>
+          ))}
+        </select>
+      )}
+    </Field>
+  );
+}
