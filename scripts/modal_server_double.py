@@ -8,14 +8,15 @@ Must not know: what is deployed.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf import empty_pb2
-from google.protobuf.message import Message
+from google.protobuf import empty_pb2  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from grpclib import GRPCError, Status
 from grpclib.server import Server, Stream
 from modal_proto import api_pb2
@@ -194,15 +195,15 @@ def modal_server_double() -> Iterator[tuple[str, ModalServerDouble]]:
     """A running double: its URL for MODAL_SERVER_URL, and what it heard."""
     double = ModalServerDouble()
     loop = asyncio.new_event_loop()
-    started, port = threading.Event(), 0
+    door = socket.create_server(("127.0.0.1", 0))
+    port = door.getsockname()[1]
+    started = threading.Event()
     server: Server | None = None
 
     async def serve() -> None:
-        nonlocal port, server
+        nonlocal server
         server = Server([_service(double)])
-        await server.start("127.0.0.1", 0)
-        assert server._server is not None
-        port = server._server.sockets[0].getsockname()[1]
+        await server.start(sock=door)
         started.set()
 
     async def end() -> None:
