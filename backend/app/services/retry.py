@@ -12,7 +12,9 @@ from sdxl_contract.errors import ContractError, ErrorCode
 MAX_BACKOFF_S = 30.0
 _OUT_OF_MEMORY_RETRIES = 2
 # Reasons (`details["reason"]`) that no repetition mends, whatever the code says.
-PERMANENT_REASONS = frozenset({"modal_disabled", "modal_not_deployed", "not_json", "too_large"})
+PERMANENT_REASONS = frozenset(
+    {"modal_disabled", "modal_not_deployed", "modal_refused", "not_json", "redirect", "too_large"}
+)
 _BOUNDED = frozenset(
     {
         ErrorCode.MODEL_LOAD_FAILED,

@@ -11,11 +11,14 @@ import binascii
 import hashlib
 import io
 import json
-import warnings
+import math
+from collections.abc import Iterable
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from app.core.logging import redact_for_people
 from sdxl_contract.errors import (
     ERRORS,
     ContractError,
@@ -27,8 +30,9 @@ from sdxl_contract.errors import (
     Unauthorized,
     from_body,
 )
+from sdxl_contract.limits import SEED_MAX
 from sdxl_contract.request import GenerateRequest, OutputFormat
-from sdxl_contract.result import GenerateResult
+from sdxl_contract.result import GenerateResult, Health, WorkerEvent
 
 _SIGNATURES = {
     OutputFormat.PNG: b"\x89PNG\r\n\x1a\n",
@@ -36,6 +40,15 @@ _SIGNATURES = {
     OutputFormat.WEBP: b"RIFF",
 }
 _MODAL = b"modal-http:"
+# A gateway says that it got no answer: what it had asked may still be at work on it.
+_GATEWAY_STATUSES = frozenset({502, 504, 520, 524})
+# 4096 x 4096: what a picture may unfold to in memory where no size was asked for.
+_MAX_PIXELS = 2**24
+# Reasons with which an edge answers for itself, not for the run that it was asked about.
+_SAYS_NOTHING = frozenset({"bad_answer", "modal_restarting", "modal_no_request", "modal_unclear"})
+_MAX_TEXT_CHARS = 4000  # of any text that a worker sends, pictures aside
+_EVENT = TypeAdapter[WorkerEvent](WorkerEvent)
+_EVENT_TYPES = frozenset({"queued", "progress", "preview", "result", "error"})
 
 
 def error_from_answer(status: int, body: bytes, retry_after_header: str | None) -> ContractError:
@@ -48,19 +61,13 @@ def error_from_answer(status: int, body: bytes, retry_after_header: str | None) 
     text = body[:500].decode(errors="replace").lower()
     if body.startswith(_MODAL):
         return _modal_error(status, text, retry_after)
-    try:
-        known = ErrorBody.model_validate_json(body)
-    except ValidationError:
-        known = None
-    if known is not None and known.error_code in ERRORS:
+    known = _own_words(body)
+    if known is not None:
         error = from_body(known, status=status)
         error.retry_after = error.retry_after if error.retry_after is not None else retry_after
         return error
     if status == 401:
-        return Unauthorized(
-            "the worker's URL refused the credentials: check MODAL_API_TOKEN, MODAL_PROXY_KEY "
-            "and MODAL_PROXY_SECRET"
-        )
+        return _unauthorized()
     if status == 429:
         return Overloaded("the worker takes no more requests now", retry_after=retry_after)
     if status in (408, 502, 503) or status >= 500:
@@ -76,12 +83,63 @@ def error_from_answer(status: int, body: bytes, retry_after_header: str | None) 
     )
 
 
+def _own_words(body: bytes) -> ErrorBody | None:
+    """The worker's own error, if `body` is one."""
+    try:
+        known = ErrorBody.model_validate_json(body)
+    except ValidationError:
+        return None
+    return known if known.error_code in ERRORS else None
+
+
+def leaves_run_open(status: int, body: bytes, *, first: bool) -> bool:
+    """Whether an answer that is no result leaves open if the request is still being drawn.
+
+    Args:
+        first: it answers the request itself; else the question for a result that is on its way,
+            to which an edge that is busy or restarting says nothing of the run.
+    """
+    if _own_words(body) is not None:
+        return False
+    error = error_from_answer(status, body, None)
+    reason = (error.details or {}).get("reason")
+    if first:
+        return reason == "modal_unclear" or (reason == "bad_answer" and status in _GATEWAY_STATUSES)
+    return isinstance(error, Overloaded) or reason in _SAYS_NOTHING
+
+
+def redact_error(error: ContractError, known: Iterable[str] = ()) -> None:
+    """Take secrets, signed URLs and paths out of a foreign error, `known` secrets included."""
+    error.message = redact_for_people(error.message[:_MAX_TEXT_CHARS], known)
+    error.args = (error.message,)
+    if error.details is not None:
+        error.details = _redacted(error.details, known)
+
+
+def _redacted(value: Any, known: Iterable[str]) -> Any:
+    """Foreign JSON without secrets; pictures stay as they are."""
+    if isinstance(value, str):
+        return redact_for_people(value[:_MAX_TEXT_CHARS], known)
+    if isinstance(value, dict):
+        return {
+            redact_for_people(str(key), known): (
+                item if key == "image_base64" else _redacted(item, known)
+            )
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_redacted(item, known) for item in value]
+    return value
+
+
 def _modal_error(status: int, text: str, retry_after: float | None) -> ContractError:
     if "disabled" in text:
         return ModelLoadFailed(
             "Modal says that the workspace is disabled: look at its billing page",
             details={"reason": "modal_disabled"},
         )
+    if status == 401:
+        return _unauthorized()
     if status == 404:
         # Also seen while a crashed container starts again, so it is worth one more look.
         crashed = "crash" in text or "restart" in text
@@ -92,15 +150,39 @@ def _modal_error(status: int, text: str, retry_after: float | None) -> ContractE
         )
     if status == 429:
         return Overloaded("Modal takes no more requests now", retry_after=retry_after)
-    if "timed out" in text or status == 408:
+    if status == 408 and "timed out" not in text:
+        return GenerationFailed(
+            "Modal lost the request on its way to the worker",
+            details={"reason": "modal_no_request"},
+            retry_after=retry_after,
+        )
+    if "timed out" in text:
         return RequestTimeout(
             "Modal ended the worker's function: it took too long",
             details={"reason": "modal_function_ended"},
         )
+    if 400 <= status < 500:
+        return GenerationFailed(
+            f"Modal refused the request with status {status}: check MODAL_ENDPOINT_URL",
+            details={"reason": "modal_refused", "http_status": status},
+        )
+    ended = any(word in text for word in ("terminated", "signal", "crash", "exited"))
     return GenerationFailed(
-        f"Modal ended the request with status {status}",
-        details={"reason": "modal_function_ended", "http_status": status},
+        f"Modal ended the request with status {status}"
+        if ended
+        else f"Modal answered {status}, and not what became of the request",
+        details={
+            "reason": "modal_function_ended" if ended else "modal_unclear",
+            "http_status": status,
+        },
         retry_after=retry_after,
+    )
+
+
+def _unauthorized() -> Unauthorized:
+    return Unauthorized(
+        "the worker's URL refused the credentials: check MODAL_API_TOKEN, MODAL_PROXY_KEY and "
+        "MODAL_PROXY_SECRET"
     )
 
 
@@ -112,8 +194,8 @@ def _seconds(header: str | None) -> float | None:
     return value if value is not None and 0 <= value < 3600 else None
 
 
-def read_result(body: bytes) -> GenerateResult:
-    """The worker's 200 answer.
+def read_result(body: bytes, known: Iterable[str] = ()) -> GenerateResult:
+    """The worker's 200 answer, `known` secrets taken out of its texts.
 
     Raises:
         GenerationFailed: it is not one; `details["reason"]` is `not_json` for something that is
@@ -126,11 +208,76 @@ def read_result(body: bytes) -> GenerateResult:
             details={"reason": "not_json"},
         )
     try:
-        return GenerateResult.model_validate(json.loads(body))
+        return _trusted(GenerateResult.model_validate(_redacted(json.loads(body), known)))
     except (ValueError, RecursionError) as error:
-        raise GenerationFailed(
-            "the worker's answer is damaged or lacks a field", details={"reason": "bad_answer"}
-        ) from error
+        raise _damaged() from error
+
+
+def read_event(data: str, known: Iterable[str] = ()) -> WorkerEvent | None:
+    """One event of the worker's stream; None for a kind that this version does not know.
+
+    Raises:
+        GenerationFailed: a kind that it knows, but damaged.
+    """
+    try:
+        event = json.loads(data)
+        if not isinstance(event, dict) or event.get("type") not in _EVENT_TYPES:
+            return None
+        read = _EVENT.validate_python(_redacted(event, known))
+        if read.type == "result":
+            _trusted(read.result)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged() from error
+    return read
+
+
+def read_health(body: bytes, known: Iterable[str] = ()) -> Health:
+    """The worker's answer to `GET /health`.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        return Health.model_validate(_redacted(json.loads(body), known))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _damaged() -> GenerationFailed:
+    return GenerationFailed(
+        "the worker's answer is damaged or lacks a field", details={"reason": "bad_answer"}
+    )
+
+
+def _trusted(result: GenerateResult) -> GenerateResult:
+    """`result`, if a database can hold it.
+
+    Raises:
+        ValueError: a number is not finite or no seed, or a text holds what no text may.
+    """
+    _check_plain(
+        result.model_dump(exclude={"image_base64": True, "images": {"__all__": {"image_base64"}}})
+    )
+    seeds = [result.metadata.seed_used, *result.metadata.seeds]
+    seeds += [image.seed for image in result.images]
+    if not all(0 <= seed <= SEED_MAX for seed in seeds):
+        raise ValueError("no seed")
+    return result
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_plain(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item)
+    elif isinstance(value, str):
+        value.encode()  # half a surrogate pair raises UnicodeEncodeError, a ValueError
+        if "\x00" in value:
+            raise ValueError("a NUL in a text")
+    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 2**63):
+        raise ValueError("not a finite number")
 
 
 def decode_images(result: GenerateResult, request: GenerateRequest) -> list[bytes]:
@@ -163,31 +310,35 @@ def _checked(
     if not data.startswith(_SIGNATURES[kind]):
         raise _bad_image(f"the image is no {kind.value.upper()}")
     try:
+        image = Image.open(io.BytesIO(data), formats=[kind.value.upper()])
+        _check_size(image.size, result, request)  # before anything is unpacked
         # Two passes: `verify` checks PNG's checksums, `load` that every row can be decoded.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(data)).verify()
-            image = Image.open(io.BytesIO(data))
-            image.load()
+        image.verify()
+        Image.open(io.BytesIO(data), formats=[kind.value.upper()]).load()
     except (
         UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,
+        OverflowError,
         Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
     ) as error:
         raise _bad_image(f"the {kind.value.upper()} is damaged") from error
-    width, height = image.size
-    if (width, height) != tuple(result.image_size):
-        raise _bad_image(f"the image is {width}x{height}, not the size that the answer says")
-    if (request.width or width, request.height or height) != (width, height):
-        raise _bad_image(
-            f"the image is {width}x{height}, but {request.width}x{request.height} was asked for"
-        )
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise _bad_image("the image is not the one that its SHA-256 promises")
     return data
+
+
+def _check_size(size: tuple[int, int], result: GenerateResult, request: GenerateRequest) -> None:
+    width, height = size
+    if size != tuple(result.image_size):
+        raise _bad_image(f"the image is {width}x{height}, not the size that the answer says")
+    if (request.width or width, request.height or height) != size:
+        raise _bad_image(
+            f"the image is {width}x{height}, but {request.width}x{request.height} was asked for"
+        )
+    if None in (request.width, request.height) and width * height > _MAX_PIXELS:
+        raise _bad_image(f"the image is {width}x{height}: too large")
 
 
 def _bad_image(what: str) -> GenerationFailed:

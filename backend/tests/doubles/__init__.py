@@ -1,0 +1,1 @@
+"""Servers on loopback that behave like the services which cannot run here."""
