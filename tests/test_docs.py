@@ -364,7 +364,7 @@ def shown_default(settings: type[BaseSettings], field: str, unset: str) -> str:
     value: Any = settings.model_fields[field].get_default(call_default_factory=True)
     if isinstance(value, Enum):
         value = value.value
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return unset
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
