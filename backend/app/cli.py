@@ -1,7 +1,7 @@
 """`python -m app.cli`: the API from a terminal, and the first API key.
 
-Duty: what a person types, as calls of the HTTP API. Only the keys' commands open the database
-themselves, since they make what the API asks for.
+Duty: what a person types, as calls of the HTTP API. Only the keys' and the maintenance commands
+open the database themselves: they are for who runs the server, not for who calls it.
 Must not know: services.
 """
 
@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli_keys import create_key, list_keys, revoke_key
+from app.cli_maintenance import remove_old_contents, sweep_storage
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Pictures from a terminal.")
-for _command in (create_key, list_keys, revoke_key):
+for _command in (create_key, list_keys, revoke_key, sweep_storage, remove_old_contents):
     cli.command()(_command)
 console = Console()
 _POLL_SECONDS = 1.0

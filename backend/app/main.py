@@ -44,6 +44,7 @@ from app.services.jobs import JobQueue
 from app.services.listener import Listener
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
+from app.services.maintenance import chores
 from app.services.metrics import Metrics
 from app.services.storage import Storage, build_storage
 from sdxl_contract.errors import ContractError
@@ -86,7 +87,7 @@ def create_app(
 
     ends = Ends()
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    metrics = Metrics(registry, settings.daily_alert_usd)
     app = FastAPI(
         title="SDXL with LoRAs",
         version="0.1.0",
@@ -94,6 +95,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.ends = ends
+    app.state.metrics = metrics
     install_error_handlers(app)
     app.middleware("http")(_key_before_upload)
     app.middleware("http")(_log_request)
@@ -153,7 +155,13 @@ async def _start(
             on_end=metrics.on_end(ends.announce),
             gpu=lambda: base_model.known.gpu if base_model.known else None,
         )
-        queue = JobQueue(database, settings, drawing.run, prepared.revive)
+        queue = JobQueue(
+            database,
+            settings,
+            drawing.run,
+            prepared.revive,
+            chores(settings, database, storage, metrics),
+        )
         generations.queue = queue
         listener = Listener(database.conninfo, ends.announce, drawing.stop)
         listener.start()
@@ -165,6 +173,10 @@ async def _start(
             base_model.watch(settings.model_refresh_seconds), name="base model watch"
         )
         stack.push_async_callback(_end, watch)
+        figures = asyncio.create_task(
+            metrics.watch(database, settings.metrics_refresh_seconds), name="metrics watch"
+        )
+        stack.push_async_callback(_end, figures)
         services = Services(
             settings=settings,
             database=database,

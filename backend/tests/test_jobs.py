@@ -117,7 +117,9 @@ async def test_row_and_job_are_written_together_or_not_at_all(
     monkeypatch.setattr(backend.app.state.services.queue, "enqueue", fail)
     await backend.generate(expected=500)
     assert await sql(backend, "SELECT id FROM generation") == []
-    assert await sql(backend, "SELECT id FROM procrastinate_jobs") == []
+    assert (
+        await sql(backend, "SELECT id FROM procrastinate_jobs WHERE queue_name = 'content'") == []
+    )
 
 
 async def test_a_content_whose_job_is_gone_gets_a_new_one(
@@ -156,7 +158,7 @@ async def test_a_job_that_was_interrupted_too_often_fails(
 async def test_finished_jobs_leave_nothing_in_the_queue(backend: Backend) -> None:
     await asyncio.gather(*(backend.generate(prompt=f"n {n}") for n in range(6)))
     for _ in range(100):
-        if not await sql(backend, "SELECT id FROM procrastinate_jobs"):
+        if not await sql(backend, "SELECT id FROM procrastinate_jobs WHERE queue_name = 'content'"):
             return
         await asyncio.sleep(0.05)
     raise AssertionError("jobs are left in the queue")

@@ -15,6 +15,7 @@ from processes import s3_server
 from app.core.errors import StorageFailed
 from app.core.settings import load_settings
 from app.services.storage import S3Storage, build_storage
+from app.services.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,26 @@ async def test_a_folder_s_keys_are_those_right_below_it(storage: S3Storage) -> N
         "owners/b/one/1-1.png",
     ]
     assert await storage.keys("owners/b/none") == []
+
+
+async def test_a_sweep_lists_the_whole_bucket_and_takes_only_orphans(
+    storage: S3Storage, start_backend: StartBackend
+) -> None:
+    async with start_backend(storage=storage) as backend:
+        content = await backend.generate()
+        orphan = "owners/local/images/nobody/1-0-aaaaaaaa.png"
+        await storage.put(orphan, b"picture")
+        await storage.put("backups/x", b"not ours")
+        database = backend.app.state.services.database
+        assert (await sweep(database, storage, 60)).removed == 0
+        assert await storage.exists(orphan)
+        assert (await sweep(database, storage, -60)).removed >= 1
+        assert not await storage.exists(orphan)
+        assert await storage.exists("backups/x")
+        again = await sweep(database, storage, -60)
+        assert (again.objects, again.removed, again.missing_objects) == (1, 0, 0)
+    async with httpx2.AsyncClient() as http:
+        assert (await http.get(content["image_url"])).status_code == 200
 
 
 async def test_a_wrong_key_is_a_storage_error_that_tells_nothing(

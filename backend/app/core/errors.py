@@ -91,7 +91,7 @@ class TooLarge(BackendError):
     code = ProblemCode.TOO_LARGE
 
 
-class _NotNow(BackendError):
+class LimitReached(BackendError):
     """A limit is reached; at `free_at` it no longer is."""
 
     def __init__(self, message: str, *, free_at: datetime, retry_after: float) -> None:
@@ -99,14 +99,14 @@ class _NotNow(BackendError):
         self.details = {"free_at": free_at.isoformat(timespec="seconds")}
 
 
-class RateLimited(_NotNow):
+class RateLimited(LimitReached):
     """Too many calls, or too many contents at the same time."""
 
     status = 429
     code = ProblemCode.RATE_LIMITED
 
 
-class BudgetExhausted(_NotNow):
+class BudgetExhausted(LimitReached):
     """The day's money is spent."""
 
     status = 402
@@ -204,8 +204,10 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, ContractError)
         return contract_problem(error)
 
-    def on_backend(_: Request, error: Exception) -> Response:
+    def on_backend(request: Request, error: Exception) -> Response:
         assert isinstance(error, BackendError)
+        if isinstance(error, LimitReached):
+            request.app.state.metrics.refused.labels(error.code.value).inc()
         return backend_problem(error)
 
     def on_validation(_: Request, error: Exception) -> Response:

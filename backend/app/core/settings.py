@@ -137,6 +137,19 @@ class Settings(BaseSettings):
         default=15.0, gt=0, description="seconds between looks at the worker's health"
     )
 
+    # Keeping and tidying up
+    retention_days: int | None = Field(
+        default=None, ge=1, le=36500, description="days that ended contents are kept; unset: always"
+    )
+    sweep_grace_seconds: float = Field(
+        default=86400.0, ge=60, description="seconds before an object without a row is removed"
+    )
+    metrics_refresh_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="seconds between looks at the queue and the cost for /metrics",
+    )
+
     # Limits of a key, where it has none of its own; unset: none
     requests_per_minute: int | None = Field(
         default=None, ge=1, le=1_000_000, description="API calls a key may make in a minute"

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import procrastinate
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,9 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.db import Database, psycopg_connection
 from app.core.settings import Settings
 from app.repositories.generations import JobRepository
+from app.services.maintenance import Chore
 
 TASK = "draw_content"
 QUEUE = "content"
+CHORES = "chores"
 _POLL_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
 
@@ -36,6 +38,7 @@ class JobQueue:
         settings: Settings,
         run: Callable[[uuid.UUID], Awaitable[None]],
         revive_database: Callable[[], None] = lambda: None,
+        chores: Sequence[Chore] = (),
     ) -> None:
         self._database = database
         self._settings = settings
@@ -43,7 +46,7 @@ class JobQueue:
         self._connector = procrastinate.PsycopgConnector(
             conninfo=database.conninfo,
             min_size=1,
-            max_size=settings.job_concurrency + 4,
+            max_size=settings.job_concurrency + 6,
             timeout=10,
             kwargs={"connect_timeout": 5},
         )
@@ -54,8 +57,17 @@ class JobQueue:
             await run(uuid.UUID(content_id))
 
         self._task = draw_content
+        for chore in chores:
+            self._add_chore(chore)
         self._runner: asyncio.Task[None] | None = None
+        self._chore_runner: asyncio.Task[None] | None = None
         self._rescuer: asyncio.Task[None] | None = None
+
+    def _add_chore(self, chore: Chore) -> None:
+        @self._app.periodic(cron=chore.cron)
+        @self._app.task(name=chore.name, queue=CHORES)
+        async def run_chore(timestamp: int) -> None:
+            await chore.run()
 
     @property
     def is_running(self) -> bool:
@@ -75,12 +87,16 @@ class JobQueue:
         """Open the queue, take over what was left behind, and begin to work."""
         await self._app.open_async()
         await self.rescue()
-        self._runner = asyncio.create_task(self._run_for_ever(), name="job runner")
+        self._runner = asyncio.create_task(
+            self._run_for_ever(QUEUE, self._settings.job_concurrency), name="job runner"
+        )
+        # Of their own, so that a long chore takes no picture's place.
+        self._chore_runner = asyncio.create_task(self._run_for_ever(CHORES, 1), name="chore runner")
         self._rescuer = asyncio.create_task(self._rescue_for_ever(), name="job rescuer")
 
     async def stop(self) -> None:
         """Let running jobs end within the grace; the rest goes back into the queue."""
-        for task in (self._rescuer, self._runner):
+        for task in (self._rescuer, self._chore_runner, self._runner):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -92,7 +108,7 @@ class JobQueue:
         """Queue again the jobs of silent runners, and contents without a job. Returns how many."""
         count = 0
         stalled = await self._app.job_manager.get_stalled_jobs(
-            queue=QUEUE, seconds_since_heartbeat=self._settings.job_stalled_seconds
+            seconds_since_heartbeat=self._settings.job_stalled_seconds
         )
         for job in stalled:
             await self._app.job_manager.retry_job(job)
@@ -105,12 +121,12 @@ class JobQueue:
             log.warning("took over %d jobs that were left behind", count)
         return count
 
-    async def _run_for_ever(self) -> None:
+    async def _run_for_ever(self, queue: str, concurrency: int) -> None:
         while True:
             try:
                 await self._app.run_worker_async(
-                    queues=[QUEUE],
-                    concurrency=self._settings.job_concurrency,
+                    queues=[queue],
+                    concurrency=concurrency,
                     wait=True,
                     install_signal_handlers=False,
                     listen_notify=True,

@@ -14,10 +14,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import obstore
@@ -29,7 +29,15 @@ from app.core.settings import Settings
 FILES_PATH = "/files/"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _COPY_BYTES = 1 << 20
+_LIST_AT_ONCE = 1000
 T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """An object, and when it was written."""
+
+    key: str
+    modified: datetime
 
 
 class Storage(Protocol):
@@ -50,6 +58,12 @@ class Storage(Protocol):
 
     async def keys(self, folder: str) -> list[str]:
         """The keys right below `folder`, which is a key's beginning without its last slash."""
+
+    def objects(self, folder: str) -> AsyncIterator[list[Stored]]:
+        """Everything below `folder`, at any depth, some at a time."""
+
+    async def clear_partial(self, before: datetime) -> None:
+        """Remove what writers that died before a moment left half written."""
 
     def sign_get(self, key: str, seconds: int) -> str:
         """An absolute URL by which anyone can GET `key` for `seconds`."""
@@ -152,6 +166,37 @@ class LocalStorage:
 
         return await _in_thread(look)
 
+    async def objects(self, folder: str) -> AsyncIterator[list[Stored]]:
+        """The files below a folder."""
+        root = self.path(folder)
+        walk = os.walk(root)
+
+        def some() -> list[Stored]:
+            found: list[Stored] = []
+            for place, _, names in walk:
+                for name in names:
+                    file = Path(place, name)
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        modified = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+                        found.append(Stored(str(file.relative_to(self.root)), modified))
+                if len(found) >= _LIST_AT_ONCE:
+                    break
+            return found
+
+        while page := await _in_thread(some):
+            yield page
+
+    async def clear_partial(self, before: datetime) -> None:
+        """Files of writers that were killed."""
+
+        def clear() -> None:
+            for file in self._incoming.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if file.stat().st_mtime < before.timestamp():
+                        file.unlink()
+
+        await _in_thread(clear)
+
     def sign_get(self, key: str, seconds: int) -> str:
         """A URL of this server; its signature covers method, key and expiry."""
         expires = int(self._clock()) + seconds
@@ -232,6 +277,20 @@ class S3Storage:
             return [str(item["path"]) for item in found["objects"]]
 
         return await _in_thread(look)
+
+    async def objects(self, folder: str) -> AsyncIterator[list[Stored]]:
+        """The objects below a prefix."""
+        pages = obstore.list(self._store, f"{check_key(folder)}/", chunk_size=_LIST_AT_ONCE)
+
+        def some() -> list[Stored]:
+            page = next(pages, [])
+            return [Stored(str(item["path"]), item["last_modified"]) for item in page]
+
+        while page := await _in_thread(some):
+            yield page
+
+    async def clear_partial(self, before: datetime) -> None:
+        """Nothing: unfinished uploads are the bucket's to forget, by a lifecycle rule."""
 
     def sign_get(self, key: str, seconds: int) -> str:
         """A presigned URL (SigV4); made here, without asking the server."""
