@@ -1,6 +1,6 @@
 // Builds the page into the folder that the backend serves, with a note of what it was built from.
 import { createHash } from 'node:crypto';
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, relative, resolve } from 'node:path';
 import preact from '@preact/preset-vite';
 import { defineConfig } from 'vite';
@@ -24,10 +24,24 @@ function digests(root, paths) {
   return Object.fromEntries(named.map(([name, path]) => [name, sha256(readFileSync(path))]));
 }
 
+/** Packages of which a part is in the built files; their licences go along. */
+const SHIPPED = ['@fontsource-variable/geist', '@preact/signals', '@preact/signals-core', 'preact'];
+
+function licences() {
+  return SHIPPED.map((name) => {
+    const folder = join(here, 'node_modules', name);
+    const { version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
+    const path = join(folder, 'LICENSE');
+    const text = existsSync(path) ? readFileSync(path, 'utf8').trim() : '';
+    return `${name} ${version} (${license})\n\n${text}\n`;
+  }).join('\n' + '-'.repeat(72) + '\n\n');
+}
+
 function buildRecord() {
   return {
     name: 'build-record',
     closeBundle() {
+      writeFileSync(join(out, 'LICENSES.txt'), licences());
       const inputs = INPUTS.flatMap((name) =>
         /\./.test(name) ? [join(here, name)] : filesIn(join(here, name)),
       );

@@ -12,14 +12,19 @@ import { Button, Empty, Loading } from './parts/ui';
 import { go, route } from './route';
 import * as store from './store';
 import { AvatarsView } from './views/avatars';
+import { BatchesView } from './views/batches';
+import { CompareView } from './views/compare';
 import { ContentView } from './views/content';
+import { CostsView } from './views/costs';
 import { CreateView } from './views/create';
 import { forgetGallery, GalleryView } from './views/gallery';
+import { GridView } from './views/grid';
 import { LorasView } from './views/loras';
 import { SignInView } from './views/signIn';
 
 const FIRST_PAGE = 60;
 const MODEL_MS = 20_000;
+const NO_MODEL_MS = 2_000;
 const NOTICE_MS = 6_000;
 const RETRY_MS = 3_000;
 
@@ -36,6 +41,9 @@ const PLACES: Place[] = [
   { view: 'gallery', icon: 'gallery', label: 'nav.gallery', letter: 'g' },
   { view: 'loras', icon: 'loras', label: 'nav.loras', letter: 'l' },
   { view: 'avatars', icon: 'avatars', label: 'nav.avatars', letter: 'a' },
+  { view: 'grid', icon: 'grid', label: 'nav.grid', letter: 'x' },
+  { view: 'batches', icon: 'batches', label: 'nav.batches', letter: 'b' },
+  { view: 'costs', icon: 'costs', label: 'nav.costs', letter: 's' },
 ];
 
 /** Read who is signed in and everything that the first view needs; again after each sign-in. */
@@ -68,9 +76,13 @@ async function readFeed(): Promise<void> {
 export function App() {
   useEffect(() => {
     void open();
+    let asked = Date.now();
     const timer = setInterval(() => {
-      if (store.gate.value === 'open' && !document.hidden) void store.refreshModel();
-    }, MODEL_MS);
+      const pause = store.model.value?.worker === 'ready' ? MODEL_MS : NO_MODEL_MS;
+      if (store.gate.value !== 'open' || document.hidden || Date.now() - asked < pause) return;
+      asked = Date.now();
+      void store.refreshModel();
+    }, NO_MODEL_MS);
     const stop = effect(() => {
       document.documentElement.lang = language.value;
     });
@@ -113,6 +125,14 @@ function View() {
       return <LorasView />;
     case 'avatars':
       return <AvatarsView />;
+    case 'compare':
+      return <CompareView ids={ids} />;
+    case 'grid':
+      return <GridView id={ids[0]} key={ids[0]} />;
+    case 'batches':
+      return <BatchesView />;
+    case 'costs':
+      return <CostsView />;
     case 'more':
       return <MoreView />;
     default:

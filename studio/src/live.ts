@@ -29,6 +29,7 @@ const STREAMS_SEEN = 3;
 const STREAMS_HIDDEN = 1;
 const POLL_MS = 2500;
 const POLLED_AT_ONCE = 4;
+const DRAWN = ['restore', 'image_encode', 'upload'];
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 /** Contents that are not at their end, oldest first. */
@@ -143,17 +144,20 @@ function take(id: string, event: ServerEvent): boolean {
       now.value = { ...now.value, position: null };
       mark(id);
       return false;
-    case 'progress':
+    case 'progress': {
+      // Steps are told now and then: what comes after the drawing has all of them behind it.
+      const isDrawn = DRAWN.includes(data.phase);
       now.value = {
         ...now.value,
         position: null,
         phase: data.phase,
-        step: data.step || now.value.step,
+        step: isDrawn ? data.steps || now.value.steps : data.step || now.value.step,
         steps: data.steps || now.value.steps,
         eta: data.eta_seconds ?? null,
       };
       mark(id);
       return false;
+    }
     case 'preview':
       now.value = { ...now.value, preview: data.image };
       return false;

@@ -1,7 +1,7 @@
 // Pictures: their URLs are signed and expire, so one that cannot be loaded is asked for once again.
 
 import { api, pictureUrl } from '../api';
-import { t } from '../i18n';
+import { percent, t } from '../i18n';
 import { partDone, progressOf } from '../live';
 import { contentOf, keep } from '../store';
 import type { Content } from '../types';
@@ -93,8 +93,7 @@ function ThumbState({ id, content }: { id: string; content: Content }) {
     <>
       {now.preview && <img class="preview" src={now.preview} alt="" />}
       <span class="thumb-state">
-        {t(`status.${content.status}`)}
-        {part !== null && ` ${Math.round(part * 100)} %`}
+        {part === null ? t(`status.${content.status}`) : percent(part)}
       </span>
       <span class="unseen">{content.prompt}</span>
       {content.status === 'running' && <i class="thumb-bar" style={{ width: `${(part ?? 0) * 100}%` }} />}

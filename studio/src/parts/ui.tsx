@@ -14,7 +14,12 @@ interface ButtonProps extends Omit<JSX.IntrinsicElements['button'], 'icon'> {
 
 export function Button({ icon, kind = 'plain', iconOnly, children, ...rest }: ButtonProps) {
   return (
-    <button type="button" {...rest} class={`button ${kind} ${iconOnly ? 'icon-only' : ''}`}>
+    <button
+      type="button"
+      title={iconOnly && typeof children === 'string' ? children : undefined}
+      {...rest}
+      class={`button ${kind} ${iconOnly ? 'icon-only' : ''}`}
+    >
       {icon && <Icon name={icon} />}
       {iconOnly ? <span class="unseen">{children}</span> : children}
     </button>

@@ -138,18 +138,18 @@ function Actions({ content, place, onShow, onRemoved }: Props & { place: number 
       </Button>
       {hasPicture && (
         <>
-          <Button icon="compare" onClick={() => go(`compare/${content.id}`)}>
+          <Button icon="compare" iconOnly onClick={() => go(`compare/${content.id}`)}>
             {t('action.compare')}
           </Button>
-          <Button icon="download" onClick={() => void download(content, place)}>
+          <Button icon="download" iconOnly onClick={() => void download(content, place)}>
             {t('action.download')}
           </Button>
         </>
       )}
-      <Button icon="link" onClick={() => void copy(linkTo(content.id), t('told.copied'))}>
+      <Button icon="link" iconOnly onClick={() => void copy(linkTo(content.id), t('told.copied'))}>
         {t('action.link')}
       </Button>
-      <Button icon="trash" kind="quiet" iconOnly onClick={() => setAsked(true)}>
+      <Button icon="trash" iconOnly onClick={() => setAsked(true)}>
         {t('action.delete')}
       </Button>
       {isAsked && (

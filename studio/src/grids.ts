@@ -1,0 +1,125 @@
+// X/Y grids: one picture for every pair of values of two parameters. Kept on this device.
+
+import { signal } from '@preact/signals';
+import { api } from './api';
+import { asBody, randomSeed, SEED_MAX, type Whole } from './draft';
+import { number, t } from './i18n';
+import { follow } from './live';
+import { recall, remember } from './memory';
+import { prependToFeed } from './store';
+import type { GenerateBody, Lora, Model } from './types';
+
+/** `lora:<id>` is that LoRA's scale. */
+export type Parameter = 'seed' | 'steps' | 'cfg' | `lora:${string}`;
+
+export interface Axis {
+  parameter: Parameter;
+  label: string;
+  values: number[];
+}
+
+export interface Grid {
+  id: string;
+  prompt: string;
+  made: string;
+  x: Axis;
+  y: Axis;
+  /** Row by row; null: not asked for (yet). */
+  cells: (string | null)[][];
+}
+
+export const MAX_CELLS = 100;
+const KEPT = 12;
+export const grids = signal<Grid[]>(recall<Grid[]>('grids', []));
+
+export function putGrid(grid: Grid): void {
+  grids.value = [grid, ...grids.value.filter((one) => one.id !== grid.id)].slice(0, KEPT);
+  remember('grids', grids.value);
+}
+
+export function dropGrid(id: string): void {
+  grids.value = grids.value.filter((one) => one.id !== id);
+  remember('grids', grids.value);
+}
+
+export function parametersOf(loras: Lora[]): { parameter: Parameter; label: string }[] {
+  return [
+    { parameter: 'seed', label: t('form.seed') },
+    { parameter: 'steps', label: t('form.steps') },
+    { parameter: 'cfg', label: t('form.cfg') },
+    ...loras.map((lora) => ({
+      parameter: `lora:${lora.id}` as const,
+      label: `${lora.name} · ${t('form.scale')}`,
+    })),
+  ];
+}
+
+/** The values in `text`: numbers between commas, or `0..1 x5` for five evenly from 0 to 1. */
+export function readValues(text: string): number[] {
+  return text
+    .split(/[,;\n]/)
+    .map((part) => part.trim())
+    .filter(Boolean)
+    .flatMap((part) => {
+      const range = /^(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)\s*[x×]\s*(\d{1,3})$/.exec(part);
+      if (!range) return [Number(part)];
+      const [from, to, count] = [Number(range[1]), Number(range[2]), Number(range[3])];
+      if (count < 2) return [from];
+      return Array.from({ length: count }, (_, n) =>
+        Number((from + ((to - from) * n) / (count - 1)).toFixed(4)),
+      );
+    });
+}
+
+/** Why `values` cannot stand on the axis of `parameter`; null where they can. */
+export function valuesProblem(parameter: Parameter, values: number[], by: Model): string | null {
+  const [min, max, whole] =
+    parameter === 'seed'
+      ? [0, SEED_MAX, true]
+      : parameter === 'steps'
+        ? [by.steps.minimum, by.steps.maximum, true]
+        : parameter === 'cfg'
+          ? [by.cfg.minimum, by.cfg.maximum, false]
+          : [by.lora_scale.minimum, by.lora_scale.maximum, false];
+  if (!values.length) return t('grid.noValues');
+  if (new Set(values).size < values.length) return t('grid.twice');
+  const fits = (value: number) =>
+    Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isInteger(value));
+  if (values.every(fits)) return null;
+  return t(whole ? 'check.whole' : 'check.range', { min: number(min, 1), max: number(max, 1) });
+}
+
+function withValue(body: GenerateBody, parameter: Parameter, value: number): GenerateBody {
+  if (parameter === 'seed' || parameter === 'steps' || parameter === 'cfg')
+    return { ...body, [parameter]: value };
+  const id = parameter.slice('lora:'.length);
+  const others = body.loras.filter((one) => one.lora_model_id !== id);
+  return { ...body, loras: [...others, { lora_model_id: id, scale: value }] };
+}
+
+/** Ask for every cell, row by row. Stops at the first refusal, which is thrown. */
+export async function startGrid(of: Whole, x: Axis, y: Axis): Promise<Grid> {
+  const body: GenerateBody = { ...asBody(of), num_images: 1 };
+  // What is not on an axis is the same in every cell.
+  body.seed ??= randomSeed();
+  const grid: Grid = {
+    id: Date.now().toString(36),
+    prompt: of.prompt,
+    made: new Date().toISOString(),
+    x,
+    y,
+    cells: y.values.map(() => x.values.map(() => null)),
+  };
+  for (const [row, yValue] of y.values.entries()) {
+    for (const [column, xValue] of x.values.entries()) {
+      const cell = withValue(withValue(body, x.parameter, xValue), y.parameter, yValue);
+      const content = await api.generate(cell);
+      prependToFeed([content.id]);
+      follow(content);
+      const cells = grid.cells[row];
+      if (cells) cells[column] = content.id;
+      putGrid({ ...grid, cells: grid.cells.map((one) => [...one]) });
+    }
+  }
+  return grid;
+}

@@ -1,0 +1,253 @@
+// X/Y grids: two parameters, their values, and the labelled result.
+
+import { useEffect, useState } from 'preact/hooks';
+import { save } from '../actions';
+import { api, asProblem } from '../api';
+import { check, usedLoras, whole } from '../draft';
+import { estimate } from '../estimate';
+import { drawGrid } from '../gridPicture';
+import {
+  dropGrid,
+  grids,
+  MAX_CELLS,
+  parametersOf,
+  readValues,
+  startGrid,
+  valuesProblem,
+  type Grid,
+  type Parameter,
+} from '../grids';
+import { duration, moment, number, plural, t, usd } from '../i18n';
+import { follow } from '../live';
+import { Thumb } from '../parts/picture';
+import { SettingsLine } from '../parts/settingsLine';
+import { Button, Empty, Field, Loading } from '../parts/ui';
+import { go } from '../route';
+import { contentOf, explain, model, tellProblem } from '../store';
+
+export function GridView({ id }: { id: string | undefined }) {
+  const shown = grids.value.find((one) => one.id === id);
+  return (
+    <div class="page grid-page">
+      <header class="page-head">
+        <h1>{t('nav.grid')}</h1>
+        {shown && (
+          <a class="button" href="#/grid">
+            {t('grid.new')}
+          </a>
+        )}
+      </header>
+      {shown ? <Result grid={shown} /> : id ? <Empty icon="grid" title={t('grid.gone')} /> : <Form />}
+      {grids.value.some((one) => one !== shown) && (
+        <section class="stack">
+          <h2>{t('grid.earlier')}</h2>
+          <ul class="choices">
+            {grids.value
+              .filter((one) => one !== shown)
+              .map((one) => (
+                <li key={one.id}>
+                  <a href={`#/grid/${one.id}`}>
+                    <strong>
+                      {one.x.label} × {one.y.label}
+                    </strong>
+                    <span class="muted small">
+                      {one.prompt.slice(0, 80)} · {moment(one.made)}
+                    </span>
+                  </a>
+                </li>
+              ))}
+          </ul>
+        </section>
+      )}
+    </div>
+  );
+}
+
+function Form() {
+  const now = whole.value;
+  const by = model.value;
+  const loras = usedLoras.value.map(({ lora }) => lora);
+  const offered = parametersOf(loras);
+  const [x, setX] = useState<Parameter>(loras[0] ? `lora:${loras[0].id}` : 'cfg');
+  const [y, setY] = useState<Parameter>('seed');
+  const [xText, setXText] = useState(loras[0] ? '0, 0.5, 1' : '3, 5.5, 8');
+  const [yText, setYText] = useState('1, 2, 3');
+  const [isBusy, setBusy] = useState(false);
+  const [error, setError] = useState<string | null>(null);
+  if (!now || !by) return <Loading />;
+  const axes = { x: readValues(xText), y: readValues(yText) };
+  const cells = axes.x.length * axes.y.length;
+  const wrong = check(now, by);
+  const problems = {
+    x: valuesProblem(x, axes.x, by),
+    y: x === y ? t('grid.same') : valuesProblem(y, axes.y, by),
+  };
+  const form = Object.values(wrong)[0] ?? null;
+  const tooMany = cells > MAX_CELLS ? t('grid.tooMany', { max: MAX_CELLS }) : null;
+  const canStart = !problems.x && !problems.y && !form && !tooMany && !isBusy;
+  const one = estimate({ ...now, num_images: 1 });
+  const start = async () => {
+    const labelOf = (parameter: Parameter) =>
+      offered.find((choice) => choice.parameter === parameter)?.label ?? parameter;
+    setBusy(true);
+    setError(null);
+    try {
+      const grid = await startGrid(
+        now,
+        { parameter: x, label: labelOf(x), values: axes.x },
+        { parameter: y, label: labelOf(y), values: axes.y },
+      );
+      go(`grid/${grid.id}`);
+    } catch (problem) {
+      setError(explain(asProblem(problem)));
+    } finally {
+      setBusy(false);
+    }
+  };
+  const axis = (
+    name: 'x' | 'y',
+    parameter: Parameter,
+    setParameter: (chosen: Parameter) => void,
+    text: string,
+    setText: (text: string) => void,
+  ) => (
+    <fieldset class="axis">
+      <legend class="unseen">{t(`grid.${name}`)}</legend>
+      <Field label={t(`grid.${name}`)}>
+        {(attributes) => (
+          <select
+            {...attributes}
+            value={parameter}
+            onChange={(e) => setParameter(e.currentTarget.value as Parameter)}
+          >
+            {offered.map((choice) => (
+              <option key={choice.parameter} value={choice.parameter}>
+                {choice.label}
+              </option>
+            ))}
+          </select>
+        )}
+      </Field>
+      <Field label={t('grid.values')} error={problems[name]} hint={t('grid.valuesHint')}>
+        {(attributes) => (
+          <input
+            {...attributes}
+            type="text"
+            inputMode="text"
+            value={text}
+            onInput={(e) => setText(e.currentTarget.value)}
+          />
+        )}
+      </Field>
+    </fieldset>
+  );
+  return (
+    <form
+      class="panel"
+      noValidate
+      onSubmit={(e) => {
+        e.preventDefault();
+        if (canStart) void start();
+      }}
+    >
+      <SettingsLine of={now} />
+      <div class="axes">
+        {axis('x', x, setX, xText, setXText)}
+        {axis('y', y, setY, yText, setYText)}
+      </div>
+      {(form ?? tooMany ?? error) && (
+        <p class="field-error" role="alert">
+          {form ?? tooMany ?? error}
+        </p>
+      )}
+      <footer class="row between">
+        <p class="expected num">
+          {plural('count.pictures', cells)}
+          {one && ` · ≈ ${duration(one.seconds * cells)}`}
+          {one && ` · ${one.usd === null ? t('cost.none') : `≈ ${usd(one.usd * cells)}`}`}
+        </p>
+        <Button type="submit" kind="accent" icon="grid" disabled={!canStart}>
+          {t('grid.start')}
+        </Button>
+      </footer>
+    </form>
+  );
+}
+
+function Result({ grid }: { grid: Grid }) {
+  const [isBusy, setBusy] = useState(false);
+  const ids = grid.cells.flat().filter((id) => id !== null);
+  useEffect(() => {
+    for (const id of ids) if (!contentOf(id).peek()) api.content(id).then(follow, () => {});
+  }, [grid.id]);
+  const done = ids.filter((id) => contentOf(id).value?.images.length).length;
+  const download = async () => {
+    setBusy(true);
+    try {
+      save(await drawGrid(grid), `grid-${grid.id}.png`);
+    } catch (error) {
+      tellProblem(error);
+    } finally {
+      setBusy(false);
+    }
+  };
+  return (
+    <section class="stack">
+      <div class="row between">
+        <p class="prompt-text">{grid.prompt}</p>
+        <div class="row">
+          <span class="muted num" role="status">
+            {t('grid.done', { done: number(done), all: number(ids.length) })}
+          </span>
+          <Button icon="download" disabled={!done || isBusy} onClick={() => void download()}>
+            {t('grid.download')}
+          </Button>
+          <Button
+            icon="trash"
+            kind="quiet"
+            iconOnly
+            onClick={() => {
+              dropGrid(grid.id);
+              go('grid');
+            }}
+          >
+            {t('grid.forget')}
+          </Button>
+        </div>
+      </div>
+      <div class="xy-scroll" tabIndex={0} role="region" aria-label={t('nav.grid')}>
+        <table class="xy">
+          <thead>
+            <tr>
+              <td>
+                <span class="label">{grid.y.label} ↓</span>
+              </td>
+              <td colSpan={grid.x.values.length}>
+                <span class="label">{grid.x.label} →</span>
+              </td>
+            </tr>
+            <tr>
+              <td />
+              {grid.x.values.map((value) => (
+                <th scope="col" key={value}>
+                  {number(value, 4)}
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {grid.y.values.map((value, row) => (
+              <tr key={value}>
+                <th scope="row">{number(value, 4)}</th>
+                {grid.x.values.map((other, column) => {
+                  const id = grid.cells[row]?.[column];
+                  return <td key={other}>{id ? <Thumb id={id} /> : null}</td>;
+                })}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}
