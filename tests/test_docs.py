@@ -190,6 +190,10 @@ def known_variables() -> frozenset[str]:
     )
     names |= set(re.findall(reads, python_sources()))
     names |= set(re.findall(r"^([A-Z_]+) [?:]?=", (REPOSITORY / "Makefile").read_text(), re.M))
+    for source in [(REPOSITORY / name).read_text() for name in files() if name.endswith(".py")]:
+        if prefix := re.search(r'env_prefix="([A-Z_]+)"', source):
+            fields = re.findall(r"^    ([a-z][a-z0-9_]*): [^\n]*= ", source, re.MULTILINE)
+            names |= {prefix[1] + field.upper() for field in fields}
     return frozenset(names | SHELL)
 
 
