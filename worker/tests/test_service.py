@@ -290,8 +290,8 @@ def _boom(*_: Any, **__: Any) -> Any:
     [
         "sdxl_worker.drawing.encode_prompts",
         "sdxl_worker.drawing.build_scheduler",
-        "sdxl_worker.drawing._to_image",
-        "sdxl_worker.engine.encode_image",
+        "sdxl_worker.drawing.to_image",
+        "sdxl_worker.answers.encode_image",
         "sdxl_worker.lora.patcher.merge_weight",
     ],
 )

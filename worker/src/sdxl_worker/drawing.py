@@ -6,13 +6,10 @@ Must not know: LoRAs, HTTP, queues.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,16 +17,15 @@ from torch import Tensor
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
+from sdxl_worker.latents import to_image, unscaled, upcast_where_needed
 from sdxl_worker.pipeline import LoadedModel
+from sdxl_worker.previews import Previews
 from sdxl_worker.prompts import Conditioning, encode_prompts
 from sdxl_worker.schedulers import build_scheduler
 from sdxl_worker.timings import Stopwatch
 
 SEED_RANGE = 2**32
-_PREVIEW_SIDE = 256
 _PREVIEW_EVERY = 4
-# Ridge added when the linear latent-to-RGB map is fitted, so that it is always solvable.
-_RIDGE = 1e-3
 
 StepHook = Callable[[int, int, Callable[[], str] | None], None]
 
@@ -53,7 +49,7 @@ class Drawer:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._own_scheduler = model.pipe.scheduler
-        self._to_rgb: Tensor | None = None
+        self._previews = Previews(model.pipe.vae)
 
     @property
     def own_scheduler(self) -> Any:
@@ -146,75 +142,12 @@ class Drawer:
     def _decode(self, latents: Tensor) -> Image.Image:
         """RGB picture of `latents` (1, C, h, w)."""
         vae = self._model.pipe.vae
-        upcast = vae.dtype is torch.float16 and vae.config.force_upcast
-        if upcast:
-            vae.to(torch.float32)
-        try:
-            pixels = vae.decode(_unscaled(latents, vae), return_dict=False)[0]
-        finally:
-            if upcast:
-                vae.to(torch.float16)
+        with upcast_where_needed(vae):
+            pixels = vae.decode(unscaled(latents, vae), return_dict=False)[0]
         if not bool(torch.isfinite(pixels).all()):
             raise GenerationFailed("the picture is not finite: the VAE overflowed")
-        return _to_image(pixels[0])
+        return to_image(pixels[0])
 
     def preview(self, latents: Tensor) -> str:
-        """A small JPEG of unfinished `latents`, base64, by a linear map from latent to RGB."""
-        if self._to_rgb is None:
-            self._to_rgb = self._fit_preview()
-        weights, bias = self._to_rgb[:-1], self._to_rgb[-1]
-        values = latents[0].float().cpu().permute(1, 2, 0) @ weights + bias
-        image = _to_image(values.permute(2, 0, 1))
-        image = image.resize(
-            tuple(round(side * _PREVIEW_SIDE / max(image.size)) for side in image.size),  # type: ignore[arg-type]
-            Image.Resampling.BILINEAR,
-        )
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=70)
-        return base64.b64encode(buffer.getvalue()).decode()
-
-    def _fit_preview(self) -> Tensor:
-        """(C + 1, 3): least squares from latents to mean colours, on what this VAE decodes."""
-        vae = self._model.pipe.vae
-        channels = int(vae.config.latent_channels)
-        generator = torch.Generator("cpu").manual_seed(0)
-        coarse = torch.randn(4, channels, 4, 4, generator=generator)
-        latents = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="nearest")
-        upcast = vae.dtype is torch.float16 and vae.config.force_upcast
-        if upcast:
-            vae.to(torch.float32)
-        device_latents = _unscaled(latents.to(vae.device), vae)
-        pixels = vae.decode(device_latents, return_dict=False)[0].float().cpu()
-        if upcast:
-            vae.to(torch.float16)
-        colours = torch.nn.functional.adaptive_avg_pool2d(pixels, (16, 16))
-        rows = latents.permute(0, 2, 3, 1).reshape(-1, channels)
-        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
-        wanted = colours.permute(0, 2, 3, 1).reshape(-1, 3)
-        gram = rows.T @ rows + _RIDGE * torch.eye(channels + 1)
-        solution: Tensor = torch.linalg.solve(gram, rows.T @ wanted)
-        return solution
-
-
-def _unscaled(latents: Tensor, vae: Any) -> Tensor:
-    """The UNet's latents in the VAE's own scale and dtype."""
-    latents = latents.to(vae.dtype)
-    mean, std = vae.config.latents_mean, vae.config.latents_std
-    if mean is None or std is None:
-        unscaled: Tensor = latents / vae.config.scaling_factor
-        return unscaled
-    means, stds = (
-        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
-        for values in (mean, std)
-    )
-    shifted: Tensor = latents * stds / vae.config.scaling_factor + means
-    return shifted
-
-
-def _to_image(pixels: Tensor) -> Image.Image:
-    """RGB image of (3, H, W) values in [-1, 1]."""
-    values = (pixels.float().clamp(-1, 1) + 1) * 127.5
-    array: np.ndarray[Any, np.dtype[np.uint8]] = (
-        values.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    )
-    return Image.fromarray(array)
+        """A small JPEG of unfinished `latents` (1, C, h, w), base64."""
+        return self._previews.jpeg(latents)

@@ -8,19 +8,14 @@ verified. Must not know: HTTP, buckets, users.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import os
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import structlog
 import torch
 
-from sdxl_contract import prices
 from sdxl_contract.errors import (
     ContractError,
     CudaOutOfMemory,
@@ -28,59 +23,34 @@ from sdxl_contract.errors import (
     ModelLoadFailed,
     Overloaded,
 )
-from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import (
     CachedLora,
-    Cost,
-    GeneratedImage,
     GenerateResult,
     Health,
     HealthStatus,
-    LoraReport,
-    Metadata,
-    ModelInfo,
     Phase,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
 )
 from sdxl_worker import __version__
-from sdxl_worker.drawing import Drawer, Drawn, image_seeds
+from sdxl_worker.answers import MEDIA_TYPES, Answer
+from sdxl_worker.assembly import Ready, assemble
+from sdxl_worker.drawing import Drawn, image_seeds
 from sdxl_worker.fetch import Fetcher, FetchPolicy
-from sdxl_worker.images import encode_image, parameters_text
 from sdxl_worker.jobs import Job, JobBook
-from sdxl_worker.lora import (
-    DiskTier,
-    LoraCache,
-    LoraPatcher,
-    ModelCorrupted,
-    ParsedLora,
-    lora_targets,
-)
-from sdxl_worker.loras import LoraSource, Origin, lora_report
+from sdxl_worker.lane import Lane
+from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
+from sdxl_worker.loras import Origin, lora_report
 from sdxl_worker.metrics import Metrics
-from sdxl_worker.pipeline import LoadedModel, describe, load_model
+from sdxl_worker.pipeline import LoadedModel, load_model
 from sdxl_worker.prompt_syntax import parse_weights
 from sdxl_worker.schedulers import scheduler_name
 from sdxl_worker.settings import Settings
 from sdxl_worker.timings import Stopwatch
 
 log = structlog.get_logger()
-_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What exists once the model is loaded."""
-
-    model: LoadedModel
-    patcher: LoraPatcher
-    drawer: Drawer
-    source: LoraSource
-    cache: LoraCache
-    signature: BaseModelSignature
-    gpu: str
 
 
 class Engine:
@@ -100,12 +70,11 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._load_model = load
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._failure: ContractError | None = None
         self.metrics = Metrics()
         self.jobs = JobBook(settings.result_keep_seconds, settings.result_keep_bytes)
-        # One thread is the lane: whatever runs on it runs alone, in order of arrival.
-        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
+        self._lane = Lane(settings.same_lora_run_max)
         self._waiting = 0
         self._seconds_per_request = 10.0
         self._fetcher = fetcher or Fetcher(
@@ -124,9 +93,8 @@ class Engine:
         """Load the model, once; after a failure `health` says why."""
         if self._ready is not None:
             return
-        loop = asyncio.get_running_loop()
         try:
-            self._ready = await loop.run_in_executor(self._lane, self._build)
+            self._ready = await self._lane.call(self._build)
         except ContractError as error:
             self._failure = error
             log.error("model_load_failed", error=error.message, cause=repr(error.__cause__))
@@ -136,43 +104,13 @@ class Engine:
         else:
             log.info("model_ready", base_model=self._ready.model.name, gpu=self._ready.gpu)
 
-    def _build(self) -> _Ready:
-        settings = self._settings
-        model = self._load_model(settings)
-        pipe = model.pipe
-        targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
-        patcher = LoraPatcher(targets)
-        drawer = Drawer(model)
-        if settings.warmup:
-            side = model.limits.nearest_side(model.limits.min_side)
-            drawer.draw(
-                GenerateRequest(prompt="warm-up", steps=2),
-                (side, side),
-                [0],
-                watch=Stopwatch(model.device),
-                on_phase=lambda _: None,
-                on_step=lambda *_: None,
-                should_stop=lambda: None,
-            )
-        cache = LoraCache(settings.lora_cache_bytes)
-        disk = (
-            DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
-            if settings.lora_cache_dir
-            else None
-        )
-        move: Callable[[ParsedLora], ParsedLora] = (
-            (lambda lora: lora.to(model.device))
-            if model.device.type == "cuda"
-            else (lambda lora: lora)
-        )
-        source = LoraSource(self._fetcher, cache, targets, disk, move)
-        gpu = settings.gpu_name or _gpu_name(model.device)
-        return _Ready(model, patcher, drawer, source, cache, describe(model, targets), gpu)
+    def _build(self) -> Ready:
+        return assemble(self._settings, self._load_model(self._settings), self._fetcher)
 
     async def aclose(self) -> None:
         """Cancel what runs, wait for the lane to be clean, close connections."""
         self.jobs.cancel_all()
-        await asyncio.to_thread(self._lane.shutdown, True)
+        await asyncio.to_thread(self._lane.close)
         await self._fetcher.aclose()
 
     def health(self, *, include_modules: bool = False) -> Health:
@@ -227,7 +165,7 @@ class Engine:
         self.jobs.start(job, lambda j: asyncio.create_task(self._live(j, ready)))
         return job
 
-    async def _live(self, job: Job, ready: _Ready) -> GenerateResult:
+    async def _live(self, job: Job, ready: Ready) -> GenerateResult:
         """`_run`, counted and logged, with every foreign error mapped once."""
         started = time.perf_counter()
         bound = log.bind(request_id=job.request_id)
@@ -248,7 +186,7 @@ class Engine:
             if outcome == "ok":
                 bound.info("request_done", seconds=round(seconds, 3))
 
-    async def _run(self, job: Job, ready: _Ready, started: float) -> GenerateResult:
+    async def _run(self, job: Job, ready: Ready, started: float) -> GenerateResult:
         request, token = job.request, job.token
         watch = Stopwatch(ready.model.device)
         self._waiting += 1
@@ -280,28 +218,43 @@ class Engine:
             queued = time.perf_counter()
             loop = asyncio.get_running_loop()
 
-            def on_lane() -> list[Drawn]:
+            pairs = [(lora, ref.scale) for (lora, _), ref in zip(loras, refs, strict=True)]
+
+            def on_lane(hand_over: Callable[[], bool]) -> tuple[list[Drawn], bool]:
                 watch.add(Phase.QUEUE, time.perf_counter() - queued)
                 loop.call_soon_threadsafe(left_the_line)
-                pairs = [(lora, ref.scale) for (lora, _), ref in zip(loras, refs, strict=True)]
-                return self._on_lane(job, ready, pairs, seeds, watch, on_phase)
+                return self._on_lane(job, ready, pairs, seeds, watch, on_phase, hand_over)
 
-            drawn = await loop.run_in_executor(self._lane, on_lane)
+            key = content_key(pairs) or None
+            drawn, clean = await self._lane.run(key, on_lane, token.check)
         finally:
             left_the_line()
         token.check()
+        answer = Answer(
+            request=request,
+            request_id=job.request_id,
+            drawn=drawn,
+            reports=reports,
+            base_model=ready.model.name,
+            scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
+            gpu=ready.gpu,
+            usd_per_second=self._settings.usd_per_second,
+            clean=clean,
+        )
         on_phase(Phase.IMAGE_ENCODE)
         with watch.phase(Phase.IMAGE_ENCODE):
-            files = await asyncio.to_thread(self._encode, request, ready, drawn, reports)
+            files = await asyncio.to_thread(answer.files)
         if request.output_url is not None:
             on_phase(Phase.UPLOAD)
             with watch.phase(Phase.UPLOAD):
-                media_type = _MEDIA_TYPES[request.output_format.value]
+                media_type = MEDIA_TYPES[request.output_format.value]
                 await self._fetcher.upload(request.output_url, files[0], media_type)
-        return self._result(job, ready, drawn, files, reports, watch, started)
+        timings = watch.timings()
+        self.metrics.phases(timings)
+        return answer.result(files, timings, started)
 
     async def _fetch_all(
-        self, job: Job, ready: _Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]
+        self, job: Job, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]
     ) -> list[tuple[ParsedLora, Origin]]:
         """The request's LoRAs; stops waiting at its deadline or cancellation."""
         refs = job.request.lora_refs()
@@ -319,17 +272,24 @@ class Engine:
     def _on_lane(
         self,
         job: Job,
-        ready: _Ready,
+        ready: Ready,
         loras: list[tuple[ParsedLora, float]],
         seeds: list[int],
         watch: Stopwatch,
         on_phase: Callable[[Phase], None],
-    ) -> list[Drawn]:
-        """Apply, draw, restore, verify. Runs on the lane's thread, alone."""
+        hand_over: Callable[[], bool],
+    ) -> tuple[list[Drawn], bool]:
+        """Apply, draw, restore, verify. Runs on the lane's thread, alone.
+
+        Returns:
+            The pictures, and whether the model is restored and verified: not where the next
+            request takes over the LoRA set that is applied; that one then restores it.
+        """
         request, token = job.request, job.token
         if self._failure is not None:
             raise self._failure
         begun = time.monotonic()
+        handed_over = False
 
         def on_step(done: int, total: int, preview: Callable[[], str] | None) -> None:
             token.check()
@@ -352,7 +312,7 @@ class Engine:
                 with watch.phase(Phase.APPLY):
                     report = ready.patcher.apply(loras, should_stop=token.check)
                 self.metrics.swaps.labels(report.kind.value).inc()
-                return ready.drawer.draw(
+                drawn = ready.drawer.draw(
                     request,
                     request.size(ready.model.limits),
                     seeds,
@@ -361,6 +321,8 @@ class Engine:
                     on_step=on_step,
                     should_stop=token.check,
                 )
+                handed_over = hand_over()
+                return drawn, not handed_over
             except (torch.cuda.OutOfMemoryError, MemoryError) as error:
                 raise self._out_of_memory(request, ready) from error
             except RuntimeError as error:
@@ -368,12 +330,13 @@ class Engine:
                     raise self._out_of_memory(request, ready) from error
                 raise
         finally:
-            self._restore(ready, watch, on_phase)
+            if not handed_over:
+                self._restore(ready, watch, on_phase)
             self._seconds_per_request += 0.2 * (
                 time.monotonic() - begun - self._seconds_per_request
             )
 
-    def _restore(self, ready: _Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]) -> None:
+    def _restore(self, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]) -> None:
         """Put the model back and verify it; a model that cannot be put back ends the service."""
         on_phase(Phase.RESTORE)
         try:
@@ -390,7 +353,7 @@ class Engine:
             log.exception("model_not_restored")
             raise self._failure from error
 
-    def _out_of_memory(self, request: GenerateRequest, ready: _Ready) -> CudaOutOfMemory:
+    def _out_of_memory(self, request: GenerateRequest, ready: Ready) -> CudaOutOfMemory:
         ready.cache.clear()
         if ready.model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -402,104 +365,3 @@ class Engine:
             + (" and num_images 1" if request.num_images > 1 else ""),
             details={"width": smaller[0], "height": smaller[1]},
         )
-
-    def _encode(
-        self,
-        request: GenerateRequest,
-        ready: _Ready,
-        drawn: list[Drawn],
-        reports: list[LoraReport],
-    ) -> list[bytes]:
-        return [
-            encode_image(
-                one.image,
-                request.output_format,
-                parameters_text(
-                    prompt=request.prompt,
-                    negative_prompt=request.negative_prompt,
-                    steps=request.steps,
-                    scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
-                    cfg=request.cfg,
-                    seed=one.seed,
-                    size=one.image.size,
-                    base_model=ready.model.name,
-                    loras=reports,
-                ),
-            )
-            for one in drawn
-        ]
-
-    def _result(
-        self,
-        job: Job,
-        ready: _Ready,
-        drawn: list[Drawn],
-        files: list[bytes],
-        reports: list[LoraReport],
-        watch: Stopwatch,
-        started: float,
-    ) -> GenerateResult:
-        request = job.request
-        keep = request.output_url is None
-        texts = [base64.b64encode(data).decode() if keep else None for data in files]
-        hashes = [hashlib.sha256(data).hexdigest() for data in files]
-        timings = watch.timings()
-        self.metrics.phases(timings)
-        gpu_seconds = timings.total() - timings.queue
-        price = self._settings.usd_per_second
-        if price is None:
-            price = prices.USD_PER_SECOND.get(ready.gpu)
-        first = reports[0] if reports else None
-        return GenerateResult(
-            image_base64=texts[0],
-            image_size=drawn[0].image.size,
-            generation_time_seconds=round(time.perf_counter() - started, 6),
-            model_info=ModelInfo(
-                base_model=ready.model.name,
-                lora_applied=bool(reports),
-                lora_version=first.sha256 if first else None,
-                lora_scale=first.scale if first else None,
-            ),
-            metadata=Metadata(
-                seed_used=drawn[0].seed,
-                actual_steps=request.steps,
-                actual_cfg=request.cfg,
-                scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
-                seeds=[one.seed for one in drawn],
-            ),
-            loras=reports,
-            timings=timings,
-            cost=None
-            if price is None
-            else Cost(
-                usd=round(gpu_seconds * price, 8),
-                gpu=ready.gpu,
-                seconds=round(gpu_seconds, 6),
-                usd_per_second=price,
-            ),
-            image_sha256=hashes[0],
-            output_format=request.output_format.value,
-            images=[
-                GeneratedImage(image_base64=text, image_sha256=digest, seed=one.seed)
-                for text, digest, one in zip(texts, hashes, drawn, strict=True)
-            ]
-            if len(files) > 1
-            else [],
-            model_clean=True,
-            request_id=job.request_id,
-        )
-
-
-def _gpu_name(device: torch.device) -> str:
-    """The row of the price table that the device is, or what it calls itself."""
-    if device.type != "cuda":
-        return device.type
-    name = torch.cuda.get_device_name(device)
-    for known in sorted(prices.USD_PER_SECOND, key=len, reverse=True):
-        kind = known.split("-")[0]
-        if kind in name.split() or f"{kind}-" in name:
-            memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-            if kind == "A100":
-                return "A100-80GB" if memory > 60 else "A100-40GB"
-            return known
-    return name

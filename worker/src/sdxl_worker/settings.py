@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     lora_cache_dir_bytes: int = Field(default=20 * 2**30, ge=0)
 
     queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")
+    same_lora_run_max: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="requests in a row that may share one applied LoRA set, waiting ones with it "
+        "being moved forward; each waiting one is overtaken at most this many times less one. "
+        "1: every request finds and leaves the model pristine",
+    )
     result_keep_seconds: float = Field(
         default=600.0, ge=0, description="how long a result answers a repeated request_id"
     )

@@ -15,6 +15,7 @@ from sdxl_worker.lora.patcher import (
     RestoreReport,
     SwapKind,
     SwapReport,
+    content_key,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RestoreReport",
     "SwapKind",
     "SwapReport",
+    "content_key",
     "lora_targets",
     "parse_lora",
 ]

@@ -160,7 +160,7 @@ class LoraPatcher:
         started = time.perf_counter()
         self._refuse_if_failed()
         active = _canonical(loras)
-        wanted = tuple((lora.sha256, scale) for lora, scale in active)
+        wanted = content_key(loras)
         before = self._wanted
         if wanted == before:
             kind = SwapKind.SAME if wanted else SwapKind.NONE
@@ -331,6 +331,15 @@ def _copied(tensor: Tensor, device: torch.device | str | None) -> Tensor:
 
 def _sum_bytes(tensors: dict[str, Tensor], names: Sequence[str]) -> int:
     return sum(tensors[name].nbytes for name in names)
+
+
+def content_key(loras: Sequence[tuple[ParsedLora, float]]) -> ContentKey:
+    """What a model with `loras` applied holds; equal for sets that give the same weights.
+
+    Raises:
+        LoraLoadFailed: a scale is not finite or beyond all reason.
+    """
+    return tuple((lora.sha256, scale) for lora, scale in _canonical(loras))
 
 
 def _canonical(loras: Sequence[tuple[ParsedLora, float]]) -> list[tuple[ParsedLora, float]]:

@@ -1,0 +1,69 @@
+"""Everything a loaded worker consists of, put together once.
+
+Duty: model → patcher, drawer, LoRA source, caches, description. Must not know: requests, HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sdxl_contract.limits import BaseModelSignature
+from sdxl_contract.request import GenerateRequest
+from sdxl_worker.answers import gpu_name
+from sdxl_worker.drawing import Drawer
+from sdxl_worker.fetch import Fetcher
+from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
+from sdxl_worker.loras import LoraSource
+from sdxl_worker.pipeline import LoadedModel, describe
+from sdxl_worker.settings import Settings
+from sdxl_worker.timings import Stopwatch
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What exists once the model is loaded."""
+
+    model: LoadedModel
+    patcher: LoraPatcher
+    drawer: Drawer
+    source: LoraSource
+    cache: LoraCache
+    disk: DiskTier | None
+    signature: BaseModelSignature
+    gpu: str
+
+
+def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
+    """All parts around `model`; draws the warm-up picture if the settings ask for it."""
+    pipe = model.pipe
+    targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+    patcher = LoraPatcher(targets)
+    drawer = Drawer(model)
+    if settings.warmup:
+        _warm_up(drawer, model)
+    cache = LoraCache(settings.lora_cache_bytes)
+    disk = (
+        DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
+        if settings.lora_cache_dir
+        else None
+    )
+    move: Callable[[ParsedLora], ParsedLora] = (
+        (lambda lora: lora.to(model.device)) if model.device.type == "cuda" else (lambda lora: lora)
+    )
+    source = LoraSource(fetcher, cache, targets, disk, move)
+    gpu = settings.gpu_name or gpu_name(model.device)
+    return Ready(model, patcher, drawer, source, cache, disk, describe(model, targets), gpu)
+
+
+def _warm_up(drawer: Drawer, model: LoadedModel) -> None:
+    side = model.limits.nearest_side(model.limits.min_side)
+    drawer.draw(
+        GenerateRequest(prompt="warm-up", steps=2),
+        (side, side),
+        [0],
+        watch=Stopwatch(model.device),
+        on_phase=lambda _: None,
+        on_step=lambda *_: None,
+        should_stop=lambda: None,
+    )

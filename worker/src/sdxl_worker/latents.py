@@ -1,0 +1,52 @@
+"""From latents to pixels: scales and precision.
+
+Must not know: requests, prompts, LoRAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@contextmanager
+def upcast_where_needed(vae: Any) -> Iterator[None]:
+    """The VAE in float32 for a block's length, if it says that it overflows in float16."""
+    upcast = vae.dtype is torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(torch.float16)
+
+
+def unscaled(latents: Tensor, vae: Any) -> Tensor:
+    """The UNet's latents in the VAE's own scale and dtype."""
+    latents = latents.to(vae.dtype)
+    mean, std = vae.config.latents_mean, vae.config.latents_std
+    if mean is None or std is None:
+        unscaled: Tensor = latents / vae.config.scaling_factor
+        return unscaled
+    means, stds = (
+        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
+    shifted: Tensor = latents * stds / vae.config.scaling_factor + means
+    return shifted
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """RGB image of (3, H, W) values in [-1, 1]."""
+    values = (pixels.float().clamp(-1, 1) + 1) * 127.5
+    array: np.ndarray[Any, np.dtype[np.uint8]] = (
+        values.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    )
+    return Image.fromarray(array)
