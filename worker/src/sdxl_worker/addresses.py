@@ -17,6 +17,10 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 # Prefixes that carry an IPv4 address inside an IPv6 one: NAT64 and 6to4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not public, but `is_global` to some versions of Python: local NAT64, documentation, site-local.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text) for text in ("64:ff9b:1::/48", "3fff::/20", "fec0::/10")
+)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -41,6 +45,8 @@ def is_allowed(address: IPAddress, *, allow_loopback: bool) -> bool:
         inner = _embedded_ipv4(address)
         if inner is not None:
             return is_allowed(inner, allow_loopback=allow_loopback)
+        if any(address in network for network in _NOT_PUBLIC):
+            return False
     if address.is_loopback:
         return allow_loopback
     return address.is_global and not address.is_multicast and not address.is_reserved
@@ -67,7 +73,7 @@ async def pinned_address(
     except ValueError:
         try:
             texts = await resolver(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a name that no DNS can hold
             raise LoraDownloadFailed(
                 f"the host {host} of the LoRA's URL could not be found",
                 details={"reason": "unreachable", "host": host},

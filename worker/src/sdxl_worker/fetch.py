@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
+import string
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 import httpx2
 
@@ -26,6 +28,8 @@ _CONNECT_S = 10.0
 _READ_S = 15.0
 _SLOW_AFTER_S = 5.0
 _ERROR_BODY_BYTES = 4096
+_URL_SIGNS = string.punctuation
+_NOT_IN_URLS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,16 @@ def stable_key(url: str) -> str:
 
 
 def has_expired(url: str, now: datetime | None = None) -> bool:
-    """Whether the URL itself says that its time is over (SigV4, or an `expires` in Unix time)."""
+    """Whether the URL itself says that its time is over (SigV4 as S3 or Google's storage spell
+    it, or an `expires` in Unix time)."""
     now = now or datetime.now(UTC)
     query = {key.lower(): values[0] for key, values in parse_qs(urlsplit(url).query).items()}
     try:
-        if "x-amz-date" in query and "x-amz-expires" in query:
-            signed = datetime.strptime(query["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            return now > signed + timedelta(seconds=int(query["x-amz-expires"]))
+        for vendor in ("x-amz", "x-goog"):
+            date, seconds = query.get(f"{vendor}-date"), query.get(f"{vendor}-expires")
+            if date is not None and seconds is not None:
+                signed = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                return now > signed + timedelta(seconds=int(seconds))
         if "expires" in query:
             return now.timestamp() > int(query["expires"])
     except (ValueError, OverflowError):
@@ -120,7 +127,7 @@ class Fetcher:
                 host,
                 status=502,
             ) from error
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise _failed(
                 f"{host} could not be reached, or broke off ({type(error).__name__})",
                 "unreachable",
@@ -155,7 +162,7 @@ class Fetcher:
                             host,
                             status=502 if response.status_code >= 500 else 400,
                         )
-        except (TimeoutError, httpx2.HTTPError) as error:
+        except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise LoraDownloadFailed(
                 f"the image could not be uploaded to {host} ({type(error).__name__})",
                 details={"reason": "unreachable", "host": host, "field": "output_url"},
@@ -174,6 +181,12 @@ class Fetcher:
             host = None
         if not host:
             raise _failed("the LoRA's URL is not a URL with a host", "refused_scheme", "")
+        if _NOT_IN_URLS.search(url):
+            raise _failed(
+                "the LoRA's URL holds a control character or half a surrogate pair",
+                "refused_scheme",
+                host,
+            )
         if parts.username is not None or parts.password is not None:
             raise _failed("the LoRA's URL holds a user name", "refused_host", host)
         if parts.scheme != "https" and not (parts.scheme == "http" and self.policy.allow_loopback):
@@ -210,16 +223,19 @@ class Fetcher:
                 host,
             )
         literal = f"[{address}]" if address.version == 6 else str(address)
-        # The query is passed on byte for byte: a signature covers its exact spelling.
-        target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}"
-        if parts.query:
-            target += f"?{parts.query}"
+        # Path and query are passed on byte for byte: a signature covers their exact spelling, and
+        # the client would resolve `..` and respell some signs.
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         default = (parts.scheme, port) in (("https", 443), ("http", 80))
-        host_header = parts.netloc if parts.port is None or not default else host
-        extensions: dict[str, Any] = {"sni_hostname": host} if parts.scheme == "https" else {}
+        host_header = parts.netloc
+        if parts.port is not None and default:
+            host_header = host_header.rpartition(":")[0]
+        extensions: dict[str, Any] = {"target": quote(target, safe=_URL_SIGNS).encode()}
+        if parts.scheme == "https":
+            extensions["sni_hostname"] = host
         request = self._client.build_request(
             method,
-            target,
+            f"{parts.scheme}://{literal}:{port}/",
             headers={"Host": host_header, "Accept-Encoding": "identity", **headers},
             content=content,
             extensions=extensions,

@@ -1,0 +1,132 @@
+"""Planted secrets do not come through, and what a log is read for does."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+
+from sdxl_worker.logs import configure_logging
+from sdxl_worker.redact import redact, redact_event
+
+SECRET = "hunter2hunter2hunter2"
+PRESIGNED = (
+    "https://acct.r2.example/bucket/private-name/v1.safetensors?X-Amz-Algorithm=AWS4-HMAC-SHA256"
+    f"&X-Amz-Credential={SECRET}%2F20260101&X-Amz-Signature={SECRET}"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRESIGNED,
+        f"GET {PRESIGNED} failed",
+        f"<{PRESIGNED}>",
+        f'{{"url": "{PRESIGNED}", "x": 1}}',
+        PRESIGNED.upper().replace(SECRET.upper(), SECRET),
+        f"https://user:{SECRET}@host.example",
+        f"https://user:{SECRET}@host.example/path",
+        f"postgresql+psycopg://user:{SECRET}@db.example/name",
+        f"s3://{SECRET}@bucket/key",
+        f"Authorization: Bearer {SECRET}",
+        f"authorization: basic {SECRET}==",
+        f"WORKER_API_TOKEN={SECRET}",
+        f"HUGGINGFACE_HUB_TOKEN: {SECRET}",
+        f"AWS_SECRET_ACCESS_KEY='{SECRET}'",
+        f"R2_ACCESS_KEY_ID={SECRET}",
+        f"api_key={SECRET}",
+        f"api-key: {SECRET}",
+        f"password = {SECRET}",
+        f'{{"token": "{SECRET}"}}',
+        f"Modal-Key: {SECRET}",
+        f"Modal-Secret: {SECRET}",
+        f"sig={SECRET}&x=1",
+        f"X-Amz-Signature={SECRET}",
+        f"X-Amz-Signature%3D{SECRET}",
+        f"hf_{SECRET}",
+        f"wk-{SECRET}",
+        f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.{SECRET}",
+    ],
+)
+def test_a_planted_secret_is_gone(text: str) -> None:
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+
+
+def test_the_object_s_name_is_gone_but_the_host_stays() -> None:
+    assert redact(f"GET {PRESIGNED} failed") == "GET https://acct.r2.example/*** failed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the prompt has 80 tokens: 3 too many",
+        "https://host.example",
+        "steps: 28, cfg: 5.5, seed: 7",
+        "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "design=flat, resign: no",
+        "key: unet.down_blocks.0.attn1.to_q",
+        "a bearer of good news",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_redaction_twice_is_redaction_once() -> None:
+    once = redact(f"{PRESIGNED} token={SECRET}")
+
+    assert redact(once) == once
+
+
+def test_values_of_every_kind_are_redacted() -> None:
+    event = {
+        "event": f"got {PRESIGNED}",
+        "list": [PRESIGNED, {"deep": (f"token={SECRET}", 3)}],
+        "set": {PRESIGNED},
+        "token": SECRET,
+        "headers": {"Authorization": SECRET, "modal-key": SECRET.encode()},
+        "error": ValueError(f"no {PRESIGNED}"),
+        "bytes": f"token={SECRET}".encode(),
+        "count": 3,
+        "tokens": 77,
+        "flag": True,
+        "nothing": None,
+    }
+
+    redacted = redact_event(None, "info", event)
+
+    assert SECRET not in repr(redacted)
+    assert (redacted["count"], redacted["tokens"], redacted["flag"], redacted["nothing"]) == (
+        3,
+        77,
+        True,
+        None,
+    )
+    assert redacted["error"] == "ValueError('no https://acct.r2.example/***')"
+
+
+def test_neither_structured_nor_library_logs_hold_a_secret(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        configure_logging("json")
+        try:
+            raise ValueError(f"planted {PRESIGNED}")
+        except ValueError:
+            structlog.get_logger().exception("failed", url=PRESIGNED, token=SECRET)
+            logging.getLogger("library").warning("failed", exc_info=True)
+        logging.getLogger("library").warning("GET %s", PRESIGNED)
+    finally:
+        root.handlers, root.level = handlers, level
+        structlog.reset_defaults()
+
+    said = capsys.readouterr().err
+    assert SECRET not in said
+    assert "private-name" not in said
+    assert json.loads(said.splitlines()[0])["event"] == "failed"
+    assert said.count("ValueError: planted https://acct.r2.example/***") == 2
