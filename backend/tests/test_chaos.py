@@ -1,0 +1,84 @@
+"""The short form of `make chaos`: every kind of trouble once, on two real backends that share a
+PostgreSQL and a bucket; then the same without the fence, which the balance must find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from chaos.balance import draw_up, install_audit
+from chaos.load import Load, Trouble
+from chaos.scene import LEASE_SECONDS, Scene, scene
+from run_chaos import WEIGHTS, settle
+
+from app.services.storage import S3Storage
+
+JOBS = 36
+
+
+def chaos(running: Scene, load: Load, trouble: Trouble) -> None:
+    """Ask for jobs while each kind of trouble happens once; return when all have ended."""
+    lora_id = asyncio.run(load.upload_lora())
+    accepting = threading.Thread(target=lambda: asyncio.run(load.ask(JOBS, lora_id, pause=0.4)))
+    accepting.start()
+    for kind in trouble.kinds:
+        trouble.make(kind)
+    accepting.join(60)
+    assert load.wait_until_all_ended(60)
+
+
+@pytest.mark.slow
+def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
+    with scene(WEIGHTS, worker_seconds=0.3, seed=7) as running:
+        conninfo = running.environment["DATABASE_URL"]
+        install_audit(conninfo)
+        load, trouble = Load(running, seed=7), Trouble(running, seed=7)
+        chaos(running, load, trouble)
+        balance = settle(running, load)
+        assert balance.wrong == []
+        assert balance.accepted == JOBS == balance.succeeded + balance.failed.total()
+        assert balance.succeeded > JOBS / 2, balance.shown()
+
+        # What the balance would say if something were lost or left over.
+        forgotten = load.accepted | {"lost": uuid.uuid4()}
+        assert any("is gone" in wrong for wrong in draw_up(running.settings(), forgotten).wrong)
+        store = S3Storage(running.settings())
+        key = asyncio.run(first_picture(store))
+        asyncio.run(store.delete(key))
+        found = draw_up(running.settings(), load.accepted).wrong
+        assert f"row of {key} has no object" in found
+
+        running.take_the_fence_out()
+        before = len(load.accepted)
+        asyncio.run(ask_more(load, 16))
+        time.sleep(0.5)
+        running.freeze(running.backends[0])
+        assert load.wait_until_all_ended(60)
+        running.thaw(running.backends[0])
+        time.sleep(LEASE_SECONDS)
+        unfenced = settle(running, load)
+        assert len(load.accepted) == before + 16
+        assert any("was changed again" in wrong for wrong in unfenced.wrong), unfenced.wrong
+
+
+async def first_picture(store: S3Storage) -> str:
+    """A stored picture's key."""
+    async for page in store.objects("owners"):
+        for stored in page:
+            if "/images/" in stored.key:
+                return stored.key
+    raise AssertionError("nothing is stored")
+
+
+async def ask_more(load: Load, count: int) -> None:
+    """Jobs of the control: slow enough that a frozen backend holds some."""
+    await load.ask(count, await load.upload_lora())

@@ -1,0 +1,1 @@
+"""Real backends under deliberate failures, and the balance that must hold afterwards."""

@@ -1,0 +1,176 @@
+"""Clients that ask until they have an answer, and the trouble that is made meanwhile.
+
+Every job has an Idempotency-Key, so that asking again after a lost answer is safe; the key's
+content is what counts as accepted.
+Must not know: what must come of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import struct
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+
+import httpx2
+
+from chaos.balance import unfinished
+from chaos.scene import LEASE_SECONDS, Scene
+
+_ASK_AGAIN_SECONDS = 0.3
+_MODULE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+
+
+def small_lora() -> bytes:
+    """A LoRA file for SDXL: one layer, all zeros."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{_MODULE}.lora_down.weight": (4, 2048),
+        f"{_MODULE}.lora_up.weight": (640, 4),
+        f"{_MODULE}.alpha": (),
+    }
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+class Load:
+    """Jobs, sent to both backends; `accepted` maps each key to its content."""
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._random = random.Random(seed)
+        self.accepted: dict[str, uuid.UUID] = {}
+        self.refusals: Counter[str] = Counter()
+
+    async def upload_lora(self) -> str:
+        """A LoRA in the library; its id."""
+        async with httpx2.AsyncClient(timeout=30) as http:
+            answer = await http.post(
+                f"{self._scene.backend_url(0)}/api/v1/loras/models/upload",
+                files={"file": ("small.safetensors", small_lora())},
+                data={"name": "small"},
+            )
+            answer.raise_for_status()
+            return str(answer.json()["id"])
+
+    async def ask(self, count: int, lora_id: str, clients: int = 8, pause: float = 0.0) -> None:
+        """Have `count` jobs accepted, a third of them with the LoRA."""
+        numbers = iter(range(count))
+        async with httpx2.AsyncClient(timeout=10) as http:
+
+            async def client() -> None:
+                for _ in numbers:
+                    await self._ask_one(http, lora_id)
+                    await asyncio.sleep(self._random.uniform(0, 2 * pause))
+
+            await asyncio.gather(*(client() for _ in range(clients)))
+
+    async def _ask_one(self, http: httpx2.AsyncClient, lora_id: str) -> None:
+        key = str(uuid.UUID(int=self._random.getrandbits(128)))
+        body: dict[str, object] = {"prompt": f"picture {key}"}
+        if self._random.random() < 1 / 3:
+            body["loras"] = [{"lora_model_id": lora_id, "scale": 0.8}]
+        headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+        while True:
+            place = self._scene.backend_url(self._random.randrange(2))
+            try:
+                answer = await http.post(
+                    f"{place}/api/v1/content/generate", json=body, headers=headers
+                )
+                if answer.status_code in (200, 202):
+                    self.accepted[key] = uuid.UUID(answer.json()["id"])
+                    return
+                if answer.status_code < 500:
+                    raise AssertionError(f"{answer.status_code}: {answer.text[:300]}")
+                self.refusals[str(answer.status_code)] += 1
+            except httpx2.HTTPError as error:
+                self.refusals[type(error).__name__] += 1
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+
+    def wait_until_all_ended(self, seconds: float) -> bool:
+        """Whether every content ends within so long."""
+        conninfo = self._scene.environment["DATABASE_URL"]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if unfinished(conninfo) == 0:
+                return True
+            time.sleep(0.3)
+        return False
+
+
+class Trouble:
+    """One kind of trouble after another; `made` counts them."""
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._random = random.Random(seed)
+        self.made: Counter[str] = Counter()
+        self._kinds: dict[str, Callable[[], None]] = {
+            "backend killed": self.kill_backend,
+            "backend frozen past its lease": self.freeze_backend,
+            "worker killed": self.kill_worker,
+            "worker frozen": self.freeze_worker,
+            "S3 server away": self.s3_away,
+            "PostgreSQL crashed": self.crash_postgres,
+        }
+
+    def kill_backend(self) -> None:
+        """kill -9 of one of the two."""
+        backend = self._random.choice(self._scene.backends)
+        self._scene.restart(backend, self._random.uniform(0, 2))
+
+    def freeze_backend(self) -> None:
+        """SIGSTOP until the other one has taken its jobs over, then SIGCONT."""
+        backend = self._random.choice(self._scene.backends)
+        self._scene.freeze(backend)
+        time.sleep(2 * LEASE_SECONDS + self._random.uniform(0, 2))
+        self._scene.thaw(backend)
+
+    def kill_worker(self) -> None:
+        """It forgets what it ran and what it had done."""
+        self._scene.restart(self._scene.worker, self._random.uniform(0, 1))
+
+    def freeze_worker(self) -> None:
+        """It stalls and goes on."""
+        self._scene.freeze(self._scene.worker)
+        time.sleep(self._random.uniform(1, 4))
+        self._scene.thaw(self._scene.worker)
+
+    def s3_away(self) -> None:
+        """Nothing can be stored or fetched for a while."""
+        self._scene.restart(self._scene.s3, self._random.uniform(0.5, 3))
+
+    def crash_postgres(self) -> None:
+        """Every connection breaks; what was committed is there again afterwards."""
+        self._scene.crash_postgres(self._random.uniform(0.5, 2))
+
+    @property
+    def kinds(self) -> list[str]:
+        """What it can make."""
+        return list(self._kinds)
+
+    def make(self, kind: str) -> None:
+        """One of a kind."""
+        self._kinds[kind]()
+        self.made[kind] += 1
+
+    def go_on(self, until: Callable[[], bool], pause: float) -> None:
+        """Each kind once in random order, then again, until told to end."""
+        while not until():
+            kinds = list(self._kinds)
+            self._random.shuffle(kinds)
+            for kind in kinds:
+                if until():
+                    return
+                self.make(kind)
+                time.sleep(self._random.uniform(0, 2 * pause))

@@ -1,0 +1,105 @@
+"""`make chaos`: 300 jobs on two backends while everything around them fails; then the balance.
+
+Nothing is doubled but the worker: two real backends, a real PostgreSQL, an S3 server that checks
+signatures and expiry. The last line is JSON; the exit code is 0 only where the balance holds and
+the control (the same with the fence taken out) is found out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import threading
+import time
+
+from chaos.balance import Balance, draw_up, install_audit
+from chaos.load import Load, Trouble
+from chaos.scene import LEASE_SECONDS, Scene, scene
+
+WEIGHTS = {
+    "ok": 60, "late": 6, "slow": 6, "busy": 6, "crash": 5, "no_memory": 3, "garbage": 3,
+    "damaged": 3, "redirect": 5, "cut": 3,
+}  # fmt: skip
+_END_SECONDS = 300
+_PAUSE_SECONDS = 6.0  # of each of eight clients: so that the asking outlasts several rounds
+
+
+def run(jobs: int, seed: int, report: list[str]) -> tuple[Balance, Load, Trouble]:
+    """The chaos, and its balance."""
+    with scene(WEIGHTS, worker_seconds=0.3, seed=seed) as running:
+        install_audit(running.environment["DATABASE_URL"])
+        load, trouble = Load(running, seed), Trouble(running, seed)
+        lora_id = asyncio.run(load.upload_lora())
+        accepting = threading.Thread(
+            target=lambda: asyncio.run(load.ask(jobs, lora_id, pause=_PAUSE_SECONDS)), daemon=True
+        )
+        accepting.start()
+        trouble.go_on(lambda: not accepting.is_alive(), pause=1.5)
+        accepting.join()
+        report.append(f"{len(load.accepted)} jobs accepted; trouble: {dict(trouble.made)}")
+        if not load.wait_until_all_ended(_END_SECONDS):
+            report.append(f"some had not ended after {_END_SECONDS} s of peace")
+        return settle(running, load), load, trouble
+
+
+def settle(running: Scene, load: Load) -> Balance:
+    """Let zombies that woke last have their say, stop the backends, and compare."""
+    time.sleep(LEASE_SECONDS)
+    for backend in running.backends:
+        backend.stop()
+    return draw_up(running.settings(), load.accepted)
+
+
+def control(seed: int) -> Balance:
+    """The fence is out, one backend sleeps past its lease and wakes: the balance must tell."""
+    with scene({"ok": 1}, worker_seconds=1.0, seed=seed) as running:
+        running.take_the_fence_out()
+        install_audit(running.environment["DATABASE_URL"])
+        load = Load(running, seed)
+        lora_id = asyncio.run(load.upload_lora())
+        asyncio.run(load.ask(24, lora_id))
+        time.sleep(1.0)
+        running.freeze(running.backends[0])
+        load.wait_until_all_ended(60)
+        running.thaw(running.backends[0])
+        time.sleep(LEASE_SECONDS)
+        return settle(running, load)
+
+
+def main() -> int:
+    """0 where the balance holds and the control does not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    report: list[str] = []
+    balance, load, trouble = run(arguments.jobs, arguments.seed, report)
+    print("\n".join(report))
+    for wrong in balance.wrong[:50]:
+        print(f"WRONG: {wrong}")
+    print("the control: the same without the fence ...", flush=True)
+    unfenced = control(arguments.seed)
+    for wrong in unfenced.wrong[:5]:
+        print(f"found, as it must be: {wrong}")
+    holds = not balance.wrong and len(load.accepted) == arguments.jobs
+    print(
+        json.dumps(
+            {
+                "holds": holds,
+                "control_found_out": bool(unfenced.wrong),
+                **balance.shown(),
+                "trouble": dict(trouble.made),
+                "answers_that_were_no_acceptance": dict(load.refusals),
+                "seconds": round(time.monotonic() - started, 1),
+                "seed": arguments.seed,
+            }
+        )
+    )
+    return 0 if holds and unfenced.wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
