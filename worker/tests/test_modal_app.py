@@ -196,6 +196,7 @@ def read(**values: str) -> Deployment:
         ("DEPLOY_TARGET_INPUTS", "9", "must be at most DEPLOY_MAX_INPUTS, which is 4"),
         ("DEPLOY_APP_NAME", "a b", "pattern"),
         ("DEPLOY_SCALEDOWN", "9", "did you mean DEPLOY_SCALEDOWN_WINDOW_SECONDS?"),
+        ("DEPLOY_BASE_MODEL", "x/y", "did you mean BASE_MODEL?"),
         ("VAE_MODEL", "madebyollin/sdxl-vae-fp16-fix", "VAE_MODEL does not work on Modal"),
         ("BASE_MODEL", "///", "hub name such as"),
     ],

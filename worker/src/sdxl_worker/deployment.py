@@ -119,7 +119,12 @@ class Deployment(BaseSettings):
         Raises:
             ValueError: a value cannot work, or a `DEPLOY_…` name is no setting.
         """
-        known = {PREFIX + name.upper() for name in cls.model_fields}
+        known = {
+            str(field.validation_alias.choices[0])
+            if isinstance(field.validation_alias, AliasChoices)
+            else PREFIX + name.upper()
+            for name, field in cls.model_fields.items()
+        }
         for name in sorted(environment):
             if name.startswith(PREFIX) and name not in known:
                 near = [full for full in sorted(known) if full.startswith(name)]

@@ -7,6 +7,7 @@ Must not know: what the settings are used for.
 from __future__ import annotations
 
 import ipaddress
+import re
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*|[0-9a-f:]+")
 
 
 class Dtype(StrEnum):
@@ -35,7 +38,9 @@ class Settings(BaseSettings):
         description="folder of a diffusers SDXL pipeline, hub name, or one .safetensors file",
     )
     base_model_revision: str | None = Field(default=None, description="commit of the hub name")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
     dtype: Dtype = Dtype.AUTO
     vae_model: str | None = Field(
         default=None,
@@ -59,7 +64,7 @@ class Settings(BaseSettings):
         default=False, description="development only: also http and https on loopback"
     )
     lora_max_bytes: int = Field(default=2 * 2**30, gt=0)
-    lora_download_timeout_seconds: float = Field(default=60.0, gt=0)
+    lora_download_timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     lora_min_bytes_per_second: int = Field(
         default=64 * 1024, ge=0, description="slower downloads are given up after 5 s"
     )
@@ -79,13 +84,16 @@ class Settings(BaseSettings):
         "1: every request finds and leaves the model pristine",
     )
     result_keep_seconds: float = Field(
-        default=600.0, ge=0, description="how long a result answers a repeated request_id"
+        default=600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long a result answers a repeated request_id",
     )
     result_keep_bytes: int = Field(default=256 * 2**20, ge=0)
     warmup: bool = Field(default=True, description="draw one small picture before saying ready")
     gpu_name: str | None = Field(default=None, description="row of the price table, such as L40S")
     usd_per_second: float | None = Field(
-        default=None, ge=0, description="price used instead of the table's"
+        default=None, ge=0, allow_inf_nan=False, description="price used instead of the table's"
     )
     log_format: str = Field(default="json", pattern="^(json|console)$")
 
@@ -94,6 +102,25 @@ class Settings(BaseSettings):
     def _split_hosts(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("lora_allowed_hosts")
+    @classmethod
+    def _hosts_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host[:80]!r} is no host: one such as bucket.example.com or .example.com, "
+                    "without scheme, port and path"
+                )
+        return value
+
+    @field_validator("worker_api_token")
+    @classmethod
+    def _token_can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        # What a header cannot carry as it is would lock everyone out, or let blanks in.
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("must be visible ASCII characters without blanks")
         return value
 
     @model_validator(mode="after")
