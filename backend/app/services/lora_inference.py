@@ -29,6 +29,17 @@ log = structlog.get_logger()
 
 # Failures that say the provider is out of service, not that the request is wrong.
 _OUT_OF_SERVICE = frozenset({ErrorCode.MODEL_LOAD_FAILED, ErrorCode.UNAUTHORIZED})
+# Failures with which it shows that it is in service.
+_IN_SERVICE = frozenset(
+    {
+        ErrorCode.INVALID_PROMPT,
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.LORA_DOWNLOAD_FAILED,
+        ErrorCode.LORA_LOAD_FAILED,
+        ErrorCode.CUDA_OOM,
+        ErrorCode.OVERLOADED,
+    }
+)
 
 
 class InferenceProvider(Protocol):
@@ -116,25 +127,37 @@ class LoraInference:
         Raises:
             ContractError: nobody could.
         """
-        arguments = {"request_id": request_id, "deadline_s": deadline_s, "on_event": on_event}
-        if self._fallback is not None and not self._breaker.allows():
-            return await self._fallback.generate(build_request, **arguments)  # type: ignore[arg-type]
+        deadline = time.monotonic() + deadline_s
+        fallback = self._fallback
+        if fallback is not None and not self._breaker.allows():
+            return await fallback.generate(
+                build_request, request_id=request_id, deadline_s=deadline_s, on_event=on_event
+            )
         try:
-            outcome = await self._primary.generate(build_request, **arguments)  # type: ignore[arg-type]
+            outcome = await self._primary.generate(
+                build_request, request_id=request_id, deadline_s=deadline_s, on_event=on_event
+            )
         except ContractError as error:
+            if error.code in _IN_SERVICE:
+                self._breaker.succeeded()
             if error.code not in _OUT_OF_SERVICE:
                 raise
             self._breaker.failed()
-            if self._fallback is None:
+            if fallback is None:
                 raise
             log.warning(
                 "provider_fallback",
                 request_id=request_id,
                 failed=self._primary.name,
                 code=error.code.value,
-                now=self._fallback.name,
+                now=fallback.name,
             )
-            return await self._fallback.generate(build_request, **arguments)  # type: ignore[arg-type]
+            return await fallback.generate(
+                build_request,
+                request_id=request_id,
+                deadline_s=max(0.0, deadline - time.monotonic()),
+                on_event=on_event,
+            )
         self._breaker.succeeded()
         return outcome
 

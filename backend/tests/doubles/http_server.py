@@ -58,6 +58,7 @@ class HttpServer:
         self.url = ""
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._faults: list[Exception] = []  # of the double itself: they fail the test
 
     async def answer(self, call: Call, gone: Callable[[], Awaitable[None]]) -> Reply:
         """The answer to one call; `gone()` returns when the client has closed its connection."""
@@ -80,6 +81,8 @@ class HttpServer:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        if self._faults and error is None:
+            raise self._faults[0]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -88,6 +91,9 @@ class HttpServer:
         try:
             await self._one_call(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            writer.transport.abort()
+        except Exception as error:
+            self._faults.append(error)
             writer.transport.abort()
         finally:
             self._connections.discard(task)
