@@ -6,10 +6,15 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
+import torch
 from hub_double import COMMIT, HubDouble, hub_double
-from worker_testkit import FileServer, safetensors_bytes
+from safetensors.torch import load_file
+from single_file_writer import write_single_file
+from worker_testkit import MODEL, FileServer, safetensors_bytes
 
 from sdxl_worker.weights import (
     WeightsError,
@@ -220,6 +225,65 @@ def test_another_kind_of_pipeline_is_refused(tmp_path: Path, folder: Path) -> No
 
 
 # --- single files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The small model, in full precision."""
+    pipeline_class: Any = diffusers.StableDiffusionXLPipeline
+    return pipeline_class.from_pretrained(MODEL, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def single_file(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as one file, in the layout that checkpoints are shared in."""
+    path = tmp_path_factory.mktemp("single") / "my-checkpoint.safetensors"
+    write_single_file(pipe, path)
+    return path
+
+
+def test_a_single_file_becomes_a_folder_with_the_very_weights(
+    tmp_path: Path, pipe: Any, single_file: Path
+) -> None:
+    manifest = fill(tmp_path, str(single_file), half=False, config=str(MODEL))
+
+    assert verify(tmp_path, "my-checkpoint") == manifest
+    for part in MODELS:
+        stored: dict[str, torch.Tensor] = {}
+        for file in (tmp_path / "my-checkpoint" / part).glob("*.safetensors"):
+            stored |= load_file(file)
+        expected = getattr(pipe, part).state_dict()
+        # This version of transformers may spell its own names otherwise on disk.
+        by_end = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
+        assert len(by_end) == len(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(by_end[name.removeprefix("text_model.")], tensor), name
+
+
+@pytest.mark.parametrize("place", ["hub", "url"])
+def test_a_single_file_comes_from_anywhere(
+    tmp_path: Path, single_file: Path, hub: HubDouble, files: FileServer, place: str
+) -> None:
+    data = single_file.read_bytes()
+    hub.repositories["acme/files"] = {"v2/my-checkpoint.safetensors": data, "README.md": b""}
+    source = {
+        "hub": "acme/files/v2/my-checkpoint.safetensors",
+        "url": files.add(data, "/my-checkpoint.safetensors"),
+    }[place]
+    manifest = fill(tmp_path, source, endpoint=hub.url, config=str(MODEL))
+
+    assert verify(tmp_path, "my-checkpoint") == manifest
+    assert not [name for name in manifest.files if "my-checkpoint" in name]
+    assert "secret" not in manifest.model_dump_json()
+    unet = tmp_path / "my-checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert {tensor.dtype for tensor in load_file(unet).values()} == {torch.float16}
+
+
+def test_a_missing_file_of_a_repository_is_named(tmp_path: Path, hub: HubDouble) -> None:
+    hub.repositories["acme/files"] = {"README.md": b""}
+
+    with pytest.raises(WeightsError, match=r"acme/files holds no v2/x.safetensors"):
+        fill(tmp_path, "acme/files/v2/x.safetensors", endpoint=hub.url)
 
 
 @pytest.mark.parametrize(

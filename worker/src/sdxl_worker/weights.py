@@ -402,7 +402,9 @@ def _convert(path: Path, folder: Path, config: str, *, half: bool) -> None:
     # Imported late: these take seconds, and most uses of this module need neither.
     import torch
     from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     pipeline: Any = StableDiffusionXLPipeline
     try:
         pipe = pipeline.from_single_file(
