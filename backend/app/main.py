@@ -32,6 +32,7 @@ from app.core.errors import (
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.core.startup import Prepared
+from app.core.tracing import continued
 from app.schemas.common import Problem
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
@@ -39,7 +40,7 @@ from app.services.drawing import Drawing
 from app.services.ends import Ends
 from app.services.events import EventService
 from app.services.generation import GenerationService
-from app.services.inference import Inference
+from app.services.inference import Inference, TracedInference
 from app.services.jobs import JobQueue
 from app.services.listener import Listener
 from app.services.lora_inference import build_lora_inference
@@ -144,6 +145,7 @@ async def _start(
             storage = await asyncio.to_thread(build_storage, settings)
         if inference is None:
             inference = build_lora_inference(settings)
+        inference = TracedInference(inference)
         stack.push_async_callback(inference.aclose)
         base_model = BaseModel(inference, database, settings.modal_endpoint_url or "none")
         generations = GenerationService(database, storage, base_model, inference, ends)
@@ -222,7 +224,8 @@ async def _log_request(
     started = time.perf_counter()
     status = 500
     try:
-        response = await call_next(request)
+        with continued(request.headers.get("traceparent")):
+            response = await call_next(request)
         status = response.status_code
         return response
     finally:

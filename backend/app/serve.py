@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from app.core.db import DatabaseError
 from app.core.logging import configure_logging
-from app.core.settings import Settings, load_settings
+from app.core.settings import Settings, SettingsError, load_settings
 from app.core.startup import Prepared, StartRefused, prepare
+from app.core.tracing import configure_tracing
 from app.main import create_app
 from app.services.ends import Ends
 
@@ -78,6 +79,11 @@ def main() -> int:
         print(f"The backend does not start: {explain(error)}", file=sys.stderr)
         return 1
     configure_logging(settings)
+    try:
+        configure_tracing(settings)
+    except SettingsError as error:
+        print(f"The backend does not start: {error}", file=sys.stderr)
+        return 1
     prepared = None
     try:
         prepared = prepare(settings)

@@ -164,7 +164,11 @@ class Settings(BaseSettings):
         default=None, gt=0, description="USD of all owners in a day (UTC) that raise an alert"
     )
 
-    # Logs
+    # Logs and traces
+    tracing: Literal["off", "console", "otlp"] = Field(
+        default="off",
+        description="OpenTelemetry spans: off, console (stderr), or otlp (OTEL_EXPORTER_OTLP_*)",
+    )
     log_format: Literal["json", "console"] = Field(
         default="json", description="json, or console for people"
     )

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import Database
 from app.core.errors import Conflict, NotFound, StorageFailed
+from app.core.tracing import span
 from app.models import Batch, Generation, Status
 from app.models.base import utc_now
 from app.repositories.batches import BatchRepository
@@ -88,6 +89,16 @@ class GenerationService:
             Conflict: `idempotency_key` was used for something else.
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
+        with span("content.accept"):
+            return await self._accept(owner, asked, idempotency_key, allowance)
+
+    async def _accept(
+        self,
+        owner: str,
+        asked: GenerateIn,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> Accepted:
         digest = digest_of(asked)
         if idempotency_key is not None:
             earlier = await self._earlier(owner, idempotency_key, digest)
@@ -121,6 +132,16 @@ class GenerationService:
         Raises:
             As `accept`; the message names the prompt.
         """
+        with span("content.accept_batch", contents=len(asked.prompts) * asked.count):
+            return await self._accept_batch(owner, asked, idempotency_key, allowance)
+
+    async def _accept_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> tuple[Batch, list[uuid.UUID]]:
         digest = digest_of(asked)
         if idempotency_key is not None:
             earlier = await self._earlier_batch(owner, idempotency_key, digest)

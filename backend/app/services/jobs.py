@@ -13,10 +13,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 import procrastinate
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import Database, psycopg_connection
 from app.core.settings import Settings
+from app.core.tracing import continued, span, traceparent
 from app.repositories.generations import JobRepository
 from app.services.maintenance import Chore
 
@@ -53,8 +55,11 @@ class JobQueue:
         self._app = procrastinate.App(connector=self._connector)
 
         @self._app.task(name=TASK, queue=QUEUE)
-        async def draw_content(content_id: str) -> None:
-            await run(uuid.UUID(content_id))
+        async def draw_content(content_id: str, trace: str | None = None) -> None:
+            # The worker's log lines hold the same id.
+            structlog.contextvars.bind_contextvars(request_id=content_id)
+            with continued(trace), span("content.draw", content=content_id):
+                await run(uuid.UUID(content_id))
 
         self._task = draw_content
         for chore in chores:
@@ -78,9 +83,10 @@ class JobQueue:
         """Add a content's job in `session`'s transaction: both are there or neither is."""
         await session.flush()
         connection = await psycopg_connection(session)
-        job_id = await self._task.configure(connection=connection).defer_async(
-            content_id=str(content_id)
-        )
+        arguments = {"content_id": str(content_id)}
+        if (trace := traceparent()) is not None:
+            arguments["trace"] = trace
+        job_id = await self._task.configure(connection=connection).defer_async(**arguments)
         await JobRepository(session).set_job(content_id, job_id)
 
     async def start(self) -> None:

@@ -21,6 +21,7 @@ import stamina
 
 from app.core.logging import long_enough
 from app.core.settings import Settings
+from app.core.tracing import add_trace_header
 from app.services.retry import Failures, RetryPolicy, retry_after
 from app.services.worker_answer import (
     decode_images,
@@ -103,6 +104,7 @@ class ModalSdxlLoraClient:
             follow_redirects=False,
             timeout=httpx2.Timeout(30.0, connect=CONNECT_S),
             limits=httpx2.Limits(keepalive_expiry=_KEEP_ALIVE_S),
+            event_hooks={"request": [add_trace_header]},
             transport=transport,
         )
         if many_containers is None:

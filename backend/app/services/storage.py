@@ -25,6 +25,7 @@ from obstore.store import S3Store
 
 from app.core.errors import StorageFailed, is_disk_full
 from app.core.settings import Settings
+from app.core.tracing import span
 
 FILES_PATH = "/files/"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -128,7 +129,8 @@ class LocalStorage:
 
     async def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Written beside, synced, then renamed: a reader sees all of it or nothing."""
-        await _in_thread(self._put, key, data)
+        with span("object.put", key=key):
+            await _in_thread(self._put, key, data)
 
     def _put(self, key: str, data: bytes | IO[bytes]) -> None:
         path = self.path(key)
@@ -246,7 +248,8 @@ class S3Storage:
 
     async def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """One PUT, or a multipart upload where the file is large."""
-        await _in_thread(lambda: obstore.put(self._store, check_key(key), data))
+        with span("object.put", key=key):
+            await _in_thread(lambda: obstore.put(self._store, check_key(key), data))
 
     async def delete(self, key: str) -> None:
         """Remove the object."""
