@@ -13,7 +13,11 @@ from app.services.storage import FILES_PATH, LocalStorage
 
 router = APIRouter(include_in_schema=False)
 
-_MEDIA_TYPES = {".png": "image/png", ".safetensors": "application/octet-stream"}
+_MEDIA_TYPES = {
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".safetensors": "application/octet-stream",
+}
 
 
 @router.api_route(FILES_PATH + "{key:path}", methods=["GET", "HEAD", "PUT", "POST", "DELETE"])

@@ -14,7 +14,11 @@ class ContentPiece(Base):
     """Its bytes lie in the object store under `object_key`; sides in px."""
 
     __tablename__ = "content_piece"
-    __table_args__ = (UniqueConstraint("generation_id", "position"), UniqueConstraint("object_key"))
+    __table_args__ = (
+        UniqueConstraint("generation_id", "position"),
+        UniqueConstraint("object_key"),
+        UniqueConstraint("thumbnail_key"),
+    )
 
     id: Mapped[UuidPk]
     generation_id: Mapped[uuid.UUID] = mapped_column(
@@ -22,6 +26,7 @@ class ContentPiece(Base):
     )
     position: Mapped[int]
     object_key: Mapped[str]
+    thumbnail_key: Mapped[str | None]  # None: the picture is small itself
     seed: Mapped[int] = mapped_column(BigInteger)
     width: Mapped[int]
     height: Mapped[int]
@@ -29,3 +34,8 @@ class ContentPiece(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
     created_at: Mapped[Created]
+
+    @property
+    def keys(self) -> list[str]:
+        """Every object that is this picture's."""
+        return [key for key in (self.object_key, self.thumbnail_key) if key is not None]

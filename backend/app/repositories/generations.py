@@ -82,7 +82,7 @@ class GenerationRepository:
         )
         if generation is None:
             return None
-        keys = [piece.object_key for piece in generation.pieces]
+        keys = [key for piece in generation.pieces for key in piece.keys]
         await self._session.execute(delete(Generation).where(Generation.id == content_id))
         return generation.status, keys
 

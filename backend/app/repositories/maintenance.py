@@ -42,7 +42,7 @@ class MaintenanceRepository:
             .with_for_update(skip_locked=True, of=Generation)
         )
         old = rows.all()
-        keys = [piece.object_key for content in old for piece in content.pieces]
+        keys = [key for content in old for piece in content.pieces for key in piece.keys]
         await self._session.execute(
             delete(Generation).where(Generation.id.in_([content.id for content in old]))
         )
@@ -68,10 +68,13 @@ class MaintenanceRepository:
         pieces = await self._session.scalars(
             select(ContentPiece.object_key).where(ContentPiece.object_key.in_(wanted))
         )
+        thumbnails = await self._session.scalars(
+            select(ContentPiece.thumbnail_key).where(ContentPiece.thumbnail_key.in_(wanted))
+        )
         loras = await self._session.scalars(
             select(LoraModel.object_key).where(LoraModel.object_key.in_(wanted))
         )
-        return set(pieces) | set(loras)
+        return set(pieces) | {key for key in thumbnails if key is not None} | set(loras)
 
     async def piece_keys(
         self, before: datetime, after: uuid.UUID | None, limit: int

@@ -94,9 +94,12 @@ class BatchOut(BaseModel):
 
 
 class ImageOut(BaseModel):
-    """One picture; its URL expires."""
+    """One picture; its URLs expire."""
 
     url: str
+    thumbnail_url: str | None = Field(
+        description="WebP of at most 256 px a side; null where the picture is that small itself"
+    )
     seed: int
     width: int
     height: int
@@ -161,6 +164,9 @@ def content_out(generation: Generation, storage: Storage, image_url_seconds: int
     images = [
         ImageOut(
             url=storage.image_url(piece.object_key, image_url_seconds),
+            thumbnail_url=None
+            if piece.thumbnail_key is None
+            else storage.image_url(piece.thumbnail_key, image_url_seconds),
             seed=piece.seed,
             width=piece.width,
             height=piece.height,

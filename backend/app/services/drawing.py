@@ -28,6 +28,7 @@ from app.services.costs import CallClock, price
 from app.services.inference import Inference
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
+from app.services.thumbnails import make_thumbnail
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode
 from sdxl_contract.limits import TIMEOUT_MAX_S
 from sdxl_contract.request import GenerateRequest, LoraRef
@@ -134,6 +135,7 @@ class Drawing:
                 piece = _piece(generation, outcome.result, position, data)
                 pieces.append(piece)
                 await self._storage.put(piece.object_key, data)
+                await self._add_thumbnail(piece, data)
             async with self._database.session() as session:
                 kept = await JobRepository(session).finish(
                     generation.id,
@@ -145,12 +147,24 @@ class Drawing:
                     await EventRepository(session).add(generation.id, Status.SUCCEEDED, {})
         finally:
             if not kept:
-                await asyncio.shield(self._discard([piece.object_key for piece in pieces]))
+                await asyncio.shield(self._discard([key for piece in pieces for key in piece.keys]))
         if kept:
             log.info("content %s: attempt %d succeeded", generation.id, generation.attempt)
             self._on_end(generation.id, Status.SUCCEEDED)
         else:
             log.warning("content %s: attempt %d came too late", generation.id, generation.attempt)
+
+    async def _add_thumbnail(self, piece: ContentPiece, data: bytes) -> None:
+        """Store a small copy beside the picture; a picture without one is whole all the same."""
+        try:
+            small = await asyncio.to_thread(make_thumbnail, data)
+            if small is None:
+                return
+            key = piece.object_key.removesuffix(".png") + ".webp"
+            await self._storage.put(key, small)
+            piece.thumbnail_key = key
+        except (OSError, StorageFailed) as error:
+            log.warning("%s: no thumbnail: %s", piece.generation_id, type(error).__name__)
 
     async def _draw(self, generation: Generation, clock: CallClock) -> InferenceOutcome:
         drawing = asyncio.ensure_future(
