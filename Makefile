@@ -72,6 +72,23 @@ bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and 
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
 	@$(PY) scripts/deploy_check.py
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## 300 jobs while everything around two backends fails; then the balance (15 minutes)
+	@$(PY) scripts/run_chaos.py
+
+.PHONY: bench-api
+bench-api: $(INSTALLED) ## Jobs per second and the backend's own time, against a plain FastAPI app
+	@$(PY) benchmarks/bench_api.py
+
+.PHONY: studio
+studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or newer)
+	@command -v npm >/dev/null || { echo "npm is needed: install Node.js 20.19 or newer"; exit 1; }
+	@cd studio && npm ci --no-audit --no-fund && npm run build
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/images (needs chromium)
+	@$(PY) scripts/screenshots.py
+
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt

@@ -1,6 +1,6 @@
 // What is known of a content: its settings, what each LoRA did, where the time went, its cost.
 
-import { duration, moment, number, t, tMaybe, usd } from '../i18n';
+import { duration, moment, number, plural, t, tMaybe, usd } from '../i18n';
 import { avatars, loras } from '../store';
 import type { Content } from '../types';
 
@@ -25,7 +25,7 @@ export function Report({ content }: { content: Content }) {
   return (
     <div class="report">
       <section>
-        <h3>{t('form.prompt')}</h3>
+        <h2>{t('form.prompt')}</h2>
         <p class="prompt-text">{content.prompt || t('picture.noPrompt')}</p>
         {content.negative_prompt && (
           <p class="prompt-text muted">
@@ -34,7 +34,7 @@ export function Report({ content }: { content: Content }) {
         )}
       </section>
       <section>
-        <h3>{t('report.settings')}</h3>
+        <h2>{t('report.settings')}</h2>
         <dl class="facts">
           <Fact name={t('form.seed')} value={String(parameters.seed)} />
           <Fact name={t('form.size')} value={`${parameters.width} × ${parameters.height}`} />
@@ -48,7 +48,7 @@ export function Report({ content }: { content: Content }) {
       {content.timings && <Timings timings={content.timings} />}
       {content.cost && (
         <section>
-          <h3>{t('report.cost')}</h3>
+          <h2>{t('report.cost')}</h2>
           <p>
             {content.cost.usd === null ? t('cost.none') : usd(content.cost.usd)}
             <span class="muted">
@@ -76,7 +76,7 @@ function Fact({ name, value }: { name: string; value: string }) {
 function Loras({ content }: { content: Content }) {
   return (
     <section>
-      <h3>{t('nav.loras')}</h3>
+      <h2>{t('nav.loras')}</h2>
       <ul class="lora-report">
         {content.loras.map((used) => (
           <li key={used.lora_model_id}>
@@ -87,10 +87,10 @@ function Loras({ content }: { content: Content }) {
                 used.format,
                 used.rank ? t('lora.rank', { rank: used.rank }) : '',
                 used.modules_matched !== undefined
-                  ? t('lora.matched', { n: number(used.modules_matched) })
+                  ? plural('lora.matched', used.modules_matched)
                   : '',
                 used.modules_unmatched?.length
-                  ? t('lora.unmatched', { n: used.modules_unmatched.length })
+                  ? plural('lora.unmatched', used.modules_unmatched.length)
                   : '',
                 loras.value?.some((lora) => lora.id === used.lora_model_id)
                   ? ''
@@ -114,9 +114,9 @@ export function Timings({ timings }: { timings: Record<string, number> }) {
   if (!shown.length) return null;
   return (
     <section>
-      <h3>
+      <h2>
         {t('report.timings')} <span class="num muted">{duration(total)}</span>
-      </h3>
+      </h2>
       <div class="phase-bar" aria-hidden="true">
         {shown.map((phase) => (
           <span

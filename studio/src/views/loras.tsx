@@ -3,7 +3,7 @@
 import { useState } from 'preact/hooks';
 import { api } from '../api';
 import { change, draft } from '../draft';
-import { bytes, moment, number, t } from '../i18n';
+import { bytes, moment, number, plural, t } from '../i18n';
 import { FilePicker } from '../parts/loraPicker';
 import { FileDrop, UploadRows, upload, uploads } from '../parts/uploads';
 import { Button, Confirm, Empty, Loading } from '../parts/ui';
@@ -90,7 +90,7 @@ function LoraCard({ lora }: { lora: Lora }) {
       )}
       {lora.tags.length > 0 && <p class="muted small">{lora.tags.join(' · ')}</p>}
       {lora.strays.length > 0 && (
-        <p class="muted small">{t('lora.unmatched', { n: lora.strays.length })}</p>
+        <p class="muted small">{plural('lora.unmatched', lora.strays.length)}</p>
       )}
       <footer class="row between">
         <span class="muted small">{moment(lora.created_at)}</span>

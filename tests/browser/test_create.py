@@ -1,0 +1,239 @@
+"""Making pictures: live progress, previews, cancelling, resuming, errors beside their fields."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from browser_testkit import OpenPage, Studio, Watch, fitting_lora, sd15_lora
+from playwright.sync_api import Page, Route, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+# Long enough to be watched; drawn at the smallest size.
+LONG = {"steps": 100}
+
+
+def draw(page: Page, prompt: str) -> str:
+    """Ask for a picture with the form; the content's id, once the stage shows it."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    with page.expect_response("**/content/generate") as answer:
+        page.get_by_role("button", name="Draw", exact=False).first.click()
+    return on_stage(page, answer.value.json()["id"])
+
+
+def on_stage(page: Page, content_id: str) -> str:
+    """`content_id`, once the stage shows it."""
+    expect(page.locator(f".strip .thumb.chosen[data-id='{content_id}']")).to_be_visible()
+    return content_id
+
+
+def expect_status(page: Page, status: str) -> None:
+    """Wait until what the stage shows has this status."""
+    expect(page.locator(".stage .frame")).to_have_attribute("data-status", status)
+
+
+def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft=LONG)
+    drawn = draw(page, "a slow apple")
+    frame = page.locator(".stage .frame")
+
+    expect_status(page, "running")
+    expect(frame.locator("img.preview")).to_be_visible()
+    expect(page).to_have_title(re.compile(r"^[1-9]\d? % · Studio$"))
+    expect(frame.get_by_role("progressbar")).to_have_attribute(
+        "aria-valuenow", re.compile(r"^[1-9]\d?$")
+    )
+    page.reload()
+
+    on_stage(page, drawn)
+    expect_status(page, "running")
+    expect(frame.locator("img.preview")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+
+    expect_status(page, "cancelled")
+    expect(page).to_have_title("Studio")
+    assert studio.content(drawn)["status"] == "cancelled"
+
+
+def test_several_are_drawn_at_once_and_each_comes_to_its_end(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url)
+    ids = [draw(page, f"apple number {number}") for number in range(5)]
+
+    for one in ids:
+        expect(page.locator(f".strip .thumb[data-id='{one}'] img:not(.preview)")).to_be_visible()
+    expect(page).to_have_title("Studio")
+    assert {studio.content(one)["status"] for one in ids} == {"succeeded"}
+
+
+def test_a_lost_stream_is_taken_up_after_the_last_event_that_came(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url)
+    resumed_after: list[str | None] = []
+
+    def cut_off(route: Route) -> None:
+        after = route.request.headers.get("last-event-id")
+        resumed_after.append(after)
+        if after is None:
+            body = 'event: progress\nid: 1\ndata: {"phase": "denoise", "step": 1, "steps": 4}\n\n'
+            route.fulfill(status=200, content_type="text/event-stream", body=body)
+        else:
+            route.continue_()
+
+    page.route("**/events", cut_off)
+    draw(page, "an apple seen through a bad line")
+
+    expect_status(page, "succeeded")
+    assert resumed_after[:2] == [None, "1"]
+
+
+def test_a_wrong_value_is_told_beside_its_field_and_nothing_is_sent(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url)
+    sent = []
+    page.on("request", lambda request: sent.append(request.method))
+    width = page.get_by_label("Width")
+    width.fill("65")
+    page.get_by_label("Prompt", exact=True).fill("an apple")
+    page.keyboard.press("Control+Enter")
+
+    expect(width).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_text("From 64 to 256 px, in steps of 8.")).to_be_visible()
+    expect(width).to_be_focused()
+    assert "POST" not in sent
+    width.fill("72")
+    expect(width).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_what_only_the_server_knows_is_told_beside_the_field_too(
+    studio: Studio, open_page: OpenPage, watch: Watch
+) -> None:
+    page = open_page(studio.url)
+    watch.expected.append("status of 4")
+    problem = (
+        '{"status": 400, "error_code": "INVALID_PROMPT", "field": "prompt",'
+        ' "detail": "prompt: weight 9 is too large"}'
+    )
+    page.route(
+        "**/content/generate",
+        lambda route: route.fulfill(
+            status=400, content_type="application/problem+json", body=problem
+        ),
+    )
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("(an apple:9)")
+    page.keyboard.press("Control+Enter")
+
+    expect(prompt).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_text("prompt: weight 9 is too large")).to_be_visible()
+
+
+def test_a_dropped_lora_is_inspected_used_and_reported_and_a_bad_one_explained(
+    studio: Studio, open_page: OpenPage, watch: Watch
+) -> None:
+    page = open_page(studio.url, path="#/loras")
+    watch.expected.append("422")
+    files = page.locator("main input[type=file]")
+    files.set_input_files(
+        {"name": "ink_style.safetensors", "mimeType": "", "buffer": fitting_lora(studio.worker_url)}
+    )
+    card = page.locator(".card", has_text="ink style")
+    expect(card).to_contain_text("inkstyle")
+    files.set_input_files({"name": "old.safetensors", "mimeType": "", "buffer": sd15_lora()})
+    refused = page.locator(".uploads .refused", has_text="old.safetensors")
+    expect(refused).to_contain_text("cannot be used as an SDXL LoRA")
+    expect(refused).to_contain_text("SD 1")
+    files.set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
+    expect(page.locator(".uploads .refused", has_text="notes.txt")).to_contain_text(".safetensors")
+
+    card.get_by_role("button", name="Use it").click()
+    page.get_by_label("ink style", exact=True).fill("0.5")
+    page.get_by_label("Prompt", exact=True).fill("an apple")
+    page.get_by_role("button", name="inkstyle").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("an apple, inkstyle")
+    with page.expect_response("**/content/generate") as answer:
+        page.keyboard.press("Control+Enter")
+    drawn = on_stage(page, answer.value.json()["id"])
+
+    expect_status(page, "succeeded")
+    expect(page.locator(".report")).to_contain_text("ink style0.50")
+    expect(page.locator(".report")).to_contain_text("1 layer")
+    used = studio.content(drawn)
+    assert used["loras"][0]["scale"] == 0.5
+    assert used["prompt"] == "an apple, inkstyle"
+
+
+def test_a_lora_file_can_be_dropped_onto_the_form(studio: Studio, open_page: OpenPage) -> None:
+    page = open_page(studio.url)
+    transfer = page.evaluate_handle(
+        """(bytes) => { const t = new DataTransfer();
+        t.items.add(new File([new Uint8Array(bytes)], 'dropped.safetensors')); return t; }""",
+        list(fitting_lora(studio.worker_url, "dropword")),
+    )
+    target = page.locator(".composer .drop")
+    target.dispatch_event("dragenter", {"dataTransfer": transfer})
+    target.dispatch_event("drop", {"dataTransfer": transfer})
+
+    expect(page.get_by_label("dropped", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="dropword")).to_be_visible()
+
+
+def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, path="#/avatars")
+    page.get_by_role("button", name="New avatar").click()
+    page.get_by_label("Name").fill("Mara")
+    page.get_by_label("What it looks like").fill("a woman with red hair")
+    page.get_by_role("button", name="Save").click()
+    page.locator(".card", has_text="Mara").get_by_role("button", name="Draw with it").click()
+    drawn = studio.content(draw(page, "on a horse"))
+    expect_status(page, "succeeded")
+    assert drawn["prompt"] == "a woman with red hair, on a horse"
+    page.get_by_label("Prompt", exact=True).fill("something else")
+    page.get_by_label("Avatar", exact=True).select_option("")
+
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("on a horse")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(drawn["parameters"]["seed"]))
+    with page.expect_response("**/replay") as answer:
+        page.get_by_role("button", name="Again", exact=True).click()
+    again = on_stage(page, answer.value.json()["id"])
+    expect_status(page, "succeeded")
+    pictures = [studio.content(one)["images"][0]["sha256"] for one in (drawn["id"], again)]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_picture_can_be_downloaded_and_its_link_opens_it(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    made = studio.draw("an apple to take home")
+    page = open_page(studio.url, path=f"#/content/{made['id']}")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    assert download.value.suggested_filename.endswith(f"-{made['parameters']['seed']}.png")
+
+
+def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
+    studio: Studio, open_page: OpenPage, watch: Watch
+) -> None:
+    watch.expected.append("ERR_INTERNET_DISCONNECTED")
+    page = open_page(studio.url)
+    expect(page.get_by_role("button", name="Draw", exact=False).first).to_be_enabled()
+    page.context.set_offline(True)
+    page.get_by_label("Prompt", exact=True).fill("an apple")
+    page.keyboard.press("Control+Enter")
+
+    expect(page.get_by_text("The server does not answer. The page keeps trying")).to_be_visible()
+    page.context.set_offline(False)
+    expect(page.get_by_text("The server does not answer. The page keeps")).to_be_hidden()
+    draw(page, "an apple after all")
+    expect_status(page, "succeeded")
