@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import structlog
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,6 +19,16 @@ from worker_testkit import (
     kohya_lora,
     running_worker,
     settings,
+)
+
+# Unconfigured, structlog prints the values of all variables of a traceback: a whole model's.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ],
+    cache_logger_on_first_use=False,
 )
 
 

@@ -518,21 +518,25 @@ def test_health_describes_the_model(client: httpx2.Client) -> None:
 
 def test_a_wrong_token_is_refused_and_health_stays_open(worker: RunningWorker) -> None:
     config = settings(worker_api_token="right")
-    with running_worker(config, _Loaded(config, worker)) as closed:
-        with httpx2.Client(base_url=closed.url) as http:
-            assert http.get("/health").status_code == 200
-            for headers in ({}, {"Authorization": "Bearer wrong"}):
-                answer = http.post("/generate-image", json=BASE, headers=headers)
-                assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHORIZED")
-            right = {"Authorization": "Bearer right"}
-            assert http.post("/generate-image", json=BASE, headers=right).status_code == 200
+    with (
+        running_worker(config, _Loaded(config, worker)) as closed,
+        httpx2.Client(base_url=closed.url, timeout=60) as http,
+    ):
+        assert http.get("/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = http.post("/generate-image", json=BASE, headers=headers)
+            assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHORIZED")
+        right = {"Authorization": "Bearer right"}
+        assert http.post("/generate-image", json=BASE, headers=right).status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_says_so(tmp_path: Any) -> None:
-    with running_worker(settings(base_model=str(tmp_path))) as broken:
-        with httpx2.Client(base_url=broken.url) as http:
-            health = http.get("/health")
-            status, body = refused(http)
+    with (
+        running_worker(settings(base_model=str(tmp_path))) as broken,
+        httpx2.Client(base_url=broken.url, timeout=60) as http,
+    ):
+        health = http.get("/health")
+        status, body = refused(http)
 
     assert health.status_code == 503
     assert health.json()["status"] == "failed"

@@ -108,10 +108,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     async def metrics(request: Request) -> Response:
         """Prometheus' text format."""
         authorise(request)
-        state = engine.health()
-        engine.metrics.queue_length.set(state.queue_length)
-        engine.metrics.cache_bytes.set(sum(lora.bytes for lora in state.cached_loras))
-        return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(engine.metrics_text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/requests/{request_id}")
     async def request_state(request: Request, request_id: str) -> Response:

@@ -136,6 +136,16 @@ class Engine:
             **common,
         )
 
+    def metrics_text(self) -> bytes:
+        """What `GET /metrics` says."""
+        ready = self._ready
+        self.metrics.holdings(
+            queue_length=self._waiting,
+            cache=ready.cache.stats if ready is not None else None,
+            disk=ready.disk.stats if ready is not None and ready.disk is not None else None,
+        )
+        return self.metrics.text()
+
     # --- a request's life ---------------------------------------------------------------------
 
     def submit(self, request: GenerateRequest) -> Job:

@@ -71,13 +71,13 @@ class LoraSource:
     async def _fetch(
         self, ref: LoraRef, watch: Stopwatch, on_phase: Callable[[Phase], None]
     ) -> tuple[ParsedLora, Origin]:
-        if ref.sha256 is not None and self._disk is not None:
-            with watch.phase(Phase.DOWNLOAD):
-                data = await asyncio.to_thread(self._disk.get, ref.sha256)
-            if data is not None:
-                return await self._parse(data, ref.sha256, ref.name, watch, on_phase), "disk"
+        if ref.sha256 is not None:
+            on_disk = await self._from_disk(ref.sha256, ref, watch, on_phase)
+            if on_disk is not None:
+                return on_disk, "disk"
+        # Without a hash: what this address held last, if its server says that it holds it still.
         alias = self._aliases.get(stable_key(ref.url)) if ref.sha256 is None else None
-        if alias is not None and self._cache.get(alias[1]) is None:
+        if alias is not None and self._disk is None and self._cache.get(alias[1]) is None:
             alias = None
         on_phase(Phase.DOWNLOAD)
         with watch.phase(Phase.DOWNLOAD):
@@ -85,10 +85,14 @@ class LoraSource:
                 ref.url, sha256=ref.sha256, etag=alias[0] if alias else None
             )
         if fetched is None:
-            held = self._cache.get(alias[1]) if alias else None
+            assert alias is not None
+            held = self._cache.get(alias[1])
             if held is not None:
                 return held, "memory"
-            # Evicted between the question and the answer: fetch it whole.
+            on_disk = await self._from_disk(alias[1], ref, watch, on_phase)
+            if on_disk is not None:
+                return on_disk, "disk"
+            # Held nowhere any more: fetch it whole.
             with watch.phase(Phase.DOWNLOAD):
                 fetched = await self._fetcher.download(ref.url)
             assert fetched is not None
@@ -101,6 +105,22 @@ class LoraSource:
                 self._aliases.clear()
             self._aliases[stable_key(ref.url)] = (fetched.etag, fetched.sha256)
         return lora, "miss"
+
+    async def _from_disk(
+        self,
+        sha256: str,
+        ref: LoraRef,
+        watch: Stopwatch,
+        on_phase: Callable[[Phase], None],
+    ) -> ParsedLora | None:
+        """The LoRA from the disk tier, which hashes what it reads; None if not there whole."""
+        if self._disk is None:
+            return None
+        with watch.phase(Phase.DOWNLOAD):
+            data = await asyncio.to_thread(self._disk.get, sha256)
+        if data is None:
+            return None
+        return await self._parse(data, sha256, ref.name, watch, on_phase)
 
     async def _parse(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sdxl_contract.result import Timings
+from sdxl_worker.lora.cache import CacheStats
 
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
@@ -42,6 +43,14 @@ class Metrics:
         self.cache_bytes = Gauge(
             "sdxl_worker_lora_cache_bytes", "Parsed LoRAs held in memory", registry=self._registry
         )
+        self.disk_bytes = Gauge(
+            "sdxl_worker_lora_disk_bytes", "LoRA files held on disk", registry=self._registry
+        )
+        self.disk_damaged = Gauge(
+            "sdxl_worker_lora_disk_damaged",
+            "Files on disk removed since start because their hash was wrong, or not kept",
+            registry=self._registry,
+        )
         self.queue_length = Gauge(
             "sdxl_worker_queue_length", "Requests waiting for the lane", registry=self._registry
         )
@@ -69,6 +78,17 @@ class Metrics:
         """Count one successful request's seconds per phase."""
         for phase, seconds in timings.model_dump().items():
             self.phase_seconds.labels(phase).observe(seconds)
+
+    def holdings(
+        self, *, queue_length: int, cache: CacheStats | None, disk: CacheStats | None
+    ) -> None:
+        """Set what is held at this moment; None where there is no such cache (yet)."""
+        self.queue_length.set(queue_length)
+        if cache is not None:
+            self.cache_bytes.set(cache.nbytes)
+        if disk is not None:
+            self.disk_bytes.set(disk.nbytes)
+            self.disk_damaged.set(disk.rejected)
 
     def text(self) -> bytes:
         """The exposition format."""
