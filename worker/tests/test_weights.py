@@ -16,14 +16,8 @@ from safetensors.torch import load_file
 from single_file_writer import write_single_file
 from worker_testkit import MODEL, FileServer, safetensors_bytes
 
-from sdxl_worker.weights import (
-    WeightsError,
-    check_single_file,
-    fill,
-    model_name,
-    select_files,
-    verify,
-)
+from sdxl_worker.single_file import WeightsError, check_single_file
+from sdxl_worker.weights import fill, model_name, select_files, verify
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 

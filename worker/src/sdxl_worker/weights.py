@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -25,6 +24,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdxl_worker.single_file import WeightsError, convert
 
 WEIGHTS_ROOT_DEFAULT = "/weights"
 # Small files of an SDXL pipeline (configurations, tokenizers) that a single file does not hold.
@@ -37,13 +38,8 @@ _SMALL = (".json", ".txt")
 _HALF = ".fp16."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
-_HEADER_MAX_BYTES = 100_000_000
 _HTTP_TIMEOUT = httpx2.Timeout(60.0)
 _FILL_AGAIN = "fill the volume again: modal run worker/app.py::download_weights --force"
-
-
-class WeightsError(RuntimeError):
-    """The weights cannot be had or trusted; the message says which file and what to do."""
 
 
 class FileRecord(BaseModel):
@@ -171,18 +167,18 @@ def fill(
         if path.is_dir():
             _copy_folder(path, staging, half=half)
         elif path.is_file():
-            _convert(path, staging, config, half=half)
+            convert(path, staging, config, half=half)
         elif match := _HUB_FILE.fullmatch(source):
             commit = _from_hub(match[1], staging, revision, token, endpoint, only=match[2])
             single = staging / match[2]
-            _convert(single, staging, config, half=half)
+            convert(single, staging, config, half=half)
             single.unlink()
         elif _HUB_NAME.fullmatch(source):
             commit = _from_hub(source, staging, revision, token, endpoint, half=half)
         elif source.startswith(("https://", "http://127.0.0.1:")):
             single = staging / "single.safetensors"
             _download(source, single)
-            _convert(single, staging, config, half=half)
+            convert(single, staging, config, half=half)
             single.unlink()
         else:
             raise WeightsError(
@@ -356,62 +352,3 @@ def _check_pipeline(folder: Path) -> None:
 
 def _short(value: Any) -> str:
     return str(value)[:60] or "pipeline of an unknown kind"
-
-
-# What tells checkpoints apart by the names of their tensors; the first that fits counts.
-_SINGLE_FILE_KINDS = (
-    ("conditioner.embedders.1.", None),
-    ("lora_", "a LoRA: give it with a request as lora_url"),
-    ("conditioner.embedders.0.model.", "an SDXL refiner, which draws nothing alone"),
-    ("cond_stage_model.", "a Stable Diffusion 1 or 2 checkpoint"),
-    ("double_blocks.", "a Flux model"),
-    ("joint_blocks.", "a Stable Diffusion 3 model"),
-)
-
-
-def check_single_file(path: Path) -> None:
-    """That `path` is an SDXL checkpoint in one .safetensors file, by its header alone.
-
-    Raises:
-        WeightsError: it is not, and what it seems to be.
-    """
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < length <= _HEADER_MAX_BYTES:
-            raise WeightsError(f"{path.name} is no .safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            names = [str(name) for name in header]
-        except (ValueError, TypeError) as error:
-            raise WeightsError(f"{path.name} is no .safetensors file") from error
-    for mark, kind in _SINGLE_FILE_KINDS:
-        if any(mark in name for name in names):
-            if kind is None:
-                return
-            raise WeightsError(f"{path.name} is no SDXL checkpoint: it seems to be {kind}")
-    raise WeightsError(
-        f"{path.name} is no SDXL checkpoint: it has no text encoders "
-        "(conditioner.embedders.1…), so it may be a UNet or a VAE alone"
-    )
-
-
-def _convert(path: Path, folder: Path, config: str, *, half: bool) -> None:
-    """Write the pipeline of a single-file checkpoint into `folder`."""
-    check_single_file(path)
-    # Imported late: these take seconds, and most uses of this module need neither.
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-    pipeline: Any = StableDiffusionXLPipeline
-    try:
-        pipe = pipeline.from_single_file(
-            str(path), config=config, torch_dtype=torch.float16 if half else torch.float32
-        )
-        pipe.save_pretrained(folder, safe_serialization=True)
-    except Exception as error:
-        raise WeightsError(
-            f"{path.name} could not be turned into a pipeline ({type(error).__name__})"
-        ) from error
