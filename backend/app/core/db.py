@@ -21,7 +21,9 @@ import psycopg
 import psycopg_pool
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, create_engine, exc, make_url, text
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, create_engine, exc, make_url, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -140,6 +142,9 @@ def migrate(url: URL) -> None:
     engine = create_engine(url, connect_args={"connect_timeout": _CONNECT_SECONDS})
     try:
         with engine.connect() as connection:
+            if _is_newer(connection, config):
+                log.warning("the database's schema is a later version's; it is left as it is")
+                return
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except exc.OperationalError as error:
@@ -149,6 +154,14 @@ def migrate(url: URL) -> None:
         ) from error
     finally:
         engine.dispose()
+
+
+def _is_newer(connection: Connection, config: Config) -> bool:
+    """Whether a later version has migrated: its migrations only add, so this one can run on."""
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    heads = MigrationContext.configure(connection).get_current_heads()
+    connection.rollback()
+    return not known.issuperset(heads)
 
 
 def _shown(url: URL) -> str:
