@@ -1,0 +1,1 @@
+"""A simulated fleet of workers: what latency and what an image costs at a given load."""

@@ -1,0 +1,335 @@
+"""The simulated fleet: requests, containers, caches and the rule that starts and stops containers.
+
+One container has one lane (one picture at a time), as the worker has, and may hold `read_ahead`
+more requests whose LoRAs it fetches meanwhile. Requests wait in one line for any container with a
+free place, as Modal's web functions do (no sticky routing); `Routing` has what else could be done.
+Containers: as many as there are requests in the system, between `min_containers` and
+`max_containers`; an idle one ends after `scaledown_window_s`. Every second from its start to its
+end is paid, the cold start too.
+Must not know: where the seconds come from, what is plotted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import simpy
+
+from fleet.load import Load, arrivals, lora_sizes
+from fleet.outcome import Outcome
+from fleet.timings import GIB, Timings
+
+
+class Routing(StrEnum):
+    """Which container with a free place gets the next request."""
+
+    RECENT = "recent"  # the one used last: lets the others end
+    RANDOM = "random"
+    AFFINITY = "affinity"  # one that holds the LoRA, when that costs no waiting
+
+
+class Service(StrEnum):
+    """How the seconds on the lane vary; the exponential one is for comparing with theory."""
+
+    FIXED = "fixed"
+    EXPONENTIAL = "exponential"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The settings in question."""
+
+    timings: Timings
+    scaledown_window_s: float = 120.0
+    min_containers: int = 0
+    max_containers: int = 10_000
+    cache_bytes: int = 4 * GIB
+    volume_bytes: int = 500 * GIB
+    read_ahead: int = 2
+    routing: Routing = Routing.RECENT
+    service: Service = Service.FIXED
+
+
+class _Request:
+    __slots__ = ("arrived", "counts", "lane_at", "lora", "number")
+
+    def __init__(self, number: int, arrived: float, lora: int, *, counts: bool) -> None:
+        self.number = number
+        self.counts = counts
+        self.arrived = arrived
+        self.lora = lora
+        self.lane_at = 0.0
+
+
+class _Container:
+    """One container: its lane, its line, its cache."""
+
+    __slots__ = (
+        "busy",
+        "cache",
+        "cache_used",
+        "fetching",
+        "idle_since",
+        "lane",
+        "load",
+        "reaping",
+        "started",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.started = now
+        self.load = 0
+        self.busy = False
+        self.lane: deque[_Request] = deque()
+        self.cache: OrderedDict[int, int] = OrderedDict()
+        self.cache_used = 0
+        self.fetching: dict[int, list[_Request]] = {}
+        self.idle_since = now
+        self.reaping = False
+
+
+class _Simulation:
+    """One run. Everything happens in callbacks: a process for each request would be slower."""
+
+    def __init__(self, load: Load, fleet: Fleet, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self._random = random.Random(seed)
+        self._times, self._loras = arrivals(load, rng)
+        self._sizes = lora_sizes(load, rng).tolist()
+        self._settle = load.settle_hours * 3600
+        self._fleet = fleet
+        self._timings = fleet.timings
+        self._env = simpy.Environment()
+        self._line: deque[_Request] = deque()
+        self._slots = 1 + fleet.read_ahead
+        # Ready containers by how many requests they hold; a dict keeps its order of insertion.
+        self._by_load: list[dict[_Container, None]] = [{} for _ in range(self._slots + 1)]
+        self._holders: dict[int, dict[_Container, None]] = {}
+        # As a fleet that has run for long left it: the most popular LoRAs, as far as they fit.
+        held = int(np.searchsorted(np.cumsum(self._sizes), fleet.volume_bytes, side="right"))
+        self._on_volume = range(held)
+        self._alive = 0
+        self._in_system = 0
+        self._left = len(self._times)
+        self._area = 0.0
+        self._area_at = 0.0
+        self._done: list[tuple[int, float, float]] = []
+        self._origins = {"memory": 0, "joined": 0, "volume": 0, "download": 0}
+        self._seconds = 0.0
+        self._peak = 0
+        self._starts = 0
+        self._lane_busy = 0.0
+        self._running: dict[_Container, None] = {}
+
+    def run(self) -> Outcome:
+        """Until the last request is answered."""
+        for _ in range(self._fleet.min_containers):
+            self._start_container(warm=True)
+        self._env.process(self._arrive())
+        end = float(self._times[-1]) if len(self._times) else 0.0
+        self._env.run(until=end + 1e-9)
+        while self._left:
+            self._env.step()
+            end = self._env.now
+        for container in self._running:
+            self._pay(container.started, end)
+        self._done.sort()
+        table = np.array(self._done, dtype=np.float64).reshape(-1, 3)
+        return Outcome(
+            latencies=table[:, 1],
+            waits=table[:, 2],
+            origins=self._origins,
+            container_seconds=self._seconds,
+            usd=self._seconds * self._timings.usd_per_second,
+            peak_containers=self._peak,
+            starts=self._starts,
+            horizon_s=end - self._settle,
+            in_system_area=self._area,
+            lane_busy_s=self._lane_busy,
+        )
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _arrive(self) -> Generator[simpy.Event, Any, None]:
+        env = self._env
+        for number, (time, lora) in enumerate(
+            zip(self._times.tolist(), self._loras.tolist(), strict=True)
+        ):
+            if time > env.now:
+                yield env.timeout(time - env.now)
+            self._count(+1)
+            self._line.append(_Request(number, time, lora, counts=time >= self._settle))
+            self._dispatch()
+            self._scale_up()
+
+    def _count(self, change: int) -> None:
+        now = self._env.now
+        since = max(self._area_at, self._settle)
+        self._area += self._in_system * max(0.0, now - since)
+        self._area_at = now
+        self._in_system += change
+
+    def _dispatch(self) -> None:
+        while self._line:
+            container = self._choose(self._line[0].lora)
+            if container is None:
+                return
+            self._take(container, self._line.popleft())
+
+    def _choose(self, lora: int) -> _Container | None:
+        """A container with a free place, the emptiest first; None if there is none."""
+        for load in range(self._slots):
+            bucket = self._by_load[load]
+            if not bucket:
+                continue
+            if self._fleet.routing is Routing.AFFINITY:
+                for holder in self._holders.get(lora, ()):
+                    if holder.load == load:
+                        return holder
+            if self._fleet.routing is Routing.RANDOM:
+                return self._random.choice(list(bucket))
+            return next(reversed(bucket))
+        return None
+
+    def _set_load(self, container: _Container, load: int) -> None:
+        del self._by_load[container.load][container]
+        container.load = load
+        self._by_load[load][container] = None
+
+    def _take(self, container: _Container, request: _Request) -> None:
+        """Give `request` a place; its LoRA is fetched while others draw."""
+        self._set_load(container, container.load + 1)
+        lora = request.lora
+        if lora in container.cache:
+            container.cache.move_to_end(lora)
+            self._origins["memory"] += request.counts
+            self._line_up(container, request)
+            return
+        if lora in container.fetching:
+            self._origins["joined"] += request.counts
+            container.fetching[lora].append(request)
+            return
+        size = self._sizes[lora]
+        if lora in self._on_volume:
+            self._origins["volume"] += request.counts
+            seconds = self._timings.volume_s(size)
+        else:
+            self._origins["download"] += request.counts
+            seconds = self._timings.download_s(size)
+        container.fetching[lora] = [request]
+        self._later(seconds, self._fetched, container, lora)
+
+    def _fetched(self, container: _Container, lora: int) -> None:
+        self._remember(container, lora)
+        for request in container.fetching.pop(lora):
+            self._line_up(container, request)
+
+    def _remember(self, container: _Container, lora: int) -> None:
+        size = self._sizes[lora]
+        if size > self._fleet.cache_bytes:
+            return
+        container.cache[lora] = size
+        container.cache_used += size
+        self._holders.setdefault(lora, {})[container] = None
+        while container.cache_used > self._fleet.cache_bytes:
+            old, old_size = container.cache.popitem(last=False)
+            container.cache_used -= old_size
+            self._holders[old].pop(container, None)
+
+    def _line_up(self, container: _Container, request: _Request) -> None:
+        container.lane.append(request)
+        if not container.busy:
+            self._draw(container)
+
+    def _draw(self, container: _Container) -> None:
+        container.busy = True
+        request = container.lane.popleft()
+        request.lane_at = self._env.now
+        seconds = self._timings.lane_s
+        if self._fleet.service is Service.EXPONENTIAL:
+            seconds = self._random.expovariate(1 / seconds)
+        if self._env.now >= self._settle:
+            self._lane_busy += seconds
+        self._later(seconds, self._drawn, container, request)
+
+    def _drawn(self, container: _Container, request: _Request) -> None:
+        container.busy = False
+        if container.lane:
+            self._draw(container)
+        self._later(self._timings.after_s, self._answered, container, request)
+
+    def _answered(self, container: _Container, request: _Request) -> None:
+        now = self._env.now
+        self._count(-1)
+        if request.counts:
+            waited = request.lane_at - request.arrived
+            self._done.append((request.number, now - request.arrived, waited))
+        self._left -= 1
+        self._set_load(container, container.load - 1)
+        self._dispatch()
+        if container.load == 0:
+            container.idle_since = now
+            self._watch_idle(container)
+
+    # --- containers ---------------------------------------------------------------------------
+
+    def _scale_up(self) -> None:
+        wanted = min(max(self._in_system, self._fleet.min_containers), self._fleet.max_containers)
+        while self._alive < wanted:
+            self._start_container()
+
+    def _start_container(self, *, warm: bool = False) -> None:
+        container = _Container(self._env.now)
+        self._running[container] = None
+        self._alive += 1
+        self._starts += 1
+        self._peak = max(self._peak, self._alive)
+        if warm:
+            self._ready(container)
+        else:
+            self._later(self._timings.cold_start_s, self._ready, container)
+
+    def _ready(self, container: _Container) -> None:
+        self._by_load[0][container] = None
+        self._dispatch()
+        if container.load == 0:
+            container.idle_since = self._env.now
+            self._watch_idle(container)
+
+    def _watch_idle(self, container: _Container) -> None:
+        if not container.reaping:
+            container.reaping = True
+            self._later(self._fleet.scaledown_window_s, self._reap, container)
+
+    def _reap(self, container: _Container) -> None:
+        container.reaping = False
+        if container.load > 0:
+            return
+        left = container.idle_since + self._fleet.scaledown_window_s - self._env.now
+        if left > 1e-6:
+            container.reaping = True
+            self._later(left, self._reap, container)
+        elif self._alive > self._fleet.min_containers:
+            del self._by_load[0][container]
+            del self._running[container]
+            for lora in container.cache:
+                self._holders[lora].pop(container, None)
+            self._alive -= 1
+            self._pay(container.started, self._env.now)
+
+    def _pay(self, start: float, end: float) -> None:
+        self._seconds += max(0.0, end - max(start, self._settle))
+
+    def _later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+        self._env.timeout(seconds).callbacks.append(lambda _event: call(*arguments))
+
+
+def simulate(load: Load, fleet: Fleet, seed: int = 0) -> Outcome:
+    """One run; the same arguments give the same outcome."""
+    return _Simulation(load, fleet, seed).run()

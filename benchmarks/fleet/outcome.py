@@ -1,0 +1,66 @@
+"""What happened in a simulated fleet, in the numbers that tables and plots show.
+
+Must not know: how it was simulated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Outcome:
+    """What happened after the settling time, until the last request was answered."""
+
+    latencies: NDArray[np.float64]  # seconds from arrival to answer, in order of arrival
+    origins: dict[str, int]  # where each request's LoRA came from
+    container_seconds: float
+    usd: float
+    peak_containers: int
+    starts: int
+    horizon_s: float
+    in_system_area: float  # integral over time of the requests in the system
+    lane_busy_s: float
+    waits: NDArray[np.float64] = field(repr=False)  # seconds from arrival to the lane
+
+    @property
+    def images(self) -> int:
+        """Requests answered."""
+        return len(self.latencies)
+
+    @property
+    def usd_per_image(self) -> float:
+        """All container seconds shared among the images."""
+        return self.usd / self.images if self.images else 0.0
+
+    def quantile(self, q: float) -> float:
+        """Latency that a share `q` of requests stayed below, in seconds."""
+        return float(np.quantile(self.latencies, q)) if self.images else 0.0
+
+    @property
+    def memory_hit_rate(self) -> float:
+        """Share of requests whose LoRA was in the container's memory."""
+        total = sum(self.origins.values())
+        return self.origins["memory"] / total if total else 0.0
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the paid seconds in which the model worked."""
+        return self.lane_busy_s / self.container_seconds if self.container_seconds else 0.0
+
+    def row(self) -> dict[str, float]:
+        """The numbers that tables show."""
+        return {
+            "images": self.images,
+            "p50_s": round(self.quantile(0.5), 3),
+            "p95_s": round(self.quantile(0.95), 3),
+            "p99_s": round(self.quantile(0.99), 3),
+            "usd_per_image": round(self.usd_per_image, 6),
+            "memory_hit_rate": round(self.memory_hit_rate, 4),
+            "utilisation": round(self.utilisation, 4),
+            "peak_containers": self.peak_containers,
+            "starts": self.starts,
+        }

@@ -1,0 +1,176 @@
+"""The questions put to the simulated fleet, each a list of points to simulate.
+
+Must not know: how answers are drawn or written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from fleet.load import Load
+from fleet.model import Fleet, Routing, simulate
+from fleet.outcome import Outcome
+from fleet.timings import GIB, GPUS, ColdStart, timings
+
+GPU = "L40S"
+RATES = (1, 10, 100, 1000, 10_000)
+WINDOWS_S = (2, 15, 60, 120, 300, 900)
+MIN_CONTAINERS = (0, 1, 2, 3, 4, 6)
+CACHES_GIB = (0.25, 1, 4, 16, 64)
+LORAS = (100, 1000, 10_000, 100_000)
+_COUNTED = 4000  # requests of a point without the hours of a day: p95 within some percent
+
+
+@dataclass(frozen=True)
+class Point:
+    """One simulation: what is asked, of which fleet, and the words that a table shows for it."""
+
+    labels: tuple[tuple[str, str | float], ...]
+    load: Load
+    fleet: Fleet
+
+    def label(self, name: str) -> str | float:
+        """The value of one column of words."""
+        return dict(self.labels)[name]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A point and what came of it."""
+
+    point: Point
+    row: dict[str, float]
+
+
+def steady(per_minute: float, loras: int, settle_s: float, counted: float = _COUNTED) -> Load:
+    """An even load, long enough to settle and then to count `counted` requests."""
+    settle = settle_s / 3600
+    return Load(per_minute, settle + counted / per_minute / 60, loras=loras, settle_hours=settle)
+
+
+def day(per_minute: float, loras: int, scale: float) -> Load:
+    """A day's load by its hours, after three hours of settling."""
+    return Load(per_minute, 3 + 24 * scale, daily=True, loras=loras, settle_hours=3)
+
+
+def scaledown(scale: float) -> list[Point]:
+    """Latency and price against the scale-down window."""
+    return [
+        Point(
+            (("requests/min", rate), ("window, s", window)),
+            day(rate, 10_000, scale),
+            Fleet(timings(GPU), scaledown_window_s=window),
+        )
+        for rate in (1, 10, 60)
+        for window in WINDOWS_S
+    ]
+
+
+def minimum(scale: float) -> list[Point]:
+    """Latency and price against containers kept warm."""
+    return [
+        Point(
+            (("requests/min", rate), ("min containers", count)),
+            day(rate, 10_000, scale),
+            Fleet(timings(GPU), min_containers=count),
+        )
+        for rate in (1, 10, 30)
+        for count in MIN_CONTAINERS
+    ]
+
+
+def cache(scale: float) -> list[Point]:
+    """Latency, price and hits against the LoRA cache in each container's memory."""
+    return [
+        Point(
+            (("LoRAs", loras), ("routing", routing.value), ("cache, GiB", size)),
+            steady(60, loras, 1800, _COUNTED * scale),
+            Fleet(
+                timings(GPU),
+                cache_bytes=int(size * GIB),
+                min_containers=8,
+                routing=routing,
+            ),
+        )
+        for loras in LORAS
+        for routing in (Routing.RECENT, Routing.AFFINITY)
+        for size in CACHES_GIB
+    ]
+
+
+def gpus(scale: float) -> list[Point]:
+    """Latency and price against the kind of GPU and of cold start."""
+    return [
+        Point(
+            (("GPU", gpu), ("weights from", start.value)),
+            day(10, 10_000, scale),
+            Fleet(timings(gpu, start)),
+        )
+        for gpu in GPUS
+        for start in ColdStart
+    ]
+
+
+def rates(scale: float) -> list[Point]:
+    """Latency and price against the request rate."""
+    return [
+        Point(
+            (("GPU", gpu), ("requests/min", rate)),
+            steady(rate, 100_000, 240, max(_COUNTED, rate) * scale),
+            Fleet(timings(gpu)),
+        )
+        for gpu in ("L4", "L40S", "H100")
+        for rate in RATES
+    ]
+
+
+STUDIES = {
+    "scaledown": scaledown,
+    "minimum": minimum,
+    "cache": cache,
+    "gpus": gpus,
+    "rates": rates,
+}
+
+
+def candidates(per_minute: float, loras: int, scale: float) -> list[Point]:
+    """Settings among which the cheapest for a latency is looked for, at an even load."""
+    points: list[Point] = []
+    for gpu in GPUS:
+        table = timings(gpu)
+        lanes = per_minute / 60 * table.lane_s  # containers that the work itself fills
+        counts = sorted({0, *(math.ceil(lanes * share) for share in (0.5, 1.0, 1.2, 1.5, 2.0))})
+        points += [
+            Point(
+                (("GPU", gpu), ("window, s", window), ("min containers", count)),
+                steady(per_minute, loras, 360, _COUNTED / 2 * scale),
+                Fleet(table, scaledown_window_s=window, min_containers=count),
+            )
+            for window in (15, 60, 300)
+            for count in counts
+        ]
+    return points
+
+
+def cheapest(answers: Sequence[Answer], p95_s: float) -> Answer | None:
+    """The answer with the lowest price among those whose p95 is at most `p95_s`."""
+    good = [answer for answer in answers if answer.row["p95_s"] <= p95_s]
+    return min(good, key=lambda answer: answer.row["usd_per_image"], default=None)
+
+
+def _answer(point: Point, seed: int) -> Answer:
+    outcome: Outcome = simulate(point.load, point.fleet, seed)
+    return Answer(point, outcome.row())
+
+
+def run(points: Sequence[Point], seed: int, processes: int = 1) -> list[Answer]:
+    """All points simulated, in their order; the number of processes changes nothing but time."""
+    one = partial(_answer, seed=seed)
+    if processes == 1:
+        return [one(point) for point in points]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(one, points))

@@ -1,0 +1,108 @@
+"""What latency and what price would a fleet of workers have?
+
+Simulates containers, cold starts, LoRAs by popularity, caches and read-ahead, request by request,
+with the seconds, bytes and prices of `fleet/timings.py` (measured, published or assumed, each with
+its source). Without `--p95`: every study as plots and tables, written into the documentation.
+With it: the cheapest setting whose p95 stays below that many seconds.
+
+    python benchmarks/simulate_fleet.py [--seed N] [--scale X] [--out FOLDER]
+    python benchmarks/simulate_fleet.py --p95 8 [--rate 60] [--loras 10000]
+
+The same seed gives the same numbers. Last line: JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fleet import report, studies
+
+DOCS = Path(__file__).parents[1] / "docs"
+# (requests a minute, p95 in seconds) whose cheapest setting the document shows.
+CHOICES = ((10, 8), (10, 15), (60, 5), (60, 8), (60, 15), (600, 5), (600, 8))
+_LORAS = 10_000
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number greater than 0")
+    return value
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--p95", type=_positive, help="seconds; only look for the cheapest setting")
+    parser.add_argument("--rate", type=_positive, default=60.0, help="requests a minute, to 10,000")
+    parser.add_argument("--loras", type=int, default=_LORAS, help="different LoRAs, to 100,000")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=_positive, default=1.0, help="how much is simulated")
+    parser.add_argument("--out", type=Path, default=DOCS, help="holds scaling.md and images/")
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
+    options = parser.parse_args(arguments)
+    if options.rate > 10_000:
+        parser.error(f"--rate {options.rate:g}: at most 10000")
+    if not 1 <= options.loras <= 100_000:
+        parser.error(f"--loras {options.loras}: between 1 and 100000")
+    return options
+
+
+def choose(options: argparse.Namespace) -> dict[str, object]:
+    """Print the cheapest setting for `--p95`, and the quickest where none will do."""
+    points = studies.candidates(options.rate, options.loras, options.scale)
+    answers = studies.run(points, options.seed, options.processes)
+    best = studies.cheapest(answers, options.p95)
+    if best is None:
+        quickest = min(answers, key=lambda answer: answer.row["p95_s"])
+        print(f"None of {len(answers)} settings has a p95 of {options.p95:g} s. The quickest:\n")
+        print(report.answers_table([quickest]))
+        return {"p95_s": options.p95, "found": False, **dict(quickest.point.labels), **quickest.row}
+    print(f"The cheapest of {len(answers)} settings with a p95 of {options.p95:g} s:\n")
+    print(report.answers_table([best]))
+    return {"p95_s": options.p95, "found": True, **dict(best.point.labels), **best.row}
+
+
+def write_all(options: argparse.Namespace) -> dict[str, object]:
+    """Simulate every study, write the plots and the tables."""
+    begun = time.perf_counter()
+    results = {
+        name: studies.run(study(options.scale), options.seed, options.processes)
+        for name, study in studies.STUDIES.items()
+    }
+    searched = {
+        rate: studies.run(
+            studies.candidates(rate, _LORAS, options.scale), options.seed, options.processes
+        )
+        for rate in {rate: None for rate, _ in CHOICES}
+    }
+    choices = [(rate, p95, studies.cheapest(searched[rate], p95)) for rate, p95 in CHOICES]
+    report.replace_between_marks(options.out / "scaling.md", report.full_text(results, choices))
+    paths = report.plot_all(results, options.out / "images")
+    images = sum(answer.row["images"] for answers in results.values() for answer in answers)
+    return {
+        "seed": options.seed,
+        "images": images,
+        "seconds": round(time.perf_counter() - begun, 1),
+        "plots": [path.name for path in paths],
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, and print the last line."""
+    options = parse(arguments)
+    print(json.dumps(choose(options) if options.p95 is not None else write_all(options)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

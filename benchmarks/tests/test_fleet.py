@@ -1,0 +1,254 @@
+"""The simulated fleet against closed forms, and its sums against themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1]
+sys.path.insert(0, str(BENCHMARKS))
+
+# Not installed: found by the line above.
+import simulate_fleet  # noqa: E402
+from fleet import report, studies  # noqa: E402
+from fleet.load import DAY, Load, arrivals, popularity  # noqa: E402
+from fleet.model import Fleet, Routing, Service, simulate  # noqa: E402
+from fleet.outcome import Outcome  # noqa: E402
+from fleet.timings import (  # noqa: E402
+    GIB,
+    GPUS,
+    ColdStart,
+    Origin,
+    Timings,
+    table,
+    timings,
+)
+
+SERVICE_S = 4.0
+PRICE = 0.0005
+# A container that starts at once, with LoRAs that take no time: nothing but the lane.
+INSTANT = Timings(
+    gpu="none",
+    lane_s=SERVICE_S,
+    after_s=0.0,
+    cold_start_s=0.0,
+    usd_per_second=PRICE,
+    download_latency_s=0.0,
+    download_rate=math.inf,
+    volume_latency_s=0.0,
+    volume_rate=math.inf,
+    parse_s_per_byte=0.0,
+)
+
+
+def queue(containers: int, utilisation: float, service: Service) -> Outcome:
+    """Poisson arrivals at `containers` that never start or end."""
+    per_minute = 60 * utilisation * containers / SERVICE_S
+    fleet = Fleet(
+        INSTANT,
+        min_containers=containers,
+        max_containers=containers,
+        read_ahead=0,
+        service=service,
+    )
+    hours = 40_000 / per_minute / 60
+    return simulate(Load(per_minute, hours, loras=1, settle_hours=hours / 20), fleet, seed=1)
+
+
+def erlang_c_wait(servers: int, utilisation: float) -> float:
+    """Mean seconds in the line of an M/M/c queue."""
+    offered = servers * utilisation
+    full = offered**servers / math.factorial(servers) / (1 - utilisation)
+    busy = full / (sum(offered**k / math.factorial(k) for k in range(servers)) + full)
+    return busy * SERVICE_S / servers / (1 - utilisation)
+
+
+@pytest.mark.parametrize("utilisation", [0.3, 0.7])
+def test_one_container_waits_as_m_m_1(utilisation: float) -> None:
+    expected = utilisation / (1 - utilisation) * SERVICE_S
+
+    assert queue(1, utilisation, Service.EXPONENTIAL).waits.mean() == pytest.approx(
+        expected, rel=0.1
+    )
+
+
+def test_a_fixed_service_waits_half_as_long() -> None:
+    utilisation = 0.7
+    expected = utilisation / (1 - utilisation) * SERVICE_S / 2
+    waits = queue(1, utilisation, Service.FIXED).waits.mean()
+
+    assert waits == pytest.approx(expected, rel=0.1)
+    # The control: the check tells the two apart.
+    assert waits != pytest.approx(2 * expected, rel=0.1)
+
+
+def test_several_containers_wait_as_m_m_c() -> None:
+    outcome = queue(4, 0.8, Service.EXPONENTIAL)
+
+    assert outcome.waits.mean() == pytest.approx(erlang_c_wait(4, 0.8), rel=0.1)
+    assert outcome.utilisation == pytest.approx(0.8, rel=0.03)
+
+
+def test_requests_in_the_system_are_rate_times_latency() -> None:
+    """Little's law, exact when counted from empty to empty."""
+    outcome = simulate(Load(30, 2, daily=True, loras=500), Fleet(timings("L40S")))
+
+    assert outcome.in_system_area == pytest.approx(float(outcome.latencies.sum()))
+
+
+def che_hit_rate(loras: int, s: float, held: int) -> float:
+    """Che's approximation: an object is held if asked for within the characteristic time."""
+    shares = popularity(loras, s)
+    low, high = 0.0, 1e12
+    for _ in range(200):
+        middle = (low + high) / 2
+        if (1 - np.exp(-shares * middle)).sum() < held:
+            low = middle
+        else:
+            high = middle
+    return float((shares * (1 - np.exp(-shares * low))).sum())
+
+
+@pytest.mark.parametrize("held", [20, 200])
+def test_the_cache_hits_as_che_says(held: int) -> None:
+    size = 1_000_000
+    fleet = Fleet(
+        INSTANT, min_containers=1, max_containers=1, cache_bytes=held * size, read_ahead=0
+    )
+    load = Load(10, 50, loras=2000, zipf_s=0.9, lora_bytes=size, settle_hours=10)
+    hits = simulate(load, fleet, seed=2).memory_hit_rate
+
+    assert hits == pytest.approx(che_hit_rate(2000, 0.9, held), abs=0.01)
+    # The control: a cache of half the size would be noticed.
+    assert hits != pytest.approx(che_hit_rate(2000, 0.9, held // 2), abs=0.01)
+
+
+def test_what_is_paid_is_what_ran() -> None:
+    """A fleet of fixed size is paid from the first second to the last."""
+    fleet = Fleet(timings("A10"), min_containers=7, max_containers=7)
+    outcome = simulate(Load(20, 1, loras=100), fleet)
+
+    assert outcome.container_seconds == pytest.approx(7 * outcome.horizon_s)
+    assert outcome.usd == pytest.approx(outcome.container_seconds * fleet.timings.usd_per_second)
+    assert outcome.usd_per_image * outcome.images == pytest.approx(outcome.usd)
+    assert outcome.lane_busy_s == pytest.approx(outcome.images * fleet.timings.lane_s)
+
+
+def test_a_lonely_request_pays_its_cold_start_its_work_and_its_window() -> None:
+    fleet = Fleet(timings("L4"), scaledown_window_s=30)
+    # So rare that each finds nothing running.
+    outcome = simulate(Load(0.001, 500_000 / 60, loras=1, lora_bytes=1000), fleet, seed=3)
+    own = fleet.timings
+    work = own.lane_s + own.after_s
+
+    assert outcome.images > 300
+    assert outcome.starts == pytest.approx(outcome.images, rel=0.02)
+    assert outcome.quantile(0.5) == pytest.approx(own.cold_start_s + work, abs=0.5)
+    paid = outcome.container_seconds / outcome.images
+    assert paid == pytest.approx(own.cold_start_s + work + 30, rel=0.02)
+
+
+def test_no_request_is_lost_or_served_twice() -> None:
+    load = Load(200, 0.5, batch=3, loras=1000)
+    times, _ = arrivals(load, np.random.default_rng(4))
+    outcome = simulate(load, Fleet(timings("L40S"), max_containers=20), seed=4)
+
+    assert outcome.images == len(times)
+    assert sum(outcome.origins.values()) == outcome.images
+    assert outcome.peak_containers <= 20
+
+
+def test_the_settling_time_is_neither_counted_nor_paid() -> None:
+    fleet = Fleet(INSTANT, min_containers=3, max_containers=3)
+    load = Load(20, 2, loras=1, settle_hours=1)
+    outcome = simulate(load, fleet)
+    whole = simulate(replace(load, settle_hours=0), fleet)
+
+    assert outcome.container_seconds == pytest.approx(3 * (whole.horizon_s - 3600))
+    assert np.array_equal(outcome.latencies, whole.latencies[-outcome.images :])
+
+
+def test_the_seed_decides_everything() -> None:
+    points = studies.gpus(0.01)[:2]
+
+    assert studies.run(points, seed=5) == studies.run(points, seed=5, processes=2)
+    assert studies.run(points, seed=5) != studies.run(points, seed=6)
+
+
+def test_affinity_finds_more_in_memory_than_chance() -> None:
+    fleet = Fleet(timings("L40S"), min_containers=8, max_containers=8, cache_bytes=GIB)
+    load = Load(50, 1, loras=300, settle_hours=0.3)
+    hits = {
+        routing: simulate(load, replace(fleet, routing=routing)).memory_hit_rate
+        for routing in Routing
+    }
+
+    assert hits[Routing.AFFINITY] > hits[Routing.RANDOM] + 0.1
+
+
+def test_arrivals_keep_their_mean_through_the_day() -> None:
+    times, loras = arrivals(Load(20, 24, daily=True, loras=100), np.random.default_rng(6))
+
+    assert sum(DAY) / 24 == pytest.approx(1, abs=0.05)
+    assert len(times) == pytest.approx(20 * 60 * sum(DAY), rel=0.02)
+    counts = np.bincount(loras, minlength=100) / len(loras)
+    assert counts[0] == pytest.approx(popularity(100, 0.9)[0], rel=0.1)
+
+
+def test_every_figure_says_where_it_comes_from() -> None:
+    for name, figure in table():
+        assert figure.source, name
+        named = re.search(r"benchmarks/results/\S+\.json", figure.source)
+        assert named is None or (BENCHMARKS.parent / named.group()).is_file(), name
+        if figure.origin is Origin.PUBLISHED:
+            assert len(figure.source) > 15, name
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_nearer_source_of_weights_starts_sooner(gpu: str) -> None:
+    seconds = [timings(gpu, start).cold_start_s for start in ColdStart]
+
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_the_cheapest_setting_holds_its_latency(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--rate", "20", "--scale", "0.1", "--processes", "1", "--loras", "100"]
+
+    def ask(p95: str) -> dict[str, float]:
+        assert simulate_fleet.main(["--p95", p95, *common]) == 0
+        last: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return last
+
+    quick, slow, never = ask("15"), ask("60"), ask("0.5")
+    assert quick["found"]
+    assert quick["p95_s"] <= 15
+    assert slow["usd_per_image"] <= quick["usd_per_image"]
+    assert not never["found"]
+
+
+def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
+    page = tmp_path / "scaling.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.replace_between_marks(page, "new")
+
+    assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n{report.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="once each"):
+        report.replace_between_marks(page, "new")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--rate", "20000"), ("--p95", "0")])
+def test_options_out_of_range_are_refused_by_name(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        simulate_fleet.main([option, value])
+
+    assert option in capsys.readouterr().err
