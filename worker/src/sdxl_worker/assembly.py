@@ -39,7 +39,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     pipe = model.pipe
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
     patcher = LoraPatcher(targets)
-    drawer = Drawer(model)
+    drawer = Drawer(model, settings.images_per_batch)
     if settings.warmup:
         _warm_up(drawer, model)
     cache = LoraCache(settings.lora_cache_bytes)

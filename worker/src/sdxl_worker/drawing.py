@@ -46,9 +46,10 @@ def image_seeds(seed: int, count: int) -> list[int]:
 class Drawer:
     """Draws on one loaded model. One caller at a time."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, images_per_batch: int = 1) -> None:
         self._model = model
         self._own_scheduler = model.pipe.scheduler
+        self._batch = images_per_batch
         self._previews = Previews(model.pipe.vae)
 
     @property
@@ -80,17 +81,20 @@ class Drawer:
         with watch.phase(Phase.TEXT_ENCODE):
             conditioning = encode_prompts(self._model.pipe, request.prompt, request.negative_prompt)
         should_stop()
-        drawn = []
-        for number, seed in enumerate(seeds):
+        drawn: list[Drawn] = []
+        for start in range(0, len(seeds), self._batch):
+            batch = seeds[start : start + self._batch]
             on_phase(Phase.DENOISE)
             with watch.phase(Phase.DENOISE):
                 latents = self._denoise(
-                    request, size, seed, conditioning, number, len(seeds), on_step
+                    request, size, batch, conditioning, start, len(seeds), on_step
                 )
             should_stop()
             on_phase(Phase.DECODE)
             with watch.phase(Phase.DECODE):
-                drawn.append(Drawn(self._decode(latents), seed))
+                # One by one: decoding takes most of the memory of all that is done here.
+                for number, seed in enumerate(batch):
+                    drawn.append(Drawn(self._decode(latents[number : number + 1]), seed))
             should_stop()
         return drawn
 
@@ -98,36 +102,42 @@ class Drawer:
         self,
         request: GenerateRequest,
         size: tuple[int, int],
-        seed: int,
+        seeds: list[int],
         conditioning: Conditioning,
-        number: int,
+        before: int,
         count: int,
         on_step: StepHook,
     ) -> Tensor:
-        """Latents (1, C, H/8, W/8) of one picture, from a CPU generator of its own."""
+        """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own.
+
+        `before` pictures of the request's `count` are done.
+        """
         pipe = self._model.pipe
         pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler)
         total = request.steps * count
 
         def step_done(_pipe: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            done = number * request.steps + min(step + 1, request.steps)
+            done = before * request.steps + len(seeds) * min(step + 1, request.steps)
             due = step % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and step + 1 < request.steps
             latents = values["latents"]
             on_step(done, total, (lambda: self.preview(latents)) if due else None)
             return values
 
+        def repeated(one: Tensor) -> Tensor:
+            return one.expand(len(seeds), *one.shape[1:])
+
         try:
             result = pipe(
-                prompt_embeds=conditioning.prompt,
-                pooled_prompt_embeds=conditioning.pooled,
-                negative_prompt_embeds=conditioning.negative_prompt,
-                negative_pooled_prompt_embeds=conditioning.negative_pooled,
+                prompt_embeds=repeated(conditioning.prompt),
+                pooled_prompt_embeds=repeated(conditioning.pooled),
+                negative_prompt_embeds=repeated(conditioning.negative_prompt),
+                negative_pooled_prompt_embeds=repeated(conditioning.negative_pooled),
                 width=size[0],
                 height=size[1],
                 num_inference_steps=request.steps,
                 guidance_scale=request.cfg,
                 # On the CPU whatever the device: the picture must not depend on the GPU's state.
-                generator=torch.Generator("cpu").manual_seed(seed),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="latent",
                 callback_on_step_end=step_done,
                 callback_on_step_end_tensor_inputs=["latents"],

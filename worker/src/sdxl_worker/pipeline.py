@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
+from sdxl_worker.folder import pipeline_from_folder
 from sdxl_worker.lora import ModelTargets
+from sdxl_worker.reading import Reading, start_reading
 from sdxl_worker.settings import Dtype, Settings
 
+log = structlog.get_logger()
 # The model folder may state its own limits; SDXL's are the defaults.
 LIMITS_FILE = "limits.json"
 _SDXL_FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
@@ -34,6 +38,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     limits: ModelLimits
+    channels_last: bool | None = None
 
 
 def choose_device(setting: str) -> torch.device:
@@ -53,8 +58,11 @@ def choose_dtype(setting: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def load_model(settings: Settings) -> LoadedModel:
+def load_model(settings: Settings, reading: Reading | None = None) -> LoadedModel:
     """The pipeline that `settings.base_model` names, on its device.
+
+    Args:
+        reading: what `start_reading` began for that folder, if it was called before.
 
     Raises:
         ModelLoadFailed: it cannot be loaded; the message holds no path.
@@ -64,17 +72,25 @@ def load_model(settings: Settings) -> LoadedModel:
     folder = Path(settings.base_model)
     name = folder.stem if folder.suffix == ".safetensors" else folder.name
     try:
-        pipe = _load(settings, folder, device, dtype)
+        if reading is None or (reading.half and dtype is torch.float32):
+            reading = start_reading(folder, half=dtype is not torch.float32)
+        pipe = _load(settings, folder, device, dtype, reading)
         limits = _read_limits(folder)
     except Exception as error:
         raise ModelLoadFailed(
             f"the base model {name} could not be loaded ({type(error).__name__})",
             details={"base_model": name},
         ) from error
-    return LoadedModel(pipe, name, device, dtype, limits)
+    return LoadedModel(pipe, name, device, dtype, limits, settings.channels_last)
 
 
-def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _load(
+    settings: Settings,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    reading: Reading | None,
+) -> Any:
     # Imported late: diffusers takes seconds, and a worker that only says why it cannot start
     # should not wait for it.
     import diffusers
@@ -103,7 +119,9 @@ def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.d
         del options["use_safetensors"]
         pipe = pipeline_class.from_single_file(str(folder), **options)
     else:
-        pipe = _from_pretrained(pipeline_class, settings.base_model, dtype, options, hub)
+        pipe = _from_reading(folder, reading, dtype)
+        if pipe is None:
+            pipe = _from_pretrained(pipeline_class, settings.base_model, dtype, options, hub)
     vae = settings.vae_model
     if (
         vae is None
@@ -117,23 +135,37 @@ def _load(settings: Settings, folder: Path, device: torch.device, dtype: torch.d
     if vae is not None:
         pipe.vae = vae_class.from_pretrained(vae, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    _place(pipe, device)
+    _place(pipe, device, settings.channels_last)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         module.eval().requires_grad_(False)
+    if settings.compile_unet:
+        # Block by block: one graph for each kind of block, in a fraction of the whole's time.
+        pipe.unet.compile_repeated_blocks(fullgraph=True)
     return pipe
 
 
 def move_model(model: LoadedModel, device: torch.device) -> LoadedModel:
     """`model` on `device`, in the memory layout that is fastest there; moved, not copied."""
-    _place(model.pipe, device)
+    _place(model.pipe, device, model.channels_last)
     return replace(model, device=device)
 
 
-def _place(pipe: Any, device: torch.device) -> None:
+def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:
     pipe.to(device)
-    if device.type == "cuda":
+    if device.type == "cuda" if channels_last is None else channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
+
+
+def _from_reading(folder: Path, reading: Reading | None, dtype: torch.dtype) -> Any:
+    """The fast way, or None where only diffusers' own loader knows the folder's dialect."""
+    if reading is None:
+        return None
+    try:
+        return pipeline_from_folder(folder, reading, dtype)
+    except ValueError as error:
+        log.warning("folder_needs_the_slow_loader", reason=str(error))
+        return None
 
 
 def _from_pretrained(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
-
 from sdxl_contract.request import Scheduler
 
 _CLASSES: dict[Scheduler, tuple[str, dict[str, Any]]] = {
@@ -40,6 +38,9 @@ def build_scheduler(name: Scheduler, own: Any) -> Any:
     """
     if name is Scheduler.DEFAULT:
         return type(own).from_config(own.config)
+    # Imported late: it takes seconds, which a start has better uses for.
+    import diffusers
+
     class_name, changes = _CLASSES[name]
     return getattr(diffusers, class_name).from_config(own.config, **changes)
 

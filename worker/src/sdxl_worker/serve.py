@@ -9,12 +9,15 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import uvicorn
 from pydantic import ValidationError
 
 from sdxl_worker.logs import configure_logging
-from sdxl_worker.settings import Settings
+from sdxl_worker.reading import start_reading
+from sdxl_worker.settings import Dtype, Settings
 
 
 def main() -> int:
@@ -30,12 +33,15 @@ def main() -> int:
     # transformers says at import that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module="transformers")
+    # Before torch and diffusers, whose imports take seconds: the disk can work meanwhile.
+    reading = start_reading(Path(settings.base_model), half=_expects_half(settings))
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
+    from sdxl_worker.pipeline import load_model
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     uvicorn.run(
-        create_app(Engine(settings), settings),
+        create_app(Engine(settings, load=partial(load_model, reading=reading)), settings),
         host=settings.worker_host,
         port=settings.worker_port,
         log_config=None,
@@ -43,6 +49,13 @@ def main() -> int:
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
     )
     return 0
+
+
+def _expects_half(settings: Settings) -> bool:
+    """A guess without torch at what `auto` will mean; a wrong one costs only time."""
+    if settings.dtype is not Dtype.AUTO:
+        return settings.dtype is not Dtype.FLOAT32
+    return settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
 
 
 if __name__ == "__main__":

@@ -90,6 +90,21 @@ class Settings(BaseSettings):
         description="how long a result answers a repeated request_id",
     )
     result_keep_bytes: int = Field(default=256 * 2**20, ge=0)
+    channels_last: bool | None = Field(
+        default=None, description="memory layout of UNet and VAE; unset: on a GPU only"
+    )
+    compile_unet: bool = Field(
+        default=False,
+        description="torch.compile of the UNet's repeated blocks: faster steps, a longer start, "
+        "pictures equal up to rounding instead of bit for bit",
+    )
+    images_per_batch: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="pictures of one request denoised together; above 1 a picture is equal up to "
+        "rounding, not bit for bit, to the same one drawn alone",
+    )
     warmup: bool = Field(default=True, description="draw one small picture before saying ready")
     gpu_name: str | None = Field(default=None, description="row of the price table, such as L40S")
     usd_per_second: float | None = Field(
