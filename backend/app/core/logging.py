@@ -21,21 +21,18 @@ from app.core.settings import Settings
 # What a secret's own shape or the word before it gives away. `…` stands where it was. Repetitions
 # before the decisive character are bounded, so that no text takes more than linear time.
 _NAMES = (
-    r"(?:[\w.-]{0,40}(?:password|passwd|secret|token|signature|credential|api[_-]?key|"
-    r"access[_-]?key(?:[_-]id)?|modal-key))"
+    r"(?:password|passwd|secret|token|signature|credential|api[_-]?key|"
+    r"access[_-]?key(?:[_-]id)?|modal-key)"
 )
 _SECRETS = (
     # A URL's query: signed URLs carry their signature there. Its user and password.
-    (
-        re.compile(r"(?i)((?:[a-z][a-z0-9+.-]{0,20}://|/)[^\s\"'<>?]{0,2000})\?[^\s\"'<>)]+"),
-        r"\1?…",
-    ),
+    (re.compile(r"(?<![^\s\"'<>?])([^\s\"'<>?/]*/[^\s\"'<>?]*)\?[^\s\"'<>)]+"), r"\1?…"),
     (re.compile(r"(://[^/\s:@]{0,200}:)[^@\s/]+@"), r"\1…@"),
     # "Bearer s3cret", but not the words "bearer token".
     (re.compile(r"(?i)\b(bearer[\s:=]+)(?!tokens?\b|auth)[\w.~+/=-]{6,}"), r"\1…"),
     (re.compile(r"(?i)(authorization[\"']?[\s:=,]+[\"']?basic\s+)[\w+/=-]+"), r"\1…"),
     # name=value, name: value, and the same as JSON or a Python dict.
-    (re.compile(rf"(?i)\b({_NAMES}[\"']?\s*[:=]\s*[\"']?)(?!…|bearer\b)[^\s\"',;&)}}]+"), r"\1…"),
+    (re.compile(rf"(?i)({_NAMES}[\"']?\s*[:=]\s*[\"']?)(?!…|bearer\b)[^\s\"',;&)}}]+"), r"\1…"),
     (re.compile(r"(?i)([\"']?modal-(?:key|secret)[\"']?[\s:=,]+[\"']?)(?!…)[\w-]{4,}"), r"\1…"),
     # Keys of Modal, Replicate, Hugging Face, AWS and of this server.
     (re.compile(r"\b(?:(?:wk|ws|ak|as)-|r8_|hf_|sdxl_|AKIA|ASIA)[A-Za-z0-9_-]{12,}"), "…"),
