@@ -108,10 +108,7 @@ export const api = {
     call<Avatar>('PATCH', `/identities/avatars/${id}`, fields),
   deleteAvatar: (id: string) => call<void>('DELETE', `/identities/avatars/${id}`),
   generate: (body: GenerateBody) =>
-    call<Content>('POST', '/content/generate', body, {
-      Prefer: 'respond-async',
-      'Idempotency-Key': newId(),
-    }),
+    call<Content>('POST', '/content/generate', body, { Prefer: 'respond-async' }),
   contents: (filter: ContentFilter) =>
     call<Page<Content>>('GET', '/content' + query({ ...filter })),
   content: (id: string) => call<Content>('GET', `/content/${id}`),
@@ -123,12 +120,6 @@ export const api = {
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),
   costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
 };
-
-/** Random, also where the page has no secure context (plain http on a local network). */
-export function newId(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
-}
 
 /** Put a LoRA file into the library; `onProgress` hears the part sent, 0 to 1. */
 export function uploadLora(

@@ -4,15 +4,18 @@ import { effect } from '@preact/signals';
 import type { ComponentChildren } from 'preact';
 import { useEffect, useState } from 'preact/hooks';
 import { api, asProblem } from './api';
+import { clearDraft } from './draft';
+import { clearGrids } from './grids';
 import { language, t, type Key } from './i18n';
 import { follow, stopFollowing } from './live';
+import { recall, remember } from './memory';
 import { Icon, type IconName } from './parts/icons';
 import { Preferences, Shortcuts } from './parts/preferences';
-import { Button, Empty, Loading } from './parts/ui';
+import { Button, Loading } from './parts/ui';
 import { go, route } from './route';
 import * as store from './store';
 import { AvatarsView } from './views/avatars';
-import { BatchesView } from './views/batches';
+import { BatchesView, clearBatches } from './views/batches';
 import { CompareView } from './views/compare';
 import { ContentView } from './views/content';
 import { CostsView } from './views/costs';
@@ -46,6 +49,14 @@ const PLACES: Place[] = [
   { view: 'costs', icon: 'costs', label: 'nav.costs', letter: 's' },
 ];
 
+/** What one key's user left in this browser is not for the next one. */
+function forgetWork(): void {
+  clearDraft();
+  clearGrids();
+  clearBatches();
+  forgetGallery();
+}
+
 /** Read who is signed in and everything that the first view needs; again after each sign-in. */
 async function open(): Promise<void> {
   stopFollowing();
@@ -54,6 +65,10 @@ async function open(): Promise<void> {
   try {
     const session = await api.session();
     store.session.value = session;
+    if (session.signed_in && recall<string | null>('name', null) !== session.name) {
+      forgetWork();
+      remember('name', session.name);
+    }
     if (session.keys_required && !session.signed_in) {
       store.gate.value = 'sign-in';
       return;
@@ -143,11 +158,12 @@ function View() {
 function NotFound() {
   return (
     <div class="page">
-      <Empty icon="image" title={t('state.notFound')}>
+      <h1>{t('state.notFound')}</h1>
+      <p>
         <a class="button" href="#/create">
           {t('nav.create')}
         </a>
-      </Empty>
+      </p>
     </div>
   );
 }
@@ -243,6 +259,7 @@ function SignOut() {
   const leave = async () => {
     try {
       await api.signOut();
+      forgetWork();
       await open();
     } catch (error) {
       store.tellProblem(error);

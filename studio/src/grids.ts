@@ -37,6 +37,11 @@ export function putGrid(grid: Grid): void {
   remember('grids', grids.value);
 }
 
+export function clearGrids(): void {
+  grids.value = [];
+  remember('grids', []);
+}
+
 export function dropGrid(id: string): void {
   grids.value = grids.value.filter((one) => one.id !== id);
   remember('grids', grids.value);

@@ -37,9 +37,13 @@ def test_a_wrong_key_is_refused_and_a_right_one_leads_from_the_first_run_to_a_pi
     expect(frame.locator("img")).to_be_visible()
     drawn = page.locator(".strip .thumb").get_attribute("data-id")
 
+    page.get_by_label("Prompt", exact=True).fill("my secret")
+
     page.get_by_role("button", name="Sign out").click()
     sign_in(page, second)
     expect(page.get_by_role("heading", name="Make the first picture")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("")
+    assert "my secret" not in page.evaluate("() => JSON.stringify(localStorage)")
     watch.expected.append("404")
     page.goto(f"{keyed.url}/#/content/{drawn}")
     expect(page.get_by_text("It is not there any more.")).to_be_visible()

@@ -86,8 +86,14 @@ export function VirtualGrid({ ids, least, label, chosen, onOpen, onNearEnd }: Pr
     const to = moves[e.key];
     if (to === undefined || to < 0 || to >= ids.length) return;
     e.preventDefault();
-    wanted.current = to;
     setCurrent(to);
+    // At once where it is there: the next key may come before the next frame.
+    const there = box.current?.querySelector<HTMLElement>(`[data-id="${ids[to]}"]`);
+    if (there) {
+      there.focus();
+      return;
+    }
+    wanted.current = to;
     const top = Math.floor(to / columns) * (side + GAP);
     const scroller = box.current?.closest<HTMLElement>('main');
     if (!box.current || !scroller) return;

@@ -28,6 +28,11 @@ function remembered(id: string): void {
   remember('batches', known.value);
 }
 
+export function clearBatches(): void {
+  known.value = [];
+  remember('batches', []);
+}
+
 /** All contents of a batch, page by page. */
 async function contentsOf(batch_id: string): Promise<Content[]> {
   const found: Content[] = [];

@@ -3,11 +3,10 @@
 import { useEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../api';
 import { number, percent, t } from '../i18n';
-import { keep } from '../store';
 import { Picture, Thumb } from '../parts/picture';
 import { Button, Empty, Loading } from '../parts/ui';
 import { go } from '../route';
-import { contentOf, explain, feed } from '../store';
+import { contentOf, explain, feed, keep } from '../store';
 import type { Content } from '../types';
 
 const OFFERED = 48;
