@@ -200,6 +200,7 @@ def test_whatever_logs_them_they_are_not_written(logs: io.StringIO, postgres: UR
         "the bearer token is missing or wrong",
         "steps: must be at least 1 and at most 100 (got 0)",
         "check MODAL_API_TOKEN, MODAL_PROXY_KEY and MODAL_PROXY_SECRET",
+        "sdxl_lightning_4step_lora is a LoRA",
         "try 768 x 768 and/or 1024/768",
         "a lora_unet_down_blocks.1/attn2.to_k of stabilityai/stable-diffusion-xl-base-1.0",
     ],

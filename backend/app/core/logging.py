@@ -35,7 +35,8 @@ _SECRETS = (
     (re.compile(rf"(?i)({_NAMES}[\"']?\s*[:=]\s*[\"']?)(?!…|bearer\b)[^\s\"',;&)}}]+"), r"\1…"),
     (re.compile(r"(?i)([\"']?modal-(?:key|secret)[\"']?[\s:=,]+[\"']?)(?!…)[\w-]{4,}"), r"\1…"),
     # Keys of Modal, Replicate, Hugging Face, AWS and of this server.
-    (re.compile(r"\b(?:(?:wk|ws|ak|as)-|r8_|hf_|sdxl_|AKIA|ASIA)[A-Za-z0-9_-]{12,}"), "…"),
+    (re.compile(r"\b(?:(?:wk|ws|ak|as)-|r8_|hf_|AKIA|ASIA)[A-Za-z0-9_-]{12,}"), "…"),
+    (re.compile(r"\bsdxl_[A-Za-z0-9_-]{43}\b"), "…"),
 )
 _PATHS = re.compile(r"(?<![\w/:.…])(?:/[\w.@+-]+){2,}/?|\b[A-Za-z]:\\[^\s\"']+")
 _SHORTEST_SECRET = 6  # characters; shorter ones stand in ordinary words too
