@@ -398,7 +398,10 @@ def settings_problems(text: str, unset: str) -> list[str]:
     problems = []
     sections = re.split(r"^### ", prose(text), flags=re.MULTILINE)[1:]
     for settings, section in zip(SETTINGS, sections, strict=True):
-        rows = {row[0].strip("`"): row[1] for row in table_rows(section) if row[0].startswith("`")}
+        listed = [row for row in table_rows(section) if row[0].startswith("`")]
+        rows = {row[0].strip("`"): row[1] for row in listed}
+        if len(rows) < len(listed):
+            problems.append(f"a setting has two rows under {section.splitlines()[0]}")
         names = environment_names(settings)
         if settings is Deployment:
             names = {name: field for name, field in names.items() if name.startswith("DEPLOY_")}
@@ -421,6 +424,9 @@ def test_the_guide_lists_every_setting_with_its_default(place: int, unset: str) 
     wrong = text.replace("| `R2_REGION` | `auto` |", "| `R2_REGIO` | `auto` |")
     assert settings_problems(wrong, unset) == ["R2_REGIO is no setting", "R2_REGION has no row"]
     assert settings_problems(text.replace("`PORT` | `8000`", "`PORT` | `8080`"), unset)
+    assert settings_problems(
+        text.replace("| `HOST` |", "| `PORT` | `8000` | x |\n| `HOST` |"), unset
+    )
 
 
 def test_the_contract_s_examples_are_the_golden_files_and_parse() -> None:
