@@ -89,6 +89,10 @@ studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or ne
 screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/images (needs chromium)
 	@$(PY) scripts/screenshots.py
 
+.PHONY: simulate
+simulate: $(INSTALLED) ## Latency and dollars per image of a fleet on Modal; writes docs/scaling.md's tables and plots
+	@$(PY) benchmarks/simulate_fleet.py
+
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt
