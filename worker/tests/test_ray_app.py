@@ -188,7 +188,7 @@ def anywhere(fleet: Fleet, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]
             "root_path": "",
             "headers": [(b"content-type", b"application/json")],
         }
-        stream = handle.options(stream=True).http.remote(ray_app.Route(), scope, content)
+        stream: Any = handle.options(stream=True).http.remote(ray_app.Route(), scope, content)
         text = b"".join(message.get("body", b"") for message in stream)
         results.append(httpx2.Response(200, content=text).json())
     return results
