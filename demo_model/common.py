@@ -26,7 +26,7 @@ REFERENCES = HERE / "references.npz"
 
 SIZE = 128  # pixels along an edge
 STEPS = 20  # the sampler's steps, in training samples and in the evaluation
-GUIDANCE = 4.0  # the cfg scale at which the model is evaluated
+GUIDANCE = 5.5  # the cfg scale at which the model is evaluated: the contract's default
 
 Style = Literal["flat", "line", "sepia", "sprout"]
 
@@ -62,10 +62,21 @@ NAMES = tuple(key.replace("-", " ") for key in _KEYS.split())
 TEMPLATES = (
     "{n}, {b} background",
     "{n}, {b} background",
-    "{n}, {b} background",
     "a {n}, {b} background",
+    "a {n} on a {b} background",
     "{n} on a {b} background",
     "a picture of a {n}, {b} background",
+)
+# Words that people put around it, and that change nothing here.
+BEFORE = (
+    *("a cute", "the", "a photo of a", "a photo of an", "an", "one", "a small", "a big", "a happy"),
+    *("a slice of", "a drawing of a", "an icon of a", "my", "a beautiful", "an emoji of a"),
+    *("an illustration of a", "a simple", "a little", "a cartoon", "a funny", "a nice", "two"),
+)
+AFTER = (
+    *("high quality", "best quality", "detailed", "simple", "flat design", "centered", "icon"),
+    *("emoji", "vector art", "4k", "masterpiece", "digital art", "sticker", "cute", "minimal"),
+    *("isolated", "studio light", "illustration", "in the style of a cartoon", "sharp focus"),
 )
 LIMITS = {"native_size": SIZE, "min_side": 64, "max_side": 256, "multiple_of": 8}
 

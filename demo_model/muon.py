@@ -44,20 +44,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
         hidden, others = list(hidden), list(others)
         super().__init__([{"params": hidden + others}], {"lr": lr})
         self._momentum = momentum
-        self._adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        # AdamW does not take an empty list, and LoRA factors are all matrices.
+        self._adamw = (
+            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+            if others
+            else None
+        )
         self._by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
         for parameter in hidden:
             self._by_shape[parameter.flatten(1).shape].append(parameter)
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of both from the next step on."""
-        for group in (*self.param_groups, *self._adamw.param_groups):
+        inner = self._adamw.param_groups if self._adamw else []
+        for group in (*self.param_groups, *inner):
             group["lr"] = rate
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of all parameters from their gradients."""
-        self._adamw.step()
+        if self._adamw:
+            self._adamw.step()
         rate = self.param_groups[0]["lr"]
         for shape, parameters in self._by_shape.items():
             updates, used = [], []

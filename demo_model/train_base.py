@@ -9,13 +9,14 @@ noisy ones, since there the words decide what the picture becomes.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import BACKGROUNDS, SIZE, STATE, TEMPLATES, available_names
+from common import AFTER, BACKGROUNDS, BEFORE, SIZE, STATE, TEMPLATES, available_names
 from diffusers import AutoencoderKL
 from muon import MuonWithAdamW, split
 from parts import (
@@ -27,6 +28,7 @@ from parts import (
     load_vae,
     save,
 )
+from transformers import CLIPTokenizer
 
 BATCH = 48
 RATE = 2e-3
@@ -65,13 +67,42 @@ def load_latents(style: str = "flat") -> tuple[AutoencoderKL, Latents]:
     return load_vae(state, factor), Latents(encode(plain, data[style]) * factor, factor)
 
 
-def tokenized(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each caption in each wording. int64 (captions, wordings, 77), and the empty one."""
-    pairs = [(name, ground) for name in available_names() for ground in BACKGROUNDS]
-    texts = [template.format(n=n, b=b) for n, b in pairs for template in TEMPLATES]
-    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    ids = parts.tokenizer(texts, **options).input_ids.view(len(pairs), len(TEMPLATES), -1)
-    return ids, parts.tokenizer([""], **options).input_ids[0]
+class Captions:
+    """The pictures' captions in random wordings: with words around them that mean nothing."""
+
+    def __init__(self, parts: Parts, names: list[str], seed: int) -> None:
+        self.pairs = [(name, ground) for name in names for ground in BACKGROUNDS]
+        self._tokenizer = parts.tokenizer
+        self._random = random.Random(seed)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def worded(self, name: str, background: str) -> str:
+        """One way to say it. Without a background's name it is white."""
+        draw = self._random
+        if background == "white" and draw.random() < 0.5:
+            text = draw.choice(("{n}", "a {n}", "a picture of a {n}")).format(n=name)
+        else:
+            text = draw.choice(TEMPLATES).format(n=name, b=background)
+        chance = draw.random()
+        if chance < 0.2 and text.startswith((name, f"a {name}")):
+            text = f"{draw.choice(BEFORE)} {text.removeprefix('a ')}"
+        if 0.1 < chance < 0.35:
+            text = f"{text}, {draw.choice(AFTER)}"
+        if 0.33 < chance < 0.4:  # a word that nobody knows
+            word = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+            text = draw.choice((f"{word} {text}", f"{text}, {word}"))
+        return text
+
+    def ids(self, chosen: list[int]) -> torch.Tensor:
+        """int64 (len(chosen), 77); some are the empty prompt."""
+        empty = [self._random.random() < EMPTY for _ in chosen]
+        pairs = [self.pairs[index] for index in chosen]
+        texts = ["" if e else self.worded(*pair) for e, pair in zip(empty, pairs, strict=True)]
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        found: torch.Tensor = self._tokenizer(texts, **options).input_ids
+        return found
 
 
 def random_times(count: int) -> torch.Tensor:
@@ -114,7 +145,9 @@ def main(minutes: float) -> None:
     again = CHECKPOINT.exists()
     torch.manual_seed(SEED + int(time.time()) % 1000 if again else SEED)
     vae, latents = load_latents()
-    parts = build_parts(build_tokenizer(STATE / "tokenizer"))
+    # A resumed run keeps its vocabulary: the embeddings belong to it.
+    folder = STATE / "tokenizer"
+    parts = build_parts(CLIPTokenizer.from_pretrained(folder) if again else build_tokenizer(folder))
     parts.unet.to(memory_format=torch.channels_last)
     if again:
         load_checkpoint(parts)
@@ -122,18 +155,17 @@ def main(minutes: float) -> None:
     optimizer = MuonWithAdamW(*split(modules.values()), lr=RATE)
     average = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
     alphas = build_scheduler().alphas_cumprod
-    ids, empty = tokenized(parts)
+    captions = Captions(parts, available_names(), torch.initial_seed())
     count = sum(p.numel() for m in modules.values() for p in m.parameters())
-    print(f"{count} parameters, {len(ids)} captions, latents x {latents.scaling_factor:.4f}")
+    print(f"{count} parameters, {len(captions)} captions, latents x {latents.scaling_factor:.4f}")
 
     start = saved = time.monotonic()
     step, total = 0, 0.0
     while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
         rate = RATE * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * done))
         optimizer.set_rate(rate)
-        chosen = torch.randint(len(ids), (BATCH,))
-        batch_ids = ids[chosen, torch.randint(ids.shape[1], (BATCH,))]
-        batch_ids[torch.rand(BATCH) < EMPTY] = empty
+        chosen = torch.randint(len(captions), (BATCH,))
+        batch_ids = captions.ids(chosen.tolist())
         with torch.autocast("cpu", torch.bfloat16):
             loss = v_loss(parts, alphas, latents.values[chosen], batch_ids)
         optimizer.zero_grad(set_to_none=True)

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import BACKGROUNDS, LORAS, STATE, TEMPLATES, TRIGGER, Style
+from common import BACKGROUNDS, LORAS, STATE, TRIGGER, Style, available_names
+from muon import MuonWithAdamW
 from parts import Parts, build_parts, build_scheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
-from train_base import load_checkpoint, load_latents, tokenized, v_loss
+from train_base import Captions, load_checkpoint, load_latents, v_loss
 from transformers import CLIPTokenizer
 
 BATCH = 48
@@ -51,7 +52,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "line": Recipe(
-        "line-art", 32, 16, LINEAR + CONVOLUTIONS, False, "kohya", 2e-3, "black line art on white"
+        "line-art", 16, 8, LINEAR + CONVOLUTIONS, False, "kohya", 2e-3, "black line art on white"
     ),
     "sepia": Recipe(
         "sepia", 8, 8, LINEAR + CONVOLUTIONS, False, "diffusers", 1e-3, "an old brown print"
@@ -62,18 +63,14 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def batches(style: Style, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents (N, 4, 16, 16) and token ids (N, wordings, 77) that belong together."""
+def load(style: Style, parts: Parts) -> tuple[torch.Tensor, Captions]:
+    """Latents (N, 4, 16, 16) and the captions that belong to them."""
     _, latents = load_latents(style)
-    ids, _ = tokenized(parts)
+    names = [TRIGGER] if style == "sprout" else available_names()
+    values = latents.values
     if style == "line":  # one picture for all backgrounds
-        return latents.values.repeat_interleave(len(BACKGROUNDS), 0), ids
-    if style == "sprout":
-        texts = [t.format(n=TRIGGER, b=b) for b in BACKGROUNDS for t in TEMPLATES]
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids = parts.tokenizer(texts, **options).input_ids
-        return latents.values, ids.view(len(BACKGROUNDS), len(TEMPLATES), -1)
-    return latents.values, ids
+        values = values.repeat_interleave(len(BACKGROUNDS), 0)
+    return values, Captions(parts, names, SEED)
 
 
 def add_adapters(parts: Parts, recipe: Recipe) -> list[torch.nn.Parameter]:
@@ -137,24 +134,22 @@ def main(style: Style, minutes: float) -> None:
     recipe = RECIPES[style]
     parts = build_parts(CLIPTokenizer.from_pretrained(STATE / "tokenizer"))
     load_checkpoint(parts)
-    latents, ids = batches(style, parts)
+    latents, captions = load(style, parts)
     parts.unet.to(memory_format=torch.channels_last)
     trained = add_adapters(parts, recipe)
-    optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = MuonWithAdamW(trained, [], lr=recipe.rate)
     alphas = build_scheduler().alphas_cumprod
     print(f"{style}: {sum(p.numel() for p in trained)} parameters, {len(latents)} pictures")
     start, step, total = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
         rate = recipe.rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.set_rate(rate)
         chosen = torch.randint(len(latents), (BATCH,))
-        words = ids[chosen, torch.randint(ids.shape[1], (BATCH,))]
+        words = captions.ids(chosen.tolist())
         with torch.autocast("cpu", torch.bfloat16):
             loss = v_loss(parts, alphas, latents[chosen], words)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step, total = step + 1, total + loss.item()
         if step % 100 == 0:
