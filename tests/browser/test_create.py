@@ -51,7 +51,7 @@ def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
     on_stage(page, drawn)
     expect_status(page, "running")
     expect(frame.locator("img.preview")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel", exact=True).click()
 
     expect_status(page, "cancelled")
     expect(page).to_have_title("Studio")

@@ -144,7 +144,7 @@ function Differences({ a, b }: { a: Content; b: Content }) {
   const differing = rows.filter(([, left, right]) => left !== right);
   if (!differing.length) return <p class="muted">{t('compare.same')}</p>;
   return (
-    <table class="plain">
+    <table class="differences">
       <thead>
         <tr>
           <th scope="col">{t('compare.differs')}</th>

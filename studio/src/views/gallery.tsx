@@ -199,6 +199,7 @@ function Filters() {
           max={320}
           step={8}
           value={size.value}
+          style={{ '--part': `${((size.value - 96) / (320 - 96)) * 100}%` }}
           onInput={(e) => (size.value = e.currentTarget.valueAsNumber)}
         />
       </label>

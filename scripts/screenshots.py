@@ -1,0 +1,223 @@
+"""`make screenshots`: every view of the studio, light and dark, into docs/images.
+
+Starts the backend and a worker with the small model on a database of its own, makes what the views
+are to show, and takes the pictures with Chromium. Nothing of DATA_DIR is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+from playwright.sync_api import Browser, Page, sync_playwright
+from stack import REPOSITORY, StackError, build_stack, free_port, running
+
+OUTPUT = REPOSITORY / "docs" / "images"
+LORAS = REPOSITORY / "demo_model" / "loras"
+Colours = Literal["light", "dark"]
+BOTH: tuple[Colours, ...] = ("light", "dark")
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+THINGS = (
+    *("a red apple", "a slice of pizza", "a cat face", "a bicycle", "a cactus", "a rocket"),
+    *("a teapot", "an octopus", "a guitar", "a snowman", "a strawberry", "a fox"),
+)
+COLOURS = ("white", "yellow", "blue", "green")
+STEPS = 20
+SEEN_IMAGES_ARE_THERE = """() => [...document.images].every((image) => {
+  const box = image.getBoundingClientRect();
+  const isSeen = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
+  return !isSeen || (image.complete && image.naturalWidth > 0);
+})"""
+
+
+class Maker:
+    """Makes what the views show, over HTTP as any client does."""
+
+    def __init__(self, base_url: str) -> None:
+        self._http = httpx2.Client(base_url=f"{base_url}/api/v1", timeout=120)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a POST, which must succeed."""
+        answer = self._http.post(path, json=body, headers={"Prefer": "wait=100"})
+        answer.raise_for_status()
+        result: dict[str, Any] = answer.json()
+        return result
+
+    def draw(self, thing: str, colour: str, **values: Any) -> dict[str, Any]:
+        """A finished picture of a thing on a background."""
+        prompt = f"{thing}, {colour} background"
+        return self.post("/content/generate", {"prompt": prompt, "steps": STEPS, **values})
+
+    def upload(self, path: Path) -> str:
+        """The id of a LoRA that is in the library afterwards."""
+        with path.open("rb") as file:
+            answer = self._http.post(
+                "/loras/models/upload",
+                files={"file": (path.name, file)},
+                data={"name": path.stem.replace("-", " ").capitalize(), "tags": "demo"},
+            )
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+
+def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """(finished contents, oldest first; ids of the LoRAs)."""
+    maker = Maker(base_url)
+    loras = [maker.upload(path) for path in sorted(LORAS.glob("*.safetensors"))]
+    maker.post(
+        "/identities/avatars",
+        {
+            "name": "Mara",
+            "base_prompt": "a fox, blue background",
+            "lora_model_id": loras[0] if loras else None,
+        },
+    )
+    contents = []
+    for number, thing in enumerate(THINGS):
+        uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras and number % 3 == 2 else []
+        colour = COLOURS[number % len(COLOURS)]
+        contents.append(maker.draw(thing, colour, seed=number + 1, loras=uses))
+    contents.append(maker.draw("a red apple", "white", seed=7))
+    uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras else []
+    contents.append(maker.draw("a red apple", "white", seed=7, cfg=7, loras=uses))
+    return contents, loras
+
+
+@contextmanager
+def opened(
+    browser: Browser, url: str, colours: Colours, draft: dict[str, Any], **options: Any
+) -> Iterator[Page]:
+    """A page with a form that begins with `draft`."""
+    context = browser.new_context(color_scheme=colours, locale="en-GB", **options)
+    text = json.dumps(json.dumps(draft))
+    context.add_init_script(
+        f"localStorage.getItem('studio.draft') ?? localStorage.setItem('studio.draft', {text})"
+    )
+    page = context.new_page()
+    page.goto(url)
+    yield page
+    context.close()
+
+
+def shoot(page: Page, name: str, colours: Colours) -> None:
+    """Write one picture once everything in sight is there."""
+    page.wait_for_selector("main .loading", state="detached")
+    page.wait_for_function(SEEN_IMAGES_ARE_THERE)
+    page.wait_for_timeout(400)  # the last fade-in
+    page.screenshot(path=OUTPUT / f"studio-{name}-{colours}.png")
+    print(f"  studio-{name}-{colours}.png", flush=True)
+
+
+def shoot_first_run(browser: Browser, url: str) -> None:
+    """The page before anything was made."""
+    for colours in BOTH:
+        with opened(browser, url, colours, {}, viewport=DESKTOP) as page:
+            page.get_by_role("heading", name="Make the first picture").wait_for()
+            shoot(page, "first-run", colours)
+
+
+def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras: list[str]) -> None:
+    """Every other view."""
+    before, after = contents[-2]["id"], contents[-1]["id"]
+    draft = {
+        "prompt": "a red apple, white background",
+        "steps": 10,
+        "loras": [{"id": loras[0], "scale": 1}] if loras else [],
+    }
+    grid = ""
+    for colours in BOTH:
+        with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
+            page.locator(".strip .thumb img").first.wait_for()
+            shoot(page, "create", colours)
+            for view in ("gallery", "loras", "avatars", "costs"):
+                page.goto(f"{url}/#/{view}")
+                shoot(page, view, colours)
+            page.goto(f"{url}/#/content/{after}")
+            shoot(page, "picture", colours)
+            page.goto(f"{url}/#/compare/{before}/{after}")
+            page.locator(".split img").first.wait_for()
+            shoot(page, "compare", colours)
+            if grid:
+                # Grids are kept by the browser: the second profile gets the first one's.
+                page.evaluate("(kept) => localStorage.setItem('studio.grids', kept)", grid)
+                page.goto(f"{url}/#/grid/{json.loads(grid)[0]['id']}")
+                page.reload()
+            else:
+                page.goto(f"{url}/#/grid")
+                page.get_by_role("button", name="Draw the grid").click()
+            page.wait_for_function(
+                "() => document.querySelectorAll('.xy td img:not(.preview)').length === 9",
+                timeout=300_000,
+            )
+            grid = page.evaluate("() => localStorage.getItem('studio.grids')")
+            shoot(page, "grid", colours)
+            page.goto(f"{url}/#/batches")
+            page.get_by_label("Prompts").fill("a teapot, green background\na fox, white background")
+            page.get_by_role("button", name="Draw them all").click()
+            page.locator(".card").first.wait_for()
+            shoot(page, "batches", colours)
+            page.get_by_text("2 finished").first.wait_for(timeout=120_000)
+        phone = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+        with opened(browser, url, colours, draft, **phone) as page:
+            page.locator(".strip .thumb img").first.wait_for()
+            shoot(page, "phone", colours)
+            page.goto(f"{url}/#/content/{after}")
+            shoot(page, "phone-picture", colours)
+
+
+def shoot_live(browser: Browser, url: str) -> None:
+    """A picture while it is drawn."""
+    draft = {"prompt": "a snowman, blue background", "steps": 100}
+    for colours in BOTH:
+        with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
+            page.get_by_label("Prompt", exact=True).press("Control+Enter")
+            page.locator(".frame img.preview").wait_for(timeout=60_000)
+            page.wait_for_function(
+                "() => document.querySelector('.frame [aria-valuenow]')?.ariaValueNow >= 60",
+                timeout=120_000,
+            )
+            shoot(page, "live", colours)
+            page.get_by_role("button", name="Cancel", exact=True).click()
+
+
+def main() -> int:
+    """0 when every picture was written."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        print("Chromium is needed: apt-get install chromium", file=sys.stderr)
+        return 1
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="studio-screenshots-"))
+    stack = build_stack(
+        port=free_port(), worker_port=free_port(), data_dir=folder / "data", logs=folder / "logs"
+    )
+    print("Starting the backend and a worker with the small model ...", flush=True)
+    try:
+        with running(stack), sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=chromium, args=["--no-sandbox", "--force-color-profile=srgb"]
+            )
+            url = stack.backend_url
+            shoot_first_run(browser, url)
+            contents, loras = make_all(url)
+            shoot_all(browser, url, contents, loras)
+            shoot_live(browser, url)
+            browser.close()
+    except (StackError, httpx2.HTTPError) as error:
+        print(f"No screenshots: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
