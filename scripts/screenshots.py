@@ -26,8 +26,8 @@ BOTH: tuple[Colours, ...] = ("light", "dark")
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 THINGS = (
-    *("a red apple", "a slice of pizza", "a cat face", "a bicycle", "a cactus", "a rocket"),
-    *("a teapot", "an octopus", "a guitar", "a snowman", "a strawberry", "a fox"),
+    *("a red apple", "a pizza", "a panda", "a bicycle", "a cactus", "a rocket"),
+    *("a teapot", "an octopus", "a guitar", "an owl", "a strawberry", "a fox"),
 )
 COLOURS = ("white", "yellow", "blue", "green")
 STEPS = 20
@@ -175,13 +175,13 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
 
 def shoot_live(browser: Browser, url: str) -> None:
     """A picture while it is drawn."""
-    draft = {"prompt": "a snowman, blue background", "steps": 100}
+    draft = {"prompt": "an owl, blue background", "steps": 100}
     for colours in BOTH:
         with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
             page.get_by_label("Prompt", exact=True).press("Control+Enter")
             page.locator(".frame img.preview").wait_for(timeout=60_000)
             page.wait_for_function(
-                "() => document.querySelector('.frame [aria-valuenow]')?.ariaValueNow >= 60",
+                "() => document.querySelector('.frame [aria-valuenow]')?.ariaValueNow >= 85",
                 timeout=120_000,
             )
             shoot(page, "live", colours)
