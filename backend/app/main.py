@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from app.api import content, costs, files, health, identities, loras, session, studio
-from app.api.deps import Services, get_caller
-from app.core.db import DATABASE_LOST, Database
+from app.api.deps import Services
+from app.api.middleware import KeyBeforeUpload, RequestLog
+from app.core.db import Database
 from app.core.errors import (
     PROBLEM_JSON,
-    BackendError,
-    backend_problem,
-    contract_problem,
     install_error_handlers,
 )
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.core.startup import Prepared
-from app.core.tracing import continued
 from app.schemas.common import Problem
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
@@ -48,7 +43,6 @@ from app.services.loras import LoraService
 from app.services.maintenance import chores
 from app.services.metrics import Metrics
 from app.services.storage import Storage, build_storage
-from sdxl_contract.errors import ContractError
 
 API = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -98,8 +92,8 @@ def create_app(
     app.state.ends = ends
     app.state.metrics = metrics
     install_error_handlers(app)
-    app.middleware("http")(_key_before_upload)
-    app.middleware("http")(_log_request)
+    app.add_middleware(KeyBeforeUpload, path=_UPLOAD)
+    app.add_middleware(RequestLog)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_request_bytes,
@@ -197,43 +191,3 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
-
-
-async def _key_before_upload(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Ask for the key before a large file streams in: the framework reads a form first."""
-    if request.url.path == _UPLOAD and request.method == "POST":
-        try:
-            await get_caller(request, request.app.state.services)
-        except ContractError as error:
-            return contract_problem(error)
-        except BackendError as error:
-            return backend_problem(error)
-        except DATABASE_LOST:
-            pass  # the route meets the same, and says so
-    return await call_next(request)
-
-
-async def _log_request(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """One line per request: its path without the query, its status, its milliseconds."""
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(http_request=uuid.uuid4().hex[:12])
-    started = time.perf_counter()
-    status = 500
-    try:
-        with continued(request.headers.get("traceparent")):
-            response = await call_next(request)
-        status = response.status_code
-        return response
-    finally:
-        if not request.url.path.startswith(("/health/", "/metrics")):
-            log.info(
-                "request",
-                method=request.method,
-                path=request.url.path,
-                status=status,
-                ms=round(1000 * (time.perf_counter() - started), 1),
-            )

@@ -78,7 +78,7 @@ async def generate(
     generation = accepted.generation
     seconds, applied = wait_seconds(prefer, services.settings.sync_wait_seconds)
     if seconds > 0:
-        await services.generations.wait(generation.id, seconds)
+        await services.generations.wait(generation.id, seconds, is_new=accepted.is_new)
         generation = await services.generations.get(owner, generation.id)
     if not Status(generation.status).is_final:
         response.status_code = status.HTTP_202_ACCEPTED

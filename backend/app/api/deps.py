@@ -75,7 +75,7 @@ async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
     cookie = request.cookies.get(SESSION_COOKIE)
     if token is None and cookie is None:
         return None
-    async with services.database.session() as session:
+    async with services.database.reading() as session:
         if token is not None:
             key = await ApiKeyRepository(session).find(key_digest(token))
         else:
@@ -127,7 +127,7 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     if caller is None:
         if by_key:
             raise Unauthorized("This API key is not valid.")
-        async with services.database.session() as session:
+        async with services.database.reading() as session:
             if await ApiKeyRepository(session).any_made():
                 raise Unauthorized(
                     "An API key is needed: send Authorization: Bearer <api key>, or sign in."

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sqlalchemy import CursorResult, delete, func, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import joinedload, selectinload
 
 from app.models import ContentPiece, Generation, Status
 from app.models.base import utc_now
@@ -26,12 +26,14 @@ class GenerationRepository:
 
     async def get(self, content_id: uuid.UUID, *, lock: bool = False) -> Generation | None:
         """One, with its pictures; `lock` holds it until the transaction's end."""
-        query = (
-            select(Generation)
-            .where(Generation.id == content_id, Generation.owner == self._owner)
-            .options(selectinload(Generation.pieces))
+        query = select(Generation).where(
+            Generation.id == content_id, Generation.owner == self._owner
         )
-        return await self._session.scalar(query.with_for_update(of=Generation) if lock else query)
+        if lock:
+            locked = query.options(selectinload(Generation.pieces)).with_for_update(of=Generation)
+            return await self._session.scalar(locked)
+        rows = await self._session.execute(query.options(joinedload(Generation.pieces)))
+        return rows.unique().scalar_one_or_none()
 
     async def by_idempotency_key(self, key: str) -> Generation | None:
         """The one that was accepted with this key, with its pictures."""

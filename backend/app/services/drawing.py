@@ -227,7 +227,7 @@ class Drawing:
         """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
 
         async def build() -> GenerateRequest:
-            async with self._database.session() as session:
+            async with self._database.reading() as session:
                 if await JobRepository(session).wants_stop(generation.id):
                     raise Cancelled("stopped before it was drawn")
             request = GenerateRequest(

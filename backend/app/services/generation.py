@@ -304,9 +304,9 @@ class GenerationService:
 
     async def _add(self, session: AsyncSession, owner: str, generation: Generation) -> None:
         """Row and job, in `session`'s transaction."""
-        await GenerationRepository(session, owner).add(generation)
         assert self.queue is not None
-        await self.queue.enqueue(session, generation.id)
+        generation.job_id = await self.queue.defer(session, generation.id)
+        await GenerationRepository(session, owner).add(generation)
 
     async def _earlier(self, owner: str, key: str, digest: str) -> Generation | None:
         async with self._database.session() as session:
@@ -317,15 +317,18 @@ class GenerationService:
             )
         return earlier
 
-    async def wait(self, content_id: uuid.UUID, seconds: float) -> None:
-        """Return when the content has ended, is gone, `seconds` are over or the server stops."""
+    async def wait(self, content_id: uuid.UUID, seconds: float, *, is_new: bool = False) -> None:
+        """Return when the content has ended, is gone, `seconds` are over or the server stops.
+
+        `is_new`: it was accepted just now, so that there is nothing to look for yet.
+        """
         deadline = time.monotonic() + seconds
-        look_at = 0.0
-        with self._ends.listening(content_id) as event:
+        look_at = time.monotonic() + _LOOK_SECONDS if is_new else 0.0
+        with self._ends.listening(content_id, ends_only=True) as event:
             while not self._ends.stopping:
                 now = time.monotonic()
                 if event.is_set() or now >= look_at:
-                    async with self._database.session() as session:
+                    async with self._database.reading() as session:
                         status = await JobRepository(session).status(content_id)
                     if status is None or Status(status).is_final:
                         return
@@ -342,7 +345,7 @@ class GenerationService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.session() as session:
+        async with self._database.reading() as session:
             generation = await GenerationRepository(session, owner).get(content_id)
         if generation is None:
             raise NotFound("There is no content with this id.")

@@ -27,6 +27,7 @@ QUEUE = "content"
 CHORES = "chores"
 _POLL_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
+_STOP_AGAIN_SECONDS = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class JobQueue:
         self._task = draw_content
         for chore in chores:
             self._add_chore(chore)
+        self._stopping = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._chore_runner: asyncio.Task[None] | None = None
         self._rescuer: asyncio.Task[None] | None = None
@@ -80,14 +82,16 @@ class JobQueue:
         return self._runner is not None and not self._runner.done()
 
     async def enqueue(self, session: AsyncSession, content_id: uuid.UUID) -> None:
-        """Add a content's job in `session`'s transaction: both are there or neither is."""
-        await session.flush()
+        """Give a content that is there a new job, in `session`'s transaction."""
+        await JobRepository(session).set_job(content_id, await self.defer(session, content_id))
+
+    async def defer(self, session: AsyncSession, content_id: uuid.UUID) -> int:
+        """Add a content's job in `session`'s transaction, in which its row is to follow."""
         connection = await psycopg_connection(session)
         arguments = {"content_id": str(content_id)}
         if (trace := traceparent()) is not None:
             arguments["trace"] = trace
-        job_id = await self._task.configure(connection=connection).defer_async(**arguments)
-        await JobRepository(session).set_job(content_id, job_id)
+        return await self._task.configure(connection=connection).defer_async(**arguments)
 
     async def start(self) -> None:
         """Open the queue, take over what was left behind, and begin to work."""
@@ -102,11 +106,15 @@ class JobQueue:
 
     async def stop(self) -> None:
         """Let running jobs end within the grace; the rest goes back into the queue."""
-        for task in (self._rescuer, self._chore_runner, self._runner):
-            if task is not None:
+        self._stopping.set()
+        tasks = {task for task in (self._rescuer, self._chore_runner, self._runner) if task}
+        while tasks:
+            for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+            # The queue's worker may swallow a cancellation that comes while it is starting.
+            _, tasks = await asyncio.wait(
+                tasks, timeout=self._settings.shutdown_grace_seconds + _STOP_AGAIN_SECONDS
+            )
         with contextlib.suppress(Exception):
             await self._app.close_async()
 
@@ -128,7 +136,7 @@ class JobQueue:
         return count
 
     async def _run_for_ever(self, queue: str, concurrency: int) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._app.run_worker_async(
                     queues=[queue],
@@ -143,6 +151,8 @@ class JobQueue:
                     update_heartbeat_interval=self._settings.job_heartbeat_seconds,
                     stalled_worker_timeout=self._settings.job_stalled_seconds,
                 )
+                if self._stopping.is_set():
+                    return
                 log.warning("the job runner stopped; starting it again")
             except Exception as error:
                 log.warning("the job runner failed (%s); starting again", type(error).__name__)

@@ -12,24 +12,32 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Callable
+from typing import Protocol
 
 import psycopg
 from psycopg import sql
 
-from app.repositories.events import CHANNEL, STOP
+from app.repositories.events import CHANNEL, END, STOP
 
 _RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
+class OnChange(Protocol):
+    """What is called with a content's news."""
+
+    def __call__(self, content_id: uuid.UUID, *, ended: bool) -> None:
+        """`ended`: it is the last news of this content."""
+
+
 class Listener:
-    """Calls `on_change(content_id)` and `on_stop(content_id)`."""
+    """Calls `on_change(content_id, ended=…)` and `on_stop(content_id)`."""
 
     def __init__(
         self,
         conninfo: str,
-        on_change: Callable[[uuid.UUID], None],
+        on_change: OnChange,
         on_stop: Callable[[uuid.UUID], None],
     ) -> None:
         self._conninfo = conninfo
@@ -68,12 +76,12 @@ class Listener:
                 self._hear(notice.payload)
 
     def _hear(self, message: str) -> None:
-        is_stop = message.startswith(STOP)
+        is_stop, is_end = message.startswith(STOP), message.startswith(END)
         try:
-            content_id = uuid.UUID(message.removeprefix(STOP))
+            content_id = uuid.UUID(message.removeprefix(STOP).removeprefix(END))
         except ValueError:
             return
         if is_stop:
             self._on_stop(content_id)
         else:
-            self._on_change(content_id)
+            self._on_change(content_id, ended=is_end)
