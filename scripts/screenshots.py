@@ -175,7 +175,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
 
 def shoot_live(browser: Browser, url: str) -> None:
     """A picture while it is drawn."""
-    draft = {"prompt": "an owl, blue background", "steps": 100}
+    draft = {"prompt": "an owl, blue background", "steps": 100, "count": 8}
     for colours in BOTH:
         with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
             page.get_by_label("Prompt", exact=True).press("Control+Enter")
@@ -185,7 +185,7 @@ def shoot_live(browser: Browser, url: str) -> None:
                 timeout=120_000,
             )
             shoot(page, "live", colours)
-            page.get_by_role("button", name="Cancel", exact=True).click()
+            page.locator(".frame[data-status=succeeded]").wait_for(timeout=300_000)
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ from playwright.sync_api import Page, Route, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# Long enough to be watched; drawn at the smallest size.
-LONG = {"steps": 100}
+# Long enough to be watched, also on a fast computer; it is cancelled, not waited for.
+LONG = {"steps": 100, "count": 8, "width": 256, "height": 256}
 
 
 def draw(page: Page, prompt: str) -> str:
