@@ -93,7 +93,8 @@ export function App() {
     void open();
     let asked = Date.now();
     const timer = setInterval(() => {
-      const pause = store.model.value?.worker === 'ready' ? MODEL_MS : NO_MODEL_MS;
+      const isWell = store.reached.value && store.model.value?.worker === 'ready';
+      const pause = isWell ? MODEL_MS : NO_MODEL_MS;
       if (store.gate.value !== 'open' || document.hidden || Date.now() - asked < pause) return;
       asked = Date.now();
       void store.refreshModel();
