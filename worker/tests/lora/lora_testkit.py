@@ -50,18 +50,24 @@ class TinyModel:
         }
 
 
-def tiny_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> TinyModel:
-    """SDXL's blocks and layer counts with depths (1, 2, 3) and widths of 32 and 64."""
+def tiny_model(
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    *,
+    widths: tuple[int, int, int] = (32, 64, 64),
+    depths: tuple[int, int, int] = (1, 2, 3),
+) -> TinyModel:
+    """SDXL's blocks and layer counts, with small `widths` and `depths` of its levels."""
     torch.manual_seed(seed)
     unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
         sample_size=16,
-        block_out_channels=(32, 64, 64),
+        block_out_channels=widths,
         layers_per_block=2,
         norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 3),
-        attention_head_dim=(2, 4, 4),
+        transformer_layers_per_block=depths,
+        attention_head_dim=tuple(width // 16 for width in widths),
         cross_attention_dim=TE1_WIDTH + TE2_WIDTH,
         use_linear_projection=True,
         addition_embed_type="text_time",

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdxl_worker.lora.bits import as_bits, fingerprint, first_difference, same_bits
+from sdxl_worker.lora import bits
+from sdxl_worker.lora.bits import (
+    as_bits,
+    copy_checked,
+    fingerprint,
+    first_difference,
+    same_bits,
+)
 
 
 def some_tensors() -> list[torch.Tensor]:
@@ -57,3 +64,41 @@ def test_the_bits_are_a_view_not_a_copy() -> None:
     tensor = torch.zeros(8, 8).bfloat16()
     as_bits(tensor)[0] = 1
     assert tensor.view(torch.int16)[0, 0] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_checked_copy_copies_every_bit_of_every_layout(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sources = [*some_tensors(), torch.randn(300, 1000), torch.empty(0)]
+        # An expanded view is read, not written: its target is a tensor of its own.
+        targets = [torch.zeros_like(source) for source in sources]
+        pairs = list(zip(map(str, range(10)), targets, sources, strict=True))
+        assert copy_checked(pairs) is None
+        assert all(same_bits(to, source) for to, source in zip(targets, sources, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_copy_that_did_not_arrive_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: memory that keeps one old byte, at the end of a late piece."""
+    source = torch.randn(300, 1000)
+    pairs = [("x", torch.zeros(5), torch.ones(5)), ("y", torch.zeros_like(source), source)]
+    move = bits.ctypes.memmove
+
+    def forgetful(to: int, origin: int, count: int) -> None:
+        last = 300 * 1000 * 4 - (300 * 1000 * 4 // (1 << 18)) * (1 << 18)
+        move(to, origin, count - 1 if count == last else count)
+
+    monkeypatch.setattr(bits.ctypes, "memmove", forgetful)
+    assert copy_checked(pairs) == "y"
+
+
+def test_without_the_c_library_the_copy_is_checked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bits, "_MEMCMP", None)
+    target, source = torch.zeros(9), torch.randn(9)
+    assert copy_checked([("x", target, source)]) is None
+    assert torch.equal(target, source)

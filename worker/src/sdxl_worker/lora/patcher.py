@@ -14,6 +14,7 @@ anywhere, an interrupt included, leaves a set of tensors that `restore` puts rig
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from sdxl_contract.errors import LoraLoadFailed, ModelLoadFailed
 from sdxl_contract.lora_safetensors import load_failed
-from sdxl_worker.lora.bits import fingerprint, first_difference
+from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.layers import LayerDelta
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
@@ -64,7 +65,12 @@ class SwapReport:
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """What `restore` did: all of it verified against W0."""
+    """What `restore` did: all of it verified against W0.
+
+    Attributes:
+        copy_seconds: of copying; on the CPU with the comparison, which goes along with it.
+        verify_seconds: of comparing in a pass of its own, as a GPU does.
+    """
 
     tensors: int
     nbytes: int
@@ -94,10 +100,16 @@ class LoraPatcher:
             afterwards: pointers, dtypes and strides are checked and a change is an error.
         pristine_device: where the copy W0 is kept; the weights' own device unless given. On the
             CPU of a machine with a GPU it is pinned.
+        fingerprint_later: compute in a thread, after this returns, the checksums that only
+            `verify_full` needs; a second or two of a large model's start.
     """
 
     def __init__(
-        self, targets: ModelTargets, *, pristine_device: torch.device | str | None = None
+        self,
+        targets: ModelTargets,
+        *,
+        pristine_device: torch.device | str | None = None,
+        fingerprint_later: bool = False,
     ) -> None:
         self._targets = targets
         self._live: dict[str, Tensor] = {name: p.detach() for name, p in targets.patchable()}
@@ -109,9 +121,13 @@ class LoraPatcher:
         patched = {id(parameter) for _, parameter in targets.patchable()}
         self._others = {name: t for name, t in everything.items() if id(t) not in patched}
         # What no pristine copy is compared with: the other tensors, and the copy itself.
-        self._fingerprints = {
-            name: fingerprint(tensor) for name, tensor in self._watched_by_fingerprint()
-        }
+        self._fingerprints: dict[str, bytes] = {}
+        self._fingerprinting = threading.Thread(
+            target=self._take_fingerprints, name="fingerprints", daemon=True
+        )
+        self._fingerprinting.start()
+        if not fingerprint_later:
+            self._fingerprinting.join()
         # Tensors that differ, or may differ, from W0 → what they hold.
         self._dirty: dict[str, ContentKey | None] = {}
         self._wanted: ContentKey | None = ()
@@ -201,14 +217,16 @@ class LoraPatcher:
         self._check_identities()
         names = list(self._dirty)
         started = time.perf_counter()
+        here = [name for name in names if self._on_cpu(name)]
+        there = [name for name in names if not self._on_cpu(name)]
+        different = copy_checked((n, self._live[n], self._pristine[n]) for n in here)
         with torch.no_grad():
-            for name in names:
+            for name in there:
                 self._live[name].copy_(self._pristine[name])
-        self._synchronise(names)
+        self._synchronise(there)
         copied = time.perf_counter()
-        different = first_difference(
-            (name, self._live[name], self._pristine[name]) for name in names
-        )
+        if different is None:
+            different = first_difference((n, self._live[n], self._pristine[n]) for n in there)
         if different is not None:
             self._fail(f"{different} still differs from its pristine copy after a restore")
         # Only now: until it is proven, a tensor stays in the set that a second try puts back.
@@ -229,13 +247,18 @@ class LoraPatcher:
             ModelCorrupted: anything differs.
         """
         self._check_identities()
+        self._fingerprinting.join()
         clean = (name for name in self._live if name not in self._dirty)
         different = first_difference((n, self._live[n], self._pristine[n]) for n in clean)
         if different is not None:
             self._fail(f"{different} was changed by something else than the patcher")
         for name, tensor in self._watched_by_fingerprint():
-            if fingerprint(tensor) != self._fingerprints[name]:
+            if fingerprint(tensor) != self._fingerprints.get(name):
                 self._fail(f"{name} was changed by something else than the patcher")
+
+    def _take_fingerprints(self) -> None:
+        for name, tensor in self._watched_by_fingerprint():
+            self._fingerprints[name] = fingerprint(tensor)
 
     def _watched_by_fingerprint(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._others.items()
@@ -278,13 +301,21 @@ class LoraPatcher:
             )
 
     def _put_back(self, names: list[str], should_stop: Callable[[], None] | None) -> int:
-        with torch.no_grad():
-            for name in names:
-                if should_stop is not None:
-                    should_stop()
-                self._dirty[name] = None
-                self._live[name].copy_(self._pristine[name])
-        different = first_difference((n, self._live[n], self._pristine[n]) for n in names)
+        different = None
+        for name in names:
+            if should_stop is not None:
+                should_stop()
+            self._dirty[name] = None
+            if self._on_cpu(name):
+                pair = (name, self._live[name], self._pristine[name])
+                different = different or copy_checked([pair])
+            else:
+                with torch.no_grad():
+                    self._live[name].copy_(self._pristine[name])
+        if different is None:
+            different = first_difference(
+                (n, self._live[n], self._pristine[n]) for n in names if not self._on_cpu(n)
+            )
         if different is not None:
             self._fail(f"{different} still differs from its pristine copy after a restore")
         for name in names:
@@ -303,6 +334,9 @@ class LoraPatcher:
         for name, tensor in self._targets.tensors():
             if _Identity.of(tensor) != self._identities.get(name):
                 self._fail(f"{name} was moved or replaced")
+
+    def _on_cpu(self, name: str) -> bool:
+        return self._live[name].device.type == self._pristine[name].device.type == "cpu"
 
     def _synchronise(self, names: list[str]) -> None:
         if any(self._live[name].device.type == "cuda" for name in names[:1]):
