@@ -36,10 +36,10 @@ PRICED_GPU = "L4"
 # Short, so that the demo can also show a URL that has expired.
 URL_SECONDS = 20
 PROMPTS = (
-    "a slice of pizza, white background",
-    "a red apple, white background",
-    "a bicycle, white background",
-    "a cat face, white background",
+    "a slice of pizza, yellow background",
+    "a cute panda, blue background",
+    "a rocket on a purple background",
+    "a photo of an owl, orange background",
 )
 COLUMNS = ("base", "with the LoRA", "base again")
 

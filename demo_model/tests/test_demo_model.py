@@ -1,0 +1,170 @@
+"""The committed small SDXL: what it is made of, and that it draws what the words say."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1]
+MODEL = FOLDER / "sdxl-demo"
+LORAS = FOLDER / "loras"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts() -> Iterator[None]:
+    """The folder's scripts are run as files, so they import each other by bare names."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    from sdxl_worker.pipeline import load_model
+    from sdxl_worker.settings import Settings
+
+    return load_model(Settings(base_model=str(MODEL), device="cpu", warmup=False)).pipe
+
+
+@pytest.fixture(scope="module")
+def targets(pipe: Any) -> Any:
+    from sdxl_worker.lora import lora_targets
+
+    return lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+
+
+def header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found: dict[str, Any] = json.loads(file.read(length))
+    return found
+
+
+def test_the_folder_is_small_half_precision_safetensors() -> None:
+    files = [path for path in MODEL.rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors"]
+
+    assert sum(path.stat().st_size for path in files) < 25_000_000
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert len(weights) == 4
+    for path in weights:
+        kinds = {entry["dtype"] for name, entry in header(path).items() if name != "__metadata__"}
+        assert kinds == {"F16"}, path.name
+
+
+def test_the_module_names_are_sdxl_s(pipe: Any) -> None:
+    from diffusers import UNet2DConditionModel
+
+    assert type(pipe).__name__ == "StableDiffusionXLPipeline"
+    with torch.device("meta"):
+        real = UNet2DConditionModel(
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    theirs = {name for name, _ in real.named_modules()}
+    ours = {name for name, _ in pipe.unet.named_modules()}
+
+    def without_depth(names: set[str]) -> set[str]:
+        return {name for name in names if "transformer_blocks." not in name}
+
+    assert without_depth(ours) == without_depth(theirs)
+    assert ours <= theirs
+    assert pipe.vae.config.latent_channels == 4
+
+
+def test_any_text_can_be_encoded(pipe: Any) -> None:
+    end = pipe.tokenizer.eos_token_id
+    for text in (
+        "naïve café",
+        "日本語の絵",
+        "🦊 emoji",
+        "ALL CAPS",
+        "x" * 500,
+        "12345 @#%",
+        "Ω≈ç√",
+    ):
+        ids = pipe.tokenizer(text).input_ids
+        assert end not in ids[1:-1], text
+
+
+@pytest.mark.parametrize(
+    ("file", "spelling"),
+    [("line-art", "kohya"), ("sepia", "peft"), ("sproutling", "kohya")],
+)
+def test_the_loras_fit_in_their_spellings(targets: Any, file: str, spelling: str) -> None:
+    from sdxl_worker.lora import parse_lora
+
+    path = LORAS / f"{file}.safetensors"
+    lora = parse_lora(path, targets, name=file)
+    report = lora.report(1.0)
+
+    assert not lora.strays
+    assert report.format.startswith(spelling)
+    assert report.modules_matched > 50
+    if spelling == "kohya":
+        metadata = header(path)["__metadata__"]
+        assert float(metadata["ss_network_alpha"]) != float(metadata["ss_network_dim"])
+        assert json.loads(metadata["ss_tag_frequency"])
+
+
+def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targets: Any) -> None:
+    from sdxl_contract.lora_header import trigger_words
+    from sdxl_worker.lora import parse_lora
+
+    path = LORAS / "sproutling.safetensors"
+    roots = {layer.partition(".")[0] for layer in parse_lora(path, targets).layers}
+
+    assert roots == {"unet", "text_encoder", "text_encoder_2"}
+    assert trigger_words(header(path)["__metadata__"]) == ["sproutling"]
+
+
+@pytest.mark.slow
+def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
+    pipe: Any, targets: Any
+) -> None:
+    import evaluate
+    import references
+    from common import caption
+
+    from sdxl_worker.lora import LoraPatcher, parse_lora
+
+    known = references.load()
+    pairs = evaluate.chosen_captions(known.names)[:8]
+    prompts = [caption(*pair) for pair in pairs]
+    patcher = LoraPatcher(targets)
+    base = evaluate.generate(pipe, prompts, evaluate.SEED)
+    with patcher.applied([(parse_lora(LORAS / "line-art.safetensors", targets), 1.0)]):
+        styled = evaluate.generate(pipe, prompts, evaluate.SEED)
+    again = evaluate.generate(pipe, prompts, evaluate.SEED)
+
+    def right(pictures: list[Any], expected: list[str]) -> int:
+        found = [
+            known.names[references.nearest(picture, known.flat(background))[0]]
+            for picture, (_, background) in zip(pictures, pairs, strict=True)
+        ]
+        return sum(a == b for a, b in zip(found, expected, strict=True))
+
+    names = [name for name, _ in pairs]
+    assert right(base, names) >= 6
+    assert right(base, names[1:] + names[:1]) <= 1  # the control: the wrong words
+    assert evaluate.saturation(styled) < 0.25 * evaluate.saturation(base)
+    assert all(np.array_equal(a, b) for a, b in zip(base, again, strict=True))
