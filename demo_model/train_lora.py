@@ -120,6 +120,9 @@ def metadata(recipe: Recipe, style: str, captions: list[str], steps: int) -> dic
         "ss_steps": str(steps),
         "ss_seed": str(SEED),
         "ss_training_comment": recipe.comment,
+        "ss_dataset_dirs": json.dumps(
+            {f"10_{style}": {"n_repeats": 10, "img_count": len(captions)}}
+        ),
         "ss_tag_frequency": json.dumps({f"10_{style}": dict(tags)}),
         "modelspec.title": recipe.file,
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",

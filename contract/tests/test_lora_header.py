@@ -212,8 +212,11 @@ def test_trigger_words_come_from_the_phrase_first_and_survive_nonsense() -> None
     tags = json.dumps({"a": {"hero": 10, "red hair": 9, "tree": 1}, "b": {"hero": 3}, "c": 7})
     metadata = {"modelspec.trigger_phrase": "Hero, in armour", "ss_tag_frequency": tags}
     assert trigger_words(metadata) == ["Hero", "in armour", "red hair"]
+    many = metadata | {"ss_dataset_dirs": json.dumps({"a": {"img_count": 40}, "b": 7})}
+    assert trigger_words(many) == ["Hero", "in armour"]
     for nonsense in ("", "[]", "{", "[" * 100_000, '{"a": {"b": "c"}}', '{"a": {"b": -1}}', "7"):
         assert trigger_words({"ss_tag_frequency": nonsense}) == []
+        assert trigger_words({"ss_dataset_dirs": nonsense}) == []
     assert trigger_words({"modelspec.trigger_phrase": "\x1b[31m" + "x" * 500})[0].startswith("?")
 
 

@@ -176,7 +176,8 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     phrase = metadata.get("modelspec.trigger_phrase", "")
     found += [part.strip() for part in phrase.split(",")]
-    found += _frequent_tags(metadata.get("ss_tag_frequency", ""))
+    images = _image_count(metadata.get("ss_dataset_dirs", ""))
+    found += _frequent_tags(metadata.get("ss_tag_frequency", ""), images)
     words: dict[str, None] = {}
     for word in found:
         clean = shown(word.strip(), 60)
@@ -185,20 +186,37 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     return list(words)[:MAX_TRIGGER_WORDS]
 
 
-def _frequent_tags(text: str) -> list[str]:
-    """Tags at least half as frequent as the most frequent one, at most 8."""
+def _json_object(text: str) -> dict[str, object]:
+    """What `text` holds as JSON; empty where it is no object."""
     try:
-        folders = json.loads(text) if text else {}
+        found = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        return []
-    if not isinstance(folders, dict):
-        return []
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _count(value: object) -> int:
+    """A plausible positive count, else 0."""
+    return value if type(value) is int and 0 < value < 2**31 else 0
+
+
+def _image_count(text: str) -> int:
+    """Images of all training folders (kohya's `ss_dataset_dirs`); 0 where it is not said."""
+    folders = _json_object(text).values()
+    return sum(_count(folder.get("img_count")) for folder in folders if isinstance(folder, dict))
+
+
+def _frequent_tags(text: str, images: int) -> list[str]:
+    """Tags of at least half of the captions, at most 8.
+
+    Where the number of images is not known, the most frequent tag stands for it.
+    """
     counts: Counter[str] = Counter()
-    for tags in folders.values():
+    for tags in _json_object(text).values():
         if not isinstance(tags, dict):
             continue
-        for tag, count in tags.items():
-            if type(count) is int and 0 < count < 2**31:
+        for tag, value in tags.items():
+            if count := _count(value):
                 counts[tag.strip()] += count
-    most = max(counts.values(), default=0)
+    most = max(images, max(counts.values(), default=0))
     return [tag for tag, count in counts.most_common(8) if 2 * count >= most]
