@@ -166,7 +166,7 @@ async def _start(
         await queue.start()
         stack.push_async_callback(queue.stop)
         watch = asyncio.create_task(
-            base_model.watch(settings.model_refresh_seconds), name="base model watch"
+            base_model.watch(settings.model_look_seconds), name="base model watch"
         )
         stack.push_async_callback(_end, watch)
         figures = asyncio.create_task(

@@ -134,7 +134,10 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="seconds of silence after which its jobs are taken over"
     )
     model_refresh_seconds: float = Field(
-        default=15.0, gt=0, description="seconds between looks at the worker's health"
+        default=15.0,
+        gt=0,
+        description="seconds between looks at the worker's health; for an https endpoint a day "
+        "unless set, since a look keeps a serverless GPU awake",
     )
 
     # Keeping and tidying up
@@ -246,6 +249,14 @@ class Settings(BaseSettings):
         if ":" in host:
             host = f"[{host}]"
         return f"http://{host}:{self.port}"
+
+    @property
+    def model_look_seconds(self) -> float:
+        """Seconds between looks at the worker's health, with the rule for https endpoints."""
+        said = "model_refresh_seconds" in self.model_fields_set
+        if not said and (self.modal_endpoint_url or "").startswith("https://"):
+            return 86400.0
+        return self.model_refresh_seconds
 
     @property
     def worker_cannot_fetch(self) -> bool:
