@@ -168,3 +168,29 @@ def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
     assert right(base, names[1:] + names[:1]) <= 1  # the control: the wrong words
     assert evaluate.saturation(styled) < 0.25 * evaluate.saturation(base)
     assert all(np.array_equal(a, b) for a, b in zip(base, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "dora", "locon"])
+def test_the_other_algorithms_files_change_the_model_and_leave_no_trace(
+    pipe: Any, targets: Any, kind: str
+) -> None:
+    import make_test_loras
+    from safetensors.torch import load_file, save
+
+    from sdxl_worker.lora import LoraPatcher, parse_lora
+
+    weights = load_file(MODEL / "unet" / "diffusion_pytorch_model.safetensors")
+    file = save(make_test_loras.make(kind, weights, 1))
+    lora = parse_lora(file, targets, name=kind)
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    patcher = LoraPatcher(targets)
+
+    with patcher.applied([(lora, 1.0)]):
+        changed = [n for n, v in pipe.unet.state_dict().items() if not torch.equal(v, before[n])]
+        moved = [(pipe.unet.state_dict()[n] - before[n]).std() / before[n].std() for n in changed]
+
+    assert not lora.strays
+    assert lora.report(1.0).algorithm == kind
+    assert len(changed) == lora.report(1.0).modules_matched > 100
+    assert 0.005 < float(torch.stack(moved).median()) < 0.5
+    assert all(torch.equal(v, before[n]) for n, v in pipe.unet.state_dict().items())
