@@ -30,8 +30,10 @@ pytestmark = pytest.mark.slow
 
 MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 URL_SECONDS = 6
-# Of the small model: its text is 160 wide, the layer that the LoRA changes 96.
-LORA = kohya_lora(rank=4, context=160, width=96, seed=1)
+UNET = json.loads((MODEL / "unet" / "config.json").read_text())
+# How wide the text is, and the layer that the LoRA changes.
+WIDTHS = {"context": UNET["cross_attention_dim"], "width": UNET["block_out_channels"][1]}
+LORA = kohya_lora(rank=4, seed=1, **WIDTHS)
 PICTURE = {
     "prompt": "a red apple, white background",
     "seed": 7,
@@ -229,7 +231,7 @@ def test_the_command_line_does_the_same(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_a_lora_that_vanished_from_the_store_fails_the_job_and_says_so(stack: Stack) -> None:
-    file = kohya_lora(rank=2, context=160, width=96, seed=2)
+    file = kohya_lora(rank=2, seed=2, **WIDTHS)
     lora = stack.upload(file, 201)
     key = f"owners/local/loras/{lora['sha256']}.safetensors"
     with psycopg.connect(stack.conninfo) as connection:
