@@ -90,7 +90,8 @@ async def test_a_sweep_lists_the_whole_bucket_and_takes_only_orphans(
         assert not await storage.exists(orphan)
         assert await storage.exists("backups/x")
         again = await sweep(database, storage, -60)
-        assert (again.objects, again.removed, again.missing_objects) == (1, 0, 0)
+        # The picture and its thumbnail.
+        assert (again.objects, again.removed, again.missing_objects) == (2, 0, 0)
     async with httpx2.AsyncClient() as http:
         assert (await http.get(content["image_url"])).status_code == 200
 
