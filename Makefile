@@ -64,6 +64,14 @@ evaluate-demo-model: $(INSTALLED) ## How well the small model draws (under 15 mi
 bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffusers (needs 20 GB of memory)
 	@$(PY) benchmarks/bench_lora_swap.py
 
+.PHONY: bench-cold-start
+bench-cold-start: $(INSTALLED) ## Process start to loaded SDXL against diffusers (16 GB of memory, 7 GB of disk once)
+	@$(PY) benchmarks/bench_cold_start.py --cold
+
+.PHONY: bench-gpu
+bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against plain diffusers, on a real GPU
+	@$(PY) benchmarks/gpu_generate.py
+
 .PHONY: bench-png
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
 	@$(PY) benchmarks/bench_png.py
