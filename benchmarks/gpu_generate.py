@@ -30,6 +30,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ from sdxl_worker.settings import Dtype, Settings
 SMALL = Path(__file__).parents[1] / "demo_model" / "sdxl-demo"
 # The second one, too: caches of the allocator and of compiled code settle only then.
 WARM_UPS = 2
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass
@@ -293,6 +295,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Task, list[Variant], argpars
         lowest = 2 if field_name == "--images" else 1
         if not lowest <= value <= most:
             problem = f"{field_name} is {value}: it must be from {lowest} to {most}"
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        problem = f"--model {name} is neither a folder nor a hub name such as owner/model"
     if problem is not None:
         parser.error(problem)
     try:

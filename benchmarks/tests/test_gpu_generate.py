@@ -208,3 +208,11 @@ def test_every_variant_but_the_compiled_ones_on_a_gpu(capsys: pytest.CaptureFixt
         assert row["peak_gb"] > 0
         price = row["seconds_per_image"] * USD_PER_SECOND["L40S"]
         assert row["usd_per_image"] == pytest.approx(price, rel=0.01)
+
+
+def test_a_model_that_is_no_folder_and_no_hub_name_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu_generate.main(["--model", str(tmp_path / "missing"), "--device", "cpu"])
+    assert "neither a folder nor a hub name" in " ".join(capsys.readouterr().err.split())
