@@ -1,6 +1,6 @@
 """Train one LoRA on the base model with peft, and write it as the trainers of this world do.
 
-`python train_lora.py STYLE MINUTES` with STYLE one of
+`python train_lora.py STYLE MINUTES` (goes on from a kohya file that is there) with STYLE one of
 - `line`: black line art on white, whatever background the words name; kohya's spelling,
   alpha half the rank, `ss_*` metadata with tag frequencies -> loras/line-art.safetensors
 - `sepia`: an old print; diffusers' spelling -> loras/sepia.safetensors
@@ -23,8 +23,8 @@ import torch
 from common import BACKGROUNDS, LORAS, STATE, TRIGGER, Style, available_names
 from muon import MuonWithAdamW
 from parts import Parts, build_parts, build_scheduler
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from train_base import Captions, load_checkpoint, load_latents, v_loss
 from transformers import CLIPTokenizer
 
@@ -86,6 +86,13 @@ def add_adapters(parts: Parts, recipe: Recipe) -> list[torch.nn.Parameter]:
     return [p for m in parts.modules().values() for p in m.parameters() if p.requires_grad]
 
 
+def kohya_name(root: str, key: str) -> str:
+    """`<module>.lora_A.weight` of peft as kohya's `lora_unet_<module with _>.lora_down.weight`."""
+    path, _, matrix = key.removesuffix(".weight").rpartition(".")
+    side = {"lora_A": "lora_down", "lora_B": "lora_up"}[matrix]
+    return f"{KOHYA_PREFIX[root]}_{path.replace('.', '_')}.{side}.weight"
+
+
 def kohya_state(parts: Parts, recipe: Recipe) -> dict[str, torch.Tensor]:
     """kohya-ss/sd-scripts' names: `lora_unet_<module with _>.lora_down.weight` and `.alpha`."""
     found: dict[str, torch.Tensor] = {}
@@ -93,10 +100,9 @@ def kohya_state(parts: Parts, recipe: Recipe) -> dict[str, torch.Tensor]:
         if not hasattr(module, "peft_config"):
             continue
         for key, value in get_peft_model_state_dict(module).items():
-            path, _, matrix = key.removesuffix(".weight").rpartition(".")
-            stem = f"{KOHYA_PREFIX[name]}_{path.replace('.', '_')}"
-            side = {"lora_A": "lora_down", "lora_B": "lora_up"}[matrix]
-            found[f"{stem}.{side}.weight"] = value.half().contiguous()
+            theirs = kohya_name(name, key)
+            found[theirs] = value.half().contiguous()
+            stem = theirs.partition(".")[0]
             found[f"{stem}.alpha"] = torch.tensor(float(recipe.alpha), dtype=torch.float16)
     return found
 
@@ -131,6 +137,21 @@ def metadata(recipe: Recipe, style: str, captions: list[str], steps: int) -> dic
     }
 
 
+def resume(parts: Parts, recipe: Recipe) -> bool:
+    """Put the factors of an earlier run's file into the adapters; False where there is none."""
+    path = LORAS / f"{recipe.file}.safetensors"
+    if not path.is_file() or recipe.spelling != "kohya":
+        return False
+    saved = load_file(path)
+    for name, module in parts.modules().items():
+        if not hasattr(module, "peft_config"):
+            continue
+        state = get_peft_model_state_dict(module)
+        kept = {key: saved[kohya_name(name, key)].float() for key in state}
+        set_peft_model_state_dict(module, kept)
+    return True
+
+
 def main(style: Style, minutes: float) -> None:
     """Train, print the loss each hundred steps, write the file."""
     torch.manual_seed(SEED)
@@ -140,6 +161,9 @@ def main(style: Style, minutes: float) -> None:
     latents, captions = load(style, parts)
     parts.unet.to(memory_format=torch.channels_last)
     trained = add_adapters(parts, recipe)
+    if resume(parts, recipe):
+        torch.manual_seed(SEED + 1)
+        print("going on from the file that is there")
     optimizer = MuonWithAdamW(trained, [], lr=recipe.rate)
     alphas = build_scheduler().alphas_cumprod
     print(f"{style}: {sum(p.numel() for p in trained)} parameters, {len(latents)} pictures")
