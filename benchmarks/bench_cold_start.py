@@ -364,9 +364,9 @@ def measure(folder: Path, runs: int, cold: bool) -> dict[str, Any]:
     nbytes = sum(path.stat().st_size for path in weight_files(folder))
     # Weights and libraries into the page cache: else the first measured one pays for all.
     start("load", folder)
-    kinds = ("ours", "peer", "load", "read")
+    kinds = ["ours", "peer", "load", "read"]
     if cold:
-        kinds += ("ours_cold", "peer_cold", "read_cold")
+        kinds += ["ours_cold", "peer_cold", "read_cold"]
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     loads = [os.getloadavg()[0]]
     for number in range(runs):
