@@ -20,6 +20,8 @@ from sdxl_contract.result import Health, HealthStatus
 _ASK_SECONDS = 4.0
 _RETRY_SECONDS = 1.0
 _FRESH_SECONDS = 30.0
+# A worker that is there but slow (starting, or busy) is waited for while no model was ever seen.
+_FIRST_SECONDS = 15.0
 SDXL = BaseModelSignature(
     name="sdxl",
     family="SDXL",
@@ -47,6 +49,7 @@ class BaseModel:
         self._health: Health | None = None  # the last good answer, modules included
         self._live: Health | None = None  # the last answer of any kind
         self._loaded = False
+        self._slow = False  # the last look found a worker that could not yet answer
         self._looked_at = self._good_at = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -76,14 +79,19 @@ class BaseModel:
         if time.monotonic() - self._good_at < _FRESH_SECONDS:
             return
         await self.look()
+        # SDXL's own limits would be a guess; a refusal or a pass by a guess is worse than a wait.
+        until = time.monotonic() + _FIRST_SECONDS
+        while self._health is None and self._slow and time.monotonic() < until:
+            await asyncio.sleep(_RETRY_SECONDS)
+            await self.look(within_s=_FIRST_SECONDS)
 
-    async def look(self) -> bool:
-        """Ask the worker, at most once a second. True where it is ready."""
+    async def look(self, within_s: float = _ASK_SECONDS) -> bool:
+        """Ask the worker, at most once a second, for `within_s`. True where it is ready."""
         async with self._lock:
             if not self._loaded:
                 await self._load()
             if time.monotonic() - self._looked_at >= _RETRY_SECONDS:
-                await self._ask()
+                await self._ask(within_s)
                 self._looked_at = time.monotonic()
         return self._live is not None and self._live.status is HealthStatus.READY
 
@@ -94,17 +102,19 @@ class BaseModel:
             self._health = Health.model_validate(kept)
         self._loaded = True
 
-    async def _ask(self) -> None:
+    async def _ask(self, within_s: float) -> None:
         try:
-            async with asyncio.timeout(_ASK_SECONDS):
+            async with asyncio.timeout(within_s):
                 health = await self._source.health()
                 if health.status is HealthStatus.READY and self._is_news(health):
                     health = await self._source.health(include_modules=True)
         except (ContractError, TimeoutError) as error:
             self._live = None
+            self._slow = isinstance(error, TimeoutError)
             log.debug("the worker's health cannot be read: %s", type(error).__name__)
             return
         self._live = health
+        self._slow = health.status is not HealthStatus.READY
         if health.status is not HealthStatus.READY:
             return
         self._good_at = time.monotonic()
