@@ -103,6 +103,7 @@ class _Simulation:
         self._times, self._loras = arrivals(load, rng)
         self._sizes = lora_sizes(load, rng).tolist()
         self._settle = load.settle_hours * 3600
+        self._until = load.hours * 3600
         self._fleet = fleet
         self._timings = fleet.timings
         self._env = simpy.Environment()
@@ -128,17 +129,15 @@ class _Simulation:
         self._running: dict[_Container, None] = {}
 
     def run(self) -> Outcome:
-        """Until the last request is answered."""
+        """Through the load's hours, then until the last request is answered, unpaid."""
         for _ in range(self._fleet.min_containers):
             self._start_container(warm=True)
         self._env.process(self._arrive())
-        end = float(self._times[-1]) if len(self._times) else 0.0
-        self._env.run(until=end + 1e-9)
+        self._env.run(until=self._until + 1e-9)
         while self._left:
             self._env.step()
-            end = self._env.now
         for container in self._running:
-            self._pay(container.started, end)
+            self._pay(container.started, self._until)
         self._done.sort()
         table = np.array(self._done, dtype=np.float64).reshape(-1, 3)
         return Outcome(
@@ -149,7 +148,7 @@ class _Simulation:
             usd=self._seconds * self._timings.usd_per_second,
             peak_containers=self._peak,
             starts=self._starts,
-            horizon_s=end - self._settle,
+            horizon_s=self._until - self._settle,
             in_system_area=self._area,
             lane_busy_s=self._lane_busy,
         )
@@ -254,8 +253,7 @@ class _Simulation:
         seconds = self._timings.lane_s
         if self._fleet.service is Service.EXPONENTIAL:
             seconds = self._random.expovariate(1 / seconds)
-        if self._env.now >= self._settle:
-            self._lane_busy += seconds
+        self._lane_busy += self._counted(self._env.now, self._env.now + seconds)
         self._later(seconds, self._drawn, container, request)
 
     def _drawn(self, container: _Container, request: _Request) -> None:
@@ -324,7 +322,15 @@ class _Simulation:
             self._pay(container.started, self._env.now)
 
     def _pay(self, start: float, end: float) -> None:
-        self._seconds += max(0.0, end - max(start, self._settle))
+        self._seconds += self._counted(start, end)
+
+    def _counted(self, start: float, end: float) -> float:
+        """Seconds from `start` to `end` after the settling time and within the load's hours.
+
+        What comes after the last hour serves requests whose successors are not simulated: counted,
+        it would make every image of a short run dearer than in a fleet that goes on.
+        """
+        return max(0.0, min(end, self._until) - max(start, self._settle))
 
     def _later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         self._env.timeout(seconds).callbacks.append(lambda _event: call(*arguments))

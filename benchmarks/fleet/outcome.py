@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 @dataclass
 class Outcome:
-    """What happened after the settling time, until the last request was answered."""
+    """What happened after the settling time: to the requests of the load's hours until the last of
+    them was answered, and to containers, paid and used, within those hours."""
 
     latencies: NDArray[np.float64]  # seconds from arrival to answer, in order of arrival
     origins: dict[str, int]  # where each request's LoRA came from

@@ -150,12 +150,15 @@ def _lines(name: str, answers: Sequence[Answer], path: Path) -> None:
         color = f"C{[k[0] for k in keys].index(key[0]) // (2 if len(groups) > 1 else 1)}"
         mark = "o" if index % 2 == 0 or len(groups) == 1 else "^"
         words = f"{groups[0]} {_cell(key[0])}" + "".join(f", {_cell(k)}" for k in key[1:])
-        left.plot(x, [a.row["p95_s"] for a in line], f"{mark}-", color=color, label=words)
-        left.plot(x, [a.row["p50_s"] for a in line], f"{mark}:", color=color, alpha=0.7)
-        right.plot(x, [1000 * a.row["usd_per_image"] for a in line], f"{mark}-", color=color)
+        # The later the smaller: of lines that lie on one another all are seen.
+        style = {"color": color, "markersize": 9 - 5 * index / len(keys)}
+        left.plot(x, [a.row["p95_s"] for a in line], f"{mark}-", label=words, **style)
+        left.plot(x, [a.row["p50_s"] for a in line], f"{mark}:", alpha=0.7, **style)
+        right.plot(x, [1000 * a.row["usd_per_image"] for a in line], f"{mark}-", **style)
     for axes, label in ((left, "latency, s"), (right, "USD per 1,000 images")):
         axes.set_xlabel(title)
         axes.set_ylabel(label)
+        axes.margins(y=0.08)
         axes.set_ylim(bottom=0)
         if logarithmic:
             axes.set_xscale("log")

@@ -147,7 +147,7 @@ def candidates(per_minute: float, loras: int, scale: float) -> list[Point]:
         points += [
             Point(
                 (("GPU", gpu), ("window, s", window), ("min containers", count)),
-                steady(per_minute, loras, 360, _COUNTED / 2 * scale),
+                steady(per_minute, loras, 360, max(_COUNTED, per_minute) / 2 * scale),
                 Fleet(table, scaledown_window_s=window, min_containers=count),
             )
             for window in (15, 60, 300)

@@ -138,7 +138,47 @@ def test_what_is_paid_is_what_ran() -> None:
     assert outcome.container_seconds == pytest.approx(7 * outcome.horizon_s)
     assert outcome.usd == pytest.approx(outcome.container_seconds * fleet.timings.usd_per_second)
     assert outcome.usd_per_image * outcome.images == pytest.approx(outcome.usd)
-    assert outcome.lane_busy_s == pytest.approx(outcome.images * fleet.timings.lane_s)
+    # But for what is drawn after the last hour, on at most seven lanes and all that waited there.
+    drawn = outcome.images * fleet.timings.lane_s
+    assert drawn - 7 * 3 * fleet.timings.lane_s <= outcome.lane_busy_s <= drawn
+
+
+def test_nobody_asks_nothing_is_paid_but_what_is_kept_warm() -> None:
+    silence = Load(0, 10, loras=10, settle_hours=1)
+    asleep = simulate(silence, Fleet(timings("L40S")))
+    kept = Fleet(timings("L40S"), min_containers=2)
+    awake = simulate(silence, kept)
+
+    assert (asleep.images, asleep.usd, asleep.starts) == (0, 0, 0)
+    assert awake.usd == pytest.approx(2 * 9 * 3600 * kept.timings.usd_per_second)
+
+
+def test_the_price_of_an_image_does_not_depend_on_how_long_is_simulated() -> None:
+    """A short run has as long a tail as a long one: paying for it would show here."""
+    fleet = Fleet(timings("L40S"))
+    short, long = (
+        simulate(Load(6000, 0.1 + minutes / 60, loras=10, settle_hours=0.1), fleet, seed=2)
+        for minutes in (0.5, 4)
+    )
+
+    assert short.usd_per_image == pytest.approx(long.usd_per_image, rel=0.04)
+
+
+@pytest.mark.parametrize(("cache_bytes", "hits"), [(0, False), (GIB, True)])
+def test_every_look_into_the_cache_misses_or_hits_as_by_hand(cache_bytes: int, hits: bool) -> None:
+    """One container, one LoRA, requests far apart: all but the first hit, or none does."""
+    own = timings("L40S")
+    fleet = Fleet(own, min_containers=1, max_containers=1, cache_bytes=cache_bytes, volume_bytes=0)
+    load = Load(0.1, 2000, loras=1, lora_bytes=100_000_000)
+    outcome = simulate(load, fleet, seed=9)
+    fetch = own.download_s(100_000_000)
+    alone = own.lane_s + own.after_s + (0 if hits else fetch)
+
+    # A few come while the same LoRA is being fetched, and wait for that.
+    fetched = outcome.origins["download"] + outcome.origins["joined"]
+    assert fetched == (1 if hits else outcome.images)
+    assert outcome.origins["memory"] == outcome.images - fetched
+    assert outcome.quantile(0.5) == pytest.approx(alone)
 
 
 def test_a_lonely_request_pays_its_cold_start_its_work_and_its_window() -> None:
