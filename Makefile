@@ -80,6 +80,14 @@ bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and 
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
 	@$(PY) scripts/deploy_check.py
 
+.PHONY: deploy
+deploy: $(INSTALLED) ## The worker onto Modal: says what it costs, asks, then does it (YES=1: does not ask)
+	@$(PY) scripts/deploy.py $(if $(YES),--yes)
+
+.PHONY: deploy-costs
+deploy-costs: $(INSTALLED) ## What `make deploy` would cost; needs no account
+	@$(PY) scripts/deploy.py --costs
+
 .PHONY: chaos
 chaos: $(INSTALLED) ## 300 jobs while everything around two backends fails; then the balance (15 minutes)
 	@$(PY) scripts/run_chaos.py

@@ -1,13 +1,15 @@
 """A double of Modal's servers, as far as a deployment speaks to them, on loopback.
 
-Duty: answer the calls of the real `modal` package's deployment with ids, and keep what was said:
-functions, images, uploaded files, volumes, secrets. Nothing is built or run.
+Duty: answer the calls that the real `modal` package and its command line make for a deployment,
+and keep what was said: functions, images, uploaded files, volumes, secrets, proxy tokens, calls.
+Nothing is built; a call of a function is answered at once, without running it.
 Must not know: what is deployed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
 BUILDER_VERSION = "2025.06"
+WORKSPACE = "double"
 
 
 @dataclass
@@ -37,15 +40,33 @@ class Said:
     secrets: dict[str, api_pb2.SecretGetOrCreateRequest] = field(default_factory=dict)
     methods: dict[str, api_pb2.FunctionPrecreateRequest] = field(default_factory=dict)
     published: api_pb2.AppPublishRequest | None = None
+    called: list[str] = field(default_factory=list)  # names of functions
+    proxy_tokens: list[str] = field(default_factory=list)  # names
     messages: list[Message] = field(default_factory=list)
 
 
 class ModalServerDouble:
-    """Answers by the name of the call; a call that it does not know is an error naming it."""
+    """Answers by the name of the call; a call that it does not know is an error naming it.
 
-    def __init__(self) -> None:
+    Args:
+        kept_secrets: secrets that exist, by name; only these can be looked up. None: any can.
+        login: whether the credentials are known.
+        failing: names of functions whose calls end with an exception.
+    """
+
+    def __init__(
+        self,
+        kept_secrets: dict[str, dict[str, str]] | None = None,
+        *,
+        login: bool = True,
+        failing: frozenset[str] = frozenset(),
+    ) -> None:
         self.said = Said()
+        self.kept_secrets = kept_secrets
+        self._login = login
+        self._failing = failing
         self._next = 0
+        self._names: dict[str, str] = {}  # id of a function or call → name of the function
 
     def _id(self, prefix: str) -> str:
         self._next += 1
@@ -63,6 +84,21 @@ class ModalServerDouble:
         self.said.messages.append(request)
         result: Message = method(request)
         return result
+
+    def _TokenInfoGet(self, _: Any) -> Message:
+        if not self._login:
+            raise GRPCError(Status.UNAUTHENTICATED, "the token is unknown")
+        return api_pb2.TokenInfoGetResponse(token_id="ak-double", workspace_name=WORKSPACE)
+
+    def _WorkspaceNameLookup(self, _: Any) -> Message:
+        return api_pb2.WorkspaceNameLookupResponse(username=WORKSPACE)
+
+    def _WebhookTokenCreate(self, request: Any) -> Message:
+        self.said.proxy_tokens.append(request.name)
+        number = len(self.said.proxy_tokens)
+        return api_pb2.TokenCreateResponse(
+            token_id=f"wk-double-{number}", token_secret=f"ws-double-{number}"
+        )
 
     def _ClientHello(self, _: Any) -> Message:
         return api_pb2.ClientHelloResponse(image_builder_version=BUILDER_VERSION)
@@ -109,7 +145,29 @@ class ModalServerDouble:
     def _VolumeReload(self, _: Any) -> Message:
         return empty_pb2.Empty()
 
+    def _SecretList(self, _: Any) -> Message:
+        return api_pb2.SecretListResponse(
+            items=[
+                api_pb2.SecretListItem(
+                    label=name, secret_id=f"st-{name}", metadata=api_pb2.SecretMetadata(name=name)
+                )
+                for name in self.kept_secrets or {}
+            ]
+        )
+
     def _SecretGetOrCreate(self, request: Any) -> Message:
+        kept = self.kept_secrets
+        name = request.deployment_name
+        if kept is not None and name:
+            if request.object_creation_type != api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
+                overwrite = api_pb2.OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS
+                if name in kept and request.object_creation_type != overwrite:
+                    raise GRPCError(Status.ALREADY_EXISTS, f"Secret {name} exists")
+                kept[name] = dict(request.env_dict)
+            elif name not in kept:
+                raise GRPCError(Status.NOT_FOUND, f"Secret {name} not found")
+            elif missing := set(request.required_keys) - set(kept[name]):
+                raise GRPCError(Status.NOT_FOUND, f"Secret {name} is missing keys: {missing}")
         secret_id = self._id("st")
         self.said.secrets[secret_id] = request
         return api_pb2.SecretGetOrCreateResponse(secret_id=secret_id)
@@ -138,6 +196,7 @@ class ModalServerDouble:
 
     def _FunctionPrecreate(self, request: Any) -> Message:
         function_id = self._id("fu")
+        self._names[function_id] = request.function_name
         self.said.methods[request.function_name] = request
         return api_pb2.FunctionPrecreateResponse(
             function_id=function_id, handle_metadata=_handle(request)
@@ -162,6 +221,56 @@ class ModalServerDouble:
 
     def _ClassCreate(self, _: Any) -> Message:
         return api_pb2.ClassCreateResponse(class_id=self._id("cs"))
+
+    def _ClassGet(self, _: Any) -> Message:
+        return api_pb2.ClassGetResponse(class_id=self._id("cs"))
+
+    def _FunctionGet(self, request: Any) -> Message:
+        published = self.said.published
+        if published is None or published.name != request.app_name:
+            raise GRPCError(Status.NOT_FOUND, f"App {request.app_name} not found")
+        name = request.object_tag
+        address = f"https://{WORKSPACE}--{request.app_name}-worker-web.modal.run"
+        methods = self.said.functions[name].method_definitions
+        return api_pb2.FunctionGetResponse(
+            function_id=self._id("fu"),
+            function=self.said.functions[name],
+            handle_metadata=api_pb2.FunctionHandleMetadata(
+                function_name=name,
+                method_handle_metadata={
+                    method: api_pb2.FunctionHandleMetadata(
+                        function_name=f"Worker.{method}",
+                        web_url=address if definition.HasField("webhook_config") else "",
+                    )
+                    for method, definition in methods.items()
+                },
+            ),
+        )
+
+    def _FunctionMap(self, request: Any) -> Message:
+        name = self._names[request.function_id]
+        self.said.called.append(name)
+        call = self._id("fc")
+        self._names[call] = name
+        return api_pb2.FunctionMapResponse(
+            function_call_id=call,
+            pipelined_inputs=[api_pb2.FunctionPutInputsResponseItem(input_id=self._id("in"))],
+        )
+
+    def _FunctionGetOutputs(self, request: Any) -> Message:
+        name = self._names[request.function_call_id]
+        kind = api_pb2.GenericResult
+        if name in self._failing:
+            result = kind(status=kind.GENERIC_STATUS_FAILURE, exception=f"{name} failed here")
+        else:
+            result = kind(status=kind.GENERIC_STATUS_SUCCESS, data=pickle.dumps(None))
+        output = api_pb2.FunctionGetOutputsItem(
+            result=result, data_format=api_pb2.DATA_FORMAT_PICKLE
+        )
+        return api_pb2.FunctionGetOutputsResponse(outputs=[output])
+
+    def _AppGetLogs(self, _: Any) -> Message:
+        return api_pb2.TaskLogsBatch(app_done=True)
 
 
 def _handle(request: Any) -> api_pb2.FunctionHandleMetadata:
@@ -191,9 +300,11 @@ def _service(double: ModalServerDouble) -> ModalClientBase:
 
 
 @contextmanager
-def modal_server_double() -> Iterator[tuple[str, ModalServerDouble]]:
+def modal_server_double(
+    double: ModalServerDouble | None = None,
+) -> Iterator[tuple[str, ModalServerDouble]]:
     """A running double: its URL for MODAL_SERVER_URL, and what it heard."""
-    double = ModalServerDouble()
+    double = double or ModalServerDouble()
     loop = asyncio.new_event_loop()
     door = socket.create_server(("127.0.0.1", 0))
     port = door.getsockname()[1]
