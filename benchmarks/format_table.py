@@ -10,6 +10,7 @@ of each are compared with the formulas in float64. Nothing in the table is writt
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "worker" / "tests" / "lora"))
 
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     label: str
     tensors: Tensors
     reference: Tensors
+    metadata: dict[str, str] | None = None
 
 
 def rows(model: TinyModel) -> Iterator[Row]:
@@ -77,6 +80,7 @@ def rows(model: TinyModel) -> Iterator[Row]:
         made = lora_file(model, kind, modules=attention[:4] + CONV, alpha=2.0)
         yield Row(label, made, made)
     yield peft_dora(model, attention[:4])
+    yield peft_rslora(model, attention)
     norm = {f"{kohya_stem(NORM)}.w_norm": torch.full((64,), 0.5),
             f"{kohya_stem(NORM)}.b_norm": torch.full((64,), 0.25)}  # fmt: skip
     yield Row("norm layers (`w_norm`, `b_norm`) beside LoRA", plain | norm, plain | norm)
@@ -96,6 +100,20 @@ def peft_dora(model: TinyModel, modules: list[str]) -> Row:
         magnitude = reference[f"{stem}.dora_scale"].flatten()
         spelled[f"{module}.lora_magnitude_vector"] = magnitude
     return Row("DoRA, per output · peft", spelled, reference)
+
+
+def peft_rslora(model: TinyModel, modules: list[str]) -> Row:
+    """rsLoRA as diffusers saves it: α / √rank, with α in the file's metadata only."""
+    alpha = {f"{kohya_stem(name)}.alpha": torch.tensor(2.0) for name in modules}
+    targets = sorted({name.removeprefix("unet.") for name in modules})
+    config = LoraConfig(r=4, lora_alpha=1, use_rslora=True, target_modules=targets).to_dict()
+    stated = json.dumps({f"unet.{key}": value for key, value in config.items()}, default=list)
+    return Row(
+        "rsLoRA, α in the metadata · peft",
+        respelled(model, modules, "peft"),
+        respelled(model, modules, "kohya") | alpha,
+        {"lora_adapter_metadata": stated},
+    )
 
 
 def weights(targets: ModelTargets) -> Weights:
@@ -160,7 +178,7 @@ def by_diffusers(model: TinyModel, row: Row, base: Weights, right: Weights) -> s
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lora.safetensors"
-        path.write_bytes(save(row.tensors))
+        path.write_bytes(save(row.tensors, row.metadata))
         pipeline.load_lora_weights(str(path))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -170,7 +188,7 @@ def by_diffusers(model: TinyModel, row: Row, base: Weights, right: Weights) -> s
 def by_engine(model: TinyModel, row: Row, base: Weights, right: Weights) -> str:
     """This project's way."""
     targets = model.targets()
-    lora = parse_lora(save(row.tensors), targets)
+    lora = parse_lora(save(row.tensors, row.metadata), targets)
     patcher = LoraPatcher(targets)
     with patcher.applied([(lora, 1.0)]):
         return verdict(base, weights(targets), right)
@@ -204,9 +222,10 @@ def table() -> str:
         "",
         *lines,
         "",
-        "Refused by name, with what the file is: OFT and BOFT, GLoRA, IA³, ControlLoRA, ControlNet",
-        "and LLLite, IP-Adapter, AnimateDiff modules, textual inversions, full checkpoints, VAEs,",
-        "and LoRAs for SD 1, SD 2, the SDXL refiner, SD 3, Flux and other networks",
+        "Refused by name, with what the file is: OFT and BOFT, GLoRA, T-LoRA, IA³ and PEFT's other",
+        "adapters, ControlLoRA, ControlNet and LLLite, IP-Adapter, AnimateDiff modules, textual",
+        "inversions, full checkpoints, VAEs, an α given by a regular expression, and LoRAs for",
+        "SD 1, SD 2, the SDXL refiner, SD 3, Flux and other networks",
         "(`contract/tests/lora_malformed.py` makes one of each).",
         "",
     ])  # fmt: skip

@@ -194,6 +194,9 @@ def foreign_files() -> Iterator[Case]:
         "oft_peft": ({"base_model.model.down_blocks.0.to_q.oft_R.default.weight": w}, "OFT"),
         "boft": ({f"{STEM}.boft_R": ("F16", (2, 4, 8, 8))}, "BOFT"),
         "glora": ({f"{STEM}.{part}.weight": w for part in ("a1", "a2", "b1", "b2")}, "GLoRA"),
+        "t_lora": ({f"{STEM}.q_layer.weight": w, f"{STEM}.p_layer.weight": w,
+                    f"{STEM}.lambda_layer": ("F16", (1, 8))}, "T-LoRA"),
+        "fourier_peft": ({"base_model.model.x.fourierft_spectrum": ("F16", (8,))}, "PEFT adapter"),
         "ia3": ({f"{STEM}.weight": ("F16", (8,)), f"{STEM}.on_input": ("BF16", ())}, "IA³"),
         "ia3_peft": ({"base_model.model.x.ia3_l": ("F16", (8, 1))}, "IA³"),
         "control_lora": ({"lora_controlnet": ("F32", ()), "input_blocks.0.0.weight": w},
@@ -299,8 +302,20 @@ def misfits(modules: Mapping[str, Shape]) -> Iterator[Case]:
         f"unet.{LINEAR[5:]}", linear), "same part", "duplicate_key")  # fmt: skip
     gone = "lora_unet_down_blocks_1_attentions_7_proj_in"
     yield case("one_layer_unknown", good | plain(gone, (64, 64)), "no layer", "unknown_layers")
-    yield case("unknown_part", good | {f"{STEM}.lora_other.weight": ("F16", (4, 4))}, "no layer",
-               "unknown_layers")  # fmt: skip
+    for name, part in (
+        ("unknown_part", "lora_other.weight"),
+        ("unknown_number", "scale"),
+        ("dora_of_the_change", "wd_for_diff"),
+        ("weights_beside", "weight"),
+    ):
+        yield case(name, good | {f"{STEM}.{part}": ("F16", (4, 4))}, "known algorithm",
+                   "unknown_parts")  # fmt: skip
+    yield case("weights_saved_beside", good | {
+        f"{LINEAR}.modules_to_save.default.weight": ("F16", linear)
+    }, "known algorithm", "unknown_parts")  # fmt: skip
+    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    yield case("text_encoder_unknown_layer", plain(text.replace("layers.0", "layers.77"), (64, 64)),
+               "77", "no_layers")  # fmt: skip
     yield case("unprefixed_unknown", good | plain("something.else", (64, 64)), "no layer",
                "unknown_layers")  # fmt: skip
 

@@ -231,3 +231,12 @@ def test_inspecting_needs_neither_torch_nor_numpy() -> None:
         "assert not {'torch', 'numpy', 'safetensors'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_text_encoder_s_layers_are_not_taken_for_a_language_model_s() -> None:
+    stem = "text_encoder.text_model.encoder.layers.77.self_attn.q_proj"
+    with pytest.raises(LoraLoadFailed) as caught:
+        inspect(build(plain(stem, (768, 768))))
+    assert "language" not in caught.value.message
+    with pytest.raises(LoraLoadFailed, match="a language model"):
+        inspect(build(plain("base_model.model.model.layers.0.mlp.up_proj", (64, 64))))

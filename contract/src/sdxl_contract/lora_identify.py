@@ -25,7 +25,15 @@ _ALGORITHMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.ia3_l|\.on_input$", re.M), "an IA³ adapter"),
     (re.compile(r"^lora_controlnet|^controlnet_lora|\.lora_controlnet", re.M), "a ControlLoRA"),
     (re.compile(r"^lllite_", re.M), "a ControlNet-LLLite"),
-    (re.compile(r"\.vera_lambda|\.lora_embedding_[AB]", re.M), "a PEFT adapter of another kind"),
+    (re.compile(r"\.lambda_layer$|\.[qp]_layer\.weight$", re.M), "a T-LoRA adapter"),
+    (
+        re.compile(
+            r"\.(p?vera_lambda|lora_embedding_[AB]|fourierft_|waveft_|hra_|hira_|vblora_|randlora_"
+            r"|c3a_|road_|shira_|miss_|bone_|delora_|gralora_|ln_tuning_|unilora_|tinylora_)",
+            re.M,
+        ),
+        "a PEFT adapter of another kind",
+    ),
     (re.compile(r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\b", re.M), "an IP-Adapter"),
     (
         re.compile(r"^control_model\.|^controlnet_|^input_hint_block\.|^zero_convs\.", re.M),
@@ -84,7 +92,7 @@ _OTHER_NETWORKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"lora_transformer_|^transformer\.|add_k_proj"), "SD 3, Flux or similar"),
     (re.compile(r"te3[._]|text_encoder_3|t5xxl"), "SD 3 or Flux"),
     (re.compile(r"lora_prior_"), "Stable Cascade or Kandinsky"),
-    (re.compile(r"(^|\.)(model\.)?layers\.\d+\.(self_attn|mlp)\."), "a language model"),
+    (re.compile(r"(^|(^|\.)model\.)layers\.\d+\.(self_attn|mlp)\."), "a language model"),
 )  # fmt: skip
 _CONTEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL refiner"}
 _CONTEXT = re.compile(r"attn2[._]to_[kv]$")

@@ -31,6 +31,7 @@ from sdxl_contract.lora_spelling import Slot, spell
 # α beyond this is no training setting; it bounds α / rank, too.
 MAX_ALPHA = 65536.0
 _NAMED_IN_ERRORS = 5
+_PLAIN_PATTERN = re.compile(r"\^?[\w.-]+")
 
 
 @dataclass
@@ -113,7 +114,7 @@ def lay_out(
         styles.add(spelled.style)
         namings.add(found.naming)
     if unresolved or not layers:
-        raise _no_such_layers(header, unresolved, len(layers), model_name)
+        raise _no_such_layers(header, unresolved, len(layers), key_map, model_name)
     planned = _plan(header, layers, modules, model_name)
     _read_file_alphas(header, planned)
     return LoraLayout(
@@ -169,8 +170,22 @@ def _seems(seems: str | None, model_name: str) -> str:
 
 
 def _no_such_layers(
-    header: SafetensorsHeader, unresolved: list[str], matched: int, model_name: str
+    header: SafetensorsHeader,
+    unresolved: list[str],
+    matched: int,
+    key_map: KeyMap,
+    model_name: str,
 ) -> LoraLoadFailed:
+    parts = [key for key in unresolved if _names_a_layer(key, key_map)]
+    if parts and len(parts) == len(unresolved):
+        names = [shown(key) for key in parts]
+        return load_failed(
+            f"The LoRA changes layers in a way that is not supported: {len(names)} of its "
+            f"{len(header.tensors)} tensors are no part of a known algorithm, such as "
+            f"{listed(names)}.",
+            "unknown_parts",
+            unmatched=names[:_NAMED_IN_ERRORS],
+        )
     layers = group_by_stem(header.tensors)
     seems = name_base_model(layers) if layers else None
     names = [shown(key) for key in unresolved]
@@ -185,6 +200,16 @@ def _no_such_layers(
         seems=seems,
         unmatched=names[:_NAMED_IN_ERRORS],
     )
+
+
+def _names_a_layer(key: str, key_map: KeyMap) -> bool:
+    """Whether `key` begins with a layer's name, whatever part of a change it then names."""
+    stem = key
+    for _ in range(4):
+        stem = stem.rpartition(".")[0]
+        if stem and key_map.resolve(stem) is not None:
+            return True
+    return False
 
 
 def _format(styles: set[str], namings: set[str], metadata: Mapping[str, str]) -> str:
@@ -226,8 +251,9 @@ def _algorithm(planned: Mapping[str, LayerTensors], modules: Mapping[str, Shape]
 def _read_file_alphas(header: SafetensorsHeader, planned: Mapping[str, LayerTensors]) -> None:
     """α from `lora_adapter_metadata`, where diffusers keeps PEFT's configuration.
 
-    Keys are `<component>.<PEFT field>`; `alpha_pattern` maps a module's name, or the end of one
-    or a pattern for it, to its own α, as in PEFT.
+    Keys are `<component>.<PEFT field>`; `alpha_pattern` maps a module's name, or the end of one,
+    to its own α, as in PEFT. PEFT takes regular expressions there, too: a file that has one is
+    refused, because an untrusted one may run for ever and passing it over would give wrong weights.
     """
     text = header.metadata.get("lora_adapter_metadata")
     if text is None:
@@ -238,11 +264,14 @@ def _read_file_alphas(header: SafetensorsHeader, planned: Mapping[str, LayerTens
         raise load_failed("lora_adapter_metadata is not valid JSON.", "metadata") from error
     if not isinstance(config, dict):
         raise load_failed("lora_adapter_metadata is not a JSON object.", "metadata")
+    patterns: dict[str, dict[str, Any]] = {}
     for name, layer in planned.items():
         if Slot.ALPHA in layer.keys or layer.plan.algorithm is not Algorithm.LORA:
             continue
         root, _, rest = name.partition(".")
-        alpha = _own_alpha(config.get(f"{root}.alpha_pattern"), rest)
+        if root not in patterns:
+            patterns[root] = _plain_patterns(config.get(f"{root}.alpha_pattern"))
+        alpha = _own_alpha(patterns[root], rest)
         alpha = config.get(f"{root}.lora_alpha") if alpha is None else alpha
         if alpha is None:
             continue
@@ -254,13 +283,27 @@ def _read_file_alphas(header: SafetensorsHeader, planned: Mapping[str, LayerTens
         layer.file_alpha = alpha * layer.plan.rank**0.5 if rslora else float(alpha)
 
 
-def _own_alpha(pattern: Any, rest: str) -> Any:
+def _plain_patterns(pattern: Any) -> dict[str, Any]:
+    """`alpha_pattern` with its keys as plain text; a leading `^` is kept."""
     if not isinstance(pattern, dict):
-        return None
+        return {}
+    plain: dict[str, Any] = {}
     for key, alpha in pattern.items():
-        # Compared as text: a pattern from a file is not run as a regular expression.
-        plain = re.sub(r"[\^$\\]", "", key)
-        if rest == plain or rest.endswith(f".{plain}"):
+        text = key.removesuffix("$").replace("\\.", ".")
+        if not _PLAIN_PATTERN.fullmatch(text):
+            raise load_failed(
+                f"lora_adapter_metadata gives an α by the pattern '{shown(key, 60)}': only module "
+                "names, or ends of them, are read.",
+                "metadata",
+            )
+        plain[text] = alpha
+    return plain
+
+
+def _own_alpha(patterns: Mapping[str, Any], rest: str) -> Any:
+    for text, alpha in patterns.items():
+        whole = text.removeprefix("^")
+        if rest == whole or (whole == text and rest.endswith(f".{text}")):
             return alpha
     return None
 

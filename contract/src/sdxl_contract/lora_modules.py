@@ -50,15 +50,40 @@ class KeyMap:
 
     def resolve(self, stem: str) -> NamedModule | None:
         """The module that `stem` names, or None."""
-        return self._stems.get(stem)
+        return self._stems.get(stem) or self._stems.get(_respelled(stem))
 
     def __len__(self) -> int:
         return len(self._stems)
 
 
+# Prefixes that stand for another one: OneTrainer's OMI files (`clip_l.`), ComfyUI's own saves
+# (`text_encoders.clip_l.transformer.`), old diffusers (`unet.unet.`).
+_SAME_PREFIX = (
+    ("text_encoders.", ""),
+    ("clip_l.transformer.", f"{TEXT_ENCODER}."),
+    ("clip_g.transformer.", f"{TEXT_ENCODER_2}."),
+    ("clip_l.", f"{TEXT_ENCODER}."),
+    ("clip_g.", f"{TEXT_ENCODER_2}."),
+    ("unet.unet.", f"{UNET}."),
+)
+
+
+def _respelled(stem: str) -> str:
+    """The usual spelling of a rare one; `stem` itself where it has none.
+
+    Some trainers join kohya's names by dots or dashes, all of a name or its last part only.
+    """
+    if stem.startswith(("lora_", "lycoris_")):
+        return stem.replace(".", "_").replace("-", "_")
+    for prefix, usual in _SAME_PREFIX:
+        if stem.startswith(prefix):
+            stem = usual + stem.removeprefix(prefix)
+    return stem
+
+
 _LAYER_PREFIX = re.compile(
-    r"lora_unet_|lora_te[123]?_|lora_prior_|lora_transformer_|lycoris_|unet\.|text_encoder"
-    r"(_[23])?\.|base_model\.model\.|diffusion_model\.|model\.diffusion_model\.|transformer\."
+    r"lora_unet[_.-]|lora_te[123]?[_.-]|lora_prior_|lora_transformer_|lycoris_|unet\.|text_encoder"
+    r"(s|_[23])?\.|clip_[lg]\.|base_model\.model\.|diffusion_model\.|model\.diffusion_model\.|transformer\."
     r"|te[123]?\.|down_blocks\.|up_blocks\.|mid_block\.|double_blocks\.|single_blocks\."
     r"|text_model\."
 )

@@ -61,7 +61,7 @@ class Misfit(ValueError):
 
 
 _FAMILIES: dict[Algorithm, frozenset[Slot]] = {
-    Algorithm.LORA: frozenset({Slot.DOWN, Slot.UP, Slot.MID}),
+    Algorithm.LORA: frozenset({Slot.DOWN, Slot.UP, Slot.MID, Slot.UP_BIAS}),
     Algorithm.LOHA: frozenset(slot for slot in Slot if slot.value.startswith("hada_")),
     Algorithm.LOKR: frozenset(slot for slot in Slot if slot.value.startswith("lokr_")),
     Algorithm.FULL: frozenset({Slot.DIFF}),
@@ -79,8 +79,13 @@ def plan_module(name: str, slots: Mapping[Slot, Shape], weight: Shape) -> Module
         raise Misfit(f"mixes {' and '.join(families)}")
     if Slot.ALPHA in slots and prod(slots[Slot.ALPHA]) != 1:
         raise Misfit(f"alpha has the shape {_text(slots[Slot.ALPHA])} instead of one number")
-    if Slot.DIFF_B in slots and slots[Slot.DIFF_B] != weight[:1]:
-        raise _wrong("diff_b", slots[Slot.DIFF_B], weight[:1])
+    if Slot.SCALAR in slots and prod(slots[Slot.SCALAR]) != 1:
+        raise Misfit(f"scalar has the shape {_text(slots[Slot.SCALAR])} instead of one number")
+    for bias in (Slot.DIFF_B, Slot.UP_BIAS):
+        if bias in slots and slots[bias] != weight[:1]:
+            raise _wrong(bias.value, slots[bias], weight[:1])
+    if {Slot.DIFF_B, Slot.UP_BIAS} <= slots.keys():
+        raise Misfit("changes its bias in two ways")
     if not families:
         if Slot.DIFF_B not in slots or {Slot.DORA, Slot.MAGNITUDE} & slots.keys():
             raise Misfit("has an alpha or a magnitude but nothing to apply it to")

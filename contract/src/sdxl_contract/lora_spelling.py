@@ -36,6 +36,10 @@ class Slot(StrEnum):
     LOKR_T2 = "lokr_t2"
     DIFF = "diff"
     DIFF_B = "diff_b"
+    # PEFT's `lora_bias`: added to the layer's bias, α / rank applies.
+    UP_BIAS = "lora_up.bias"
+    # LyCORIS' `use_scalar`: one trained number that the whole change is multiplied by.
+    SCALAR = "scalar"
 
 
 class SpelledKey(NamedTuple):
@@ -50,13 +54,15 @@ _ENDINGS: dict[str, tuple[Slot, str]] = {
     "lora_down.weight": (Slot.DOWN, "kohya"),
     "lora_up.weight": (Slot.UP, "kohya"),
     "lora_mid.weight": (Slot.MID, "lycoris"),
-    "alpha": (Slot.ALPHA, ""),
     "lora.down.weight": (Slot.DOWN, "diffusers"),
     "lora.up.weight": (Slot.UP, "diffusers"),
     "lora_linear_layer.down.weight": (Slot.DOWN, "diffusers"),
     "lora_linear_layer.up.weight": (Slot.UP, "diffusers"),
     "lora_A.weight": (Slot.DOWN, "peft"),
     "lora_B.weight": (Slot.UP, "peft"),
+    "lora_up.bias": (Slot.UP_BIAS, "kohya"),
+    "lora_B.bias": (Slot.UP_BIAS, "peft"),
+    "scalar": (Slot.SCALAR, "lycoris"),
     "lora_A": (Slot.DOWN, "peft"),
     "lora_B": (Slot.UP, "peft"),
     "lora_magnitude_vector": (Slot.MAGNITUDE, "peft"),
@@ -69,11 +75,12 @@ _ENDINGS: dict[str, tuple[Slot, str]] = {
     "b_norm": (Slot.DIFF_B, "lycoris"),
 } | {slot.value: (slot, "lycoris") for slot in Slot if slot.value.startswith(("hada_", "lokr_"))}
 
-# PEFT puts the adapter's name between these and `weight`.
+# PEFT puts the adapter's name between these two.
 _ADAPTER_NAMED = {
-    "lora_A": Slot.DOWN,
-    "lora_B": Slot.UP,
-    "lora_magnitude_vector": Slot.MAGNITUDE,
+    ("lora_A", "weight"): Slot.DOWN,
+    ("lora_B", "weight"): Slot.UP,
+    ("lora_B", "bias"): Slot.UP_BIAS,
+    ("lora_magnitude_vector", "weight"): Slot.MAGNITUDE,
 }
 _PROCESSOR_SIDES = {"down": Slot.DOWN, "up": Slot.UP}
 
@@ -81,13 +88,17 @@ _PROCESSOR_SIDES = {"down": Slot.DOWN, "up": Slot.UP}
 def spell(key: str) -> SpelledKey | None:
     """`key` taken apart, or None where its ending is none of an adapter that is read."""
     parts = key.rsplit(".", 4)
+    if parts[-1] == "alpha":
+        # Of an attention processor, `…attn1.processor.to_q_lora.alpha`.
+        owner = key[: -len(".alpha")].replace(".processor.", ".").removesuffix("_lora")
+        return SpelledKey(owner, Slot.ALPHA, "") if owner else None
     for length in (3, 2, 1):
         found = _ENDINGS.get(".".join(parts[-length:])) if len(parts) > length else None
         if found is not None:
             return SpelledKey(key[: -len(".".join(parts[-length:])) - 1], *found)
-    if len(parts) >= 4 and parts[-1] == "weight" and parts[-3] in _ADAPTER_NAMED:
+    if len(parts) >= 4 and (parts[-3], parts[-1]) in _ADAPTER_NAMED:
         ending = ".".join(parts[-3:])
-        return SpelledKey(key[: -len(ending) - 1], _ADAPTER_NAMED[parts[-3]], "peft")
+        return SpelledKey(key[: -len(ending) - 1], _ADAPTER_NAMED[parts[-3], parts[-1]], "peft")
     if len(parts) >= 3 and parts[-2] == "lora_magnitude_vector":
         ending = ".".join(parts[-2:])
         return SpelledKey(key[: -len(ending) - 1], Slot.MAGNITUDE, "peft")

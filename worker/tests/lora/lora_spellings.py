@@ -85,6 +85,38 @@ def _same(module: str) -> str:
     return module
 
 
+def _omi(module: str) -> str:
+    root, _, rest = module.partition(".")
+    return {"unet": f"unet.{sgm_name(rest)}" if root == "unet" else "", "text_encoder":
+            f"clip_l.{rest}", "text_encoder_2": f"clip_g.{rest}"}[root]  # fmt: skip
+
+
+def _kohya_dotted(module: str) -> str:
+    root, _, rest = module.partition(".")
+    prefix = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}[root]
+    return f"{prefix}.{rest}"
+
+
+def _kohya_last_dotted(module: str) -> str:
+    # What OneTrainer's conversion makes of keys that end in one part, such as `hada_w1_a`.
+    head, _, last = module.rpartition(".")
+    return f"{kohya_stem(head)}.{last}"
+
+
+def _comfy(module: str) -> str:
+    if module.startswith("unet."):
+        return _sgm_dotted(module)
+    return "text_encoders." + _omi(module).replace(".", ".transformer.", 1)
+
+
+def _dashed(module: str) -> str:
+    return "lora_unet-" + _bare(module).replace(".", "-")
+
+
+def _unet_twice(module: str) -> str:
+    return f"unet.{module}"
+
+
 _KOHYA = ("lora_down.weight", "lora_up.weight")
 _PEFT = ("lora_A.weight", "lora_B.weight")
 # Spelling → (stem of a module, endings of down and up, whether text encoders can be spelled).
@@ -104,6 +136,12 @@ SPELLINGS: dict[str, tuple[Callable[[str], str], tuple[str, str], bool]] = {
     "peft, no prefix": (_bare, _PEFT, False),
     "peft, base_model.model": (_base_model, _PEFT, False),
     "original names, dotted": (_sgm_dotted, _KOHYA, False),
+    "OneTrainer, OMI": (_omi, _KOHYA, True),
+    "OneTrainer, dotted": (_kohya_dotted, _KOHYA, True),
+    "OneTrainer, last part dotted": (_kohya_last_dotted, _KOHYA, True),
+    "ComfyUI's own saves": (_comfy, _KOHYA, True),
+    "sliders, dashes": (_dashed, _KOHYA, False),
+    "diffusers, unet twice": (_unet_twice, _PEFT, False),
 }
 PROCESSOR = "diffusers, processor"
 _ATTENTION = re.compile(r"(.*attn[12])\.(to_[qkv]|to_out)(\.0)?$")

@@ -29,7 +29,8 @@ class LayerDelta:
         name: full module name.
         weight_shape: shape of the module's weight that `tensors` were checked against.
         tensors: factors by slot, on any device, as the file has them (F16, BF16 or F32).
-        factor: α / rank, or 1 where the file states no α or the algorithm has none.
+        factor: α / rank, or 1 where the file states no α or the algorithm has none; times
+            LyCORIS' trained scalar where there is one.
         bound: |ΔW| of no element is larger; infinite where that is not known.
     """
 
@@ -53,7 +54,7 @@ class LayerDelta:
     @property
     def changes_bias(self) -> bool:
         """Whether the bias is changed."""
-        return Slot.DIFF_B in self.tensors
+        return Slot.DIFF_B in self.tensors or Slot.UP_BIAS in self.tensors
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """`up` (out, r) and `down` (r, in·kernel) of a plain LoRA, in the file's dtype."""
@@ -146,4 +147,6 @@ def _dora(base: Tensor, delta: Tensor, magnitude: Tensor, axis: DoraAxis) -> Ten
 
 def bias_delta(layer: LayerDelta, base: Tensor) -> Tensor:
     """Δbias at strength 1, in `base`'s dtype and device. α does not apply to plain deltas."""
+    if Slot.UP_BIAS in layer.tensors:
+        return layer.tensors[Slot.UP_BIAS].to(base.device, base.dtype) * layer.factor
     return layer.tensors[Slot.DIFF_B].to(base.device, base.dtype)

@@ -236,7 +236,8 @@ def _only_dtype(header: SafetensorsHeader, size: int) -> torch.dtype | None:
 
 def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
     for name, layer in layout.layers.items():
-        if Slot.DIFF_B in layer.keys and targets.modules[name].bias is None:
+        biased = Slot.DIFF_B in layer.keys or Slot.UP_BIAS in layer.keys
+        if biased and targets.modules[name].bias is None:
             raise load_failed(
                 f"The LoRA changes the bias of {name}, which has none.", "misfit", misfits=[name]
             )
@@ -294,6 +295,9 @@ def _layers(
         factor = _factor(name, layer, tensors)
         by_slot = {slot: tensors[key] for slot, key in layer.keys.items()}
         by_slot.pop(Slot.ALPHA, None)
+        scalar = by_slot.pop(Slot.SCALAR, None)
+        if scalar is not None:
+            factor *= float(scalar.item())
         layers[name] = LayerDelta(
             name=name,
             weight_shape=targets.shapes[name],
