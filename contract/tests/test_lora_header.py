@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,12 @@ def test_a_text_encoder_s_layers_are_not_taken_for_a_language_model_s() -> None:
     assert "language" not in caught.value.message
     with pytest.raises(LoraLoadFailed, match="a language model"):
         inspect(build(plain("base_model.model.model.layers.0.mlp.up_proj", (64, 64))))
+
+
+def test_three_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
+    patterns = {"unet.alpha_pattern": {f"layer_{number}": 1 for number in range(300_000)}}
+    stated = {"lora_adapter_metadata": json.dumps(patterns | {"unet.lora_alpha": 4})}
+    data = build(kohya("sdxl", endings=("to_q", "to_k", "to_v", "to_out.0")), stated)
+    started = time.process_time()
+    inspect(data)
+    assert time.process_time() - started < 5

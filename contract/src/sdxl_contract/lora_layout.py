@@ -31,6 +31,8 @@ from sdxl_contract.lora_spelling import Slot, spell
 # α beyond this is no training setting; it bounds α / rank, too.
 MAX_ALPHA = 65536.0
 _NAMED_IN_ERRORS = 5
+# Module name, or the end of one → its place among the patterns, and its α.
+_Patterns = dict[str, tuple[int, Any]]
 _PLAIN_PATTERN = re.compile(r"\^?[\w.-]+")
 
 
@@ -264,7 +266,7 @@ def _read_file_alphas(header: SafetensorsHeader, planned: Mapping[str, LayerTens
         raise load_failed("lora_adapter_metadata is not valid JSON.", "metadata") from error
     if not isinstance(config, dict):
         raise load_failed("lora_adapter_metadata is not a JSON object.", "metadata")
-    patterns: dict[str, dict[str, Any]] = {}
+    patterns: dict[str, _Patterns] = {}
     for name, layer in planned.items():
         if Slot.ALPHA in layer.keys or layer.plan.algorithm is not Algorithm.LORA:
             continue
@@ -278,16 +280,21 @@ def _read_file_alphas(header: SafetensorsHeader, planned: Mapping[str, LayerTens
         # NaN compares false, so that it is refused as well.
         if type(alpha) not in (int, float) or not -MAX_ALPHA <= alpha <= MAX_ALPHA:
             raise load_failed("lora_adapter_metadata holds an α that is no number.", "metadata")
+        rslora = config.get(f"{root}.use_rslora")
+        if rslora not in (None, True, False):
+            raise load_failed(
+                "lora_adapter_metadata holds a use_rslora that is neither true nor false.",
+                "metadata",
+            )
         # rsLoRA divides by √rank; layers are computed with α / rank.
-        rslora = config.get(f"{root}.use_rslora") is True
         layer.file_alpha = alpha * layer.plan.rank**0.5 if rslora else float(alpha)
 
 
-def _plain_patterns(pattern: Any) -> dict[str, Any]:
-    """`alpha_pattern` with its keys as plain text; a leading `^` is kept."""
+def _plain_patterns(pattern: Any) -> _Patterns:
+    """`alpha_pattern` with its keys as plain text, a leading `^` kept; the first match counts."""
     if not isinstance(pattern, dict):
         return {}
-    plain: dict[str, Any] = {}
+    plain: _Patterns = {}
     for key, alpha in pattern.items():
         text = key.removesuffix("$").replace("\\.", ".")
         if not _PLAIN_PATTERN.fullmatch(text):
@@ -296,16 +303,16 @@ def _plain_patterns(pattern: Any) -> dict[str, Any]:
                 "names, or ends of them, are read.",
                 "metadata",
             )
-        plain[text] = alpha
+        plain.setdefault(text, (len(plain), alpha))
     return plain
 
 
-def _own_alpha(patterns: Mapping[str, Any], rest: str) -> Any:
-    for text, alpha in patterns.items():
-        whole = text.removeprefix("^")
-        if rest == whole or (whole == text and rest.endswith(f".{text}")):
-            return alpha
-    return None
+def _own_alpha(patterns: _Patterns, rest: str) -> Any:
+    # Looked up, not tried one by one: a hostile file has a million of them.
+    parts = rest.split(".")
+    ends = [f"^{rest}", *(".".join(parts[start:]) for start in range(len(parts)))]
+    found = [patterns[end] for end in ends if end in patterns]
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 @lru_cache(maxsize=8)

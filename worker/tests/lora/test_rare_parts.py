@@ -104,3 +104,19 @@ def test_an_alpha_by_a_regular_expression_is_refused_not_passed_over(
     stated = json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 2}})
     with pytest.raises(LoraLoadFailed, match="by the pattern"):
         parse_lora(save(peft, {"lora_adapter_metadata": stated}), rig.targets)
+
+
+def test_of_several_patterns_the_first_counts(rig: Rig) -> None:
+    peft = as_peft(lora_file(rig.model, "lora", modules=[TO_Q], alpha=None), TO_Q)
+    expected = merged(rig, lora_file(rig.model, "lora", modules=[TO_Q], alpha=2.0))
+    for others in ({"attn1.to_q": 7}, {TO_Q.removeprefix("unet."): 7}, {r"to_q$": 7}):
+        stated = json.dumps({"unet.alpha_pattern": {"to_q": 2} | others})
+        found = merged(rig, peft, {"lora_adapter_metadata": stated})
+        assert torch.equal(found[f"{TO_Q}.weight"], expected[f"{TO_Q}.weight"]), others
+
+
+def test_use_rslora_must_be_true_or_false(rig: Rig) -> None:
+    peft = as_peft(lora_file(rig.model, "lora", modules=[TO_Q], alpha=None), TO_Q)
+    stated = json.dumps({"unet.lora_alpha": 4, "unet.use_rslora": "yes"})
+    with pytest.raises(LoraLoadFailed, match="use_rslora"):
+        parse_lora(save(peft, {"lora_adapter_metadata": stated}), rig.targets)
