@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,9 +60,19 @@ def _first(said: Said) -> Any:
     return said.functions["Worker.*"].ranked_functions[0].function
 
 
-def _volume(said: Said, number: int) -> tuple[str, str]:
-    mount = _first(said).volume_mounts[number]
+def _filler(said: Said) -> Any:
+    return said.functions["download_weights"].ranked_functions[0].function
+
+
+def _volume(said: Said, function: Any, number: int) -> tuple[str, str]:
+    mount = function.volume_mounts[number]
     return said.volumes[mount.volume_id], mount.mount_path
+
+
+def _weights(part: int) -> Callable[[Said], list[str]]:
+    """Name (0) or place (1) of the weights' volume, for the container that fills it and the one
+    that reads it."""
+    return lambda said: [_volume(said, of(said), 0)[part] for of in (_first, _filler)]
 
 
 def image_environment(said: Said) -> dict[str, str]:
@@ -93,7 +103,9 @@ PROBES: dict[str, Probe] = {
         ],
     ),
     "DEPLOY_CPU": Probe("4.5", 4500, lambda s: _first(s).resources.milli_cpu),
-    "DEPLOY_MEMORY_MIB": Probe("20000", 20000, lambda s: _first(s).resources.memory_mb),
+    "DEPLOY_MEMORY_MIB": Probe(
+        "20000", [20000] * 2, lambda s: [of(s).resources.memory_mb for of in (_first, _filler)]
+    ),
     "DEPLOY_MIN_CONTAINERS": Probe("2", 2, _scaling("min_containers")),
     "DEPLOY_MAX_CONTAINERS": Probe("7", 7, _scaling("max_containers")),
     "DEPLOY_BUFFER_CONTAINERS": Probe("3", 3, _scaling("buffer_containers")),
@@ -115,10 +127,10 @@ PROBES: dict[str, Probe] = {
             s.functions["Worker.*"].method_definitions["web"].webhook_config.requires_proxy_auth
         ),
     ),
-    "DEPLOY_WEIGHTS_VOLUME": Probe("other-w", "other-w", lambda s: _volume(s, 0)[0]),
-    "DEPLOY_WEIGHTS_MOUNT": Probe("/mnt/w", "/mnt/w", lambda s: _volume(s, 0)[1]),
-    "DEPLOY_LORA_VOLUME": Probe("other-l", "other-l", lambda s: _volume(s, 1)[0]),
-    "DEPLOY_LORA_MOUNT": Probe("/mnt/l", "/mnt/l", lambda s: _volume(s, 1)[1]),
+    "DEPLOY_WEIGHTS_VOLUME": Probe("other-w", ["other-w"] * 2, _weights(0)),
+    "DEPLOY_WEIGHTS_MOUNT": Probe("/mnt/w", ["/mnt/w"] * 2, _weights(1)),
+    "DEPLOY_LORA_VOLUME": Probe("other-l", "other-l", lambda s: _volume(s, _first(s), 1)[0]),
+    "DEPLOY_LORA_MOUNT": Probe("/mnt/l", "/mnt/l", lambda s: _volume(s, _first(s), 1)[1]),
     "DEPLOY_SECRET_NAME": Probe(
         "other-secret",
         {"other-secret"},
@@ -242,10 +254,10 @@ def check_secrets(path: Path = APP) -> list[str]:
     return problems
 
 
-def imported_packages(folders: list[Path]) -> set[str]:
+def imported_packages(files: Iterable[Path]) -> set[str]:
     """Top-level names of every package that the Python files import, at any depth."""
     names: set[str] = set()
-    for file in [file for folder in folders for file in folder.rglob("*.py")]:
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
@@ -283,8 +295,11 @@ def check_image(path: Path = APP) -> list[str]:
     if "--constraint /constraints.txt" not in commands[0]:
         problems.append("the image is installed without constraints.txt")
     distributions = importlib.metadata.packages_distributions()
-    sources = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
-    for package in sorted(imported_packages(sources) - {"sdxl_contract", "sdxl_worker"}):
+    folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
+    sources = [path, *(file for folder in folders for file in folder.rglob("*.py"))]
+    # Modal puts itself into every image.
+    own = {"sdxl_contract", "sdxl_worker", "modal"}
+    for package in sorted(imported_packages(sources) - own):
         owners = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
         if not owners & set(installed):
             problems.append(f"{package} is imported and not installed in the image")
@@ -329,8 +344,11 @@ def main() -> int:
         ("the image holds every import, pinned", lambda: check_image(options.app)),
     ]
     if not options.no_picture:
-        from deploy_check_local import check_container
+        from deploy_check_local import check_container, check_filling
 
+        checks.append(
+            ("filling the volume follows its settings", lambda: check_filling(options.app))
+        )
         checks.append(("hooks, ASGI app and a picture", lambda: check_container(options.app)))
     failed = False
     for title, check in checks:

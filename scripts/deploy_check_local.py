@@ -1,7 +1,7 @@
 """The container's life without a container: volume filled, hooks run, one picture over ASGI.
 
-Duty: the part of `deploy_check.py` that needs torch. The classes and functions are the ones that
-`worker/app.py` gives to Modal, called by `.local()`; only the GPU is missing.
+Duty: the part of `deploy_check.py` that runs what `worker/app.py` defines: the very classes and
+functions that it gives to Modal, called by `.local()`; only the GPU is missing.
 """
 
 from __future__ import annotations
@@ -26,41 +26,101 @@ from PIL import Image
 MODEL = deploy_check.REPOSITORY / "demo_model" / "sdxl-demo"
 TOKEN = "deploy-check"
 SIDE = 64  # px: the smallest that the small model allows
-# Whatever asks CUDA something while the snapshot's part runs would freeze the answer "no GPU".
-_CUDA_QUESTIONS = (
-    "_lazy_init",
-    "current_device",
-    "device_count",
-    "get_device_capability",
-    "is_available",
-    "is_bf16_supported",
-)
 
 
 @contextlib.contextmanager
 def cuda_questions(function: str) -> Iterator[list[str]]:
-    """Names of CUDA calls made, inside the block, by `function` of app.py or what it calls."""
+    """Calls of the CUDA driver made, inside the block, by `function` of app.py or what it calls.
+
+    torch behaves as if it were built for CUDA, as it is in the image, on a computer without a GPU:
+    only then does what asks for an accelerator go the way that leads to the driver.
+    """
     import torch
 
     asked: list[str] = []
 
-    def recorder(name: str, real: Any) -> Any:
-        def record(*args: Any, **kwargs: Any) -> Any:
-            stack = traceback.extract_stack()
-            if any(f.name == function and Path(f.filename).name == "app.py" for f in stack):
-                asked.append(name)
-            return real(*args, **kwargs)
+    def ask_driver(name: str) -> int:
+        stack = traceback.extract_stack()[:-2]
+        if any(f.name == function and Path(f.filename).name == "app.py" for f in stack):
+            where = next(f for f in reversed(stack) if "/torch/" not in f.filename)
+            asked.append(f"{name} (by {Path(where.filename).name}, line {where.lineno})")
+        return 0
 
-        return record
+    # These two as torch has them: it asks NVML where no answer is needed, or that is wished for.
+    def device_count() -> int:
+        visible: Any = torch.cuda._parse_visible_devices()
+        return ask_driver("cudaGetDeviceCount") if visible else 0
 
-    originals = {name: getattr(torch.cuda, name) for name in _CUDA_QUESTIONS}
-    for name, real in originals.items():
-        setattr(torch.cuda, name, recorder(name, real))
+    def is_available() -> bool:
+        if torch.cuda._nvml_based_avail():
+            return device_count() > 0
+        return ask_driver("cudaGetDeviceCount") > 0
+
+    def current_accelerator(check_available: bool = False) -> torch.device | None:
+        return torch.device("cuda") if not check_available or is_available() else None
+
+    changed: list[tuple[Any, str, Any]] = [
+        (torch.cuda, "device_count", device_count),
+        (torch.cuda, "is_available", is_available),
+        (torch.cuda, "_lazy_init", lambda: ask_driver("cuInit")),
+        (torch.accelerator, "current_accelerator", current_accelerator),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
     try:
         yield asked
     finally:
-        for name, real in originals.items():
-            setattr(torch.cuda, name, real)
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+class _Filled(Exception):
+    """Ends `download_weights` where it would commit the volume, which is not mounted here."""
+
+
+def check_filling(path: Path) -> list[str]:
+    """Problems: settings that `download_weights` does not follow when it runs."""
+    from sdxl_worker import weights
+
+    values = {
+        "BASE_MODEL": "acme/other-xl",
+        "BASE_MODEL_REVISION": "abc123",
+        "DEPLOY_WEIGHTS_MOUNT": "/mnt/w",
+        "HUGGINGFACE_HUB_TOKEN": deploy_check.PLANTED,
+        "DTYPE": "float32",
+    }
+    wanted = {
+        "root": Path("/mnt/w"),
+        "source": "acme/other-xl",
+        "revision": "abc123",
+        "token": deploy_check.PLANTED,
+        "half": False,
+        "force": True,
+    }
+    told: dict[str, Any] = {}
+
+    def fill(root: Path, source: str, **options: Any) -> None:
+        told.update({"root": root, "source": source} | options)
+        raise _Filled
+
+    module = deploy_check.load_app(path, values)
+    real: Any = weights.fill
+    setattr(weights, "fill", fill)  # noqa: B010
+    try:
+        with (
+            deploy_check.environment(values),
+            warnings.catch_warnings(action="ignore"),
+            contextlib.suppress(_Filled),
+        ):
+            module.download_weights.local(force=True)
+    finally:
+        weights.fill = real
+    return [
+        f"download_weights fills the volume with {name} {told.get(name)!r} instead of {value!r}"
+        for name, value in wanted.items()
+        if told.get(name) != value
+    ]
 
 
 def check_container(path: Path) -> list[str]:
@@ -94,7 +154,9 @@ def _check_container(path: Path) -> list[str]:
             with cuda_questions("load") as asked:
                 worker = module.Worker()
                 web_app = worker.web.local()
-            problems = [f"the snapshot's part calls torch.cuda.{name}" for name in sorted({*asked})]
+            problems = [
+                f"the snapshot's part asks the GPU's driver: {name}" for name in sorted({*asked})
+            ]
             if "hashes recorded" not in said.getvalue():
                 problems.append("download_weights does not say what it did")
             problems += asyncio.run(_check_http(web_app))

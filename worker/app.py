@@ -83,14 +83,19 @@ class Worker:
 
         Nothing here may ask CUDA anything: the answer, that there is no GPU, would be kept too.
         """
-        from sdxl_worker.logs import configure_logging
-        from sdxl_worker.pipeline import load_model
-        from sdxl_worker.weights import verify
+        from sdxl_worker.snapshot import without_cuda
 
-        self.settings = deployment.worker_settings()
-        configure_logging(self.settings.log_format)
-        verify(deployment.model_folder.parent, deployment.model_folder.name)
-        self.model = load_model(self.settings.model_copy(update={"device": "cpu"}))
+        with without_cuda():  # before torch and diffusers, which ask while they are imported
+            from sdxl_worker.logs import configure_logging
+            from sdxl_worker.pipeline import load_model
+            from sdxl_worker.weights import verify
+
+            self.settings = deployment.worker_settings()
+            configure_logging(self.settings.log_format)
+            verify(deployment.model_folder.parent, deployment.model_folder.name)
+            # Read, not mapped: a snapshot keeps memory, not the files that it is a view of.
+            on_cpu = {"device": "cpu", "map_weights": False}
+            self.model = load_model(self.settings.model_copy(update=on_cpu))
 
     @modal.enter()
     def start(self) -> None:

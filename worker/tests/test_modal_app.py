@@ -45,7 +45,7 @@ def test_deploy_check_passes() -> None:
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 5
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 6
 
 
 def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
         def visit_Call(self, node: ast.Call) -> Any:
             self.generic_visit(node)
             kept = ("image", "env", "secrets", "volumes", "python_version", "copy", "uv_version")
-            if ast.unparse(node.func) in {"app.cls", "modal.asgi_app"}:
+            if ast.unparse(node.func) in {"app.cls", "app.function", "modal.asgi_app"}:
                 node.keywords = [k for k in node.keywords if k.arg in kept]
             if ast.unparse(node.func) == "modal.concurrent":
                 node.keywords = [ast.keyword("max_inputs", ast.Constant(4))]
@@ -107,6 +107,82 @@ def test_one_dropped_setting_is_the_one_named(tmp_path: Path, keyword: str, sett
 
 
 @pytest.mark.parametrize(
+    ("what", "instead", "says"),
+    [
+        ("revision=deployment.base_model_revision", "revision=None", "with revision None"),
+        ("        deployment.base_model,\n", "        'a/b',\n", "with source 'a/b'"),
+        ("HUGGINGFACE_HUB_TOKEN", "HF_TOKEN", "with token None"),
+        ("force=force", "force=False", "with force False"),
+        ('os.environ.get("DTYPE") != Dtype.FLOAT32', "True", "with half True"),
+        ("deployment.model_folder.parent,\n", "Path('/x'),\n", "with root"),
+    ],
+)
+def test_a_setting_that_the_filling_does_not_follow_is_noticed(
+    tmp_path: Path, what: str, instead: str, says: str
+) -> None:
+    head, mark, tail = SOURCE.partition("def download_weights")
+    assert what in tail
+    path = rewritten(tmp_path, ast.parse(head + mark + tail.replace(what, instead, 1)))
+    (problem,) = importlib.import_module("deploy_check_local").check_filling(path)
+
+    assert says in problem
+
+
+@pytest.mark.parametrize(
+    ("where", "setting"),
+    [
+        ("    memory=deployment.memory_mib, timeout=7200", "DEPLOY_MEMORY_MIB"),
+        ("volumes={deployment.weights_mount: weights}", "DEPLOY_WEIGHTS_MOUNT"),
+    ],
+)
+def test_a_setting_dropped_where_the_volume_is_filled_is_noticed(
+    tmp_path: Path, where: str, setting: str
+) -> None:
+    fixed = re.sub(
+        r"deployment\.(\w+)", lambda m: repr(Deployment.model_fields[m[1]].default), where
+    )
+    assert SOURCE.count(where) == 1
+    path = rewritten(tmp_path, ast.parse(SOURCE.replace(where, fixed)))
+
+    assert [p.partition("=")[0] for p in deploy_check.check_settings(path)] == [setting]
+
+
+def checked(path: Path) -> subprocess.CompletedProcess[str]:
+    """`make deploy-check` of another app.py; in a process of its own, as Modal's client stays with
+    the first servers that it met."""
+    return subprocess.run(
+        [sys.executable, "scripts/deploy_check.py", "--app", str(path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path: Path) -> None:
+    line = "        with without_cuda():"
+    assert SOURCE.count(line) == 1
+    source = SOURCE.replace(
+        line, f"        import torch\n        torch.cuda.is_available()\n{line}"
+    )
+    result = checked(rewritten(tmp_path, ast.parse(source)))
+
+    assert result.returncode == 1
+    assert "asks the GPU's driver: cudaGetDeviceCount (by app.py" in result.stdout
+    assert len(re.findall("^FAILED", result.stdout, re.MULTILINE)) == 1
+
+
+def test_without_the_guard_the_libraries_ask_the_driver_while_they_are_imported(
+    tmp_path: Path,
+) -> None:
+    source = SOURCE.replace("with without_cuda():", "if True:")
+    result = checked(rewritten(tmp_path, ast.parse(source)))
+
+    assert result.returncode == 1
+    assert "asks the GPU's driver: cudaGetDeviceCount" in result.stdout
+
+
+@pytest.mark.parametrize(
     "old",
     [
         "app.cls(keep_warm=1)",
@@ -137,6 +213,13 @@ def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
     project.write_text(project.read_text().replace('"structlog>=26.1",', ""))
 
     assert "structlog is imported and not installed in the image" in deploy_check.check_image(path)
+
+
+def test_an_import_of_app_py_itself_that_the_image_lacks_is_noticed(tmp_path: Path) -> None:
+    source = SOURCE.replace("import modal\n", "import modal\nimport yaml\n", 1)
+    path = rewritten(tmp_path, ast.parse(source))
+
+    assert "yaml is imported and not installed in the image" in deploy_check.check_image(path)
 
 
 def test_modal_finds_what_to_run_by_the_documented_commands() -> None:
@@ -245,6 +328,17 @@ def test_the_worker_gets_what_the_shell_set_but_not_what_the_deployment_decides(
     )
     assert told["QUEUE_MAX"] == "3"
     assert not {"WORKER_API_TOKEN", "WORKER_HOST", "HF_HOME"} & set(told)
+
+
+def test_auto_is_decided_by_the_deployment_not_by_the_cpu_that_loads_the_weights() -> None:
+    values = {"WORKER_API_TOKEN": "t", "DEVICE": "auto", "DTYPE": "auto", "DEPLOY_GPU": "T4"}
+    with deploy_check.environment(values):
+        settings = Deployment.from_environment().worker_settings()
+    with deploy_check.environment({**values, "DTYPE": "float32", "DEVICE": "cpu"}):
+        chosen = Deployment.from_environment().worker_settings()
+
+    assert (settings.device, settings.dtype) == ("cuda", Dtype.FLOAT16)
+    assert (chosen.device, chosen.dtype) == ("cpu", Dtype.FLOAT32)
 
 
 def test_secrets_are_never_among_what_is_passed_on() -> None:

@@ -189,9 +189,12 @@ class Deployment(BaseSettings):
             "worker_host": "0.0.0.0",
             "hf_home": None,
         }
-        # Without a GPU the container must fail, not draw on its CPU at a GPU's price.
-        decided |= {} if environment.get("DEVICE") else {"device": "cuda"}
-        decided |= {} if environment.get("DTYPE") else {"dtype": self.dtype}
+        # Without a GPU the container must fail, not draw on its CPU at a GPU's price; and what
+        # `auto` means must not be asked on the CPU that loads the weights.
+        if environment.get("DEVICE", "") in ("", "auto"):
+            decided["device"] = "cuda"
+        if environment.get("DTYPE", "") in ("", Dtype.AUTO):
+            decided["dtype"] = self.dtype
         return Settings(**decided)
 
     def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
