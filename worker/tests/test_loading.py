@@ -52,9 +52,12 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert getattr(ours, name)(text).input_ids == getattr(theirs, name)(text).input_ids
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_folder_read_fast_is_the_pretrained_pipeline_bit_for_bit(dtype: torch.dtype) -> None:
-    reading = start_reading(MODEL, half=dtype is torch.float16)
+def test_a_folder_read_fast_is_the_pretrained_pipeline_bit_for_bit(
+    dtype: torch.dtype, mapped: bool
+) -> None:
+    reading = start_reading(MODEL, half=dtype is torch.float16, mapped=mapped)
     assert reading is not None
 
     assert_same(pipeline_from_folder(MODEL, reading, dtype), pretrained(MODEL, dtype))
@@ -124,7 +127,8 @@ def test_a_sharded_model_is_put_together(folder: Path) -> None:
     assert all(torch.equal(found[name], whole[name].float()) for name in names)
 
 
-def test_a_file_that_is_not_aligned_is_read_all_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_is_not_aligned_is_read_all_the_same(folder: Path, mapped: bool) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     values = torch.arange(6, dtype=torch.float32).view(2, 3)
     header = json.dumps({
@@ -132,7 +136,7 @@ def test_a_file_that_is_not_aligned_is_read_all_the_same(folder: Path) -> None:
         "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
     }).encode()  # fmt: skip
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\7" + values.numpy().tobytes())
-    found = Reading(folder, half=False).tensors("vae", torch.float32)
+    found = Reading(folder, half=False, mapped=mapped).tensors("vae", torch.float32)
 
     assert found["a"].tolist() == [7]
     assert torch.equal(found["b"], values)
@@ -151,17 +155,20 @@ def test_another_pipeline_or_a_folder_without_safetensors_goes_the_slow_way(fold
     assert start_reading(folder, half=False) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "another model's"])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "another model's"])
 def test_weights_that_cannot_be_read_are_a_load_failure_without_a_path(
-    folder: Path, damage: str
+    folder: Path, damage: str, mapped: bool
 ) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     if damage == "another model's":
         shutil.copy(folder / "vae" / path.name, path)
     else:
-        path.write_bytes(path.read_bytes()[:5000] if damage == "cut" else b"\xff" * 4000)
+        whole = path.read_bytes()
+        cut = {"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 4000}
+        path.write_bytes(cut[damage])
     with pytest.raises(ModelLoadFailed) as caught:
-        load_model(settings(base_model=str(folder)))
+        load_model(settings(base_model=str(folder), map_weights=mapped))
 
     assert str(folder.parent) not in caught.value.message
 

@@ -38,7 +38,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     """All parts around `model`; draws the warm-up picture if the settings ask for it."""
     pipe = model.pipe
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
-    patcher = LoraPatcher(targets, fingerprint_later=True)
+    patcher = LoraPatcher(targets, fingerprint_later=True, kept=model.mapped)
     drawer = Drawer(model, settings.images_per_batch)
     if settings.warmup:
         _warm_up(drawer, model)

@@ -19,6 +19,7 @@ from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
 from sdxl_worker.folder import pipeline_from_folder
 from sdxl_worker.lora import ModelTargets
+from sdxl_worker.mapping import MappedFiles
 from sdxl_worker.reading import Reading, start_reading
 from sdxl_worker.settings import Dtype, Settings
 
@@ -31,7 +32,11 @@ _SDXL_CROSS_ATTENTION = 2048
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline and what is known of it."""
+    """A pipeline and what is known of it.
+
+    Attributes:
+        mapped: the files that its weights may be views of.
+    """
 
     pipe: Any
     name: str
@@ -39,6 +44,7 @@ class LoadedModel:
     dtype: torch.dtype
     limits: ModelLimits
     channels_last: bool | None = None
+    mapped: MappedFiles | None = None
 
 
 def choose_device(setting: str) -> torch.device:
@@ -73,7 +79,11 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
     name = folder.stem if folder.suffix == ".safetensors" else folder.name
     try:
         if reading is None or (reading.half and dtype is torch.float32):
-            reading = start_reading(folder, half=dtype is not torch.float32)
+            reading = start_reading(
+                folder,
+                half=dtype is not torch.float32,
+                mapped=settings.maps_weights(on_cpu=device.type == "cpu"),
+            )
         pipe = _load(settings, folder, device, dtype, reading)
         limits = _read_limits(folder)
     except Exception as error:
@@ -81,7 +91,8 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
             f"the base model {name} could not be loaded ({type(error).__name__})",
             details={"base_model": name},
         ) from error
-    return LoadedModel(pipe, name, device, dtype, limits, settings.channels_last)
+    mapped = reading.mapped if reading is not None and device.type == "cpu" else None
+    return LoadedModel(pipe, name, device, dtype, limits, settings.channels_last, mapped)
 
 
 def _load(
@@ -147,7 +158,8 @@ def _load(
 def move_model(model: LoadedModel, device: torch.device) -> LoadedModel:
     """`model` on `device`, in the memory layout that is fastest there; moved, not copied."""
     _place(model.pipe, device, model.channels_last)
-    return replace(model, device=device)
+    mapped = model.mapped if device.type == "cpu" else None
+    return replace(model, device=device, mapped=mapped)
 
 
 def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:

@@ -1,12 +1,15 @@
-"""A model folder's weight files into memory, as fast as the disk gives them.
+"""A model folder's weight files as tensors, as fast as the disk gives them.
 
-Duty: which files a diffusers folder's component has, and their bytes, read by several threads at
-once into memory that nothing else shares. Starts before torch is even imported, so that reading
-and importing go on side by side.
+Duty: which files a diffusers folder's component has, and their bytes. Starts before torch is even
+imported, so that reading and importing go on side by side.
 Must not know: modules, pipelines, devices.
 
-Why not mmap: a file that is changed or cut while it is mapped changes the model or kills the
-process, and on a network volume page faults read little by little.
+Two ways:
+- read, by several threads at once, into memory that nothing else shares: for weights that go on
+  to a GPU or into a snapshot of this process, and for network volumes, where page faults read
+  little by little;
+- mapped (`mapping`): nothing is read before it is used, and nothing twice. For weights that stay
+  on the CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sdxl_worker.mapping import MappedFile, MappedFiles
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +59,11 @@ class NotThere(Exception):
 
 @dataclass(frozen=True)
 class _File:
-    """One file: its header, and where its bytes are going."""
+    """One file: its header, and where its bytes are going, or where they are."""
 
     header: dict[str, Any]
-    memory: mmap.mmap
+    memory: mmap.mmap | MappedFile
+    data_start: int
     parts: list[Future[None]]
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -65,14 +71,19 @@ class _File:
 
         for future in self.parts:
             future.result()
-        whole = torch.frombuffer(self.memory, dtype=torch.uint8)
+        if isinstance(self.memory, MappedFile):
+            whole = self.memory.live()[self.data_start :]
+        else:
+            whole = torch.frombuffer(self.memory, dtype=torch.uint8)
         for name, entry in self.header.items():
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
             kind = getattr(torch, _DTYPES[entry["dtype"]])
+            if end > whole.numel():
+                raise ValueError("a file of weights is shorter than it says")
             part = whole[start:end]
-            if start % kind.itemsize:
+            if part.data_ptr() % kind.itemsize:
                 part = part.clone()  # files of old writers are not aligned
             tensor = part.view(kind).view(entry["shape"])
             yield name, tensor.to(dtype) if kind.is_floating_point else tensor
@@ -84,40 +95,41 @@ class Reading:
     Args:
         folder: a diffusers pipeline's.
         half: prefer the `fp16` variant where there is one.
+        mapped: map the files instead of reading them.
 
     Attributes:
         half: whether some of the files are that variant.
+        mapped: the files, if they are mapped.
 
     Raises:
         NotThere: a component has no safetensors file.
     """
 
-    def __init__(self, folder: Path, *, half: bool) -> None:
+    def __init__(self, folder: Path, *, half: bool, mapped: bool = False) -> None:
         paths = {
             name: _weight_files(folder / name, stem, half) for name, stem in COMPONENTS.items()
         }
         self.half = any(".fp16." in path.name for files in paths.values() for path in files)
         threads = min(8, max(2, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="weights")
-        self._files = {name: [self._begin(path) for path in files] for name, files in paths.items()}
+        begin = _map if mapped else self._begin
+        self._files = {name: [begin(path) for path in files] for name, files in paths.items()}
         self._pool.shutdown(wait=False)
+        held = [file.memory for files in self._files.values() for file in files]
+        self.mapped: MappedFiles | None = None
+        if mapped:
+            self.mapped = MappedFiles([memory for memory in held if isinstance(memory, MappedFile)])
 
     def tensors(self, component: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The component's weights by name, once they are read; floating ones as `dtype`.
 
-        They are views of memory of their own, given up with the last of them.
+        They are views of memory of their own, or of the mapped file where it holds that dtype.
         """
         files = self._files.pop(component)
         return {name: tensor for file in files for name, tensor in file.tensors(dtype)}
 
     def _begin(self, path: Path) -> _File:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= min(_HEADER_MAX_BYTES, size - 8):
-                raise ValueError(f"{path.name} is no safetensors file")
-            header = json.loads(file.read(length))
-        start, total = 8 + length, size - 8 - length
+        header, start, total = _header(path)
         memory = mmap.mmap(-1, max(total, 1))
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Fewer, larger pages: most of the time to fill fresh memory goes into making pages.
@@ -128,7 +140,22 @@ class Reading:
             )
             for place in range(0, total, _CHUNK_BYTES)
         ]
-        return _File(header, memory, parts)
+        return _File(header, memory, start, parts)
+
+
+def _map(path: Path) -> _File:
+    header, start, _ = _header(path)
+    return _File(header, MappedFile(path), start, [])
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The safetensors header, where the data starts, and how many bytes of it there are."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(_HEADER_MAX_BYTES, size - 8):
+            raise ValueError(f"{path.name} is no safetensors file")
+        return json.loads(file.read(length)), 8 + length, size - 8 - length
 
 
 def _read_part(path: Path, memory: mmap.mmap, start: int, place: int, count: int) -> None:
@@ -168,9 +195,9 @@ def is_plain_sdxl(folder: Path) -> bool:
     )
 
 
-def start_reading(folder: Path, *, half: bool) -> Reading | None:
+def start_reading(folder: Path, *, half: bool, mapped: bool = False) -> Reading | None:
     """Begin to read the folder's weights; None if it is not one that can be loaded so."""
     try:
-        return Reading(folder, half=half) if is_plain_sdxl(folder) else None
+        return Reading(folder, half=half, mapped=mapped) if is_plain_sdxl(folder) else None
     except (NotThere, ValueError, OSError):
         return None

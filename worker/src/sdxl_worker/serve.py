@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
+from sdxl_worker.imports import import_libraries
 from sdxl_worker.logs import configure_logging
 from sdxl_worker.reading import start_reading
 from sdxl_worker.settings import Dtype, Settings
@@ -34,7 +35,13 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module="transformers")
     # Before torch and diffusers, whose imports take seconds: the disk can work meanwhile.
-    reading = start_reading(Path(settings.base_model), half=_expects_half(settings))
+    reading = start_reading(
+        Path(settings.base_model),
+        half=_expects_half(settings),
+        mapped=settings.maps_weights(on_cpu=_expects_cpu(settings)),
+    )
+    # Compiling, and the loaders of diffusers for all other kinds of models, need more of them.
+    import_libraries(lean=reading is not None and not settings.compile_unet)
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
     from sdxl_worker.pipeline import load_model
@@ -55,7 +62,12 @@ def _expects_half(settings: Settings) -> bool:
     """A guess without torch at what `auto` will mean; a wrong one costs only time."""
     if settings.dtype is not Dtype.AUTO:
         return settings.dtype is not Dtype.FLOAT32
-    return settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
+    return not _expects_cpu(settings)
+
+
+def _expects_cpu(settings: Settings) -> bool:
+    """Likewise."""
+    return settings.device == "cpu" or not Path("/proc/driver/nvidia/version").exists()
 
 
 if __name__ == "__main__":

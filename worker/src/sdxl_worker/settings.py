@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         description="pictures of one request denoised together; above 1 a picture is equal up to "
         "rounding, not bit for bit, to the same one drawn alone",
     )
+    map_weights: bool | None = Field(
+        default=None,
+        description="use the weight files' own pages as memory instead of reading them into new: "
+        "starts sooner and needs less memory, but the files must not be written while the worker "
+        "runs; unset: on a CPU only",
+    )
     warmup: bool = Field(default=True, description="draw one small picture before saying ready")
     gpu_name: str | None = Field(default=None, description="row of the price table, such as L40S")
     usd_per_second: float | None = Field(
@@ -146,6 +152,10 @@ class Settings(BaseSettings):
                 "use the worker. Set a token, or bind to 127.0.0.1"
             )
         return self
+
+    def maps_weights(self, *, on_cpu: bool) -> bool:
+        """Whether weight files are mapped instead of read."""
+        return on_cpu if self.map_weights is None else self.map_weights
 
     @cached_property
     def is_loopback(self) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -78,6 +79,17 @@ class RestoreReport:
     verify_seconds: float
 
 
+class Keeper(Protocol):
+    """Keeps pristine copies of weights outside of the patcher, as a mapped file does."""
+
+    def twin(self, tensor: Tensor) -> Tensor | None:
+        """The copy of a weight that nobody has written yet, never to be written; None if there
+        is none."""
+
+    def changed(self) -> str | None:
+        """What has been written all the same, as a word for it, or None."""
+
+
 @dataclass(frozen=True)
 class _Identity:
     """What must stay the same about a tensor for graphs, hooks and kernels that hold it."""
@@ -102,6 +114,7 @@ class LoraPatcher:
             CPU of a machine with a GPU it is pinned.
         fingerprint_later: compute in a thread, after this returns, the checksums that only
             `verify_full` needs; a second or two of a large model's start.
+        kept: where pristine copies of some weights exist already; only the others are copied.
     """
 
     def __init__(
@@ -110,12 +123,21 @@ class LoraPatcher:
         *,
         pristine_device: torch.device | str | None = None,
         fingerprint_later: bool = False,
+        kept: Keeper | None = None,
     ) -> None:
         self._targets = targets
         self._live: dict[str, Tensor] = {name: p.detach() for name, p in targets.patchable()}
-        self._pristine = {
-            name: _copied(tensor, pristine_device) for name, tensor in self._live.items()
-        }
+        self._pristine: dict[str, Tensor] = {}
+        self._copied_bytes = 0
+        self._kept = None
+        for name, tensor in self._live.items():
+            twin = kept.twin(tensor) if kept is not None else None
+            if twin is None:
+                twin = _copied(tensor, pristine_device)
+                self._copied_bytes += twin.nbytes
+            else:
+                self._kept = kept
+            self._pristine[name] = twin
         everything = dict(targets.tensors())
         self._identities = {name: _Identity.of(tensor) for name, tensor in everything.items()}
         patched = {id(parameter) for _, parameter in targets.patchable()}
@@ -145,8 +167,8 @@ class LoraPatcher:
 
     @property
     def pristine_bytes(self) -> int:
-        """Memory of the pristine copy, in bytes."""
-        return sum(tensor.nbytes for tensor in self._pristine.values())
+        """Memory of the pristine copies that were made here, in bytes."""
+        return self._copied_bytes
 
     def pristine(self, module: str) -> Tensor:
         """W0 of a module's weight by full name; not to be written."""
@@ -331,6 +353,8 @@ class LoraPatcher:
                     )
 
     def _check_identities(self) -> None:
+        if self._kept is not None and (changed := self._kept.changed()) is not None:
+            self._fail(f"{changed} was written while the model was using it")
         for name, tensor in self._targets.tensors():
             if _Identity.of(tensor) != self._identities.get(name):
                 self._fail(f"{name} was moved or replaced")
