@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
+import gzip
 import itertools
-import random
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
-import httpx2
 import pytest
-from doubles.http_server import CUT, Reply
-from doubles.modal_edge_double import ModalEdgeDouble, Run, State, modal_http
+from doubles.http_server import Reply, as_json
+from doubles.modal_edge_double import (
+    ModalEdgeDouble,
+    Run,
+    State,
+    modal_http,
+    picture,
+    stream,
+)
+from modal_client_kit import (
+    BUSY_EDGE,
+    HTML,
+    KEY,
+    SECRET,
+    TOKEN,
+    client_of,
+    draw,
+    failure,
+    wanted,
+)
 
-from app.services.modal_sdxl_lora_client import InferenceOutcome, ModalSdxlLoraClient
-from app.services.retry import RetryPolicy
+from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from sdxl_contract.errors import (
     Cancelled,
     ContractError,
@@ -32,49 +48,10 @@ from sdxl_contract.errors import (
 )
 from sdxl_contract.request import GenerateRequest, LoraRef, dump_request
 
-KEY, SECRET, TOKEN = "wk-test-key-123", "ws-test-secret-456", "worker-token-789"
-HTML = Reply(500, b"<html>something broke</html>", {"Content-Type": "text/html"})
-# Answers to a question for a result that say nothing of the run behind it.
-BUSY_EDGE = {
-    "429": modal_http(429, "too many requests"),
-    "429 of a gateway": Reply(429, b"slow down"),
-    "408": modal_http(408, "Missing request, possibly due to expiry or cancellation"),
-    "502": Reply(502, b"<html>bad gateway</html>"),
-    "503": Reply(503),
-    "restarting": modal_http(404, "app crashed and is about to restart"),
-    "unclear": modal_http(500, "internal error"),
-    "empty 303": Reply(303),
-    "cut": CUT,
-    "cut inside the answer": Reply(200, b'{"image_base64": "AAAA"}', cut=9),
-}
-
-
-def wanted(**fields: Any) -> GenerateRequest:
-    known = {"prompt": "a red apple", "width": 64, "height": 64, "seed": 7, "request_id": "job-1"}
-    return GenerateRequest(**(known | fields))
-
-
-def client_of(edge: ModalEdgeDouble, **changes: Any) -> ModalSdxlLoraClient:
-    arguments: dict[str, Any] = {
-        "api_token": TOKEN,
-        "proxy_key": KEY,
-        "proxy_secret": SECRET,
-        "timeout_s": 20.0,
-        "policy": RetryPolicy(3, 0.001),
-        "poll_s": 0.005,
-    }
-    return ModalSdxlLoraClient(f"{edge.url}/generate-image", **(arguments | changes))
-
-
-async def draw(edge: ModalEdgeDouble, request: GenerateRequest, **changes: Any) -> InferenceOutcome:
-    async with client_of(edge, **changes) as client:
-        return await client.generate_image(request)
-
-
-async def failure(edge: ModalEdgeDouble, request: GenerateRequest, **changes: Any) -> ContractError:
-    with pytest.raises(ContractError) as caught:
-        await draw(edge, request, **changes)
-    return caught.value
+AGAIN = Reply(303, b"", {"Location": "?__modal_function_call_id=fc-0"})
+ZIPPED_WRONG = Reply(200, b"\x1f\x8bno gzip", {"Content-Encoding": "gzip"})
+# The worker's own error under the status of a success.
+SAYS_BLANK = b'{"error": "the prompt is blank", "error_code": "INVALID_PROMPT"}'
 
 
 @pytest.fixture
@@ -162,6 +139,9 @@ async def test_the_client_has_a_deadline_of_its_own(edge: ModalEdgeDouble) -> No
         (Reply(401), "UNAUTHORIZED", "MODAL_API_TOKEN", 1),
         (Reply(403, b"<html>"), "GENERATION_FAILED", "MODAL_ENDPOINT_URL", 1),
         (Reply(307, b"", {"Location": "/else"}), "GENERATION_FAILED", "MODAL_ENDPOINT_URL", 1),
+        (Reply(308, b"", {"Location": "https://x/"}), "GENERATION_FAILED", "with https", 1),
+        (ZIPPED_WRONG, "GENERATION_FAILED", "cannot be decompressed", 4),
+        (Reply(200, SAYS_BLANK), "INVALID_PROMPT", "is blank", 1),
         (HTML, "GENERATION_FAILED", "answered 500", 4),
         (Reply(200, b"<html>Welcome</html>"), "GENERATION_FAILED", "MODAL_ENDPOINT_URL", 1),
         (Reply(200, b'{"image_size": [64, 64]}'), "GENERATION_FAILED", "lacks a field", 4),
@@ -224,7 +204,69 @@ async def test_retry_after_is_waited_for(edge: ModalEdgeDouble, header: str) -> 
     assert time.monotonic() - started >= 0.3
 
 
-@pytest.mark.parametrize("header", ["soon", "-1", "nan", "Wed, 21 Oct 2026 07:28:00 GMT", "99999"])
+async def test_a_retry_after_may_be_a_date(edge: ModalEdgeDouble) -> None:
+    in_two_seconds = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    edge.plan(modal_http(429, "too many requests", **{"Retry-After": in_two_seconds}))
+    started = time.monotonic()
+    assert (await draw(edge, wanted())).attempts == 2
+    assert time.monotonic() - started >= 0.9  # dates have no fractions
+
+
+@pytest.mark.parametrize("header", ["99999", "Fri, 31 Dec 2100 23:59:59 GMT", "inf"])
+async def test_a_retry_after_beyond_the_deadline_ends_the_attempts(
+    edge: ModalEdgeDouble, header: str
+) -> None:
+    edge.plan(modal_http(429, "too many requests", **{"Retry-After": header}))
+    error = await failure(edge, wanted())
+    assert (error.code, error.retry_after) == (ErrorCode.OVERLOADED, 3600)
+    assert len(edge.posts) == 1
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/html", "TEXT/plain"])
+async def test_a_result_is_read_whatever_its_type_says_and_also_compressed(
+    edge: ModalEdgeDouble, kind: str
+) -> None:
+    body = gzip.compress(as_json(picture(wanted())).body)
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    edge.plan(Run(says=Reply(200, body, headers)))
+    assert (await draw(edge, wanted())).attempts == 1
+
+
+async def test_a_stream_is_known_by_its_type_in_any_case(edge: ModalEdgeDouble) -> None:
+    told = stream(wanted())
+    headers = {"Content-Type": "Text/Event-Stream; charset=utf-8"}
+    edge.plan(Run(says=Reply(200, told.body, headers)))
+    assert (await draw(edge, wanted())).attempts == 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "?__modal_function_call_id=fc-0",
+        "../generate-image?__modal_function_call_id=fc-0",
+        "  /generate-image?__modal_function_call_id=fc-0  ",
+        "/generate-image?__modal_function_call_id=fc-0#part",
+    ],
+)
+async def test_every_spelling_of_a_place_on_the_same_host_is_followed(
+    edge: ModalEdgeDouble, location: str
+) -> None:
+    edge.plan(Run(seconds=200, location=location))
+    assert (await draw(edge, wanted())).attempts == 1
+    assert len(edge.looks) >= 1
+
+
+async def test_a_loop_of_303s_ends_at_the_deadline_and_is_polite(edge: ModalEdgeDouble) -> None:
+    edge.plan(Run(seconds=60_000_000, looks=(AGAIN,) * 5000))
+    error = await failure(edge, wanted(), timeout_s=1.0, poll_s=0.05)
+    assert error.code is ErrorCode.TIMEOUT
+    assert len(edge.posts) == 1
+    assert len(edge.calls) <= 25
+
+
+@pytest.mark.parametrize(
+    "header", ["soon", "-1", "nan", "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 99 Oct 2026"]
+)
 async def test_a_retry_after_that_helps_nobody_is_passed_over(
     edge: ModalEdgeDouble, header: str
 ) -> None:
@@ -343,96 +385,3 @@ async def test_a_worker_that_is_down_is_tried_again_and_then_named() -> None:
     assert error.code is ErrorCode.MODEL_LOAD_FAILED
     assert "cannot be reached" in error.message
     assert edge.url not in error.message
-
-
-# --- no request is POSTed twice while the first may still run ---------------------------------
-
-MAY_RUN: dict[str, Run | Reply] = {
-    "chain": Run(seconds=320),
-    "chain, absolute": Run(seconds=320, location="absolute"),
-    "no place": Run(seconds=200, location="empty"),
-    "foreign place": Run(seconds=200, location="http://127.0.0.2:9/x"),
-    "cut": Run(seconds=120, cut_after=10),
-    "gateway": Run(seconds=120, gateway_after=10),
-    "preempted, then cut": Run(seconds=60, preempted=3, cut_after=80),
-    "preempted, chain": Run(seconds=90, preempted=3),
-    **{f"look: {name}": Run(seconds=300, looks=(told,)) for name, told in BUSY_EDGE.items()},
-}
-ENDED: dict[str, Run | Reply] = {
-    "429": modal_http(429, "too many requests", **{"Retry-After": "0.001"}),
-    "408": modal_http(408, "Missing request"),
-    "restarting": modal_http(404, "crashed, will restart"),
-    "timed out": modal_http(500, "function execution timed out"),
-    "signal": modal_http(500, "terminated by signal"),
-    "500": HTML,
-    "loading": Run(says=ModelLoadFailed("still loading")),
-    "damaged": Run(says=Reply(200, b'{"image_base64": 1}')),
-    "ended at a look": Run(seconds=160, says=modal_http(500, "terminated by signal")),
-    "failed at a look": Run(seconds=160, says=GenerationFailed("not finite")),
-}
-FAULTS = MAY_RUN | ENDED
-
-
-# After these the client depends on what the worker says of the request.
-ASKS = {"no place", "cut", "gateway", "preempted, then cut"}
-
-
-def histories() -> list[tuple[str, ...]]:
-    """Every fault alone, a known end before each fault that may leave a run, random triples."""
-    told = [(name,) for name in FAULTS]
-    told += [
-        (first, second) for first in ENDED for second in MAY_RUN if not second.startswith("look")
-    ]
-    chance = random.Random(6)
-    return told + [tuple(chance.choices(list(FAULTS), k=3)) for _ in range(30)]
-
-
-@pytest.mark.parametrize("state", ["truth", "unknown", "silent"])
-async def test_no_request_is_posted_while_the_first_may_still_run(state: State) -> None:
-    cases = histories()
-    async with ModalEdgeDouble(state=state, keeps=False) as edge:
-        for number, faults in enumerate(cases):
-            edge.plan(*(FAULTS[name] for name in faults), request_id=f"job-{number}")
-        at_once = asyncio.Semaphore(32)
-
-        async with client_of(edge) as client:
-
-            async def one(number: int) -> bool:
-                async def build() -> GenerateRequest:
-                    return wanted()
-
-                never_told = state != "truth" and ASKS.intersection(cases[number])
-                async with at_once:
-                    try:
-                        await client.generate(
-                            build,
-                            request_id=f"job-{number}",
-                            deadline_s=0.4 if never_told else 120,
-                        )
-                    except ContractError:
-                        return False
-                    return True
-
-            drawn = await asyncio.gather(*(one(number) for number in range(len(cases))))
-        assert edge.violations == []
-        # Not because it gave up: what can be drawn was, many after several POSTs.
-        for faults, was_drawn in zip(cases, drawn, strict=True):
-            if "foreign place" not in faults and (state == "truth" or not ASKS & {*faults}):
-                assert was_drawn, faults
-        assert len(edge.posts) > len(cases)
-
-
-@pytest.mark.parametrize("name", MAY_RUN)
-async def test_a_naive_client_does_post_twice(name: str) -> None:
-    """The control: the check above can fail, for each of these faults."""
-    async with ModalEdgeDouble(speed=200, keeps=False) as edge, httpx2.AsyncClient() as http:
-        edge.plan(MAY_RUN[name])
-        for _ in range(3):
-            try:
-                body = dump_request(wanted())
-                answer = await http.post(f"{edge.url}/generate-image", content=body, timeout=0.2)
-                if answer.status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                continue
-        assert edge.violations != []

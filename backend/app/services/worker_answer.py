@@ -13,6 +13,8 @@ import io
 import json
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -41,11 +43,15 @@ _SIGNATURES = {
 }
 _MODAL = b"modal-http:"
 # A gateway says that it got no answer: what it had asked may still be at work on it.
-_GATEWAY_STATUSES = frozenset({502, 504, 520, 524})
+_GATEWAY_STATUSES = frozenset({502, 504, 520, 524, 598, 599})
+_REDIRECTS = frozenset({301, 302, 307, 308})
+# Of a Retry-After: longer ones say no more than that it is not worth waiting for.
+_RETRY_AFTER_MAX_S = 3600.0
 # 4096 x 4096: what a picture may unfold to in memory where no size was asked for.
 _MAX_PIXELS = 2**24
 # Reasons with which an edge answers for itself, not for the run that it was asked about.
 _SAYS_NOTHING = frozenset({"bad_answer", "modal_restarting", "modal_no_request", "modal_unclear"})
+_ERROR_BODY_MAX_BYTES = 2**16  # a result has a picture in it, and is not read twice
 _MAX_TEXT_CHARS = 4000  # of any text that a worker sends, pictures aside
 _EVENT = TypeAdapter[WorkerEvent](WorkerEvent)
 _EVENT_TYPES = frozenset({"queued", "progress", "preview", "result", "error"})
@@ -75,6 +81,12 @@ def error_from_answer(status: int, body: bytes, retry_after_header: str | None) 
             f"the worker's URL answered {status} without the worker's own words",
             details={"reason": "bad_answer", "http_status": status},
             retry_after=retry_after,
+        )
+    if status in _REDIRECTS:
+        return GenerationFailed(
+            f"the worker's URL redirects (status {status}): set MODAL_ENDPOINT_URL to the address "
+            "that it leads to, with https",
+            details={"reason": "redirect", "http_status": status},
         )
     return GenerationFailed(
         f"the worker's URL answered {status} with something that is not a worker's answer: "
@@ -187,17 +199,27 @@ def _unauthorized() -> Unauthorized:
 
 
 def _seconds(header: str | None) -> float | None:
-    try:
-        value = float(header) if header else None
-    except ValueError:
+    """What a Retry-After says, which is a number of seconds or a date; None if it says nothing."""
+    if not header:
         return None
-    return value if value is not None and 0 <= value < 3600 else None
+    try:
+        value = float(header)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        # A date without a zone is meant in UTC, as all of HTTP's are.
+        value = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        value = max(value, 0.0)
+    return min(value, _RETRY_AFTER_MAX_S) if value >= 0 else None
 
 
 def read_result(body: bytes, known: Iterable[str] = ()) -> GenerateResult:
     """The worker's 200 answer, `known` secrets taken out of its texts.
 
     Raises:
+        ContractError: it is the worker's word for a failure, whose status got lost on its way.
         GenerationFailed: it is not one; `details["reason"]` is `not_json` for something that is
             no JSON at all (a wrong URL), `bad_answer` for a damaged answer.
     """
@@ -207,6 +229,9 @@ def read_result(body: bytes, known: Iterable[str] = ()) -> GenerateResult:
             "the worker's URL answered with something that is not JSON: check MODAL_ENDPOINT_URL",
             details={"reason": "not_json"},
         )
+    failure = _own_words(body) if len(body) <= _ERROR_BODY_MAX_BYTES else None
+    if failure is not None:
+        raise from_body(failure)
     try:
         return _trusted(GenerateResult.model_validate(_redacted(json.loads(body), known)))
     except (ValueError, RecursionError) as error:

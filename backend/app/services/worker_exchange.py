@@ -144,14 +144,20 @@ class WorkerExchange:
     async def _read(
         self, answer: httpx2.Response, on_event: OnEvent | None, *, first: bool
     ) -> GenerateResult:
-        streams = answer.headers.get("content-type", "").startswith("text/event-stream")
-        if streams and answer.status_code == 200:
+        kind = answer.headers.get("content-type", "").lower()
+        if kind.startswith("text/event-stream") and answer.status_code == 200:
             return await self._read_stream(answer, on_event)
         collected = bytearray()
-        async for chunk in answer.aiter_bytes():
-            collected += chunk
-            if len(collected) > _MAX_ANSWER_BYTES:
-                _fail_too_large()
+        try:
+            async for chunk in answer.aiter_bytes():
+                collected += chunk
+                if len(collected) > _MAX_ANSWER_BYTES:
+                    _fail_too_large()
+        except httpx2.DecodingError as error:
+            # An answer came, so the run has ended; only its compression is damaged.
+            raise GenerationFailed(
+                "the worker's answer cannot be decompressed", details={"reason": "bad_answer"}
+            ) from error
         body = bytes(collected)
         if answer.status_code == 200:
             return read_result(body, self._secrets)

@@ -36,7 +36,7 @@ class Run:
         says: the worker's answer; None for the right picture.
         location: the 303's Location; `empty` for none, other texts are sent as they are.
         cut_after: seconds after which the client's connection is broken; the run goes on.
-        gateway_after: seconds after which the client is told 504; the run goes on.
+        gateway_after: seconds after which the client is told `gateway_status`; the run goes on.
         looks: what the GETs for the result are told first, one each.
     """
 
@@ -46,6 +46,7 @@ class Run:
     location: str = "relative"
     cut_after: float | None = None
     gateway_after: float | None = None
+    gateway_status: int = 504
     looks: tuple[Reply, ...] = ()
 
 
@@ -190,7 +191,7 @@ class ModalEdgeDouble(HttpServer):
             work.task = asyncio.create_task(self._draw(work, request, call))
         gives_up = [
             (step.cut_after, CUT),
-            (step.gateway_after, Reply(504, b"<html>gateway timeout</html>")),
+            (step.gateway_after, Reply(step.gateway_status, b"<html>gateway timeout</html>")),
         ]
         for after, reply in gives_up:
             if after is not None:
