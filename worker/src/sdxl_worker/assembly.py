@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answers import gpu_name
@@ -15,9 +17,12 @@ from sdxl_worker.drawing import Drawer
 from sdxl_worker.fetch import Fetcher
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
 from sdxl_worker.loras import LoraSource
+from sdxl_worker.memory import holds_second_copy
 from sdxl_worker.pipeline import LoadedModel, describe
 from sdxl_worker.settings import Settings
 from sdxl_worker.timings import Stopwatch
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,20 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     """All parts around `model`; draws the warm-up picture if the settings ask for it."""
     pipe = model.pipe
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
-    patcher = LoraPatcher(targets, fingerprint_later=True, kept=model.mapped)
+    roomy = holds_second_copy(
+        model.device,
+        [pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2],
+        copied=sum(parameter.nbytes for _, parameter in targets.patchable()),
+        more=settings.lora_cache_bytes,
+    )
+    if not roomy:
+        log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
+    patcher = LoraPatcher(
+        targets,
+        pristine_device=None if roomy else "cpu",
+        fingerprint_later=True,
+        kept=model.mapped,
+    )
     drawer = Drawer(model, settings.images_per_batch)
     if settings.warmup:
         _warm_up(drawer, model)
@@ -48,8 +66,9 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
         if settings.lora_cache_dir
         else None
     )
+    on_gpu = roomy and model.device.type == "cuda"
     move: Callable[[ParsedLora], ParsedLora] = (
-        (lambda lora: lora.to(model.device)) if model.device.type == "cuda" else (lambda lora: lora)
+        (lambda lora: lora.to(model.device)) if on_gpu else (lambda lora: lora)
     )
     source = LoraSource(fetcher, cache, targets, disk, move)
     gpu = settings.gpu_name or gpu_name(model.device)

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable
 
 import structlog
-import torch
 
 from sdxl_contract.errors import (
     ContractError,
@@ -43,6 +42,7 @@ from sdxl_worker.jobs import Job, JobBook
 from sdxl_worker.lane import Lane
 from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
 from sdxl_worker.loras import Origin, lora_report
+from sdxl_worker.memory import is_out_of_memory, let_go
 from sdxl_worker.metrics import Metrics
 from sdxl_worker.pipeline import LoadedModel, load_model
 from sdxl_worker.prompt_syntax import parse_weights
@@ -272,7 +272,12 @@ class Engine:
         while True:
             done, _ = await asyncio.wait({work}, timeout=0.1)
             if done:
-                return list(work.result())
+                try:
+                    return list(work.result())
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        raise self._out_of_memory(job.request, ready, error) from error
+                    raise
             try:
                 job.token.check()
             except ContractError:
@@ -333,11 +338,9 @@ class Engine:
                 )
                 handed_over = hand_over()
                 return drawn, not handed_over
-            except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-                raise self._out_of_memory(request, ready) from error
-            except RuntimeError as error:
-                if "not enough memory" in str(error) or "out of memory" in str(error):
-                    raise self._out_of_memory(request, ready) from error
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise self._out_of_memory(request, ready, error) from error
                 raise
         finally:
             if not handed_over:
@@ -363,10 +366,12 @@ class Engine:
             log.exception("model_not_restored")
             raise self._failure from error
 
-    def _out_of_memory(self, request: GenerateRequest, ready: Ready) -> CudaOutOfMemory:
+    def _out_of_memory(
+        self, request: GenerateRequest, ready: Ready, error: BaseException
+    ) -> CudaOutOfMemory:
+        """What the caller is told; before the restore, which needs some memory itself."""
         ready.cache.clear()
-        if ready.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        let_go(error)
         limits = ready.model.limits
         width, height = request.size(limits)
         smaller = [limits.nearest_side(side * 3 // 4) for side in (width, height)]

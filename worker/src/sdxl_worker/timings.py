@@ -13,12 +13,17 @@ import torch
 
 from sdxl_contract.result import Phase, Timings
 
+# The lane's phases. In the others the GPU works for somebody else, whom nobody has to wait for:
+# least of all the event loop, on which they are timed.
+_ON_DEVICE = frozenset({Phase.APPLY, Phase.TEXT_ENCODE, Phase.DENOISE, Phase.DECODE, Phase.RESTORE})
+
 
 class Stopwatch:
-    """Adds up seconds per phase; waits for the GPU at a phase's end, so that its work counts."""
+    """Adds up seconds per phase; waits for the GPU at the end of a phase that uses it, so that its
+    work counts."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self._cuda = device is not None and device.type == "cuda"
+        self._cuda = device if device is not None and device.type == "cuda" else None
         self._seconds: dict[Phase, float] = {}
 
     @contextmanager
@@ -27,8 +32,8 @@ class Stopwatch:
         started = time.perf_counter()
         try:
             yield
-            if self._cuda:
-                torch.cuda.synchronize()
+            if self._cuda is not None and phase in _ON_DEVICE:
+                torch.cuda.synchronize(self._cuda)
         finally:
             self.add(phase, time.perf_counter() - started)
 

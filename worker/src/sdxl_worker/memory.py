@@ -1,0 +1,58 @@
+"""What to do when memory runs out, and where a GPU's memory goes.
+
+Duty: know an out-of-memory error by any of its names, let go of what a failed call still holds, and
+say whether a GPU is large enough for a second copy of the weights.
+Must not know: requests, LoRAs.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+from torch import nn
+
+# Of errors that have no class of their own.
+_WORDS = (
+    "out of memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+# What one picture of 1024x1024 takes beside the weights, decoded in 16 bit, and some to spare.
+DRAWING_BYTES = 4 * 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of the GPU or the computer, was not enough."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def let_go(error: BaseException) -> None:
+    """Give up the tensors that the functions through which `error` came still hold.
+
+    Their local variables live as long as its traceback, and that as long as somebody waits for an
+    answer: gigabytes, just when there are none. Afterwards the allocator gives back what is free.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        # Of frames that have ended; those that are still running are left alone.
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
+    torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
+
+
+def holds_second_copy(
+    device: torch.device, modules: list[nn.Module], copied: int, more: int
+) -> bool:
+    """Whether `device` has room for `modules`, `copied` bytes of them once more, `more` bytes of
+    other things, and a picture being drawn."""
+    if device.type != "cuda":
+        return True
+    total = torch.cuda.get_device_properties(device).total_memory
+    weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    return bool(total >= weights + copied + more + DRAWING_BYTES)

@@ -1,0 +1,208 @@
+"""Memory that runs out: what is let go of before the restore, and what the caller is told."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from torch import nn
+from worker_testkit import (
+    SIDE,
+    FileServer,
+    RunningWorker,
+    file_server,
+    kohya_lora,
+    running_worker,
+    settings,
+)
+
+from sdxl_contract.result import Phase
+from sdxl_worker.lora import LoraPatcher, ParsedLora
+from sdxl_worker.memory import DRAWING_BYTES, holds_second_copy, is_out_of_memory, let_go
+from sdxl_worker.timings import Stopwatch
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[RunningWorker]:
+    with running_worker(settings()) as running:
+        yield running
+
+
+def lora_url(worker: RunningWorker, files: FileServer) -> str:
+    assert worker.engine._ready is not None
+    return files.add(kohya_lora(worker.engine._ready.signature.modules, seed=5))
+
+
+def ask(worker: RunningWorker, **fields: Any) -> httpx2.Response:
+    body = {"prompt": "a red apple", "width": SIDE, "height": SIDE, "steps": 2, "seed": 1} | fields
+    return httpx2.post(f"{worker.url}/generate-image", json=body, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_every_name_of_too_little_memory_is_known(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_what_failed_calls_held_is_let_go_of_while_the_error_lives_on() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def inner() -> None:
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def outer() -> None:
+        latents = torch.zeros(8)
+        held.append(weakref.ref(latents))
+        try:
+            inner()
+        except RuntimeError as error:
+            raise RuntimeError("while drawing") from error
+
+    try:
+        outer()
+    except RuntimeError as error:
+        kept = error
+    assert [one() is not None for one in held] == [True, True]
+
+    let_go(kept)
+
+    assert [one() for one in held] == [None, None]
+    assert kept.__traceback__ is not None
+
+
+def test_the_restore_after_running_out_of_memory_finds_the_memory_free(
+    worker: RunningWorker, files: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a garbage collection, on which nobody may count at that moment."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    at_restore: list[bool] = []
+    restore = LoraPatcher.restore
+
+    def too_much(*_: Any, **__: Any) -> Any:
+        activations = torch.zeros(1000)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def restored(self: LoraPatcher) -> Any:
+        at_restore.extend(one() is None for one in held)
+        return restore(self)
+
+    url = lora_url(worker, files)
+    gc.collect()
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("sdxl_worker.drawing.Drawer._denoise", too_much)
+            patch.setattr(LoraPatcher, "restore", restored)
+            answer = ask(worker, lora_url=url)
+    finally:
+        gc.enable()
+
+    assert (answer.status_code, answer.json()["error_code"]) == (507, "CUDA_OOM")
+    assert at_restore == [True]
+    assert ask(worker).status_code == 200
+
+
+def test_a_lora_for_which_the_gpu_has_no_room_is_out_of_memory_too(
+    worker: RunningWorker, files: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: ParsedLora) -> ParsedLora:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert worker.engine._ready is not None
+    url = lora_url(worker, files)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.engine._ready.source, "_prepare", full)
+        answer = ask(worker, lora_url=url)
+
+    assert (answer.status_code, answer.json()["error_code"]) == (507, "CUDA_OOM")
+    assert ask(worker, lora_url=url).status_code == 200
+
+
+def gpu_of(gib: float, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    told = SimpleNamespace(total_memory=int(gib * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
+    return torch.device("cuda")
+
+
+def test_a_gpu_is_large_enough_when_all_of_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[nn.Module] = [nn.Linear(1024, 1024, bias=False, dtype=torch.float16)]
+    weights = 2 * 1024 * 1024
+    needed = (weights + 1_000_000 + 2_000_000 + DRAWING_BYTES) / 2**30
+
+    def fits(gib: float) -> bool:
+        device = gpu_of(gib, monkeypatch)
+        return holds_second_copy(device, modules, copied=1_000_000, more=2_000_000)
+
+    assert fits(needed + 1e-6)
+    assert not fits(needed - 1e-6)
+    assert holds_second_copy(torch.device("cpu"), modules, copied=10**15, more=0)
+
+
+@pytest.mark.parametrize(("roomy", "expected"), [(True, None), (False, "cpu")])
+def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch, roomy: bool, expected: str | None
+) -> None:
+    from sdxl_worker import assembly
+
+    assert worker.engine._ready is not None
+    model = replace(worker.engine._ready.model, device=torch.device("cuda"))
+    placed: list[object] = []
+    patcher = assembly.LoraPatcher
+
+    def noted(targets: Any, **options: Any) -> LoraPatcher:
+        placed.append(options.pop("pristine_device"))
+        return patcher(targets, **options)
+
+    monkeypatch.setattr(assembly, "LoraPatcher", noted)
+    monkeypatch.setattr(assembly, "holds_second_copy", lambda *_, **__: roomy)
+    monkeypatch.setattr(assembly, "gpu_name", lambda _: "T4")
+    ready = assembly.assemble(settings(), model, worker.engine._fetcher)
+    moved: list[object] = []
+    lora: Any = SimpleNamespace(to=lambda device: moved.append(device))
+    ready.source._prepare(lora)
+
+    assert placed == [expected]
+    assert moved == ([torch.device("cuda")] if roomy else [])
+
+
+def test_only_phases_on_the_lane_wait_for_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device, expected in (("cuda:1", 1), ("cpu", 0)):
+        watch = Stopwatch(torch.device(device))
+        for phase in (Phase.QUEUE, Phase.DOWNLOAD, Phase.PARSE, Phase.IMAGE_ENCODE, Phase.UPLOAD):
+            with watch.phase(phase):
+                pass
+        assert waited == [], "the event loop would stand still until the GPU is done"
+        for phase in (Phase.APPLY, Phase.TEXT_ENCODE, Phase.DENOISE, Phase.DECODE, Phase.RESTORE):
+            with watch.phase(phase):
+                pass
+        assert waited == [torch.device(device)] * 5 * expected
+        waited.clear()
