@@ -70,7 +70,7 @@ bench-cold-start: $(INSTALLED) ## Process start to loaded SDXL against diffusers
 
 .PHONY: bench-gpu
 bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against plain diffusers, on a real GPU
-	@$(PY) benchmarks/gpu_generate.py
+	@$(PY) benchmarks/gpu_generate.py --json benchmarks/results/gpu_generate.json
 
 .PHONY: bench-png
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes

@@ -5,6 +5,8 @@ same prompt, seeds, steps and sampler, in these variants:
   fp16 / bf16     the precision; the worker's `auto` is bf16 where the GPU has it
   channels-last   the memory layout CHANNELS_LAST
   compiled        the UNet's repeated blocks through torch.compile, COMPILE_UNET
+  without-sdpa    attention by plain products and a softmax: what PyTorch's own attention saves
+  other-vae       the VAE that --vae names, VAE_MODEL, in the first precision
   n-at-once       n pictures of one request denoised together, IMAGES_PER_BATCH
   lora            a LoRA of rank 32 into the weights before every request and out of them after it:
                   diffusers by load, fuse, unfuse and unload; the worker by parse, apply, restore
@@ -20,8 +22,11 @@ float32.
 
     python benchmarks/gpu_generate.py [--model FOLDER|HUB NAME | --small] [--device cuda]
         [--size PX] [--steps N] [--repeats N] [--images N] [--gpu NAME] [--without-compile]
+        [--vae FOLDER|HUB NAME] [--json FILE] [--pictures FOLDER]
 
-Last line: JSON. Status 1 if a variant could not be measured; its row says why.
+Needs no network where --model and --vae are folders. Last line: JSON, with null for what could not
+be measured. `--json` holds it too, and is written anew after each variant, so that a run that is
+cut off leaves what it has. Status 1 if a variant could not be measured; its row says why.
 """
 
 from __future__ import annotations
@@ -49,10 +54,10 @@ from bench_lora_swap import hardware
 from gpu_sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
 from PIL import Image
 
-from sdxl_contract.errors import ContractError
 from sdxl_contract.limits import STEPS_DEFAULT, STEPS_MAX, ModelLimits
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND
 from sdxl_worker.answers import gpu_name
+from sdxl_worker.memory import let_go
 from sdxl_worker.pipeline import LIMITS_FILE, choose_device, choose_dtype
 from sdxl_worker.settings import Dtype, Settings
 
@@ -81,15 +86,24 @@ class Measured:
     error: str | None = None
 
 
-def variants(dtypes: Sequence[Dtype], images: int, compiled: bool) -> list[Variant]:
-    """All variants, those that share a model in a row; the worker's own dtype is the last one."""
+def variants(
+    dtypes: Sequence[Dtype], images: int, compiled: bool, vae: bool = False
+) -> list[Variant]:
+    """All variants, those that share a model in a row; the worker's own dtype is the last one.
+
+    Args:
+        compiled: those that go through torch.compile, too.
+        vae: one with another VAE, too.
+    """
     found: list[Variant] = []
     for dtype in dtypes:
         plain = Variant(ours=False, dtype=dtype)
         # The LoRA goes last: what unfusing leaves behind stays in the weights.
         found += [plain, Variant(False, dtype, at_once=images), Variant(False, dtype, lora=True)]
     found += [Variant(ours=True, dtype=dtype) for dtype in dtypes]
+    found += [Variant(True, dtypes[0], vae=True)] * vae
     own = dtypes[-1]
+    found += [Variant(True, own, sdpa=False)]
     found += [
         Variant(True, own, channels_last=True),
         Variant(True, own, channels_last=True, at_once=images),
@@ -112,11 +126,18 @@ def difference(ones: list[Image.Image], others: list[Image.Image]) -> tuple[floa
     return float(max(gap.max() for gap in gaps)), float(np.mean([gap.mean() for gap in gaps]))
 
 
-def measure(task: Task, wanted: Sequence[Variant]) -> list[Measured]:
-    """Every variant in its order; a model is loaded anew only where the next needs another."""
+def measure(
+    task: Task,
+    wanted: Sequence[Variant],
+    keep: Callable[[Sequence[Measured]], None] = lambda _: None,
+) -> list[Measured]:
+    """Every variant in its order; a model is loaded anew only where the next needs another.
+
+    `keep` is given all that was measured so far after each variant.
+    """
     found: list[Measured] = []
     side: Side | None = None
-    loaded: tuple[bool, Dtype, bool, bool] | None = None
+    loaded: tuple[object, ...] | None = None
     load_s: float | None = None
     for variant in wanted:
         result = Measured(variant)
@@ -132,13 +153,17 @@ def measure(task: Task, wanted: Sequence[Variant]) -> list[Measured]:
             assert side is not None
             result.load_s = load_s
             _measure(task, side, result)
-        except (RuntimeError, OSError, ContractError) as error:
-            # Too little memory, code that does not compile, a model that is not there: the others
-            # go on, with a model of their own, as this one may be left half changed.
+        except Exception as error:
+            # Too little memory, code that does not compile, a model that is not there, a library
+            # that is missing: the others go on, with a model of their own, as this one may be left
+            # half changed.
             cause = error.__cause__ or error
             result.error = f"{type(cause).__name__}: {_first_line(cause)}"
-            loaded = None
-        print(f"{variant.name}: {result.error or f'{result.request_s:.3f} s per request'}")
+            side = loaded = None
+            let_go(error)
+        says = result.error or f"{result.request_s:.3f} s per request"
+        print(f"{variant.name}: {says}", flush=True)
+        keep(found)
     return found
 
 
@@ -228,6 +253,7 @@ def summarise(task: Task, found: Sequence[Measured]) -> dict[str, Any]:
         "size": task.size, "steps": task.steps, "repeats": task.repeats,
         "cfg": CFG, "seed": SEED, "lora_rank": RANK,
         "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "cuda": torch.version.cuda if cuda else None,
         "load_average": os.getloadavg()[0],
         "variants": rows(task, found),
     }  # fmt: skip
@@ -276,6 +302,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Task, list[Variant], argpars
     parser.add_argument("--images", type=int, default=4, help="pictures drawn at once")
     parser.add_argument("--gpu", choices=USD_PER_SECOND, help="row of the price table")
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--vae", help="one variant with this VAE: a folder or a hub name")
     parser.add_argument("--json", type=Path, help="write the result there, too")
     parser.add_argument("--pictures", type=Path, help="folder for every variant's first picture")
     args = parser.parse_args(arguments)
@@ -297,6 +324,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Task, list[Variant], argpars
             problem = f"{field_name} is {value}: it must be from {lowest} to {most}"
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         problem = f"--model {name} is neither a folder nor a hub name such as owner/model"
+    if args.vae and not Path(args.vae).is_dir() and not _HUB_NAME.fullmatch(args.vae):
+        problem = f"--vae {args.vae} is neither a folder nor a hub name such as owner/vae"
+    if args.json is not None and not args.json.parent.is_dir():
+        problem = f"--json {args.json}: there is no folder {args.json.parent}"
     if problem is not None:
         parser.error(problem)
     try:
@@ -310,14 +341,23 @@ def parse(arguments: Sequence[str] | None) -> tuple[Task, list[Variant], argpars
     dtypes = [Dtype(str(own).removeprefix("torch."))]
     if device.type == "cuda" and own is not torch.float16:
         dtypes.insert(0, Dtype.FLOAT16)
-    task = Task(name, device, size, args.steps, args.repeats, args.gpu or gpu_name(device))
-    return task, variants(dtypes, args.images, not args.without_compile), args
+    gpu = args.gpu or gpu_name(device)
+    task = Task(name, device, size, args.steps, args.repeats, gpu, args.vae)
+    return task, variants(dtypes, args.images, not args.without_compile, bool(args.vae)), args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what the arguments say; prints a table, and the JSON last."""
     task, wanted, args = parse(arguments)
-    found = measure(task, wanted)
+
+    def keep(so_far: Sequence[Measured]) -> None:
+        if args.json is not None:
+            text = json.dumps(rounded(summarise(task, so_far)), indent=1)
+            part = args.json.with_name(f".{args.json.name}.part")
+            part.write_text(text + "\n")
+            part.replace(args.json)
+
+    found = measure(task, wanted, keep)
     if args.pictures is not None:
         args.pictures.mkdir(parents=True, exist_ok=True)
         for one in found:
@@ -329,8 +369,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"mean of 255 from {summary['variants'][0]['name']}, then from the same precision\n"
         f"{table(summary)}"
     )
-    if args.json is not None:
-        args.json.write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary))
     return int(any(one.error is not None for one in found))
 

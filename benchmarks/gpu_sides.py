@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import diffusers
 import torch
 from bench_lora_swap import kohya_lora
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
@@ -39,7 +40,12 @@ SHORT = {Dtype.FLOAT16: "fp16", Dtype.BFLOAT16: "bf16", Dtype.FLOAT32: "fp32"}
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant of a run has in common. `size` is a side in px."""
+    """What every variant of a run has in common.
+
+    Attributes:
+        size: a side in px.
+        vae: folder or hub name of the VAE that variants with `vae` take instead of the model's.
+    """
 
     model: str
     device: torch.device
@@ -47,6 +53,7 @@ class Task:
     steps: int
     repeats: int
     gpu: str
+    vae: str | None = None
 
     def usd(self, seconds: float) -> float | None:
         """Price of `seconds`; None on a CPU and on a GPU that the price table does not hold."""
@@ -61,6 +68,8 @@ class Variant:
     dtype: Dtype
     channels_last: bool = False
     compiled: bool = False
+    sdpa: bool = True
+    vae: bool = False
     at_once: int = 1
     lora: bool = False
     seed: int = SEED
@@ -70,13 +79,14 @@ class Variant:
         """Such as `ours-bf16-channels-last`."""
         parts = ["ours" if self.ours else "diffusers", SHORT[self.dtype]]
         parts += ["channels-last"] * self.channels_last + ["compiled"] * self.compiled
+        parts += ["without-sdpa"] * (not self.sdpa) + ["other-vae"] * self.vae
         parts += [f"{self.at_once}-at-once"] * (self.at_once > 1) + ["lora"] * self.lora
         return "-".join(parts + [f"seed-{self.seed}"] * (self.seed != SEED))
 
     @property
-    def loading(self) -> tuple[bool, Dtype, bool, bool]:
+    def loading(self) -> tuple[object, ...]:
         """Variants equal in this can share a loaded model."""
-        return self.ours, self.dtype, self.channels_last, self.compiled
+        return self.ours, self.dtype, self.channels_last, self.compiled, self.sdpa, self.vae
 
 
 class Side(Protocol):
@@ -174,8 +184,12 @@ class Worker:
                 dtype=variant.dtype,
                 channels_last=variant.channels_last,
                 compile_unet=variant.compiled,
+                vae_model=task.vae if variant.vae else None,
             )
         )
+        if not variant.sdpa:
+            # Products and softmax one by one, as before PyTorch had attention of its own.
+            self._model.pipe.unet.set_attn_processor(AttnProcessor())
         self._targets = lora_targets(self._model.pipe.unet)
         self._drawers: dict[int, Drawer] = {}
         self._patcher: LoraPatcher | None = None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,14 +28,15 @@ from gpu_generate import (
     summarise,
     variants,
 )
-from gpu_sides import Clock, Plain, Task, Variant
+from gpu_sides import Clock, Plain, Task, Variant, Worker
 
 from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_worker.settings import Dtype
 
 SUMMARY = {
     "model", "device", "gpu", "usd_per_second", "prices_as_of", "size", "steps", "repeats", "cfg",
-    "seed", "lora_rank", "torch", "diffusers", "load_average", "variants",
+    "seed", "lora_rank", "torch", "diffusers", "cuda", "load_average",
+    "variants",
 }  # fmt: skip
 ROW = {
     "name", "pictures", "seconds_per_image", "usd_per_image", "times_as_fast", "diff_max",
@@ -50,14 +55,20 @@ def test_every_variant_gives_a_picture_and_the_last_line_is_the_result(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     arguments = "--small --device cpu --size 64 --steps 2 --repeats 1 --images 2 --without-compile"
-    assert gpu_generate.main([*arguments.split(), "--pictures", str(tmp_path)]) == 0
+    places = ["--pictures", str(tmp_path), "--json", str(tmp_path / "result.json")]
+    vae = ["--vae", str(SMALL / "vae")]
+    assert gpu_generate.main([*arguments.split(), *places, *vae]) == 0
     printed = capsys.readouterr().out.splitlines()
     summary = json.loads(printed[-1])
+    assert json.loads((tmp_path / "result.json").read_text()) | {"load_average": 0} == summary | {
+        "load_average": 0
+    }
     assert set(summary) == SUMMARY
     found = {row["name"]: row for row in summary["variants"]}
     assert list(found) == [
         "diffusers-fp32", "diffusers-fp32-2-at-once", "diffusers-fp32-lora",
-        "ours-fp32", "ours-fp32-channels-last", "ours-fp32-channels-last-2-at-once",
+        "ours-fp32", "ours-fp32-other-vae", "ours-fp32-without-sdpa", "ours-fp32-channels-last",
+        "ours-fp32-channels-last-2-at-once",
         "ours-fp32-channels-last-lora",
     ]  # fmt: skip
     for name, row in found.items():
@@ -76,6 +87,45 @@ def test_every_variant_gives_a_picture_and_the_last_line_is_the_result(
     assert found["ours-fp32-channels-last-lora"]["repeat_diff_max"] == 0
     assert found["ours-fp32"]["swap_s"] is None
     assert summary["usd_per_second"] is None
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draw = Plain.draw
+
+    def cut(self: Plain, variant: Variant) -> list[Image.Image]:
+        if variant.at_once > 1:
+            raise KeyboardInterrupt
+        return draw(self, variant)
+
+    monkeypatch.setattr(Plain, "draw", cut)
+    arguments = "--small --device cpu --size 64 --steps 1 --repeats 1 --images 2 --json"
+    with pytest.raises(KeyboardInterrupt):
+        gpu_generate.main([*arguments.split(), str(tmp_path / "result.json")])
+    (row,) = json.loads((tmp_path / "result.json").read_text())["variants"]
+    assert row["name"] == "diffusers-fp32"
+    assert row["seconds_per_image"] > 0
+
+
+def test_attention_without_sdpa_is_the_plain_one_and_another_vae_another_picture(
+    tmp_path: Path,
+) -> None:
+    vae: Any = diffusers.AutoencoderKL
+    other = vae.from_pretrained(SMALL / "vae")
+    with torch.no_grad():
+        other.decoder.conv_out.bias += 0.2
+    other.save_pretrained(tmp_path / "vae")
+    given = replace(task(), vae=str(tmp_path / "vae"))
+    side = Worker(given, Variant(ours=True, dtype=FP32, sdpa=False))
+    kinds = {type(one) for one in side._model.pipe.unet.attn_processors.values()}
+    assert kinds == {AttnProcessor}
+    ours = Variant(ours=True, dtype=FP32)
+    one, without, lighter = measure(
+        given, [ours, replace(ours, sdpa=False), replace(ours, vae=True)]
+    )
+    assert (difference(one.pictures, without.pictures) or (99,))[0] <= 2
+    assert (difference(one.pictures, lighter.pictures) or (0,))[0] > 2
 
 
 def test_equal_variants_draw_equal_pictures_and_another_seed_or_a_lora_does_not() -> None:
@@ -148,6 +198,8 @@ def test_what_cannot_be_measured_is_a_row_that_says_why(
         ("--device tpu", "--device tpu cannot be used"),
         ("--device meta", "it must be auto, cpu, cuda or cuda:N"),
         ("--model somewhere", "not allowed with argument"),
+        ("--vae ./missing", "--vae ./missing is neither a folder nor a hub name"),
+        ("--json ./missing/result.json", "there is no folder missing"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(
@@ -173,12 +225,13 @@ def test_on_a_gpu_the_clock_is_read_when_the_gpu_is_done(monkeypatch: pytest.Mon
 
 
 def test_two_precisions_have_a_plain_peer_each_and_the_lora_comes_last_on_a_model() -> None:
-    wanted = variants([Dtype.FLOAT16, Dtype.BFLOAT16], images=4, compiled=True)
+    wanted = variants([Dtype.FLOAT16, Dtype.BFLOAT16], images=4, compiled=True, vae=True)
     names = [variant.name for variant in wanted]
     assert names == [
         "diffusers-fp16", "diffusers-fp16-4-at-once", "diffusers-fp16-lora",
         "diffusers-bf16", "diffusers-bf16-4-at-once", "diffusers-bf16-lora",
-        "ours-fp16", "ours-bf16", "ours-bf16-channels-last", "ours-bf16-channels-last-4-at-once",
+        "ours-fp16", "ours-bf16", "ours-fp16-other-vae", "ours-bf16-without-sdpa",
+        "ours-bf16-channels-last", "ours-bf16-channels-last-4-at-once",
         "ours-bf16-channels-last-lora", "ours-bf16-channels-last-compiled",
         "ours-bf16-channels-last-compiled-4-at-once",
     ]  # fmt: skip
@@ -202,6 +255,7 @@ def test_a_precision_is_compared_with_the_first_and_with_its_own_peer() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none")
 def test_every_variant_but_the_compiled_ones_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--small --device cuda --steps 2 --repeats 1 --gpu L40S --without-compile"
+    arguments += f" --vae {SMALL / 'vae'}"
     assert gpu_generate.main(arguments.split()) == 0
     for row in json.loads(capsys.readouterr().out.splitlines()[-1])["variants"]:
         assert row["pictures"] > 0
