@@ -27,11 +27,10 @@ class AvatarRepository:
         )
         return rows.all()
 
-    async def get(self, avatar_id: uuid.UUID) -> Avatar | None:
-        """One."""
-        return await self._session.scalar(
-            select(Avatar).where(Avatar.id == avatar_id, Avatar.owner == self._owner)
-        )
+    async def get(self, avatar_id: uuid.UUID, *, lock: bool = False) -> Avatar | None:
+        """One; `lock` holds it until the transaction's end."""
+        query = select(Avatar).where(Avatar.id == avatar_id, Avatar.owner == self._owner)
+        return await self._session.scalar(query.with_for_update() if lock else query)
 
     async def add(self, avatar: Avatar) -> None:
         """Insert."""

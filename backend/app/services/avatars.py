@@ -66,7 +66,7 @@ class AvatarService:
         if "base_prompt" in changes:
             _check_prompt(asked.base_prompt)
         async with self._database.session() as session:
-            avatar = await _find(session, owner, avatar_id)
+            avatar = await _find(session, owner, avatar_id, lock=True)
             await _check_lora(session, owner, changes.get("lora_model_id"))
             for field, value in changes.items():
                 setattr(avatar, field, value)
@@ -80,12 +80,14 @@ class AvatarService:
             NotFound: there is none, or it is another owner's.
         """
         async with self._database.session() as session:
-            avatar = await _find(session, owner, avatar_id)
+            avatar = await _find(session, owner, avatar_id, lock=True)
             await AvatarRepository(session, owner).delete(avatar)
 
 
-async def _find(session: AsyncSession, owner: str, avatar_id: uuid.UUID) -> Avatar:
-    avatar = await AvatarRepository(session, owner).get(avatar_id)
+async def _find(
+    session: AsyncSession, owner: str, avatar_id: uuid.UUID, *, lock: bool = False
+) -> Avatar:
+    avatar = await AvatarRepository(session, owner).get(avatar_id, lock=lock)
     if avatar is None:
         raise NotFound("There is no avatar with this id.")
     return avatar

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Sequence
 from typing import IO, NamedTuple
 
-from app.core.db import Database
-from app.core.errors import Conflict, NotFound, StorageFailed, TooLarge
+from app.core.db import DATABASE_LOST, Database
+from app.core.errors import Conflict, NotFound, TooLarge
 from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
 from app.services.base_model import BaseModel
 from app.services.storage import Storage
+from app.services.sweep import remove_unnamed
 from sdxl_contract.lora_header import LoraInspection, inspect_lora_file
 
 _READ_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 class Uploaded(NamedTuple):
@@ -118,9 +122,11 @@ class LoraService:
                     f"{avatars} avatars and {contents} waiting contents still use this LoRA."
                 )
             await repository.delete(lora)
-            await repository.hold(lora.object_key)
-            with contextlib.suppress(StorageFailed):
-                await self._storage.delete(lora.object_key)
+        removed = False
+        with contextlib.suppress(*DATABASE_LOST):  # the LoRA is gone all the same
+            removed = await remove_unnamed(self._database, self._storage, lora.object_key)
+        if not removed:
+            log.info("a LoRA's file stays: it was uploaded again, or waits for the next sweep")
 
 
 def _measure(file: IO[bytes]) -> tuple[str, int]:

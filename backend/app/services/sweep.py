@@ -60,7 +60,7 @@ async def sweep(database: Database, storage: Storage, grace_seconds: float) -> S
         async with database.session() as session:
             known = await MaintenanceRepository(session).known_keys(old)
         for key in old:
-            if key not in known and await _remove(database, storage, key):
+            if key not in known and await remove_unnamed(database, storage, key):
                 found.removed += 1
     await _look_for_missing(database, storage, before, seen, found)
     if found.removed or found.missing_objects:
@@ -73,8 +73,12 @@ async def sweep(database: Database, storage: Storage, grace_seconds: float) -> S
     return found
 
 
-async def _remove(database: Database, storage: Storage, key: str) -> bool:
-    """Remove an object, unless a row names it by now: a LoRA's key comes back with its bytes."""
+async def remove_unnamed(database: Database, storage: Storage, key: str) -> bool:
+    """Remove an object, unless a row names it by now: a LoRA's key comes back with its bytes.
+
+    Whether it is gone. The row must be gone for good before: a row that comes back with a
+    transaction that fails would name nothing.
+    """
     async with database.session() as session:
         await LoraRepository(session, "").hold(key)
         if await MaintenanceRepository(session).known_keys([key]):
