@@ -2,7 +2,8 @@
 
     FLEET_MAX_REPLICAS=4 BASE_MODEL=... python worker/ray_app.py
 
-Duty: start Ray on loopback, run the worker's own HTTP app in every replica, choose the replica.
+Duty: start Ray on loopback and run the worker's own HTTP app in every replica, behind one way in
+(`ray_ingress.py`) that chooses the replica (`ray_routing.py`).
 Every LoRA has an order of preference over the replicas (rendezvous hashing), so its requests meet
 in one cache, and a replica that comes or goes moves only its own share. A replica that is full
 passes the request on to the next in that order: affinity never leaves a GPU idle.
@@ -15,43 +16,29 @@ import asyncio
 import hashlib
 import logging
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import ray
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
-from ray.serve.exceptions import BackPressureError
-from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray_ingress import Ingress
 from ray_local import keep_replica_to_loopback, keep_to_loopback, on_loopback
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from ray_routing import AffinityRouter, Route
 from starlette.types import Message, Scope
 
-from sdxl_contract.errors import ContractError, GenerationFailed, Overloaded
-from sdxl_contract.request import parse_request
-from sdxl_worker.fetch import stable_key
 from sdxl_worker.settings import Settings
 
 APP = "sdxl-lora"
 WORKER = "Worker"
-REPLICA_HEADER = "x-worker-replica"
-_BODY_MAX_BYTES = 1 << 20
-_PLACES_MAX = 10_000
-_PREFERRED = 2  # replicas tried in a LoRA's own order; then whichever has room
 
 
 class FleetSettings(BaseSettings):
@@ -82,63 +69,6 @@ class FleetSettings(BaseSettings):
                 f"{self.max_replicas}"
             )
         return self
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where a call wants to go: every method of the worker takes one first, for the router.
-
-    Args:
-        key: calls with one key prefer one replica; None: any of the least loaded.
-        replica: this replica and no other, as long as it lives.
-    """
-
-    key: str | None = None
-    replica: str | None = None
-
-
-def lora_key(body: bytes) -> str | None:
-    """What decides where a request goes: the set of its LoRAs, whatever their signatures; None
-    where it has none, or is refused anyway."""
-    try:
-        request = parse_request(body)
-    except ContractError:
-        return None
-    names = sorted(ref.sha256 or stable_key(ref.url) for ref in request.lora_refs())
-    return "\n".join(names) or None
-
-
-def preference(key: str, replicas: Sequence[str]) -> list[str]:
-    """`replicas` in the order that `key` prefers them: rendezvous (highest random weight)."""
-
-    def weight(replica: str) -> bytes:
-        return hashlib.blake2b(f"{key}\n{replica}".encode(), digest_size=8).digest()
-
-    return sorted(replicas, key=weight, reverse=True)
-
-
-class AffinityRouter(RequestRouter):
-    """Ray Serve's choice of a replica, by the `Route` that is every call's first argument."""
-
-    async def choose_replicas(
-        self,
-        candidate_replicas: list[RunningReplica],
-        pending_request: PendingRequest | None = None,
-    ) -> list[list[RunningReplica]]:
-        """Groups of replicas, the preferred first; Serve takes the first that has room."""
-        if pending_request is None:
-            return [candidate_replicas]
-        # Without this Serve asks again at once, and spins while every replica is full.
-        pending_request.routing_context.should_backoff = True
-        route: Route = pending_request.args[0]
-        by_id = {one.replica_id.unique_id: one for one in candidate_replicas}
-        if route.replica in by_id:
-            return [[by_id[route.replica]]]
-        if route.key is None:
-            # The less loaded of two at random.
-            return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
-        order = [by_id[name] for name in preference(route.key, list(by_id))]
-        return [*([one] for one in order[:_PREFERRED]), order[_PREFERRED:]]
 
 
 class WorkerReplica:
@@ -247,116 +177,6 @@ def _forget(task: asyncio.Task[None]) -> None:
     _background.discard(task)
     # A failure of an answer that nobody waits for is no news.
     task.cancelled() or task.exception()
-
-
-class Ingress:
-    """Takes HTTP, finds the request's key and place, and passes both ways what the worker says.
-
-    Only one of these runs, so that a repeated request_id is sent where its first call went.
-    """
-
-    def __init__(self, worker: DeploymentHandle[Any]) -> None:
-        keep_replica_to_loopback()
-        self._worker = worker.options(stream=True).http
-        self._places: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
-
-    async def __call__(self, request: Request) -> Response:
-        """One request's answer, streamed."""
-        try:
-            return await self._forward(request)
-        except BackPressureError:
-            error: ContractError = Overloaded(
-                "every replica is busy and the line is full", retry_after=5.0
-            )
-        except RayActorError:
-            error = GenerationFailed("the replica that worked on this ended", retry_after=1.0)
-        return Response(
-            error.body().model_dump_json(exclude_none=True),
-            status_code=error.status,
-            headers={"Retry-After": f"{error.retry_after:.0f}"},
-            media_type="application/json",
-        )
-
-    async def _forward(self, request: Request) -> Response:
-        body = await _read(request)
-        name = _request_id(request.url.path, body)
-        known = self._places.get(name) if name else None
-        # A call that is being placed right now is waited for: both must end up in one place.
-        place = await asyncio.shield(known) if known is not None else None
-        claim: asyncio.Future[str] | None = None
-        if name is not None and known is None and request.url.path == "/generate-image":
-            claim = self._claim(name)
-        try:
-            call = self._worker.remote(
-                Route(lora_key(body), place), _plain_scope(request.scope), body
-            )
-            stream = aiter(cast(AsyncIterator[Message], call))
-            replica: str = (await anext(stream))["id"]
-            if name is not None and place and place != replica:
-                # The replica that had it is gone: later calls follow this one.
-                claim = self._claim(name)
-            if claim is not None:
-                claim.set_result(replica)
-            start = await anext(stream)
-            if start["status"] >= 400:
-                # Nothing is kept of a failure: the next call with this id may go anywhere.
-                self._give_up(name, claim)
-        except BaseException:
-            self._give_up(name, claim)
-            raise
-        headers = [*start.get("headers", ()), (REPLICA_HEADER.encode(), replica.encode())]
-        response = StreamingResponse(_bodies(stream), status_code=start["status"])
-        response.raw_headers = [(bytes(key), bytes(value)) for key, value in headers]
-        return response
-
-    def _claim(self, name: str) -> asyncio.Future[str]:
-        """The place, to be filled in, of the request_id `name`."""
-        place = self._places[name] = asyncio.get_running_loop().create_future()
-        while len(self._places) > _PLACES_MAX:
-            self._places.popitem(last=False)
-        return place
-
-    def _give_up(self, name: str | None, claim: asyncio.Future[str] | None) -> None:
-        if name is None or claim is None:
-            return
-        if not claim.done():
-            claim.set_result("")  # whoever waits for it: anywhere
-        if self._places.get(name) is claim:
-            del self._places[name]
-
-
-async def _read(request: Request) -> bytes:
-    """The body, no further than the worker needs to refuse it as too large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BODY_MAX_BYTES:
-            break
-    return bytes(body)
-
-
-def _request_id(path: str, body: bytes) -> str | None:
-    """The request_id that a call is about: `/generate-image` has it in its body."""
-    parts = path.strip("/").split("/")
-    if parts[0] == "requests" and len(parts) > 1:
-        return parts[1]
-    with suppress(ContractError):
-        return parse_request(body).request_id
-    return None
-
-
-def _plain_scope(scope: Scope) -> dict[str, Any]:
-    """The part of an ASGI scope that can cross processes and that the worker's app reads."""
-    names = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string")
-    plain: dict[str, Any] = {name: scope[name] for name in names if name in scope}
-    plain["headers"] = [(bytes(key), bytes(value)) for key, value in scope["headers"]]
-    return plain | {"root_path": "", "asgi": {"version": "3.0"}, "client": None, "server": None}
-
-
-async def _bodies(messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
-    async for message in messages:
-        if message["type"] == "http.response.body" and message.get("body"):
-            yield message["body"]
 
 
 def build(settings: Settings, fleet: FleetSettings) -> serve.Application:

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray_app
     from ray import serve
+    from ray_ingress import REPLICA_HEADER
+    from ray_routing import Route, lora_key, preference
 
 LORAS = 8
 REQUESTS = 40
@@ -44,15 +46,13 @@ class Fleet:
     replicas: tuple[str, ...]
     files: FileServer
 
-    def call(self, method: str, route: ray_app.Route) -> Any:
+    def call(self, method: str, route: Route) -> Any:
         handle = serve.get_deployment_handle(ray_app.WORKER, ray_app.APP)
         return getattr(handle, method).remote(route).result(timeout_s=300)
 
     def weights(self) -> dict[str, str]:
         """Hash of all weights, by replica."""
-        return {
-            name: self.call("weights_sha256", ray_app.Route(replica=name)) for name in self.replicas
-        }
+        return {name: self.call("weights_sha256", Route(replica=name)) for name in self.replicas}
 
 
 def free_port() -> int:
@@ -78,7 +78,7 @@ def fleet(files: FileServer) -> Iterator[Fleet]:
         handle = serve.get_deployment_handle(ray_app.WORKER, ray_app.APP)
         deadline = time.monotonic() + 300
         while len(found) < REPLICAS and time.monotonic() < deadline:
-            found.add(handle.replica_id.remote(ray_app.Route()).result(timeout_s=300))
+            found.add(handle.replica_id.remote(Route()).result(timeout_s=300))
         yield Fleet(url, tuple(sorted(found)), files)
 
 
@@ -103,7 +103,7 @@ def lora_files(shapes: dict[str, tuple[int, ...]], fleet: Fleet, *, start: int) 
     kept: dict[str, list[bytes]] = {name: [] for name in fleet.replicas}
     for seed in itertools.count(start):
         data = kohya_lora(shapes, seed=seed)
-        first = ray_app.preference(hashlib.sha256(data).hexdigest(), fleet.replicas)[0]
+        first = preference(hashlib.sha256(data).hexdigest(), fleet.replicas)[0]
         if len(kept[first]) < LORAS // REPLICAS:
             kept[first].append(data)
         if all(len(some) == LORAS // REPLICAS for some in kept.values()):
@@ -154,8 +154,8 @@ def test_forty_requests_over_eight_loras_on_two_replicas(
     assert fleet.weights() == pristine
     assert len(set(pristine.values())) == 1
     for body, answer in zip(bodies, answers, strict=True):
-        preferred = ray_app.preference(body["loras"][0]["sha256"], fleet.replicas)[0]
-        assert answer.headers[ray_app.REPLICA_HEADER] == preferred
+        preferred = preference(body["loras"][0]["sha256"], fleet.replicas)[0]
+        assert answer.headers[REPLICA_HEADER] == preferred
     hits = sum(result["loras"][0]["cache"] == "memory" for result in results)
     assert hits == REQUESTS - LORAS
 
@@ -188,7 +188,7 @@ def anywhere(fleet: Fleet, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]
             "root_path": "",
             "headers": [(b"content-type", b"application/json")],
         }
-        stream: Any = handle.options(stream=True).http.remote(ray_app.Route(), scope, content)
+        stream: Any = handle.options(stream=True).http.remote(Route(), scope, content)
         text = b"".join(message.get("body", b"") for message in stream)
         results.append(httpx2.Response(200, content=text).json())
     return results
@@ -205,7 +205,7 @@ def test_a_repeated_request_id_gets_the_kept_result_from_the_replica_that_has_it
         answers = [post(http, body) for _ in range(6)]
         state = http.get("/requests/twice").json()["state"]
 
-    assert len({answer.headers[ray_app.REPLICA_HEADER] for answer in answers}) == 1
+    assert len({answer.headers[REPLICA_HEADER] for answer in answers}) == 1
     assert len({answer.json()["image_base64"] for answer in answers}) == 1
     assert state == "succeeded"
 
@@ -265,28 +265,87 @@ def test_ray_listens_on_loopback_alone_and_runs_no_dashboard(fleet: Fleet) -> No
         httpx2.get("http://127.0.0.1:8265", timeout=5)
 
 
+def test_a_replica_killed_while_it_draws_costs_one_request_and_is_replaced(
+    fleet: Fleet, single: tuple[httpx2.Client, dict[str, tuple[int, ...]]]
+) -> None:
+    """Last of the tests with this fleet: afterwards it has another replica."""
+    pristine = set(fleet.weights().values())
+    # Each of the two LoRAs is preferred by another replica.
+    loras = lora_files(single[1], fleet, start=20_000)[:REPLICAS]
+    urls = [fleet.files.add(data, f"/kill/{n}.safetensors") for n, data in enumerate(loras)]
+    body = {"prompt": "x", "width": 128, "height": 128, "steps": 100}
+
+    def draw(number: int) -> httpx2.Response:
+        digest = hashlib.sha256(loras[number]).hexdigest()
+        own = {"request_id": f"doomed-{number}", "loras": [{"url": urls[number], "sha256": digest}]}
+        with httpx2.Client(base_url=fleet.url, timeout=300) as http:
+            return http.post("/generate-image", json=body | own)
+
+    def worker_processes() -> list[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return [one for one in found if "ServeReplica:sdxl-lora:Worker" in " ".join(one.cmdline())]
+
+    before = worker_processes()
+    assert len(before) == REPLICAS
+    with ThreadPoolExecutor(REPLICAS) as pool:
+        answers = [pool.submit(draw, number) for number in range(REPLICAS)]
+        with httpx2.Client(base_url=fleet.url, timeout=300) as http:
+            for number in range(REPLICAS):
+                wait_until(
+                    lambda n=number: http.get(f"/requests/doomed-{n}").json()["state"] == "running"
+                )
+        before[0].kill()
+        ends = sorted(answers, key=lambda answer: answer.result().status_code)
+    told = [answer.result().text for answer in ends]
+    assert [answer.result().status_code for answer in ends] == [200, 500], told
+    failed = ends[1].result()
+    assert failed.json()["error_code"] == "GENERATION_FAILED"
+    assert failed.headers["retry-after"] == "1"
+    # The same id again: it is drawn where there is somebody, and nobody waits for the dead one.
+    again = draw(0 if failed is answers[0].result() else 1)
+    assert again.status_code == 200
+
+    found: dict[str, str] = {}
+    handle = serve.get_deployment_handle(ray_app.WORKER, ray_app.APP)
+
+    def both_are_there() -> bool:
+        name = handle.replica_id.remote(Route()).result(timeout_s=300)
+        found.setdefault(name, fleet.call("weights_sha256", Route(replica=name)))
+        return len(found) == REPLICAS
+
+    wait_until(both_are_there)
+    assert set(found.values()) == pristine
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
 def test_every_replica_is_preferred_alike_and_losing_one_moves_only_its_own() -> None:
     names = [f"replica-{n}" for n in range(5)]
     keys = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(2000)]
-    first = {key: ray_app.preference(key, names)[0] for key in keys}
+    first = {key: preference(key, names)[0] for key in keys}
 
     counts = [list(first.values()).count(name) for name in names]
     assert min(counts) > 300
-    left = {key: ray_app.preference(key, names[1:])[0] for key in keys}
+    left = {key: preference(key, names[1:])[0] for key in keys}
     assert all(left[key] == first[key] for key in keys if first[key] != names[0])
 
 
 def test_a_key_is_the_set_of_loras_whatever_their_signatures() -> None:
     def key(*refs: dict[str, str]) -> str | None:
         body = {"prompt": "x", "loras": list(refs)}
-        return ray_app.lora_key(httpx2.Request("POST", "http://x/", json=body).content)
+        return lora_key(httpx2.Request("POST", "http://x/", json=body).content)
 
     one, other = ({"url": f"https://bucket.example/{n}?sig={n}"} for n in "ab")
     assert key(one, other) == key(other, one)
     assert key(one) == key({"url": "https://bucket.example/a?sig=new"})
     assert key(one) != key(other)
     assert key() is None
-    assert ray_app.lora_key(b"{") is None
+    assert lora_key(b"{") is None
 
 
 def test_settings_that_cannot_work_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

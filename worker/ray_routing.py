@@ -1,0 +1,78 @@
+"""Where a request goes among the replicas under Ray Serve: to the one that has its LoRAs.
+
+Duty: a request's key, each key's order of preference over the replicas, and Serve's router that
+follows it.
+Must not know: what a replica does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from sdxl_contract.errors import ContractError
+from sdxl_contract.request import parse_request
+from sdxl_worker.fetch import stable_key
+
+_PREFERRED = 2  # replicas tried in a LoRA's own order; then whichever has room
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a call wants to go: every method of the worker takes one first, for the router.
+
+    Args:
+        key: calls with one key prefer one replica; None: any of the least loaded.
+        replica: this replica and no other, as long as it lives.
+    """
+
+    key: str | None = None
+    replica: str | None = None
+
+
+def lora_key(body: bytes) -> str | None:
+    """What decides where a request goes: the set of its LoRAs, whatever their signatures; None
+    where it has none, or is refused anyway."""
+    try:
+        request = parse_request(body)
+    except ContractError:
+        return None
+    names = sorted(ref.sha256 or stable_key(ref.url) for ref in request.lora_refs())
+    return "\n".join(names) or None
+
+
+def preference(key: str, replicas: Sequence[str]) -> list[str]:
+    """`replicas` in the order that `key` prefers them: rendezvous (highest random weight)."""
+
+    def weight(replica: str) -> bytes:
+        return hashlib.blake2b(f"{key}\n{replica}".encode(), digest_size=8).digest()
+
+    return sorted(replicas, key=weight, reverse=True)
+
+
+class AffinityRouter(RequestRouter):
+    """Ray Serve's choice of a replica, by the `Route` that is every call's first argument."""
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Groups of replicas, the preferred first; Serve takes the first that has room."""
+        if pending_request is None:
+            return [candidate_replicas]
+        # Without this Serve asks again at once, and spins while every replica is full.
+        pending_request.routing_context.should_backoff = True
+        route: Route = pending_request.args[0]
+        by_id = {one.replica_id.unique_id: one for one in candidate_replicas}
+        if route.replica in by_id:
+            return [[by_id[route.replica]]]
+        if route.key is None:
+            # The less loaded of two at random.
+            return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
+        order = [by_id[name] for name in preference(route.key, list(by_id))]
+        return [*([one] for one in order[:_PREFERRED]), order[_PREFERRED:]]
