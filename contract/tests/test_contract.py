@@ -101,7 +101,7 @@ def refusal(**fields: object) -> ContractError:
         ({"loras": [{"scale": 1}]}, "INVALID_REQUEST", "loras[0].url: is required"),
         ({"loras": [{"url": "u"}] * 9}, "INVALID_REQUEST", "loras"),
         ({"loras": [{"url": "u"}], "lora_url": "u"}, "INVALID_REQUEST", "lora_url and loras"),
-        ({"lora_sha256": "0" * 64}, "INVALID_REQUEST", "lora_sha256 belongs to lora_url"),
+        ({"lora_sha256": "0" * 64}, "INVALID_REQUEST", "lora_sha256: belongs to lora_url"),
         ({"lora_url": "u", "lora_sha256": "g" * 64}, "INVALID_REQUEST", "64 hexadecimal"),
         ({"seed": -1}, "INVALID_REQUEST", "seed: must be at least 0"),
         ({"seed": 2**32}, "INVALID_REQUEST", "at most 4294967295"),
@@ -179,3 +179,28 @@ def test_timings_add_up() -> None:
 def test_a_request_is_never_half_valid() -> None:
     with pytest.raises(ValidationError):
         GenerateRequest(prompt="a", steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "says"),
+    [
+        ('{"prompt": "a", "cfg": true}', "cfg", "must be a number"),
+        ('{"prompt": "a", "lora_scale": false}', "lora_scale", "must be a number"),
+        ('{"prompt": "a", "steps": true}', "steps", "must be a number"),
+        ('{"prompt": "a", "loras": [{"url": "u", "scale": true}]}', "loras[0].scale", "a number"),
+        ('{"prompt": "a", "loras": ["u"]}', "loras[0]", "must be a JSON object"),
+        ('{"prompt": "a", "loras": [{"url": "u"}], "lora_url": "u"}', "loras", "send one of them"),
+        (f'{{"prompt": "a", "lora_sha256": "{"0" * 64}"}}', "lora_sha256", "lora_url"),
+        ("[]", "request", "must be a JSON object"),
+        ('{"prompt": "a"} x', "request", "not valid JSON (trailing characters"),
+        ('{"prompt": "\\ud800"}', "request", "not valid JSON (unexpected end of hex"),
+    ],
+)
+def test_a_refusal_names_the_very_field(body: str, field: str, says: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        parse_request(body)
+
+    assert caught.value.details is not None
+    assert caught.value.details["field"] == field
+    assert caught.value.message.startswith(f"{field}: ")
+    assert says in caught.value.message

@@ -6,8 +6,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import ipaddress
+import socket
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -472,3 +474,66 @@ async def test_an_upload_stands_under_the_same_guard(fetcher: Fetcher, url: str)
     assert '"field":"output_url"' in said
     assert "secret" not in said
     assert "LoRA" not in refusal.value.message
+
+
+async def upload_refused(fetching: Fetcher, url: str) -> LoraDownloadFailed:
+    with pytest.raises(LoraDownloadFailed) as refusal:
+        await fetching.upload(url, DATA, "image/png")
+    assert refusal.value.details is not None
+    assert refusal.value.details["field"] == "output_url"
+    return refusal.value
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "says"),
+    [(307, "redirect", 400), (303, "redirect", 400), (403, "http_status", 400),
+     (500, "http_status", 502)],
+)  # fmt: skip
+async def test_a_server_that_does_not_store_the_picture_is_told_by_reason(
+    fetcher: Fetcher, files: FileServer, status: int, why: str, says: int
+) -> None:
+    files.put_status = status
+    error = await upload_refused(fetcher, files.url("/out.png"))
+
+    assert error.details is not None
+    assert (error.details["reason"], error.status) == (why, says)
+
+
+async def test_an_upload_that_takes_too_long_is_a_timeout() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        fetching = Fetcher(replace(LOOPBACK, timeout_s=0.3))
+        error = await upload_refused(fetching, f"http://127.0.0.1:{silent.getsockname()[1]}/x")
+        await fetching.aclose()
+
+    assert (error.details or {})["reason"] == "timeout"
+    assert "took longer than 0.3 s" in error.message
+
+
+async def test_where_a_picture_may_go_is_known_before_there_is_one(
+    fetcher: Fetcher, files: FileServer
+) -> None:
+    await fetcher.check_output(files.url("/out.png"))
+    assert files.hits == []
+    for url in ("https://10.0.0.1/x", "http://93.184.216.34/x", "nonsense", "https://a:99999/"):
+        with pytest.raises(LoraDownloadFailed) as refusal:
+            await fetcher.check_output(url)
+        assert "output_url" in refusal.value.message
+
+
+@pytest.mark.parametrize("etag", ["no quotes", '"\xe9"', '"' + "a" * 600 + '"', '"a" "b"', ""])
+async def test_an_etag_that_could_not_be_sent_back_is_not_kept(
+    fetcher: Fetcher, files: FileServer, etag: str
+) -> None:
+    url = answer(files, "/e", {"Content-Length": str(len(DATA)), "ETag": etag}, DATA)
+    fetched = await fetcher.download(url)
+
+    assert fetched is not None
+    assert (fetched.data, fetched.etag) == (DATA, None)
+
+
+async def test_a_304_that_nobody_asked_for_is_no_redirect(
+    fetcher: Fetcher, files: FileServer
+) -> None:
+    assert await reason(fetcher, answer(files, "/n", {}, b"", 304)) == "http_status"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 
 import numpy as np
 import pytest
@@ -55,9 +57,8 @@ def written(image: Image.Image) -> str:
     """The parameters as a reader finds them."""
     if image.format == "PNG":
         return str(image.info["parameters"])
-    comment = image.getexif().get(USER_COMMENT)
-    if comment is None:
-        comment = image.getexif().get_ifd(0x8769)[USER_COMMENT]
+    # As readers do: in the directory called Exif, and nowhere else.
+    comment = image.getexif().get_ifd(0x8769)[USER_COMMENT]
     assert comment.startswith(b"UNICODE\0")
     return str(comment[8:].decode("utf-16-be"))
 
@@ -74,6 +75,61 @@ def test_loras_are_named_with_scale_and_hash() -> None:
 
     assert lines[0] == "a red apple <lora:style:0.8> <lora:cdcdcdcdcdcd:-1>"
     assert lines[-1].endswith('Lora hashes: "style: abababababab, cdcdcdcdcdcd: cdcdcdcdcdcd"')
+
+
+# The rules of A1111's reader: one line of `key: value` pairs, values perhaps quoted as JSON text.
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+TAG = re.compile(r"<lora:([^:>]+):([^:>]+)>")
+
+
+def read_by_others(parameters: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and facts, as a reader takes them apart."""
+    *above, last = parameters.split("\n")
+    prompt, _, negative = "\n".join(above).partition("\nNegative prompt: ")
+    facts = {key: json.loads(value) if value.startswith('"') else value
+             for key, value in PAIR.findall(last)}  # fmt: skip
+    return prompt, negative, facts
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("style", "style"),
+        ('a "quoted", name', "a _quoted__ name"),
+        ("with:colon", "with_colon"),
+        ("<lora:x:9>", "_lora_x_9_"),
+        ("two\nSteps: 3", "two_Steps_ 3"),
+        ("back\\slash", "back_slash"),
+        ("\u6771\u4eac \U0001f34e", "\u6771\u4eac \U0001f34e"),
+        (" ", "abababababab"),
+        ("", "abababababab"),
+    ],
+)
+def test_no_name_of_a_lora_breaks_the_text(name: str, shown: str) -> None:
+    loras = [report(name=name), report(name="b", sha256="cd" * 32, scale=-1)]
+    parameters = text(loras=loras, negative_prompt='no "b", x: 1', base_model="my, own: model")
+    prompt, negative, facts = read_by_others(parameters)
+
+    assert TAG.findall(prompt) == [(shown, "0.8"), ("b", "-1")]
+    assert negative == 'no "b", x: 1'
+    assert facts["Lora hashes"] == f"{shown}: abababababab, b: cdcdcdcdcdcd"
+    assert (facts["Model"], facts["Steps"], facts["Seed"]) == ("my, own: model", "28", "7")
+
+
+@pytest.mark.parametrize("kind", list(OutputFormat))
+def test_control_characters_do_not_get_into_a_file(kind: OutputFormat) -> None:
+    parameters = text(prompt="a\0b\x1b[31m\tc\r\nd\re", negative_prompt="\x7f\x85n")
+    image = decoded(encode_image(photo_like(32), kind, parameters))
+
+    assert written(image).startswith("a b [31m\tc\nd\ne\nNegative prompt:   n\nSteps: 28, ")
+
+
+def test_the_comment_of_a_jpeg_has_the_type_that_the_standard_says() -> None:
+    data = encode_image(photo_like(32), OutputFormat.JPEG, text())
+    directory = data[data.index(b"Exif\0\0") + 6 :]
+
+    assert directory[:8] == b"MM\0*\0\0\0\x08"
+    assert directory[26:32] == b"\0\x01\x92\x86\0\x07"  # one entry: UserComment, UNDEFINED
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 48), (8, 200), (1, 1)])

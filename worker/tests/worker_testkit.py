@@ -115,6 +115,8 @@ class FileServer:
     statuses: list[int] = field(default_factory=list)
     puts: dict[str, bytes] = field(default_factory=dict)
     etags: bool = True
+    put_status: int = 200
+    put_delay_s: float = 0
     port: int = 0
 
     def url(self, path: str, signature: str = "X-Amz-Signature=secret") -> str:
@@ -139,7 +141,9 @@ def file_server() -> Iterator[FileServer]:
         def do_PUT(self) -> None:
             length = int(self.headers["Content-Length"])
             state.puts[self.path.partition("?")[0]] = self.rfile.read(length)
-            self._answer(200, b"")
+            time.sleep(state.put_delay_s)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._answer(state.put_status, b"")
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]

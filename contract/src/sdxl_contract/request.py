@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sdxl_contract import limits
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
@@ -59,6 +60,12 @@ def _known_sha256(value: str | None) -> str | None:
     return lowered
 
 
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
 class LoraRef(BaseModel):
     """One LoRA of a request: where to fetch it, and how strongly to apply it."""
 
@@ -70,6 +77,7 @@ class LoraRef(BaseModel):
     name: str | None = Field(default=None, max_length=200)
 
     _sha256 = field_validator("sha256")(_known_sha256)
+    _number = field_validator("scale", mode="before")(_no_bool)
 
 
 class GenerateRequest(BaseModel):
@@ -117,19 +125,23 @@ class GenerateRequest(BaseModel):
 
     _sha256 = field_validator("lora_sha256")(_known_sha256)
 
-    @field_validator("seed", "steps", "width", "height", "timeout", "num_images", mode="before")
-    @classmethod
-    def _no_bool(cls, value: object) -> object:
-        if isinstance(value, bool):
-            raise ValueError("must be an integer, not true or false")
-        return value
+    _numbers = field_validator(
+        "seed", "steps", "width", "height", "timeout", "num_images", "cfg", "lora_scale",
+        mode="before",
+    )(_no_bool)  # fmt: skip
 
     @model_validator(mode="after")
     def _one_way_to_name_loras(self) -> GenerateRequest:
         if self.loras and self.lora_url is not None:
-            raise ValueError("lora_url and loras are two ways to say the same: send one of them")
+            raise PydanticCustomError(
+                "two_ways",
+                "lora_url and loras are two ways to say the same: send one of them",
+                {"field": "loras"},
+            )
         if self.lora_sha256 is not None and self.lora_url is None:
-            raise ValueError("lora_sha256 belongs to lora_url, which is missing")
+            raise PydanticCustomError(
+                "alone", "belongs to lora_url, which is missing", {"field": "lora_sha256"}
+            )
         return self
 
     def lora_refs(self) -> list[LoraRef]:
@@ -189,17 +201,23 @@ def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ContractError:
     first = errors[0]
     # FastAPI puts "body" in front; the caller knows that.
     location = [part for part in first["loc"] if part != "body"]
-    field = field_path(location) or "request"
+    context = first.get("ctx") or {}
+    field = field_path(location) or context.get("field") or "request"
     reason = str(first["msg"]).removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (got {value})" if isinstance(value, int | float) else ""
-    context = first.get("ctx") or {}
     if first["type"] == "missing":
         reason = "is required"
     elif first["type"] == "extra_forbidden":
         reason = "is not a field of this request"
-    elif first["type"] in ("json_invalid", "model_attributes_type", "model_type"):
-        field, reason, shown = "request", "must be a JSON object", ""
+    elif first["type"] == "json_invalid":
+        field, reason, shown = (
+            "request",
+            f"must be a JSON object, and is not valid JSON ({context.get('error')})",
+            "",
+        )
+    elif first["type"] in ("model_attributes_type", "model_type"):
+        reason, shown = "must be a JSON object", ""
     elif "ge" in context or "le" in context:
         reason = "must be " + " and ".join(
             f"at {'least' if bound == 'ge' else 'most'} {context[bound]}"
@@ -210,7 +228,9 @@ def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ContractError:
         "field": field,
         "problems": [
             {
-                "field": field_path([p for p in e["loc"] if p != "body"]) or "request",
+                "field": field_path([p for p in e["loc"] if p != "body"])
+                or (e.get("ctx") or {}).get("field")
+                or "request",
                 "problem": str(e["msg"]).removeprefix("Value error, "),
             }
             for e in errors[:20]

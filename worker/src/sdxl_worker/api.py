@@ -86,9 +86,12 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     async def generate_image(request: Request) -> Response:
         """Draw a picture. With `Accept: text/event-stream` progress comes first."""
-        authorise(request)
-        body = await _read_body(request)
-        job = engine.submit(parse_request(body))
+        try:
+            authorise(request)
+            job = engine.submit(parse_request(await _read_body(request)))
+        except ContractError as error:
+            engine.metrics.request_refused(error.code.value)
+            raise
         structlog.contextvars.bind_contextvars(request_id=job.request_id)
         if "text/event-stream" in request.headers.get("accept", ""):
             return StreamingResponse(

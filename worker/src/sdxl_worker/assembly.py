@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from sdxl_contract.limits import BaseModelSignature
+from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answers import gpu_name
 from sdxl_worker.drawing import Drawer
@@ -27,9 +27,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Ready:
-    """What exists once the model is loaded."""
+    """What exists once the model is loaded.
+
+    Attributes:
+        limits: the model's own, and what this worker's settings narrow.
+    """
 
     model: LoadedModel
+    limits: ModelLimits
     patcher: LoraPatcher
     drawer: Drawer
     source: LoraSource
@@ -72,7 +77,9 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     )
     source = LoraSource(fetcher, cache, targets, disk, move)
     gpu = settings.gpu_name or gpu_name(model.device)
-    return Ready(model, patcher, drawer, source, cache, disk, describe(model, targets), gpu)
+    smallest = min(model.limits.lora_max_bytes, settings.lora_max_bytes, LORA_MAX_BYTES)
+    limits = model.limits.model_copy(update={"lora_max_bytes": smallest})
+    return Ready(model, limits, patcher, drawer, source, cache, disk, describe(model, targets), gpu)
 
 
 def _warm_up(drawer: Drawer, model: LoadedModel) -> None:

@@ -11,7 +11,8 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
@@ -51,6 +52,23 @@ from sdxl_worker.settings import Settings
 from sdxl_worker.timings import Stopwatch
 
 log = structlog.get_logger()
+T = TypeVar("T")
+_LOOK_S = 0.1
+_SECONDS_GUESSED = 10.0
+
+
+async def _unless_stopped(job: Job, work: Awaitable[T]) -> T:
+    """What `work` gives; stops waiting for it at the job's deadline or cancellation."""
+    task = asyncio.ensure_future(work)
+    while True:
+        done, _ = await asyncio.wait({task}, timeout=_LOOK_S)
+        if done:
+            return task.result()
+        try:
+            job.token.check()
+        except ContractError:
+            task.cancel()
+            raise
 
 
 class Engine:
@@ -76,7 +94,8 @@ class Engine:
         self.jobs = JobBook(settings.result_keep_seconds, settings.result_keep_bytes)
         self._lane = Lane(settings.same_lora_run_max)
         self._waiting = 0
-        self._seconds_per_request = 10.0
+        # Of the lane's recent work; a guess until there was some.
+        self._seconds_per_request = _SECONDS_GUESSED
         self._fetcher = fetcher or Fetcher(
             FetchPolicy(
                 max_bytes=settings.lora_max_bytes,
@@ -130,7 +149,7 @@ class Engine:
             device=str(ready.model.device),
             gpu=ready.gpu,
             dtype=str(ready.model.dtype).removeprefix("torch."),
-            limits=ready.model.limits,
+            limits=ready.limits,
             signature=signature,
             cached_loras=[CachedLora(sha256=s, bytes=n) for s, n in ready.cache.contents()],
             **common,
@@ -161,7 +180,7 @@ class Engine:
         joined = self.jobs.find(request)
         if joined is not None:
             return joined
-        request.check_limits(self._ready.model.limits)
+        request.check_limits(self._ready.limits)
         parse_weights(request.prompt)
         parse_weights(request.negative_prompt, "negative_prompt")
         if self._waiting >= self._settings.queue_max:
@@ -258,7 +277,8 @@ class Engine:
             on_phase(Phase.UPLOAD)
             with watch.phase(Phase.UPLOAD):
                 media_type = MEDIA_TYPES[request.output_format.value]
-                await self._fetcher.upload(request.output_url, files[0], media_type)
+                upload = self._fetcher.upload(request.output_url, files[0], media_type)
+                await _unless_stopped(job, upload)
         timings = watch.timings()
         self.metrics.phases(timings)
         return answer.result(files, timings, started)
@@ -266,23 +286,19 @@ class Engine:
     async def _fetch_all(
         self, job: Job, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]
     ) -> list[tuple[ParsedLora, Origin]]:
-        """The request's LoRAs; stops waiting at its deadline or cancellation."""
-        refs = job.request.lora_refs()
-        work = asyncio.gather(*(ready.source.get(ref, watch, on_phase) for ref in refs))
-        while True:
-            done, _ = await asyncio.wait({work}, timeout=0.1)
-            if done:
-                try:
-                    return list(work.result())
-                except (RuntimeError, MemoryError) as error:
-                    if is_out_of_memory(error):
-                        raise self._out_of_memory(job.request, ready, error) from error
-                    raise
-            try:
-                job.token.check()
-            except ContractError:
-                work.cancel()
-                raise
+        """The request's LoRAs, all at once; also looks at where the picture is to go."""
+        request = job.request
+        if request.output_url is not None:
+            await _unless_stopped(job, self._fetcher.check_output(request.output_url))
+        found = asyncio.gather(
+            *(ready.source.get(ref, watch, on_phase) for ref in request.lora_refs())
+        )
+        try:
+            return list(await _unless_stopped(job, found))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(request, ready, error) from error
+            raise
 
     def _on_lane(
         self,
@@ -329,7 +345,7 @@ class Engine:
                 self.metrics.swaps.labels(report.kind.value).inc()
                 drawn = ready.drawer.draw(
                     request,
-                    request.size(ready.model.limits),
+                    request.size(ready.limits),
                     seeds,
                     watch=watch,
                     on_phase=on_phase,
@@ -345,9 +361,12 @@ class Engine:
         finally:
             if not handed_over:
                 self._restore(ready, watch, on_phase)
-            self._seconds_per_request += 0.2 * (
-                time.monotonic() - begun - self._seconds_per_request
-            )
+            self._learn_speed(time.monotonic() - begun)
+
+    def _learn_speed(self, seconds: float) -> None:
+        known = self._seconds_per_request
+        first = known == _SECONDS_GUESSED
+        self._seconds_per_request = seconds if first else known + 0.2 * (seconds - known)
 
     def _restore(self, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]) -> None:
         """Put the model back and verify it; a model that cannot be put back ends the service."""
@@ -372,7 +391,7 @@ class Engine:
         """What the caller is told; before the restore, which needs some memory itself."""
         ready.cache.clear()
         let_go(error)
-        limits = ready.model.limits
+        limits = ready.limits
         width, height = request.size(limits)
         smaller = [limits.nearest_side(side * 3 // 4) for side in (width, height)]
         return CudaOutOfMemory(

@@ -12,8 +12,8 @@ import hashlib
 import re
 import string
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,13 +22,15 @@ from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 import httpx2
 
 from sdxl_contract.errors import LoraDownloadFailed
-from sdxl_worker.addresses import Resolver, pinned_address, resolve
+from sdxl_worker.addresses import IPAddress, Resolver, pinned_address, resolve
 
 _CONNECT_S = 10.0
 _READ_S = 15.0
 _SLOW_AFTER_S = 5.0
 _ERROR_BODY_BYTES = 4096
 _URL_SIGNS = string.punctuation
+# What an ETag may be made of; others could not be sent back.
+_ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,512}"')
 _NOT_IN_URLS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -45,7 +47,7 @@ class FetchPolicy:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded file: its bytes, their SHA-256 (hex) and the server's ETag."""
+    """A downloaded file: its bytes, their SHA-256 (hex) and the server's ETag, if well-formed."""
 
     data: bytearray
     sha256: str
@@ -78,6 +80,44 @@ def has_expired(url: str, now: datetime | None = None) -> bool:
     except (ValueError, OverflowError):
         return False
     return False
+
+
+def _upload_timeout(host: str, seconds: float) -> LoraDownloadFailed:
+    return _failed(
+        f"the image's upload to {host} took longer than {seconds:g} s", "timeout", host, status=502
+    )
+
+
+def _check_stored(status: int, url: str, host: str) -> None:
+    if status in (200, 201, 204):
+        return
+    if 300 <= status < 400:
+        raise _failed(
+            f"{host} redirects the image's upload (status {status}): redirects are not followed",
+            "redirect",
+            host,
+        )
+    raise _failed(
+        f"{host} refused the image with status {status}",
+        "expired" if has_expired(url) else "http_status",
+        host,
+        status=502 if status >= 500 else 400,
+    )
+
+
+@contextmanager
+def _of_output_url() -> Iterator[None]:
+    """Makes errors of the block speak of `output_url` instead of the LoRA's URL."""
+    try:
+        yield
+    except LoraDownloadFailed as error:
+        error.details = {**(error.details or {}), "field": "output_url"}
+        error.message = error.message.replace("the LoRA's URL", "output_url")
+        raise
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class Fetcher:
@@ -139,7 +179,22 @@ class Fetcher:
                 f"the file from {host} is not the one that was promised: its SHA-256 is {digest}",
                 details={"reason": "hash_mismatch", "host": host, "sha256": digest},
             )
-        return Fetched(data, digest, response.headers.get("etag"))
+        found = response.headers.get("etag", "")
+        return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
+
+    async def check_output(self, url: str) -> None:
+        """Look whether `upload` may go to `url` at all, before there is anything to upload.
+
+        Raises:
+            LoraDownloadFailed: it may not; `details["field"]` is `output_url`.
+        """
+        with _of_output_url():
+            parts = self._checked(url)
+            try:
+                async with asyncio.timeout(self.policy.timeout_s):
+                    await self._address(parts)
+            except TimeoutError as error:
+                raise _upload_timeout(str(parts.hostname), self.policy.timeout_s) from error
 
     async def upload(self, url: str, data: bytes, content_type: str) -> None:
         """PUT `data` to a presigned URL, under the same guard as a download.
@@ -148,30 +203,24 @@ class Fetcher:
             LoraDownloadFailed: the address is refused or the server does not take it;
                 `details["field"]` is `output_url`.
         """
-        try:
+        with _of_output_url():
             parts = self._checked(url)
             host = str(parts.hostname)
-            async with asyncio.timeout(self.policy.timeout_s):
-                async with self._open(
-                    "PUT", parts, {"Content-Type": content_type}, content=data
-                ) as response:
-                    if response.status_code not in (200, 201, 204):
-                        raise _failed(
-                            f"{host} refused the image with status {response.status_code}",
-                            "expired" if has_expired(url) else "http_status",
-                            host,
-                            status=502 if response.status_code >= 500 else 400,
-                        )
-        except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise LoraDownloadFailed(
-                f"the image could not be uploaded to {host} ({type(error).__name__})",
-                details={"reason": "unreachable", "host": host, "field": "output_url"},
-                status=502,
-            ) from error
-        except LoraDownloadFailed as error:
-            error.details = {**(error.details or {}), "field": "output_url"}
-            error.message = error.message.replace("the LoRA's URL", "output_url")
-            raise
+            try:
+                async with asyncio.timeout(self.policy.timeout_s):
+                    async with self._open(
+                        "PUT", parts, {"Content-Type": content_type}, content=data
+                    ) as response:
+                        _check_stored(response.status_code, url, host)
+            except (TimeoutError, httpx2.TimeoutException) as error:
+                raise _upload_timeout(host, self.policy.timeout_s) from error
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                raise _failed(
+                    f"the image could not be uploaded to {host} ({type(error).__name__})",
+                    "unreachable",
+                    host,
+                    status=502,
+                ) from error
 
     def _checked(self, url: str) -> SplitResult:
         try:
@@ -180,7 +229,11 @@ class Fetcher:
         except ValueError:
             host = None
         if not host:
-            raise _failed("the LoRA's URL is not a URL with a host", "refused_scheme", "")
+            raise _failed(
+                "the LoRA's URL is not a URL with a host, or its port is no port",
+                "refused_scheme",
+                "",
+            )
         if _NOT_IN_URLS.search(url):
             raise _failed(
                 "the LoRA's URL holds a control character or half a surrogate pair",
@@ -206,15 +259,11 @@ class Fetcher:
             )
         return parts
 
-    @asynccontextmanager
-    async def _open(
-        self, method: str, parts: SplitResult, headers: dict[str, str], content: bytes | None = None
-    ) -> AsyncIterator[httpx2.Response]:
-        """A response from the pinned address of the URL's host."""
+    async def _address(self, parts: SplitResult) -> IPAddress:
+        """The address that the URL's host is connected to, where that is allowed."""
         host = str(parts.hostname)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
         address = await pinned_address(
-            host, port, allow_loopback=self.policy.allow_loopback, resolver=self._resolver
+            host, _port(parts), allow_loopback=self.policy.allow_loopback, resolver=self._resolver
         )
         if parts.scheme == "http" and not address.is_loopback:
             raise _failed(
@@ -222,6 +271,15 @@ class Fetcher:
                 "refused_scheme",
                 host,
             )
+        return address
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, parts: SplitResult, headers: dict[str, str], content: bytes | None = None
+    ) -> AsyncIterator[httpx2.Response]:
+        """A response from the pinned address of the URL's host."""
+        host, port = str(parts.hostname), _port(parts)
+        address = await self._address(parts)
         literal = f"[{address}]" if address.version == 6 else str(address)
         # Path and query are passed on byte for byte: a signature covers their exact spelling, and
         # the client would resolve `..` and respell some signs.
@@ -250,7 +308,7 @@ class Fetcher:
         status = response.status_code
         if status == 200:
             return
-        if 300 <= status < 400:
+        if 300 <= status < 400 and status != 304:
             raise _failed(
                 f"{host} redirects (status {status}): redirects are not followed",
                 "redirect",

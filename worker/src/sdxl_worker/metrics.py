@@ -74,6 +74,10 @@ class Metrics:
         self.requests.labels(outcome).inc()
         self.seconds.observe(seconds)
 
+    def request_refused(self, outcome: str) -> None:
+        """Count one request that was not accepted, by its error code: its seconds are none."""
+        self.requests.labels(outcome).inc()
+
     def phases(self, timings: Timings) -> None:
         """Count one successful request's seconds per phase."""
         for phase, seconds in timings.model_dump().items():
