@@ -77,6 +77,35 @@ async def test_a_slow_worker_is_waited_for_before_a_lora_is_held_against_a_guess
     assert (await model(source).signature()).cross_attention_dim == 160
 
 
+async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.0)
+    source = _Source(ready())
+    known = model(source)
+    assert (await known.limits()).native_size == source.health_answer.limits.native_size
+    answers = asyncio.Event()
+
+    async def hang(*, include_modules: bool = False) -> Health:
+        await answers.wait()
+        limits = source.health_answer.limits.model_copy(update={"native_size": 512})
+        return source.health_answer.model_copy(update={"limits": limits})
+
+    source.health = hang  # type: ignore[method-assign]
+    watch = asyncio.create_task(known.watch(every_s=3600))
+    try:
+        async with asyncio.timeout(1):
+            for _ in range(5):
+                await asyncio.sleep(0.02)
+                assert (await known.limits()).native_size != 512
+        answers.set()
+        async with asyncio.timeout(5):  # asking is what has it looked at, long before the hour
+            while (await known.limits()).native_size != 512:
+                await asyncio.sleep(0.02)
+    finally:
+        watch.cancel()
+
+
 async def test_a_worker_that_is_down_is_not_waited_for() -> None:
     source = _Source(ready(), error=GenerationFailed("down"))
 

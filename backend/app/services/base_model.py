@@ -7,6 +7,7 @@ Must not know: who asks, and why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Protocol
@@ -52,10 +53,18 @@ class BaseModel:
         self._slow = False  # the last look found a worker that could not yet answer
         self._looked_at = self._good_at = float("-inf")
         self._lock = asyncio.Lock()
+        self._wanted = asyncio.Event()  # somebody used limits that are not fresh
 
     async def limits(self) -> ModelLimits:
-        """The limits of the loaded model; SDXL's where none was ever seen."""
-        await self._freshen()
+        """The limits of the loaded model; SDXL's where none was ever seen.
+
+        Known ones are told at once, and looked after meanwhile (by `watch`): a worker that starts
+        or hangs keeps nobody waiting who only wants to be accepted.
+        """
+        if self._health is None:
+            await self._freshen()
+        elif not self._is_fresh:
+            self._wanted.set()
         return self._health.limits if self._health else ModelLimits()
 
     async def signature(self) -> BaseModelSignature:
@@ -75,8 +84,12 @@ class BaseModel:
         """The worker's last answer; None where it gave none."""
         return self._live
 
+    @property
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._good_at < _FRESH_SECONDS
+
     async def _freshen(self) -> None:
-        if time.monotonic() - self._good_at < _FRESH_SECONDS:
+        if self._is_fresh:
             return
         await self.look()
         # SDXL's own limits would be a guess; a refusal or a pass by a guess is worse than a wait.
@@ -133,7 +146,7 @@ class BaseModel:
         return _lasting(health) != _lasting(self._health)
 
     async def watch(self, every_s: float) -> None:
-        """Look for ever: every `every_s` seconds, sooner while the worker is not ready."""
+        """Look for ever: every `every_s` seconds, sooner while it is not ready or is asked for."""
         while True:
             ready = False
             try:
@@ -142,7 +155,9 @@ class BaseModel:
                 log.warning("the base model cannot be kept: %s", type(error).__name__)
             except Exception:
                 log.exception("looking at the worker failed")
-            await asyncio.sleep(every_s if ready else min(every_s, 2.0))
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), every_s if ready else min(every_s, 2.0))
 
 
 def _lasting(health: Health) -> tuple[object, ...]:
