@@ -85,6 +85,13 @@ class EventRepository:
         )
         return rows.all()
 
+    async def newest(self, content_id: uuid.UUID) -> int:
+        """The number of a content's last event; 0 where it has none."""
+        number = await self._session.scalar(
+            select(func.max(GenerationEvent.id)).where(GenerationEvent.generation_id == content_id)
+        )
+        return number or 0
+
     async def position(self, content_id: uuid.UUID) -> int:
         """How many contents wait before this one; 0 is next."""
         mine = (

@@ -45,8 +45,12 @@ class EventService:
         self._ends = ends
 
     async def follow(self, content_id: uuid.UUID, after: int = 0) -> AsyncIterator[Event]:
-        """Events after number `after`; ends with the content, its deletion or the server."""
-        last, shown = after, -1
+        """Events after number `after`; ends with the content, its deletion or the server.
+
+        A number that this content never gave (another one's, or invented) is none: everything
+        is told from the beginning, rather than nothing until the end.
+        """
+        last, shown = await self._known(content_id, after), -1
         look_at = 0.0
         with self._ends.listening(content_id) as news:
             while not self._ends.stopping:
@@ -70,6 +74,13 @@ class EventService:
                         yield Event(None, "queued", {"position": position})
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), _STOP_SECONDS)
+
+    async def _known(self, content_id: uuid.UUID, number: int) -> int:
+        """`number`, or 0 where the content's events have not come so far."""
+        if number <= 0:
+            return 0
+        async with self._database.reading() as session:
+            return number if number <= await EventRepository(session).newest(content_id) else 0
 
     async def _look(
         self, content_id: uuid.UUID, last: int
