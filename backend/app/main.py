@@ -31,6 +31,7 @@ from app.core.startup import Prepared
 from app.schemas.common import Problem
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
+from app.services.batches import BatchService
 from app.services.drawing import Drawing
 from app.services.ends import Ends
 from app.services.events import EventService
@@ -181,6 +182,7 @@ async def _start(
             generations=generations,
             loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
             avatars=AvatarService(database),
+            batches=BatchService(database),
             events=EventService(database, ends),
             queue=queue,
         )

@@ -11,6 +11,8 @@ import pytest
 from backend_testkit import Backend, StartBackend
 from inference_double import InferenceDouble
 from lora_bytes import kohya_lora
+from sqlalchemy import URL
+from test_security import add_key
 
 from app.services import drawing
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
@@ -134,7 +136,7 @@ async def test_a_batch_draws_each_prompt_as_often_as_asked(
         ({"prompts": []}, 422, "prompts"),
         ({"prompts": ["a", " "]}, 400, "prompts[1]"),
         ({"prompts": ["a"], "count": 0}, 422, "count"),
-        ({"prompts": ["a"] * 100, "count": 6}, 422, "request"),
+        ({"prompts": ["a"] * 100, "count": 6}, 422, "count"),
         ({"prompts": ["a"], "width": 700}, 422, "width"),
         ({"prompts": ["a"], "steps": 0}, 422, "steps"),
         ({"prompts": ["a"], "avatar_id": str(uuid.UUID(int=0))}, 404, "avatar_id"),
@@ -181,6 +183,49 @@ async def test_events_tell_a_content_s_life_and_resume(
         assert [kind for _, kind, _ in read_stream(resumed.text)] == ["succeeded"]
         after_end = await backend.http.get(place, headers={"Last-Event-ID": str(one[-1][0])})
         assert [kind for _, kind, _ in read_stream(after_end.text)] == ["succeeded"]
+
+
+@pytest.mark.parametrize("number", ["9" * 18, "9" * 30, "-1", "garbage", "1e3"])
+async def test_a_number_that_no_event_has_tells_everything(
+    start_backend: StartBackend, inference: InferenceDouble, number: str
+) -> None:
+    inference.gate.clear()
+    async with start_backend() as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await begun(inference)
+        watching = asyncio.create_task(
+            backend.http.get(f"{CONTENT}/{content['id']}/events", headers={"Last-Event-ID": number})
+        )
+        await asyncio.sleep(0.3)
+        inference.gate.set()
+        events = read_stream((await watching).text)
+    assert [kind for _, kind, _ in events] == ["started", "succeeded"]
+
+
+async def test_batches_are_listed_page_by_page_newest_first(
+    backend: Backend, database_url: URL
+) -> None:
+    made = []
+    for prompts in (["a"], ["b", "c"], ["d"]):
+        answer = await backend.http.post(f"{CONTENT}/batch", json={"prompts": prompts})
+        for content_id in answer.json()["content_ids"]:
+            await ended(backend, content_id)
+        made.append(answer.json()["batch_id"])
+    first = (await backend.http.get(f"{CONTENT}/batch", params={"limit": 2})).json()
+    assert [item["batch_id"] for item in first["items"]] == made[:0:-1]
+    assert [(item["total"], item["succeeded"]) for item in first["items"]] == [(1, 1), (2, 2)]
+    cursor = first["next_cursor"]
+    second = (await backend.http.get(f"{CONTENT}/batch", params={"cursor": cursor})).json()
+    assert [item["batch_id"] for item in second["items"]] == made[:1]
+    assert second["next_cursor"] is None
+    one = (await backend.http.get(f"{CONTENT}/batch/{made[1]}")).json()
+    assert one == first["items"][1]
+    wrong = await backend.http.get(f"{CONTENT}/batch", params={"cursor": "YQ"})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "cursor")
+    other = await add_key(database_url, "other")
+    assert (await backend.http.get(f"{CONTENT}/batch", headers=other)).json()["items"] == []
+    mine = await add_key(database_url, "local")
+    assert len((await backend.http.get(f"{CONTENT}/batch", headers=mine)).json()["items"]) == 3
 
 
 async def test_events_end_with_the_reason_of_a_failure(

@@ -12,6 +12,7 @@ from backend_testkit import BASE_URL, Backend
 from lora_bytes import kohya_lora
 from sqlalchemy import URL
 
+from app.core import security
 from app.core.db import Database
 from app.core.logging import redact
 from app.core.security import key_digest, new_api_key
@@ -41,8 +42,11 @@ async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_u
     assert (await backend.http.get("/health/ready")).status_code == 200
 
 
-async def test_without_a_key_no_upload_is_read(backend: Backend, database_url: URL) -> None:
+async def test_without_a_key_no_upload_is_read(
+    backend: Backend, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = 0
+    monkeypatch.setattr(security, "_LINGER_BYTES", 2 * 65536)
 
     async def blocks() -> AsyncIterator[bytes]:
         nonlocal read
@@ -72,7 +76,8 @@ async def test_a_key_sees_only_its_own(backend: Backend, database_url: URL) -> N
     use = {"prompt": "x", "loras": [{"lora_model_id": lora["id"]}]}
     answer = await backend.http.post("/api/v1/content/generate", json=use, headers=other)
     assert answer.status_code == 404
-    for path in ("/api/v1/content", "/api/v1/loras/models", "/api/v1/identities/avatars"):
+    lists = ("content", "content/batch", "loras/models", "identities/avatars")
+    for path in (f"/api/v1/{name}" for name in lists):
         assert (await backend.http.get(path, headers=other)).json()["items"] == []
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import CallerDep, OwnerDep, ServicesDep
+from app.core.db import DATABASE_LOST
 from app.core.errors import NotFound
 from app.models import Generation, Status
 from app.schemas.common import Page
@@ -20,6 +22,7 @@ from app.schemas.content import (
     BatchOut,
     ContentOut,
     GenerateIn,
+    batch_out,
     content_out,
 )
 from sdxl_contract.errors import InvalidRequest
@@ -27,12 +30,12 @@ from sdxl_contract.errors import InvalidRequest
 router = APIRouter(prefix="/content", tags=["content"])
 
 _MAX_WAIT_SECONDS = 600.0
-_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?")
+_WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,30})\"?")
 
 
-def wait_seconds(prefer: str | None, default: float) -> tuple[float, str | None]:
-    """(seconds to wait, what to say was applied) for a `Prefer` header (RFC 7240)."""
-    preferences = [part.strip().lower() for part in re.split(r"[,;]", prefer or "")]
+def wait_seconds(prefer: Sequence[str], default: float) -> tuple[float, str | None]:
+    """(seconds to wait, what to say was applied) for `Prefer` headers (RFC 7240)."""
+    preferences = [part.strip().lower() for line in prefer for part in re.split(r"[,;]", line)]
     for preference in preferences:
         match = _WAIT.fullmatch(preference)
         if match:
@@ -51,15 +54,19 @@ def _idempotency_key(
 ) -> str | None:
     """The header, checked."""
     if idempotency_key is not None and not (
-        0 < len(idempotency_key) <= 255 and idempotency_key.isascii()
+        0 < len(idempotency_key) <= 255
+        and idempotency_key.isascii()
+        and idempotency_key.isprintable()
     ):
         raise InvalidRequest(
-            "Idempotency-Key: must be 1 to 255 ASCII characters",
+            "Idempotency-Key: must be 1 to 255 printable ASCII characters",
             details={"field": "Idempotency-Key"},
         )
     return idempotency_key
 
 
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 
 
@@ -70,16 +77,18 @@ async def generate(
     services: ServicesDep,
     response: Response,
     idempotency_key: IdempotencyKey,
-    prefer: Annotated[str | None, Header()] = None,
+    prefer: Annotated[list[str] | None, Header()] = None,
 ) -> ContentOut:
     """Ask for a picture: 200 with the content when it ended within the wait, else 202."""
     owner = caller.owner
     accepted = await services.generations.accept(owner, asked, idempotency_key, caller.allowance)
     generation = accepted.generation
-    seconds, applied = wait_seconds(prefer, services.settings.sync_wait_seconds)
+    seconds, applied = wait_seconds(prefer or (), services.settings.sync_wait_seconds)
     if seconds > 0:
-        await services.generations.wait(generation.id, seconds, is_new=accepted.is_new)
-        generation = await services.generations.get(owner, generation.id)
+        # It is accepted: without the database it is still so, and a 503 would have it asked again.
+        with contextlib.suppress(*DATABASE_LOST):
+            await services.generations.wait(generation.id, seconds, is_new=accepted.is_new)
+            generation = await services.generations.get(owner, generation.id)
     if not Status(generation.status).is_final:
         response.status_code = status.HTTP_202_ACCEPTED
         response.headers["Retry-After"] = "1"
@@ -105,13 +114,19 @@ async def generate_batch(
     return BatchAccepted(batch_id=batch.id, content_ids=ids)
 
 
+@router.get("/batch")
+async def list_batches(
+    owner: OwnerDep, services: ServicesDep, limit: Limit = 50, cursor: Cursor = None
+) -> Page[BatchOut]:
+    """Batches and how far they are, newest first."""
+    rows, next_cursor = await services.batches.page(owner, limit=limit, cursor=cursor)
+    return Page(items=[batch_out(*row) for row in rows], next_cursor=next_cursor)
+
+
 @router.get("/batch/{batch_id}")
 async def read_batch(batch_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> BatchOut:
     """How many contents of a batch are in which state."""
-    batch, counts = await services.generations.batch(owner, batch_id)
-    return BatchOut.model_validate(
-        {"batch_id": batch.id, "total": batch.total, "created_at": batch.created_at, **counts}
-    )
+    return batch_out(*await services.batches.get(owner, batch_id))
 
 
 @router.get("")
@@ -121,8 +136,8 @@ async def list_contents(
     avatar_id: uuid.UUID | None = None,
     status: Status | None = None,
     batch_id: uuid.UUID | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Page[ContentOut]:
     """Contents, newest first."""
     rows, next_cursor = await services.generations.page(

@@ -24,6 +24,7 @@ from app.repositories.api_keys import ApiKeyRepository
 from app.repositories.sessions import SessionRepository
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
+from app.services.batches import BatchService
 from app.services.events import EventService
 from app.services.generation import GenerationService
 from app.services.jobs import JobQueue
@@ -46,6 +47,7 @@ class Services:
     generations: GenerationService
     loras: LoraService
     avatars: AvatarService
+    batches: BatchService
     events: EventService
     queue: JobQueue
 

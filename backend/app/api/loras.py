@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Response, UploadFile
 from pydantic import Field
 
 from app.api.deps import OwnerDep, ServicesDep
-from app.schemas.common import Name, Page, Storable
+from app.schemas.common import Name, Page, Storable, storable
 from app.schemas.loras import LoraOut
 from sdxl_contract.errors import InvalidRequest
 
@@ -25,19 +25,23 @@ def read_tags(values: list[str]) -> list[str]:
     if len(values) == 1 and values[0].lstrip().startswith("["):
         try:
             values = json.loads(values[0])
-        except ValueError:
-            values = [""]
+        except (ValueError, RecursionError):
+            raise _wrong_tags("must be a JSON list of texts, or words between commas") from None
     elif len(values) == 1:
         values = values[0].split(",")
     if not all(isinstance(tag, str) for tag in values):
-        raise InvalidRequest("tags: must be a list of texts", details={"field": "tags"})
-    tags = list(dict.fromkeys(tag.strip() for tag in values if tag.strip()))
+        raise _wrong_tags("must be a list of texts")
+    try:
+        tags = list(dict.fromkeys(storable(tag).strip() for tag in values if tag.strip()))
+    except ValueError as error:  # JSON can spell what a form's text cannot hold
+        raise _wrong_tags(str(error)) from None
     if len(tags) > _MAX_TAGS or any(len(tag) > _MAX_TAG_CHARS for tag in tags):
-        raise InvalidRequest(
-            f"tags: at most {_MAX_TAGS} of at most {_MAX_TAG_CHARS} characters",
-            details={"field": "tags"},
-        )
+        raise _wrong_tags(f"at most {_MAX_TAGS} of at most {_MAX_TAG_CHARS} characters")
     return tags
+
+
+def _wrong_tags(what: str) -> InvalidRequest:
+    return InvalidRequest(f"tags: {what}", details={"field": "tags"})
 
 
 @router.post("/upload", status_code=201, responses={200: {"model": LoraOut}})

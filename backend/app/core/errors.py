@@ -22,12 +22,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app.core.db import DATABASE_LOST
-from sdxl_contract.errors import ContractError
+from sdxl_contract.errors import ContractError, InvalidRequest
 from sdxl_contract.request import explain_validation
 
 PROBLEM_JSON = "application/problem+json"
 _DATABASE_RETRY_SECONDS = 2
 _STATUS_TITLES = {499: "Client Closed Request"}
+_UNREADABLE = {
+    "There was an error parsing the body": "cannot be read: it must be a JSON object in UTF-8"
+}
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class ProblemCode(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
     STORAGE_FAILED = "STORAGE_FAILED"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -197,6 +201,24 @@ def _allowed_methods(request: Request) -> list[str]:
     return sorted({method.upper() for path in matching for method in paths[path]})
 
 
+def _says_json(request: Request) -> bool:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _plain(found: Mapping[str, Any]) -> str:
+    """What is wrong, in words for callers rather than for who wrote the schema."""
+    limits: Mapping[str, Any] = found.get("ctx") or {}
+    unit = "characters" if isinstance(found.get("input"), str) else "items"
+    for bound, words in (("max_length", "at most"), ("min_length", "at least")):
+        if bound in limits:
+            return f"must have {words} {limits[bound]} {unit}"
+    message = str(found["msg"])
+    if "Expected UploadFile" in message:
+        return "must be a file: a form's part with a file name"
+    return message.replace("Input should be", "must be", 1)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of `app` in the one shape."""
 
@@ -210,18 +232,31 @@ def install_error_handlers(app: FastAPI) -> None:
             request.app.state.metrics.refused.labels(error.code.value).inc()
         return backend_problem(error)
 
-    def on_validation(_: Request, error: Exception) -> Response:
+    def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = [dict(item) for item in error.errors()]
         if found[0]["loc"][0] == "path":
             return problem(404, ProblemCode.NOT_FOUND, "There is nothing with this id.")
+        if found[0]["loc"] == ("body",) and not _says_json(request):
+            return problem(
+                415,
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                "The body must be JSON, and its header Content-Type: application/json.",
+                field="Content-Type",
+            )
         for item in found:
             place = tuple(item["loc"])
             item["loc"] = place[1:] if place[0] in ("query", "header") else place
+            item["msg"] = _plain(item)
         return contract_problem(explain_validation(found))
 
     def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400:  # the framework could not read the body
+            reason = _UNREADABLE.get(str(error.detail), str(error.detail))
+            return contract_problem(
+                InvalidRequest(f"request: {reason}", details={"field": "request"})
+            )
         code = {
             401: "UNAUTHORIZED",
             403: ProblemCode.FORBIDDEN,

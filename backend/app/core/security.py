@@ -6,6 +6,8 @@ Must not know: tables and routes.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -22,6 +24,9 @@ SESSION_COOKIE = "studio_session"
 PAGE_HEADER, PAGE_HEADER_VALUE = "X-Requested-With", "studio"
 _KEY_PREFIX = "sdxl_"
 _MULTIPART_EXTRA_BYTES = 256 * 1024  # a form's other fields and its boundaries
+# What is read of a request that has been answered already.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 64 * 2**20
 
 
 def new_api_key() -> str:
@@ -79,6 +84,48 @@ def is_foreign_page(headers: Headers, base_url: str) -> bool:
     return not (is_loopback_name(asked_by.hostname) or asked_by.netloc == own.netloc)
 
 
+class _Unread:
+    """One exchange; an answer that comes before the request's end ends the connection, slowly.
+
+    Closed at once, the connection would be reset and a client that is still sending would lose
+    the answer. Left open, the server would read on for as long as anybody likes to send. So the
+    answer says `Connection: close`, and what comes meanwhile is thrown away, up to a limit.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._receive, self._send = receive, send
+        self._left = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+    async def receive(self) -> Message:
+        """The next part of the request."""
+        message = await self._receive()
+        self._left = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The next part of the answer."""
+        if self._left and message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"connection", b"close")]
+            message = {**message, "headers": headers}
+        elif (
+            self._left
+            and message["type"] == "http.response.body"
+            and not message.get("more_body", False)
+        ):
+            await self._send({**message, "more_body": True})
+            await self._throw_away()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    async def _throw_away(self) -> None:
+        thrown = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while self._left and thrown < _LINGER_BYTES:
+                    thrown += len((await self.receive()).get("body", b""))
+
+
 class BodyLimit:
     """Refuses a request body over its limit while it streams in, before it fills anything."""
 
@@ -95,6 +142,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        exchange = _Unread(scope, receive, send)
+        receive, send = exchange.receive, exchange.send
         limit = shown = self._max_bytes
         if scope["path"] == self._upload_path:
             shown = self._max_upload_bytes

@@ -13,6 +13,7 @@ class Batch(Base):
 
     __tablename__ = "batch"
     __table_args__ = (
+        Index(None, "owner", "created_at", "id"),
         Index(
             "uq_batch_owner_idempotency_key",
             "owner",

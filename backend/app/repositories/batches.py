@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Batch, Generation
@@ -25,12 +26,35 @@ class BatchRepository:
         )
         if batch is None:
             return None
+        return batch, (await self._counts([batch_id]))[batch_id]
+
+    async def page(
+        self, *, limit: int, after: tuple[datetime, uuid.UUID] | None
+    ) -> list[tuple[Batch, dict[str, int]]]:
+        """Newest first, each with its counts; `after` is the last one of the page before."""
+        query = select(Batch).where(Batch.owner == self._owner)
+        if after is not None:
+            query = query.where(tuple_(Batch.created_at, Batch.id) < after)
+        batches = (
+            await self._session.scalars(
+                query.order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
+            )
+        ).all()
+        counts = await self._counts([batch.id for batch in batches])
+        return [(batch, counts[batch.id]) for batch in batches]
+
+    async def _counts(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[str, int]]:
+        """How many contents of each batch are in which state."""
+        found: dict[uuid.UUID, dict[str, int]] = {batch_id: {} for batch_id in ids}
         rows = await self._session.execute(
-            select(Generation.status, func.count())
-            .where(Generation.batch_id == batch_id)
-            .group_by(Generation.status)
+            select(Batch.id, Generation.status, func.count())
+            .join(Generation, Generation.batch_id == Batch.id)
+            .where(Batch.id.in_(ids))
+            .group_by(Batch.id, Generation.status)
         )
-        return batch, {row[0]: row[1] for row in rows}
+        for batch_id, status, count in rows:
+            found[batch_id][status] = count
+        return found
 
     async def by_idempotency_key(self, key: str) -> Batch | None:
         """The one that was accepted with this key."""

@@ -1,15 +1,20 @@
-"""Text that the database can hold, and a page of things."""
+"""Text that the database can hold, numbers that are numbers, and a page of things."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue
 
 Item = TypeVar("Item")
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """`text` itself.
+
+    Raises:
+        ValueError: the database cannot hold it.
+    """
     if "\x00" in text:
         raise ValueError("must not hold a NUL character")
     try:
@@ -25,13 +30,22 @@ def _not_blank(text: str) -> str:
     return text.strip()
 
 
-Storable = Annotated[str, AfterValidator(_storable)]
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number, not text and not true or false")
+    return value
+
+
+# Of JSON, where a number has a notation of its own: "7" and true are mistakes, 7.0 is 7.
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Storable = Annotated[str, AfterValidator(storable)]
 # For programs that read the schema; the validator's own words are for people.
 VISIBLE: dict[str, JsonValue] = {"minLength": 1, "pattern": r"\S"}
 Name = Annotated[
     str,
     Field(max_length=200, json_schema_extra=VISIBLE),
-    AfterValidator(_storable),
+    AfterValidator(storable),
     AfterValidator(_not_blank),
 ]
 

@@ -6,18 +6,18 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from app.models import Generation, Status
-from app.schemas.common import VISIBLE, Storable
+from app.models import Batch, Generation, Status
+from app.schemas.common import VISIBLE, Real, Storable, Whole
 from app.services.storage import Storage
 from sdxl_contract import limits
 
 BATCH_MAX = 500
-Steps = Annotated[int, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX)]
-Cfg = Annotated[float, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False)]
-Images = Annotated[int, Field(ge=1, le=limits.MAX_IMAGES)]
-Seed = Annotated[int, Field(ge=0, le=limits.SEED_MAX)]
+Steps = Annotated[Whole, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX)]
+Cfg = Annotated[Real, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX)]
+Images = Annotated[Whole, Field(ge=1, le=limits.MAX_IMAGES)]
+Seed = Annotated[Whole, Field(ge=0, le=limits.SEED_MAX)]
 
 
 class LoraUse(BaseModel):
@@ -26,7 +26,7 @@ class LoraUse(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     lora_model_id: uuid.UUID
-    scale: float = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False)
+    scale: Real = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX)
 
 
 class GenerateIn(BaseModel):
@@ -39,8 +39,10 @@ class GenerateIn(BaseModel):
     avatar_id: uuid.UUID | None = None
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
     negative_prompt: Storable = ""
-    width: int | None = Field(default=None, description="px; the base model's native side if unset")
-    height: int | None = Field(default=None, description="px; likewise")
+    width: Whole | None = Field(
+        default=None, description="px; the base model's native side if unset"
+    )
+    height: Whole | None = Field(default=None, description="px; likewise")
     steps: Steps = limits.STEPS_DEFAULT
     cfg: Cfg = limits.CFG_DEFAULT
     seed: Seed | None = Field(default=None, description="chosen at random and kept if unset")
@@ -55,22 +57,29 @@ class BatchIn(BaseModel):
     prompts: list[Annotated[Storable, Field(json_schema_extra=VISIBLE)]] = Field(
         min_length=1, max_length=100
     )
-    count: int = Field(default=1, ge=1, le=100)
+    count: Whole = Field(
+        default=1, ge=1, le=100, description=f"prompts x count is at most {BATCH_MAX}"
+    )
     avatar_id: uuid.UUID | None = None
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
     negative_prompt: Storable = ""
-    width: int | None = None
-    height: int | None = None
+    width: Whole | None = None
+    height: Whole | None = None
     steps: Steps = limits.STEPS_DEFAULT
     cfg: Cfg = limits.CFG_DEFAULT
     seed: Seed | None = None
     num_images: Images = 1
 
-    @model_validator(mode="after")
-    def _bounded(self) -> BatchIn:
-        if len(self.prompts) * self.count > BATCH_MAX:
-            raise ValueError(f"prompts x count must be at most {BATCH_MAX}")
-        return self
+    @field_validator("count", mode="after")
+    @classmethod
+    def _bounded(cls, count: int, info: ValidationInfo) -> int:
+        prompts = len(info.data.get("prompts", ()))
+        if prompts * count > BATCH_MAX:
+            raise ValueError(
+                f"must be at most {BATCH_MAX // prompts} with {prompts} prompts: "
+                f"a batch has at most {BATCH_MAX} contents"
+            )
+        return count
 
 
 class BatchAccepted(BaseModel):
@@ -91,6 +100,13 @@ class BatchOut(BaseModel):
     failed: int = 0
     cancelled: int = 0
     created_at: datetime
+
+
+def batch_out(batch: Batch, counts: dict[str, int]) -> BatchOut:
+    """`batch` as the API shows it, with its contents by status."""
+    return BatchOut.model_validate(
+        {"batch_id": batch.id, "total": batch.total, "created_at": batch.created_at, **counts}
+    )
 
 
 class ImageOut(BaseModel):

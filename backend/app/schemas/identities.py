@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas.common import Name, Storable
+from app.schemas.common import Name, Real, Storable
 from sdxl_contract.limits import PROMPT_MAX_CHARS, SHORT_SCALE_MAX, SHORT_SCALE_MIN
 
 AVATAR_SCALE_DEFAULT = 0.9
@@ -22,9 +22,7 @@ class AvatarIn(BaseModel):
     base_prompt: Storable = Field(min_length=1, max_length=PROMPT_MAX_CHARS)
     negative_prompt: Storable = Field(default="", max_length=PROMPT_MAX_CHARS)
     lora_model_id: uuid.UUID | None = None
-    lora_scale: float = Field(
-        default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX, allow_inf_nan=False
-    )
+    lora_scale: Real = Field(default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX)
 
 
 class AvatarPatch(BaseModel):
@@ -36,9 +34,7 @@ class AvatarPatch(BaseModel):
     base_prompt: Storable = Field(default="", min_length=1, max_length=PROMPT_MAX_CHARS)
     negative_prompt: Storable = Field(default="", max_length=PROMPT_MAX_CHARS)
     lora_model_id: uuid.UUID | None = None
-    lora_scale: float = Field(
-        default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX, allow_inf_nan=False
-    )
+    lora_scale: Real = Field(default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX)
 
 
 class AvatarOut(BaseModel):

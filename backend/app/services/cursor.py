@@ -1,4 +1,4 @@
-"""Cursors: where a page of contents ended."""
+"""Cursors: where a page of a list ended."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import base64
 import uuid
 from datetime import datetime
 
-from app.models import Generation
 from sdxl_contract.errors import InvalidRequest
 
 
-def write_cursor(last: Generation) -> str:
-    """Where the page that ends with `last` ended."""
-    text = f"{last.created_at.isoformat()}|{last.id}"
+def write_cursor(created_at: datetime, last_id: uuid.UUID) -> str:
+    """Where a page ended, by its last item's moment and id."""
+    text = f"{created_at.isoformat()}|{last_id}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import Database
-from app.core.errors import Conflict, NotFound, StorageFailed
+from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
 from app.core.tracing import span
 from app.models import Batch, Generation, Status
 from app.models.base import utc_now
@@ -111,7 +111,8 @@ class GenerationService:
                 generation = draft.content(None, digest, idempotency_key)
                 await admit(session, owner, allowance, 1, draft.estimated_usd)
                 await self._add(session, owner, generation)
-        except IntegrityError:
+        except (IntegrityError, LimitReached):
+            # The same call at the same time came first, and may have used the last place up.
             if idempotency_key is None:
                 raise
             earlier = await self._earlier(owner, idempotency_key, digest)
@@ -149,7 +150,7 @@ class GenerationService:
                 return earlier
         try:
             return await self._add_batch(owner, asked, digest, idempotency_key, allowance)
-        except IntegrityError:
+        except (IntegrityError, LimitReached):
             if idempotency_key is None:
                 raise
             earlier = await self._earlier_batch(owner, idempotency_key, digest)
@@ -217,18 +218,6 @@ class GenerationService:
                     "This Idempotency-Key was used with another body.", field="Idempotency-Key"
                 )
             return batch, list(await repository.content_ids(batch.id))
-
-    async def batch(self, owner: str, batch_id: uuid.UUID) -> tuple[Batch, dict[str, int]]:
-        """A batch, and how many of its contents are in which state; deleted ones are in none.
-
-        Raises:
-            NotFound: there is none, or it is another owner's.
-        """
-        async with self._database.session() as session:
-            found = await BatchRepository(session, owner).get(batch_id)
-        if found is None:
-            raise NotFound("There is no batch with this id.")
-        return found
 
     async def replay(
         self, owner: str, content_id: uuid.UUID, allowance: Allowance = UNLIMITED
@@ -372,7 +361,8 @@ class GenerationService:
                 batch_id=batch_id,
             )
         page = list(rows[:limit])
-        return page, write_cursor(page[-1]) if len(rows) > limit else None
+        more = len(rows) > limit
+        return page, write_cursor(page[-1].created_at, page[-1].id) if more else None
 
     async def delete(self, owner: str, content_id: uuid.UUID) -> None:
         """Remove a content and its pictures; one that is being drawn is stopped.
