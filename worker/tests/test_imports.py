@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from worker_testkit import MODEL
@@ -64,6 +65,17 @@ print(json.dumps({"lean": lean, "name": diffusers.StableDiffusionXLPipeline.__na
                   "hidden": [n for n, m in sys.modules.items() if m is None],
                   "distributed": torch.distributed.is_available()}))
 """
+_KEPT = """
+import json, sys
+from pathlib import Path
+import sdxl_worker.imports as imports
+path = Path(sys.argv[1])
+imports._list_of_models = lambda _: path
+lean = imports.import_libraries()
+import transformers
+print(json.dumps({"lean": lean, "name": transformers.T5EncoderModel.__name__,
+                  "kept": path.read_text()[:2], "same": "T5EncoderModel" in path.read_text()}))
+"""
 
 
 def run(code: str, *arguments: str) -> dict[str, Any]:
@@ -109,3 +121,23 @@ def test_libraries_that_cannot_be_imported_leanly_are_imported_in_full() -> None
         "hidden": [],
         "distributed": True,
     }
+
+
+def test_the_list_of_models_is_kept_and_a_spoilt_one_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "not there yet" / "models.json"
+    first = run(_KEPT, str(path))
+    written = path.read_bytes()
+    second = run(_KEPT, str(path))
+
+    assert first == second == {
+        "lean": True, "name": "T5EncoderModel", "kept": "[[", "same": True
+    }  # fmt: skip
+    assert path.read_bytes() == written
+
+    path.write_bytes(written[: len(written) // 2])
+    assert run(_KEPT, str(path)) == first
+    assert path.read_bytes() == written
+
+    # Well-formed, and nothing in it.
+    path.write_text("[]")
+    assert run(_KEPT, str(path)) == first | {"lean": False, "kept": "[]", "same": False}

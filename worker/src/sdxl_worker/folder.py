@@ -27,6 +27,7 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
     """
     import diffusers
     import transformers
+    from transformers.initialization import no_init_weights
 
     diffusers_any: Any = diffusers
     index = json.loads((folder / "model_index.json").read_text())
@@ -36,7 +37,7 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
     }
     scheduler_class = getattr(diffusers_any, index["scheduler"][-1])
     parts["scheduler"] = scheduler_class.from_pretrained(folder / "scheduler")
-    with _parameters_without_memory():
+    with no_init_weights(), _parameters_without_memory():
         for name in ("text_encoder", "text_encoder_2"):
             config = transformers.CLIPTextConfig.from_pretrained(folder / name)
             parts[name] = getattr(transformers, CLASSES[name])(config)

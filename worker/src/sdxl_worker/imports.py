@@ -11,6 +11,8 @@ How, and only while the imports run; afterwards everything is as Python would ha
 - packages whose `__init__` only collects names are entered without running it (`_Postponed`): it
   runs when somebody asks for one of those names, so that nothing is missing later;
 - decorators that only speak to `torch.compile` hand back what they are given;
+- the list of all models, which transformers makes at import by reading some two thousand files, is
+  kept from the first start to the next, in the user's cache folder;
 - no garbage is looked for: imports make hardly any, and lasting objects by the hundred thousand.
 
 A process that compiles its UNet, or that loads a model in another way than from a folder of
@@ -22,12 +24,15 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -48,9 +53,8 @@ _COLLECTIONS = (
     "diffusers.models.transformers",
     "diffusers.models.unets",
 )
-# Entered without its `__init__`, too: it is most of what `torch.compile` consists of.
+# Entered without its `__init__`, too, for as long as the imports run: most of `torch.compile`.
 _COMPILER = "torch._dynamo"
-_EXPORTER = "torch.export"
 # Of `torch._dynamo`: decorators that mark a function for a compiler that will not run.
 _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_graph")
 
@@ -98,7 +102,6 @@ def _leanly() -> Iterator[None]:
         # Only diffusers asks, to find the distribution of the few packages that are named
         # differently; the answer takes reading every distribution's list of files.
         stack.enter_context(_replaced(importlib.metadata, "packages_distributions", dict))
-        exporter = _postpone(_EXPORTER)
         import torch
         import torch.distributed
 
@@ -106,13 +109,74 @@ def _leanly() -> Iterator[None]:
         stack.enter_context(_replaced(torch.compiler, "disable", _unmarked))
         compiler = _postpone(_COMPILER)
         for mark in _MARKS:
-            stack.enter_context(_replaced(compiler, mark, _unmarked))
-        postponed = [exporter, compiler, *map(_postpone, _COLLECTIONS)]
+            setattr(compiler, mark, _unmarked)
+        stack.callback(_forget_if_postponed, _COMPILER)
+        for name in _COLLECTIONS:
+            _postpone(name)
+        stack.enter_context(_with_a_kept_list_of_models())
         yield
-        for module in postponed:
-            parent, _, name = module.__name__.rpartition(".")
-            if parent in sys.modules and name not in vars(sys.modules[parent]):
-                setattr(sys.modules[parent], name, module)
+        for name in _COLLECTIONS:
+            parent, _, child = name.rpartition(".")
+            if child not in vars(sys.modules[parent]):
+                setattr(sys.modules[parent], child, sys.modules[name])
+        _ask_for_compiled_modules_only_where_there_can_be_some()
+
+
+@contextmanager
+def _with_a_kept_list_of_models() -> Iterator[None]:
+    """transformers takes its list of models from the last start, if the same version made one."""
+    package = _postpone("transformers")
+    package.__version__ = importlib.metadata.version("transformers")  # type: ignore[attr-defined]
+    tools = importlib.import_module("transformers.utils.import_utils")
+    original = tools.define_import_structure
+    path = _list_of_models(package)
+
+    @cache
+    def define_import_structure(module_path: str, prefix: str | None = None) -> Any:
+        if prefix != "models":
+            return original(module_path, prefix)
+        with suppress(OSError, ValueError, TypeError):
+            return {
+                frozenset(needs): {module: set(names) for module, names in modules.items()}
+                for needs, modules in json.loads(path.read_text())
+            }
+        found = original(module_path, prefix)
+        with suppress(OSError):
+            kept = [
+                (sorted(needs), {module: sorted(names) for module, names in modules.items()})
+                for needs, modules in found.items()
+            ]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # In one step: another worker may start at this moment.
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(kept))
+            part.replace(path)
+        return found
+
+    with _replaced(tools, "define_import_structure", define_import_structure):
+        del sys.modules["transformers"]
+        yield
+
+
+def _list_of_models(package: ModuleType) -> Path:
+    """Where it is kept; another name for another version, and for one that was installed anew."""
+    installed = Path(package.__path__[0]).stat().st_mtime_ns
+    version = package.__version__
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "modal-sdxl-lora" / f"transformers-{version}-{installed:x}.json"
+
+
+def _ask_for_compiled_modules_only_where_there_can_be_some() -> None:
+    """diffusers asks of every module that it gets, and imports the compiler to be told."""
+    name = "is_compiled_module"
+    original = getattr(sys.modules["diffusers.utils.torch_utils"], name)
+
+    def is_compiled_module(module: Any) -> bool:
+        return _COMPILER in sys.modules and original(module)
+
+    for holder in [m for n, m in sys.modules.items() if n.startswith("diffusers.")]:
+        if vars(holder).get(name) is original:
+            setattr(holder, name, is_compiled_module)
 
 
 @contextmanager
@@ -210,6 +274,13 @@ def _module_names(spec: ModuleSpec, folder: str) -> Mapping[str, object]:
         "__spec__": spec, "__loader__": spec.loader, "__file__": spec.origin,
         "__path__": [folder], "__package__": spec.name,
     }  # fmt: skip
+
+
+def _forget_if_postponed(name: str) -> None:
+    """Its modules need each other in the order of its `__init__`: whoever asks for it later gets
+    all of it."""
+    if type(sys.modules.get(name)) is _Postponed:
+        del sys.modules[name]
 
 
 def _forget(*packages: str) -> None:

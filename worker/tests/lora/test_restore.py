@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,18 @@ def test_five_hundred_swaps_keep_memory_flat(rig: Rig) -> None:
     swap(400)
     assert resident() - before < 8 * 2**20
     assert rig.is_pristine()
+
+
+def test_a_process_may_end_while_checksums_are_being_taken() -> None:
+    code = (
+        "import torch, time\n"
+        "from sdxl_worker.lora import LoraPatcher, ModelTargets\n"
+        "layers = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(100)))\n"
+        "patcher = LoraPatcher(ModelTargets({'unet': layers}), fingerprint_later=True)\n"
+        "print(len(patcher._fingerprints), flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr[-500:]
+    # The control that there was something left to do.
+    assert int(done.stdout) < 200

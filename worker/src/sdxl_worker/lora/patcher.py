@@ -144,9 +144,7 @@ class LoraPatcher:
         self._others = {name: t for name, t in everything.items() if id(t) not in patched}
         # What no pristine copy is compared with: the other tensors, and the copy itself.
         self._fingerprints: dict[str, bytes] = {}
-        self._fingerprinting = threading.Thread(
-            target=self._take_fingerprints, name="fingerprints", daemon=True
-        )
+        self._fingerprinting = threading.Thread(target=self._take_fingerprints, name="fingerprints")
         self._fingerprinting.start()
         if not fingerprint_later:
             self._fingerprinting.join()
@@ -280,6 +278,10 @@ class LoraPatcher:
 
     def _take_fingerprints(self) -> None:
         for name, tensor in self._watched_by_fingerprint():
+            # No daemon thread, which would be torn out of torch's code and abort the process; but
+            # a process that ends should not wait for it either.
+            if not threading.main_thread().is_alive():
+                return
             self._fingerprints[name] = fingerprint(tensor)
 
     def _watched_by_fingerprint(self) -> Iterator[tuple[str, Tensor]]:
