@@ -1,16 +1,20 @@
 """How long from the start of a process to a loaded SDXL, by the worker's loader and by diffusers?
 
-Each run is a process of its own on the same folder, whose files are in the page cache; the runs of
-the four kinds take turns, and each figure is the median of its kind:
-  ours   as the worker starts: begin to read the weights, import torch and diffusers, load
-  peer   import, then plain `StableDiffusionXLPipeline.from_pretrained`
-  load   the worker's loader with nothing beside it: import first, then read and load
-  read   the same files into fresh memory by one thread for each core, without torch: the floor
-diffusers maps its files: it returns before it has copied a byte, and its weights are still pages
-of the files. So two more ends of its run are taken: `peer_touched_s`, when each page has been
-looked at, and `peer_own_s`, when each weight is in memory of its own, as it is on our side at
-`ours_s`. `--cold` adds runs whose files are dropped from the page cache before each. The first
-round also compares the weights of both sides; a difference is an error.
+Each run is a process of its own on the same folder, whose files are in the page cache; runs of the
+kinds take turns, and each figure is the median of its kind:
+  ours    as a worker on a CPU starts: map the weights, import leanly, load
+  copied  as it starts for a GPU or a snapshot: the same, but weights read into memory of its own
+  peer    import, then plain `StableDiffusionXLPipeline.from_pretrained`
+  load    the loader of `ours` with nothing beside it: import first, then load
+  read    the same files into fresh memory by one thread for each core, without torch: the floor
+  fork    what a snapshot would save: a process that has loaded as `copied` forks, and the child
+          looks at every weight; no disk and no memory of another machine, so a lower bound
+diffusers maps its files, too: it returns before it has read a byte. So more ends are taken:
+`…_touched_s`, when each page of the weights has been looked at; `peer_own_s`, when each weight is
+in memory of its own, to compare with `copied_s`; and `serving_s`, when our LoRA patcher has its
+pristine copy and the rest of the worker is imported, for which diffusers has no counterpart.
+`--cold` adds runs whose files are dropped from the page cache before each. The first round also
+compares the weights of both sides; a difference is an error.
 
     python benchmarks/bench_cold_start.py [--small | --folder DIR] [--cold] [--runs N]
                                          [--json FILE]
@@ -27,175 +31,52 @@ import argparse
 import json
 import mmap
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = REPOSITORY / "demo_model" / "sdxl-demo"
-CACHED = "sdxl-full-1"  # another name when what is written changes
-FULL_BYTES = 7 * 10**9
-PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+from full_size import PARTS, SMALL, Problem, full_size_folder, weight_files
+
 CHUNK_BYTES = 32 * 2**20
 PAGE_BYTES = mmap.PAGESIZE
-
-# The configurations of stable-diffusion-xl-base-1.0, as far as they are not the classes' defaults.
-UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VAE = {
-    "sample_size": 1024,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.13025,
-    "force_upcast": True,
-}
-_TEXT = {"vocab_size": 49408, "max_position_embeddings": 77, "layer_norm_eps": 1e-5,
-         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # fmt: skip
-TEXT_ENCODER = _TEXT | {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "projection_dim": 768, "hidden_act": "quick_gelu",
-}  # fmt: skip
-TEXT_ENCODER_2 = _TEXT | {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-    "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu",
-}  # fmt: skip
-SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
-
-
-class Problem(Exception):
-    """The benchmark cannot say anything; the text says why."""
-
-
-# --- the folder -------------------------------------------------------------------------------
-
-
-def full_size_folder() -> Path:
-    """The cached folder; made if it is not there.
-
-    Raises:
-        Problem: the disk has no room for it, or it could not be made.
-    """
-    cache = Path(os.environ.get("SDXL_BENCH_CACHE", "~/.cache/modal-sdxl-lora")).expanduser()
-    folder = cache / CACHED
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(cache).free < 1.2 * FULL_BYTES:
-        raise Problem(
-            "SDXL_BENCH_CACHE names a disk with too little room: "
-            f"{1.2 * FULL_BYTES / 1e9:.0f} GB must be free"
-        )
-    print("making a folder of SDXL's size, once ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as made:
-        # A process of its own, so that this one stays small while the others are measured.
-        command = [sys.executable, str(Path(__file__)), "--child", "make", "--folder", made]
-        if subprocess.run(command, check=False).returncode:
-            raise Problem("the folder of SDXL's size could not be made")
-        # Under its name only once it is whole.
-        os.rename(made, folder)
-    return folder
-
-
-def make(folder: Path) -> None:
-    """Write the full-size pipeline with random weights in half precision into `folder`."""
-    import diffusers
-    import torch
-    import transformers
-    from bench_lora_swap import random_fill
-
-    torch.set_num_threads(1)
-    text = transformers.CLIPTextConfig
-    builders: dict[str, Callable[[], Any]] = {
-        "unet": lambda: diffusers.UNet2DConditionModel(**UNET),
-        "vae": lambda: diffusers.AutoencoderKL(**VAE),
-        "text_encoder": lambda: transformers.CLIPTextModel(text(**TEXT_ENCODER)),
-        "text_encoder_2": lambda: transformers.CLIPTextModelWithProjection(text(**TEXT_ENCODER_2)),
-    }
-    scheduler: Any = diffusers.EulerDiscreteScheduler
-    classes = {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
-    scheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    for seed, name in enumerate(PARTS):
-        with torch.device("meta"):
-            empty = builders[name]()
-        module: Any = random_fill(empty.to(torch.float16).to_empty(device="cpu"), seed)
-        # One file for each part, as the published half-precision files are.
-        module.save_pretrained(folder / name, max_shard_size="100GB")
-        library = "transformers" if name.startswith("text") else "diffusers"
-        classes[name] = [library, type(module).__name__]
-        del empty, module
-    for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(SMALL / name, folder / name)
-        classes[name] = ["transformers", "CLIPTokenizer"]
-    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    (folder / "model_index.json").write_text(json.dumps(index | classes, indent=1) + "\n")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the pipeline's parts.
-
-    Raises:
-        Problem: a part has none.
-    """
-    found = []
-    for part in PARTS:
-        files = sorted((folder / part).glob("*.safetensors"))
-        if not files:
-            raise Problem(f"the folder has no weights for {part}: {part}/*.safetensors")
-        found += files
-    return found
 
 
 # --- what one process does --------------------------------------------------------------------
 
 
-def run_ours(folder: Path) -> tuple[dict[str, float], Any]:
+def run_ours(folder: Path, *, mapped: bool = True) -> tuple[dict[str, float], Any]:
     """The worker's start, in the order of `sdxl_worker.serve`."""
     from sdxl_worker.reading import start_reading
 
-    reading = start_reading(folder, half=True)
+    reading = start_reading(folder, half=True, mapped=mapped)
     imported = _import_loader()
-    pipe = _load(folder, reading)
+    model = _load(folder, reading)
     marks = {"imported": imported, "ready": time.monotonic()}
-    # The rest of the worker, which a real start imports before it loads.
+    # What a start does before it answers, beside loading: no part of what diffusers is timed for.
     from sdxl_worker import api, engine
+    from sdxl_worker.lora import LoraPatcher, lora_targets
 
     del api, engine
-    marks["rest"] = time.monotonic()
+    pipe = model.pipe
+    targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+    patcher = LoraPatcher(targets, fingerprint_later=True, kept=model.mapped)
+    marks["serving"] = time.monotonic()
+    del patcher
+    _touch(pipe)
+    marks["touched"] = time.monotonic()
     return marks, pipe
+
+
+def run_copied(folder: Path) -> tuple[dict[str, float], Any]:
+    """The same with weights in memory of their own, as they go on to a GPU or into a snapshot."""
+    return run_ours(folder, mapped=False)
 
 
 def run_load(folder: Path) -> tuple[dict[str, float], Any]:
@@ -203,18 +84,41 @@ def run_load(folder: Path) -> tuple[dict[str, float], Any]:
     from sdxl_worker.reading import start_reading
 
     imported = _import_loader()
-    pipe = _load(folder, start_reading(folder, half=True))
+    pipe = _load(folder, start_reading(folder, half=True, mapped=True)).pipe
     return {"imported": imported, "ready": time.monotonic()}, pipe
 
 
-def _import_loader() -> float:
-    import diffusers
-    import transformers
+def run_fork(folder: Path) -> dict[str, float]:
+    """A loaded process doubles itself; the child looks at each weight and says when it was done."""
+    import torch
 
+    # A child has none of its parent's threads, and torch would wait for them.
+    torch.set_num_threads(1)
+    from sdxl_worker.reading import start_reading
+
+    pipe = _load(folder, start_reading(folder, half=True, mapped=False)).pipe
+    receive, send = os.pipe()
+    begun = time.monotonic()
+    if os.fork() == 0:
+        there = time.monotonic()
+        total = sum(float(tensor[0]) for _, tensor in _weights(pipe))
+        marks = {"begun": begun, "there": there, "ready": time.monotonic(), "total": total}
+        os.write(send, json.dumps(marks).encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive) as answer:
+        marks = json.loads(answer.read())
+    os.wait()
+    return {name: marks[name] for name in ("begun", "there", "ready")}
+
+
+def _import_loader() -> float:
+    from sdxl_worker.imports import import_libraries
+
+    if not import_libraries():
+        raise Problem("the libraries could not be imported leanly: see the warning")
     import sdxl_worker.pipeline  # noqa: F401
 
-    # These two import their modules on first use.
-    _ = (diffusers.StableDiffusionXLPipeline, transformers.CLIPTextModelWithProjection)
     return time.monotonic()
 
 
@@ -231,10 +135,10 @@ def _load(folder: Path, reading: Any) -> Any:
         channels_last=None, compile_unet=False,
     )  # fmt: skip
     with capture_logs() as lines:
-        pipe = load_model(settings, reading).pipe
+        model = load_model(settings, reading)
     if any(line["event"] == "folder_needs_the_slow_loader" for line in lines):
         raise Problem("the worker went back to the loader of diffusers: nothing to compare")
-    return pipe
+    return model
 
 
 def run_peer(folder: Path) -> tuple[dict[str, float], Any]:
@@ -250,8 +154,7 @@ def run_peer(folder: Path) -> tuple[dict[str, float], Any]:
         str(folder), dtype=torch.float16, use_safetensors=True, add_watermarker=False
     )
     marks = {"imported": imported, "ready": time.monotonic()}
-    for _, tensor in _weights(pipe):
-        tensor[::PAGE_BYTES].sum()
+    _touch(pipe)
     marks["touched"] = time.monotonic()
     for part in PARTS:
         for parameter in getattr(pipe, part).parameters():
@@ -297,6 +200,12 @@ def _weights(pipe: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def _touch(pipe: Any) -> None:
+    """Look at each page of the weights."""
+    for _, tensor in _weights(pipe):
+        tensor[::PAGE_BYTES].sum()
+
+
 def _checksum(pipe: Any) -> str:
     total = 0
     for name, tensor in sorted(_weights(pipe)):
@@ -306,9 +215,10 @@ def _checksum(pipe: Any) -> str:
 
 def child(kind: str, folder: Path, check: bool) -> dict[str, Any]:
     """One measured process: points in time of the clock that all processes share."""
-    if kind == "read":
-        return run_read(folder)
-    marks, pipe = {"ours": run_ours, "peer": run_peer, "load": run_load}[kind](folder)
+    if kind in ("read", "fork"):
+        return run_read(folder) if kind == "read" else run_fork(folder)
+    runs = {"ours": run_ours, "copied": run_copied, "peer": run_peer, "load": run_load}
+    marks, pipe = runs[kind](folder)
     return marks | ({"checksum": _checksum(pipe)} if check else {})
 
 
@@ -364,21 +274,21 @@ def measure(folder: Path, runs: int, cold: bool) -> dict[str, Any]:
     nbytes = sum(path.stat().st_size for path in weight_files(folder))
     # Weights and libraries into the page cache: else the first measured one pays for all.
     start("load", folder)
-    kinds = ["ours", "peer", "load", "read"]
+    kinds = ["ours", "peer", "copied", "load", "read", "fork"]
     if cold:
-        kinds += ["ours_cold", "peer_cold", "read_cold"]
+        kinds += ["ours_cold", "peer_cold", "copied_cold", "read_cold"]
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     loads = [os.getloadavg()[0]]
     for number in range(runs):
         for kind, results in found.items():
             if kind.endswith("_cold"):
                 drop_from_page_cache(folder)
-            check = number == 0 and kind in ("ours", "peer")
+            check = number == 0 and kind in ("ours", "copied", "peer")
             results.append(start(kind.removesuffix("_cold"), folder, check))
         loads.append(os.getloadavg()[0])
         seconds = ", ".join(f"{kind} {got[-1]['ready']:.2f}" for kind, got in found.items())
         print(f"round {number + 1} of {runs}: {seconds}", flush=True)
-    if found["ours"][0]["checksum"] != found["peer"][0]["checksum"]:
+    if len({found[kind][0]["checksum"] for kind in ("ours", "copied", "peer")}) > 1:
         raise Problem("the weights differ from those that diffusers loads")
 
     def median(kind: str, until: str, since: str | None = None) -> float:
@@ -398,17 +308,22 @@ def measure(folder: Path, runs: int, cold: bool) -> dict[str, Any]:
         "read_s": read,
         "ours_over_peer": ours / peer,
         "load_over_read": load / read,
-        "ours_imported_s": median("ours", "imported"),
+        "import_over_peer": median("load", "imported") / median("peer", "imported"),
+        "ours_touched_s": median("ours", "touched"),
+        "serving_s": median("ours", "serving"),
         "peer_load_s": median("peer", "ready", "imported"),
         "peer_touched_s": median("peer", "touched"),
+        "copied_s": median("copied", "ready"),
+        "copied_imported_s": median("copied", "imported"),
+        "copied_serving_s": median("copied", "serving"),
         "peer_own_s": median("peer", "own"),
-        "ours_over_peer_own": ours / median("peer", "own"),
-        "rest_import_s": median("ours", "rest", "ready"),
+        "copied_over_peer_own": median("copied", "ready") / median("peer", "own"),
+        "fork_s": median("fork", "ready", "begun"),
+        "fork_itself_s": median("fork", "there", "begun"),
         "same_weights": True,
         "gb": nbytes / 1e9,
         "runs": runs,
-        "ours_runs_s": [run["ready"] for run in found["ours"]],
-        "peer_runs_s": [run["ready"] for run in found["peer"]],
+        **{f"{k}_runs_s": [run["ready"] for run in found[k]] for k in ("ours", "peer", "copied")},
         "load_runs_s": [run["ready"] - run["imported"] for run in found["load"]],
         "read_runs_s": [run["ready"] - run["begun"] for run in found["read"]],
         "load_average": max(loads),
@@ -420,6 +335,8 @@ def measure(folder: Path, runs: int, cold: bool) -> dict[str, Any]:
     if cold:
         result |= {
             "ours_cold_s": median("ours_cold", "ready"),
+            "ours_cold_touched_s": median("ours_cold", "touched"),
+            "copied_cold_s": median("copied_cold", "ready"),
             "peer_cold_s": median("peer_cold", "ready"),
             "peer_cold_touched_s": median("peer_cold", "touched"),
             "peer_cold_own_s": median("peer_cold", "own"),
@@ -464,9 +381,6 @@ def main() -> int:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         warnings.filterwarnings("ignore")
-    if args.child == "make":
-        make(args.folder)
-        return 0
     try:
         if args.child:
             print(json.dumps(child(args.child, args.folder, args.check)))

@@ -38,49 +38,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from full_size import UNET, random_fill
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdxl_worker.lora import LoraPatcher, ModelTargets, ParsedLora, lora_targets, parse_lora
 
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-TINY = SDXL | {
+TINY = UNET | {
     "block_out_channels": (32, 64, 64),
     "norm_num_groups": 8,
     "transformer_layers_per_block": (1, 2, 3),
     "attention_head_dim": (2, 4, 4),
 }
 TEXT_SIZES = {"text_encoder": (768, 12, 3072, 12), "text_encoder_2": (1280, 32, 5120, 20)}
-
-
-def random_fill(module: nn.Module, seed: int) -> nn.Module:
-    """Cheap random weights of a trained model's size: one block of numbers, repeated."""
-    generator = torch.Generator().manual_seed(seed)
-    block = (torch.randn(1 << 22, generator=generator) * 0.03).bfloat16()
-    for tensor in (*module.parameters(), *module.buffers()):
-        flat = tensor.data.view(-1)
-        if not flat.is_floating_point():
-            torch.arange(flat.numel(), out=flat)
-            continue
-        offset = int(torch.randint(1 << 20, (1,), generator=generator))
-        for start in range(0, flat.numel(), block.numel() - offset):
-            part = flat[start : start + block.numel() - offset]
-            part.copy_(block[offset : offset + part.numel()])
-    return module.eval().requires_grad_(False)
 
 
 def build_unet(config: dict[str, Any]) -> nn.Module:
@@ -263,7 +234,7 @@ def hardware() -> str:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything asked for; see the module's text."""
-    unet = build_unet(TINY if args.tiny else SDXL)
+    unet = build_unet(TINY if args.tiny else UNET)
     roots: dict[str, nn.Module] = {"unet": unet}
     print(f"UNet of {sum(p.numel() for p in unet.parameters()) / 1e9:.3f} B parameters")
     targets = lora_targets(unet)
