@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import pytest
-import torch
 from hub_double import COMMIT, HubDouble, hub_double
-from safetensors.torch import load_file
-from single_file_writer import write_single_file
-from worker_testkit import MODEL, FileServer, safetensors_bytes
+from worker_testkit import FileServer
 
-from sdxl_worker.single_file import WeightsError, check_single_file
+from sdxl_worker.single_file import WeightsError
 from sdxl_worker.weights import fill, model_name, select_files, verify
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
@@ -201,6 +197,71 @@ def test_a_file_that_is_not_what_the_hub_promised_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_branch_that_is_there_is_not_downloaded_again(tmp_path: Path, hub: HubDouble) -> None:
+    hub.repositories["acme/my-xl"] = pipeline_files()
+    manifest = fill(tmp_path, "acme/my-xl", endpoint=hub.url, revision="main")
+    assert (manifest.revision, manifest.asked_revision) == (COMMIT, "main")
+    hub.repositories.clear()
+
+    assert fill(tmp_path, "acme/my-xl", endpoint=hub.url, revision="main") == manifest
+    assert fill(tmp_path, "acme/my-xl", endpoint=hub.url, revision=COMMIT) == manifest
+    with pytest.raises(WeightsError, match="could not be downloaded"):
+        fill(tmp_path, "acme/my-xl", endpoint=hub.url, revision="other")
+
+
+def test_a_model_that_was_damaged_on_the_volume_is_made_anew(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "weights"
+    manifest = fill(root, str(folder))
+    victim = root / "my-model" / "unet" / "diffusion_pytorch_model.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="has 8 bytes and must have 9"):
+        verify(root, "my-model")
+
+    assert fill(root, str(folder)).files == manifest.files
+    assert verify(root, "my-model").files == manifest.files
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize("moment", ["_check_pipeline", "_hash_all", "_take_place", "rename"])
+def test_a_filling_that_was_killed_can_be_started_again(
+    tmp_path: Path, folder: Path, old: bool, moment: str
+) -> None:
+    """Killed for good, in a process of its own, at each place where something has just changed."""
+    root = tmp_path / "weights"
+    if old:
+        fill(root, str(folder))
+        changed = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        changed.write_bytes(b"another unet")
+    code = f"""
+import os, pathlib
+from sdxl_worker import weights
+if {moment!r} == "rename":
+    real = pathlib.Path.rename
+    def rename(self, target):
+        real(self, target)
+        os._exit(9)
+    pathlib.Path.rename = rename
+else:
+    setattr(weights, {moment!r}, lambda *_: os._exit(9))
+weights.fill(pathlib.Path({str(root)!r}), {str(folder)!r}, force=True)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
+    assert killed.returncode == 9
+    try:
+        # Either the old model, whole, or none.
+        left = verify(root, "my-model")
+    except WeightsError:
+        assert not old or moment == "rename"
+    else:
+        assert old
+        assert left.files["unet/diffusion_pytorch_model.safetensors"].bytes == len("unet full")
+
+    manifest = fill(root, str(folder), force=True)
+
+    assert verify(root, "my-model") == manifest
+    assert sorted(path.name for path in root.iterdir()) == ["my-model", "my-model.manifest.json"]
+
+
 def test_a_failed_download_leaves_the_old_model_in_place(tmp_path: Path, hub: HubDouble) -> None:
     hub.repositories["acme/my-xl"] = pipeline_files()
     manifest = fill(tmp_path, "acme/my-xl", endpoint=hub.url)
@@ -216,100 +277,6 @@ def test_another_kind_of_pipeline_is_refused(tmp_path: Path, folder: Path) -> No
 
     with pytest.raises(WeightsError, match="it is a StableDiffusionPipeline, not"):
         fill(tmp_path / "weights", str(folder))
-
-
-# --- single files ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    """The small model, in full precision."""
-    pipeline_class: Any = diffusers.StableDiffusionXLPipeline
-    return pipeline_class.from_pretrained(MODEL, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def single_file(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model as one file, in the layout that checkpoints are shared in."""
-    path = tmp_path_factory.mktemp("single") / "my-checkpoint.safetensors"
-    write_single_file(pipe, path)
-    return path
-
-
-def test_a_single_file_becomes_a_folder_with_the_very_weights(
-    tmp_path: Path, pipe: Any, single_file: Path
-) -> None:
-    manifest = fill(tmp_path, str(single_file), half=False, config=str(MODEL))
-
-    assert verify(tmp_path, "my-checkpoint") == manifest
-    for part in MODELS:
-        stored: dict[str, torch.Tensor] = {}
-        for file in (tmp_path / "my-checkpoint" / part).glob("*.safetensors"):
-            stored |= load_file(file)
-        expected = getattr(pipe, part).state_dict()
-        # This version of transformers may spell its own names otherwise on disk.
-        by_end = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
-        assert len(by_end) == len(expected)
-        for name, tensor in expected.items():
-            assert torch.equal(by_end[name.removeprefix("text_model.")], tensor), name
-
-
-@pytest.mark.parametrize("place", ["hub", "url"])
-def test_a_single_file_comes_from_anywhere(
-    tmp_path: Path, single_file: Path, hub: HubDouble, files: FileServer, place: str
-) -> None:
-    data = single_file.read_bytes()
-    hub.repositories["acme/files"] = {"v2/my-checkpoint.safetensors": data, "README.md": b""}
-    source = {
-        "hub": "acme/files/v2/my-checkpoint.safetensors",
-        "url": files.add(data, "/my-checkpoint.safetensors"),
-    }[place]
-    manifest = fill(tmp_path, source, endpoint=hub.url, config=str(MODEL))
-
-    assert verify(tmp_path, "my-checkpoint") == manifest
-    assert not [name for name in manifest.files if "my-checkpoint" in name]
-    assert "secret" not in manifest.model_dump_json()
-    unet = tmp_path / "my-checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"
-    assert {tensor.dtype for tensor in load_file(unet).values()} == {torch.float16}
-
-
-def test_a_missing_file_of_a_repository_is_named(tmp_path: Path, hub: HubDouble) -> None:
-    hub.repositories["acme/files"] = {"README.md": b""}
-
-    with pytest.raises(WeightsError, match=r"acme/files holds no v2/x.safetensors"):
-        fill(tmp_path, "acme/files/v2/x.safetensors", endpoint=hub.url)
-
-
-@pytest.mark.parametrize(
-    ("tensor", "says"),
-    [
-        ("lora_unet_down.lora_up.weight", "a LoRA"),
-        ("cond_stage_model.transformer.x", "Stable Diffusion 1 or 2"),
-        ("conditioner.embedders.0.model.x", "refiner"),
-        ("double_blocks.0.x", "Flux"),
-        ("down_blocks.0.x", "no text encoders"),
-    ],
-)
-def test_a_single_file_of_another_kind_is_named(tmp_path: Path, tensor: str, says: str) -> None:
-    import numpy as np
-
-    path = tmp_path / "other.safetensors"
-    path.write_bytes(safetensors_bytes({tensor: np.zeros((1, 1))}))
-
-    with pytest.raises(WeightsError, match=f"other.safetensors is no SDXL checkpoint.*{says}"):
-        check_single_file(path)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"PK\x03\x04" + b"\0" * 40, struct.pack("<Q", 4) + b"nope", struct.pack("<Q", 1) + b"3"],
-)
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "broken.safetensors"
-    path.write_bytes(data)
-
-    with pytest.raises(WeightsError, match=r"broken.safetensors is no .safetensors file"):
-        check_single_file(path)
 
 
 def test_a_url_is_named_without_its_query(tmp_path: Path, files: FileServer) -> None:

@@ -10,6 +10,7 @@ be. A new model is put together beside the old one and takes its place by a rena
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ _HALF = ".fp16."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
 _HTTP_TIMEOUT = httpx2.Timeout(60.0)
-_FILL_AGAIN = "fill the volume again: modal run worker/app.py::download_weights --force"
+_FILL_AGAIN = "fill the volume again: modal run worker/app.py::download_weights"
 
 
 class FileRecord(BaseModel):
@@ -59,6 +60,7 @@ class Manifest(BaseModel):
     version: int = Field(default=1, ge=1, le=1)
     source: str
     revision: str | None = Field(default=None, description="commit of the hub")
+    asked_revision: str | None = Field(default=None, description="branch, tag or commit asked for")
     filled_at: str
     files: dict[str, FileRecord]
 
@@ -139,7 +141,8 @@ def fill(
 ) -> Manifest:
     """Put the model that `source` names into `root`, with its manifest.
 
-    A model that is there and intact is left alone unless `force`. `source` is a path (absolute, or
+    A model that is there and intact is left alone unless `force`; one that is damaged, or was left
+    half done, is made anew. `source` is a path (absolute, or
     below `root`), a hub name, `owner/repository/file.safetensors`, or an https URL of one file; a
     single file is turned into a folder once, here, so that a start needs nothing of the hub.
 
@@ -154,9 +157,11 @@ def fill(
     """
     name = model_name(source)
     if not force and _manifest_path(root, name).is_file():
-        manifest = verify(root, name)
-        if manifest.source == source and revision in (None, manifest.revision):
-            return manifest
+        with contextlib.suppress(WeightsError):
+            manifest = verify(root, name)
+            there = (None, manifest.revision, manifest.asked_revision)
+            if manifest.source == _shown(source) and revision in there:
+                return manifest
     root.mkdir(parents=True, exist_ok=True)
     staging = root / f".staging-{name}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -187,8 +192,9 @@ def fill(
             )
         _check_pipeline(staging)
         manifest = Manifest(
-            source=_shown(source) if "://" in source else source,
+            source=_shown(source),
             revision=commit,
+            asked_revision=revision,
             filled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             files=_hash_all(staging),
         )
@@ -261,6 +267,8 @@ def _hash_all(folder: Path) -> dict[str, FileRecord]:
 
 
 def _take_place(staging: Path, folder: Path) -> None:
+    # First the manifest goes: killed in between, the folder is one that nothing vouches for.
+    _manifest_path(folder.parent, folder.name).unlink(missing_ok=True)
     old = folder.with_name(f".old-{folder.name}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
