@@ -295,17 +295,17 @@ def check_image(path: Path = APP) -> list[str]:
     if "--constraint /constraints.txt" not in commands[0]:
         problems.append("the image is installed without constraints.txt")
     distributions = importlib.metadata.packages_distributions()
+    needed = _needed_by(installed)
     folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
     sources = [path, *(file for folder in folders for file in folder.rglob("*.py"))]
     # Modal puts itself into every image.
     own = {"sdxl_contract", "sdxl_worker", "modal"}
     for package in sorted(imported_packages(sources) - own):
         owners = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
-        if not owners & set(installed):
+        if not owners & needed:
             problems.append(f"{package} is imported and not installed in the image")
     constraints = (REPOSITORY / "constraints.txt").read_text()
     pinned = set(re.findall(r"^([a-z0-9.-]+)==", constraints, re.MULTILINE))
-    needed = _needed_by(installed)
     problems += [f"{name} is needed in the image and not pinned" for name in needed - pinned]
     problems += [f"{name} is in the image" for name in needed & {"torchvision", "modal", "pytest"}]
     return sorted(problems)

@@ -216,10 +216,10 @@ def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_import_of_app_py_itself_that_the_image_lacks_is_noticed(tmp_path: Path) -> None:
-    source = SOURCE.replace("import modal\n", "import modal\nimport yaml\n", 1)
+    source = SOURCE.replace("import modal\n", "import modal\nimport procrastinate\n", 1)
     path = rewritten(tmp_path, ast.parse(source))
 
-    assert "yaml is imported and not installed in the image" in deploy_check.check_image(path)
+    assert "procrastinate is imported and not installed in the image" in deploy_check.check_image(path)
 
 
 def test_modal_finds_what_to_run_by_the_documented_commands() -> None:

@@ -142,7 +142,7 @@ def test_damage_is_found_and_the_file_named(tmp_path: Path, folder: Path, damage
         victim = victim.with_name("extra.bin")
         victim.write_bytes(b"pickle")
 
-    with pytest.raises(WeightsError, match=f"my-model/vae/{victim.name}.*download_weights --force"):
+    with pytest.raises(WeightsError, match=f"my-model/vae/{victim.name}.*download_weights$"):
         verify(root, "my-model")
     assert fill(root, str(folder), force=True) == verify(root, "my-model")
 
