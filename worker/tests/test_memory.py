@@ -17,7 +17,6 @@ from worker_testkit import (
     SIDE,
     FileServer,
     RunningWorker,
-    file_server,
     kohya_lora,
     running_worker,
     settings,
@@ -27,12 +26,6 @@ from sdxl_contract.result import Phase
 from sdxl_worker.lora import LoraPatcher, ParsedLora
 from sdxl_worker.memory import DRAWING_BYTES, holds_second_copy, is_out_of_memory, let_go
 from sdxl_worker.timings import Stopwatch
-
-
-@pytest.fixture(scope="module")
-def files() -> Iterator[FileServer]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +136,28 @@ def test_a_lora_for_which_the_gpu_has_no_room_is_out_of_memory_too(
 
     assert (answer.status_code, answer.json()["error_code"]) == (507, "CUDA_OOM")
     assert ask(worker, lora_url=url).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"width": 128, "height": 64}, "for 128x64: try 96x64"),
+        ({"width": 128, "height": 128, "num_images": 2}, "for 128x128: try 96x96 and num_images 1"),
+        ({"num_images": 2}, "for 64x64: try num_images 1"),
+        ({}, "for 64x64: try again later"),
+    ],
+)
+def test_the_hint_is_something_that_takes_less_memory(
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], says: str
+) -> None:
+    def too_much(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sdxl_worker.drawing.Drawer._denoise", too_much)
+    answer = ask(worker, **asked)
+
+    assert answer.status_code == 507
+    assert answer.json()["error"].endswith(says)
 
 
 def gpu_of(gib: float, monkeypatch: pytest.MonkeyPatch) -> torch.device:

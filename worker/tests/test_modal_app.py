@@ -219,7 +219,9 @@ def test_an_import_of_app_py_itself_that_the_image_lacks_is_noticed(tmp_path: Pa
     source = SOURCE.replace("import modal\n", "import modal\nimport procrastinate\n", 1)
     path = rewritten(tmp_path, ast.parse(source))
 
-    assert "procrastinate is imported and not installed in the image" in deploy_check.check_image(path)
+    problems = deploy_check.check_image(path)
+
+    assert "procrastinate is imported and not installed in the image" in problems
 
 
 def test_modal_finds_what_to_run_by_the_documented_commands() -> None:

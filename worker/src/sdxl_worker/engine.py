@@ -43,7 +43,7 @@ from sdxl_worker.jobs import Job, JobBook
 from sdxl_worker.lane import Lane
 from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
 from sdxl_worker.loras import Origin, lora_report
-from sdxl_worker.memory import is_out_of_memory, let_go
+from sdxl_worker.memory import is_out_of_memory, let_go, too_little_for
 from sdxl_worker.metrics import Metrics
 from sdxl_worker.pipeline import LoadedModel, load_model
 from sdxl_worker.prompt_syntax import parse_weights
@@ -391,11 +391,4 @@ class Engine:
         """What the caller is told; before the restore, which needs some memory itself."""
         ready.cache.clear()
         let_go(error)
-        limits = ready.limits
-        width, height = request.size(limits)
-        smaller = [limits.nearest_side(side * 3 // 4) for side in (width, height)]
-        return CudaOutOfMemory(
-            f"not enough memory for {width}x{height}: try {smaller[0]}x{smaller[1]}"
-            + (" and num_images 1" if request.num_images > 1 else ""),
-            details={"width": smaller[0], "height": smaller[1]},
-        )
+        return too_little_for(request, ready.limits)

@@ -1,8 +1,8 @@
 """What to do when memory runs out, and where a GPU's memory goes.
 
-Duty: know an out-of-memory error by any of its names, let go of what a failed call still holds, and
-say whether a GPU is large enough for a second copy of the weights.
-Must not know: requests, LoRAs.
+Duty: know an out-of-memory error by any of its names, let go of what a failed call still holds, say
+what would need less, and whether a GPU is large enough for a second copy of the weights.
+Must not know: how pictures are drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import traceback
 
 import torch
 from torch import nn
+
+from sdxl_contract.errors import CudaOutOfMemory
+from sdxl_contract.limits import ModelLimits
+from sdxl_contract.request import GenerateRequest
 
 # Of errors that have no class of their own.
 _WORDS = (
@@ -44,6 +48,19 @@ def let_go(error: BaseException) -> None:
         traceback.clear_frames(one.__traceback__)
         one = one.__cause__ or one.__context__
     torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
+
+
+def too_little_for(request: GenerateRequest, limits: ModelLimits) -> CudaOutOfMemory:
+    """The error that names what of `request` to make smaller."""
+    size = request.size(limits)
+    smaller = tuple(limits.nearest_side(side * 3 // 4) for side in size)
+    hints = [f"{smaller[0]}x{smaller[1]}"] if smaller != size else []
+    hints += ["num_images 1"] if request.num_images > 1 else []
+    hints += ["fewer LoRAs"] if not hints and request.lora_refs() else []
+    return CudaOutOfMemory(
+        f"not enough memory for {size[0]}x{size[1]}: try {' and '.join(hints) or 'again later'}",
+        details={"width": smaller[0], "height": smaller[1]},
+    )
 
 
 def holds_second_copy(
