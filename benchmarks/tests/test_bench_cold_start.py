@@ -30,7 +30,12 @@ def test_the_last_line_has_every_figure(tmp_path: Path) -> None:
     assert all(0 < result[name] < 300 for name in seconds), result
     assert result["ours_over_peer"] == pytest.approx(result["ours_s"] / result["peer_s"], rel=1e-2)
     assert result["load_over_read"] == pytest.approx(result["load_s"] / result["read_s"], rel=1e-2)
+    assert result["import_over_peer"] == pytest.approx(
+        result["import_s"] / result["peer_import_s"], rel=1e-2
+    )
     assert result["peer_import_s"] < result["peer_s"]
+    assert result["ours_s"] < result["serving_s"] < result["ours_touched_s"]
+    assert 0 < result["fork_itself_s"] < result["fork_s"] < result["copied_s"]
     assert result["peer_s"] < result["peer_touched_s"] < result["peer_own_s"]
     weights = sum(file.stat().st_size for file in SMALL.glob("*/*.safetensors"))
     assert result["gb"] == pytest.approx(weights / 1e9, rel=1e-3)
