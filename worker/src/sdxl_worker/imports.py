@@ -55,6 +55,7 @@ _COLLECTIONS = (
 )
 # Entered without its `__init__`, too, for as long as the imports run: most of `torch.compile`.
 _COMPILER = "torch._dynamo"
+_EXPORTER = "torch.export"
 # Of `torch._dynamo`: decorators that mark a function for a compiler that will not run.
 _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_graph")
 
@@ -102,9 +103,12 @@ def _leanly() -> Iterator[None]:
         # Only diffusers asks, to find the distribution of the few packages that are named
         # differently; the answer takes reading every distribution's list of files.
         stack.enter_context(_replaced(importlib.metadata, "packages_distributions", dict))
+        _postpone(_EXPORTER)
         import torch
         import torch.distributed
 
+        # torch imports some parts of itself when they are asked for; this one becomes another.
+        stack.callback(_leave_to_torch, torch, _EXPORTER)
         stack.enter_context(_replaced(torch.distributed, "is_available", lambda: False))
         stack.enter_context(_replaced(torch.compiler, "disable", _unmarked))
         compiler = _postpone(_COMPILER)
@@ -280,6 +284,14 @@ def _forget_if_postponed(name: str) -> None:
     """Its modules need each other in the order of its `__init__`: whoever asks for it later gets
     all of it."""
     if type(sys.modules.get(name)) is _Postponed:
+        del sys.modules[name]
+
+
+def _leave_to_torch(torch: Any, name: str) -> None:
+    if type(sys.modules.get(name)) is _Postponed:
+        child = name.rpartition(".")[2]
+        torch._lazy_modules.add(child)
+        delattr(torch, child)
         del sys.modules[name]
 
 
