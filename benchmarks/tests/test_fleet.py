@@ -273,6 +273,16 @@ def test_the_cheapest_setting_holds_its_latency(capsys: pytest.CaptureFixture[st
     assert not never["found"]
 
 
+def test_the_page_is_what_the_simulation_says_today() -> None:
+    """Figures that were measured anew, or a changed model, call for `make simulate`."""
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text()
+    assert report.sources_table() in page, "run make simulate"
+    (answer,) = studies.run(studies.scaledown(1.0)[:1], seed=0)
+    header, _, row = report.answers_table([answer]).splitlines()
+    assert header in page
+    assert row in page, "run make simulate"
+
+
 def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     page = tmp_path / "scaling.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
