@@ -136,12 +136,11 @@ def _pieces(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """`factor` as a sum of matrices of `dtype`, exact to its own mantissa."""
     if factor.dtype == dtype:
         return [factor]
-    left = factor.float()
-    pieces = []
-    for _ in range(-(-_MANTISSA[factor.dtype] // _MANTISSA[dtype])):
-        piece = left.to(dtype)
-        pieces.append(piece)
-        left = left - piece.float()
+    pieces, left = [factor.to(dtype)], factor
+    for _ in range(-(-_MANTISSA[factor.dtype] // _MANTISSA[dtype]) - 1):
+        # float32, whichever two different kinds of 16 bits they are: so the rest is exact.
+        left = torch.sub(left, pieces[-1])
+        pieces.append(left.to(dtype))
     return pieces
 
 
