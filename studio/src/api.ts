@@ -117,6 +117,8 @@ export const api = {
   replay: (id: string) => call<Content>('POST', `/content/${id}/replay`),
   batch: (body: BatchBody) =>
     call<{ batch_id: string; content_ids: string[] }>('POST', '/content/batch', body),
+  batches: (limit: number, cursor: string | null) =>
+    call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor })),
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),
   costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
 };

@@ -63,6 +63,14 @@ class Studio:
         content: dict[str, Any] = answer.json()
         return content
 
+    def batch(self, *prompts: str) -> str:
+        """Ask for a batch without the page; its id."""
+        answer = httpx2.post(
+            f"{self.url}/api/v1/content/batch", json={"prompts": prompts, **SMALL}, timeout=30
+        )
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["batch_id"])
+
     def content(self, content_id: str) -> dict[str, Any]:
         """A content as the API shows it."""
         content: dict[str, Any] = httpx2.get(f"{self.url}/api/v1/content/{content_id}").json()

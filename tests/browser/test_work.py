@@ -32,6 +32,23 @@ def test_a_batch_draws_every_prompt_and_the_gallery_shows_only_it(
     expect(page.locator(".virtual-grid .thumb img")).not_to_have_count(4)
 
 
+def test_batches_are_listed_for_every_browser_of_the_same_person_and_older_ones_on_demand(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    for number in range(22):
+        studio.batch(f"pear number {number}")
+    # Each page is a browser of its own, which has made none of them.
+    page = open_page(studio.url, path="#/batches")
+
+    expect(page.locator(".card")).to_have_count(20)
+    page.get_by_role("button", name="Older batches").click()
+    expect(page.locator(".card").nth(21)).to_be_visible()
+    # What is made now comes first.
+    page.get_by_label("Prompts").fill("one plum\ntwo plums\nthree plums")
+    page.get_by_role("button", name="Draw them all").click()
+    expect(page.locator(".card").first).to_contain_text("3 pictures")
+
+
 def test_a_grid_is_labelled_and_downloads_as_one_picture(
     studio: Studio, open_page: OpenPage
 ) -> None:

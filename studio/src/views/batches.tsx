@@ -7,30 +7,45 @@ import { asBody, check, whole } from '../draft';
 import { estimate } from '../estimate';
 import { duration, moment, number, plural, t, usd } from '../i18n';
 import { follow } from '../live';
-import { recall, remember } from '../memory';
 import { SettingsLine } from '../parts/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
-import { contentOf, explain, feed, model, prependToFeed, tellProblem } from '../store';
+import { explain, model, prependToFeed, tellProblem } from '../store';
 import { isFinal, type Batch, type BatchBody, type Content } from '../types';
 import { showBatch } from './gallery';
 
 // The backend's bounds for one batch.
 const MAX_PROMPTS = 100;
 const MAX_CONTENTS = 500;
-const KEPT = 20;
+const SHOWN_AT_ONCE = 20;
 const LOOK_MS = 2000;
 const PAGE = 200;
 
-const known = signal<string[]>(recall<string[]>('batches', []));
+// Newest first, as far as they were asked for; null until the first page is there.
+const listed = signal<Batch[] | null>(null);
+const next = signal<string | null>(null);
 
-function remembered(id: string): void {
-  known.value = [id, ...known.value.filter((one) => one !== id)].slice(0, KEPT);
-  remember('batches', known.value);
+async function listMore(): Promise<void> {
+  try {
+    const page = await api.batches(SHOWN_AT_ONCE, next.value);
+    const before = listed.value ?? [];
+    const known = new Set(before.map((batch) => batch.batch_id));
+    listed.value = [...before, ...page.items.filter((batch) => !known.has(batch.batch_id))];
+    next.value = page.next_cursor;
+  } catch (error) {
+    tellProblem(error);
+  }
+}
+
+/** From the start: batches may have been made elsewhere since. */
+async function listAnew(): Promise<void> {
+  next.value = null;
+  listed.value = null;
+  await listMore();
 }
 
 export function clearBatches(): void {
-  known.value = [];
-  remember('batches', []);
+  listed.value = null;
+  next.value = null;
 }
 
 /** All contents of a batch, page by page. */
@@ -46,26 +61,40 @@ async function contentsOf(batch_id: string): Promise<Content[]> {
 }
 
 export function BatchesView() {
-  const inFeed = (feed.value ?? []).flatMap((id) => contentOf(id).value?.batch_id ?? []);
-  const ids = [...new Set([...known.value, ...inFeed])];
+  useEffect(() => void listAnew(), []);
   return (
     <div class="page batches">
       <header class="page-head">
         <h1>{t('nav.batches')}</h1>
       </header>
       <Form />
-      {ids.length ? (
-        <ul class="cards wide">
-          {ids.map((id) => (
-            <BatchCard key={id} id={id} />
-          ))}
-        </ul>
-      ) : (
-        <Empty icon="batches" title={t('batch.empty')}>
-          <p>{t('batch.emptyText')}</p>
-        </Empty>
-      )}
+      <List />
     </div>
+  );
+}
+
+function List() {
+  const batches = listed.value;
+  if (!batches) return <Loading />;
+  if (!batches.length)
+    return (
+      <Empty icon="batches" title={t('batch.empty')}>
+        <p>{t('batch.emptyText')}</p>
+      </Empty>
+    );
+  return (
+    <>
+      <ul class="cards wide">
+        {batches.map((batch) => (
+          <BatchCard key={batch.batch_id} first={batch} />
+        ))}
+      </ul>
+      {next.value && (
+        <Button icon="again" onClick={() => void listMore()}>
+          {t('batch.older')}
+        </Button>
+      )}
+    </>
   );
 }
 
@@ -94,7 +123,7 @@ function Form() {
     const body: BatchBody = { ...settings, prompts, count };
     try {
       const { batch_id } = await api.batch(body);
-      remembered(batch_id);
+      listed.value = [await api.readBatch(batch_id), ...(listed.value ?? [])];
       setText('');
       const made = await contentsOf(batch_id);
       prependToFeed(made.map((content) => content.id));
@@ -168,10 +197,12 @@ function Form() {
 
 const STATES = ['succeeded', 'running', 'queued', 'failed', 'cancelled'] as const;
 
-function BatchCard({ id }: { id: string }) {
-  const [batch, setBatch] = useState<Batch | null>(null);
+function BatchCard({ first }: { first: Batch }) {
+  const id = first.batch_id;
+  const [batch, setBatch] = useState(first);
   const [isGone, setGone] = useState(false);
   useEffect(() => {
+    if (first.queued + first.running === 0) return;
     let timer = 0;
     let ended = false;
     const look = async () => {
@@ -202,7 +233,7 @@ function BatchCard({ id }: { id: string }) {
       tellProblem(error);
     }
   };
-  if (isGone || !batch) return null;
+  if (isGone) return null;
   const open = batch.queued + batch.running;
   return (
     <li class="card">
