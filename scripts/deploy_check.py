@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -227,20 +228,25 @@ def check_settings(path: Path = APP) -> list[str]:
 
 
 def check_secrets(path: Path = APP) -> list[str]:
-    """Problems: a secret of this shell, or a file that is not source, in what is sent."""
+    """Problems: a secret of this shell, or a file that is none of the app's sources, in what is
+    sent; a container without the secret, or with more rights than it needs."""
     planted = {"WORKER_API_TOKEN": PLANTED, "HUGGINGFACE_HUB_TOKEN": PLANTED}
     said = deployed(path, planted)
+    spellings = (PLANTED.encode(), base64.b64encode(PLANTED.encode()).rstrip(b"="))
     problems = [
         f"a secret of the environment is sent in {type(message).__name__}"
         for message in said.messages
-        if PLANTED.encode() in message.SerializeToString()
+        if any(spelling in message.SerializeToString() for spelling in spellings)
     ]
     sent = {file.filename for mount in said.mounts.values() for file in mount.files}
-    problems += [
-        f"{name} is sent to Modal"
-        for name in sorted(sent)
-        if not name.endswith(".py") and name != "/constraints.txt"
-    ]
+    own = re.compile(r"/root/(app\.py|sdxl_(contract|worker)/.*\.py)|/constraints\.txt")
+    problems += [f"{name} is sent to Modal" for name in sorted(sent) if not own.fullmatch(name)]
+    named = {key for key, request in said.secrets.items() if request.deployment_name}
+    for name, function in said.functions.items():
+        if not named & set(function.ranked_functions[0].function.secret_ids):
+            problems.append(f"{name} does not get the secret")
+    if not _first(said).volume_mounts[0].read_only:
+        problems.append("a container that draws could write the weights' volume")
     for package in ("sdxl_contract", "sdxl_worker"):
         source = REPOSITORY / package.removeprefix("sdxl_") / "src" / package
         problems += [
@@ -340,7 +346,10 @@ def main() -> int:
     checks: list[tuple[str, Callable[[], list[str]]]] = [
         ("no deprecated name of modal", lambda: check_names(options.app.read_text())),
         (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(options.app)),
-        ("no secret is sent, all sources are", lambda: check_secrets(options.app)),
+        (
+            "no secret is sent, all sources are, rights are least",
+            lambda: check_secrets(options.app),
+        ),
         ("the image holds every import, pinned", lambda: check_image(options.app)),
     ]
     if not options.no_picture:

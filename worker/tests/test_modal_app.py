@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages, passed_on
-from sdxl_worker.settings import Dtype
+from sdxl_worker.deployment import Deployment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -207,6 +205,39 @@ def test_a_secret_baked_into_the_image_is_noticed(tmp_path: Path) -> None:
     assert any("secret of the environment" in problem for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("what", "instead", "says"),
+    [
+        (
+            ".env(deployment.container_environment())",
+            ".env({'T': base64.b64encode(os.environ.get('WORKER_API_TOKEN', '').encode())"
+            ".decode()})",
+            "a secret of the environment is sent",
+        ),
+        (
+            '.add_local_python_source("sdxl_contract", "sdxl_worker")',
+            '.add_local_python_source("sdxl_contract", "sdxl_worker", "deploy_check")',
+            "/root/deploy_check.py is sent to Modal",
+        ),
+        (
+            '.add_local_python_source("sdxl_contract", "sdxl_worker")',
+            '.add_local_python_source("sdxl_worker")',
+            "errors.py is not sent to Modal",
+        ),
+        ("    secrets=[secret],\n    volumes", "    volumes", "Worker.* does not get the secret"),
+        (', required_keys=["WORKER_API_TOKEN"]', "", "need not hold WORKER_API_TOKEN"),
+        (".with_mount_options(read_only=True)", "", "could write the weights"),
+    ],
+)
+def test_too_much_sent_or_allowed_is_noticed(
+    tmp_path: Path, what: str, instead: str, says: str
+) -> None:
+    assert SOURCE.count(what) == 1
+    path = rewritten(tmp_path, ast.parse(SOURCE.replace(what, instead)))
+
+    assert any(says in problem for problem in deploy_check.check_secrets(path))
+
+
 def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
     path = rewritten(tmp_path, ast.parse(SOURCE))
     project = tmp_path / "worker" / "pyproject.toml"
@@ -258,123 +289,3 @@ def test_the_container_reads_the_same_deployment_without_the_repository(
     inside = deploy_check.load_app(lonely, baked)
 
     assert inside.deployment == outside.deployment
-
-
-# --- the settings themselves ----------------------------------------------------------------------
-
-
-def read(**values: str) -> Deployment:
-    with deploy_check.environment(values):
-        return Deployment.from_environment()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("DEPLOY_GPU", "l40s", "'l40s' is no GPU's name"),
-        ("DEPLOY_GPU", " , ", "at least one GPU"),
-        ("DEPLOY_MAX_CONTAINERS", "0", "greater than or equal to 1"),
-        ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "1", "greater than or equal to 2"),
-        ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "4000", "less than or equal to 3600"),
-        ("DEPLOY_MAX_INPUTS", "1", "greater than or equal to 2"),
-        ("DEPLOY_MIN_CONTAINERS", "5", "must be at most DEPLOY_MAX_CONTAINERS, which is 4"),
-        ("DEPLOY_TARGET_INPUTS", "9", "must be at most DEPLOY_MAX_INPUTS, which is 4"),
-        ("DEPLOY_APP_NAME", "a b", "pattern"),
-        ("DEPLOY_SCALEDOWN", "9", "did you mean DEPLOY_SCALEDOWN_WINDOW_SECONDS?"),
-        ("DEPLOY_BASE_MODEL", "x/y", "did you mean BASE_MODEL?"),
-        ("VAE_MODEL", "madebyollin/sdxl-vae-fp16-fix", "VAE_MODEL does not work on Modal"),
-        ("BASE_MODEL", "///", "hub name such as"),
-    ],
-)
-def test_a_setting_that_cannot_work_is_refused_by_name(name: str, value: str, says: str) -> None:
-    with pytest.raises((ValidationError, ValueError)) as refusal:
-        _ = read(**{name: value}).model_folder
-
-    assert says in str(refusal.value)
-    assert name in str(refusal.value) or name.removeprefix("DEPLOY_").lower() in str(refusal.value)
-
-
-def test_defaults_cost_nothing_while_nobody_asks_and_are_private() -> None:
-    deployment = read()
-
-    assert deployment.min_containers == deployment.buffer_containers == 0
-    assert deployment.proxy_auth
-    assert deployment.memory_snapshot
-
-
-def test_an_old_gpu_in_the_list_means_half_precision() -> None:
-    assert read().dtype is Dtype.BFLOAT16
-    assert read(DEPLOY_GPU="L4,T4").dtype is Dtype.FLOAT16
-
-
-def test_the_container_insists_on_a_token() -> None:
-    with deploy_check.environment({}), pytest.raises(ValidationError, match="WORKER_API_TOKEN"):
-        Deployment.from_environment().worker_settings()
-
-
-def test_the_worker_gets_what_the_shell_set_but_not_what_the_deployment_decides() -> None:
-    values = {
-        "WORKER_API_TOKEN": "t",
-        "QUEUE_MAX": "3",
-        "WORKER_HOST": "127.0.0.1",
-        "HF_HOME": "/x",
-    }
-    with deploy_check.environment(values):
-        settings = Deployment.from_environment().worker_settings()
-        told = Deployment.from_environment().container_environment()
-
-    assert (settings.queue_max, settings.worker_host, settings.hf_home) == (3, "0.0.0.0", None)
-    assert (settings.device, settings.base_model) == (
-        "cuda",
-        "/weights/stable-diffusion-xl-base-1.0",
-    )
-    assert told["QUEUE_MAX"] == "3"
-    assert not {"WORKER_API_TOKEN", "WORKER_HOST", "HF_HOME"} & set(told)
-
-
-def test_auto_is_decided_by_the_deployment_not_by_the_cpu_that_loads_the_weights() -> None:
-    values = {"WORKER_API_TOKEN": "t", "DEVICE": "auto", "DTYPE": "auto", "DEPLOY_GPU": "T4"}
-    with deploy_check.environment(values):
-        settings = Deployment.from_environment().worker_settings()
-    with deploy_check.environment({**values, "DTYPE": "float32", "DEVICE": "cpu"}):
-        chosen = Deployment.from_environment().worker_settings()
-
-    assert (settings.device, settings.dtype) == ("cuda", Dtype.FLOAT16)
-    assert (chosen.device, chosen.dtype) == ("cpu", Dtype.FLOAT32)
-
-
-def test_secrets_are_never_among_what_is_passed_on() -> None:
-    assert not {"WORKER_API_TOKEN", "HUGGINGFACE_HUB_TOKEN"} & passed_on()
-    assert {"QUEUE_MAX", "LORA_ALLOWED_HOSTS", "DTYPE"} <= passed_on()
-
-
-def test_an_unpinned_dependency_stops_the_deployment(tmp_path: Path) -> None:
-    for member in ("contract", "worker"):
-        (tmp_path / member).mkdir()
-        (tmp_path / member / "pyproject.toml").write_text(
-            '[project]\nname="x"\ndependencies=["torch>=2", "left-pad"]'
-        )
-    (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
-
-    with pytest.raises(ValueError, match="no version of left-pad"):
-        image_packages(tmp_path)
-
-
-async def test_a_failed_worker_asks_for_a_fresh_container_once() -> None:
-    failed, answered, retired = False, [], []
-
-    async def app(*_: Any) -> None:
-        answered.append(len(retired))
-
-    async def retire() -> None:
-        retired.append(len(answered))
-
-    middleware = RetireWhenFailed(app, lambda: failed, retire)
-    await middleware({"type": "http"}, None, None)
-    failed = True
-    await middleware({"type": "lifespan"}, None, None)
-    for _ in range(2):
-        await middleware({"type": "http"}, None, None)
-
-    # After the third answer, not before it, and only once.
-    assert retired == [3]
