@@ -1,4 +1,4 @@
-"""The deployment's settings: what is refused, what is private by default, what the worker is told."""
+"""The deployment's settings: what is refused, what is private, what the worker is told."""
 
 from __future__ import annotations
 
