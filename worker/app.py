@@ -83,19 +83,27 @@ class Worker:
 
         Nothing here may ask CUDA anything: the answer, that there is no GPU, would be kept too.
         """
+        from sdxl_worker.imports import import_libraries
+        from sdxl_worker.logs import configure_logging
+        from sdxl_worker.reading import start_reading
+        from sdxl_worker.settings import Dtype
         from sdxl_worker.snapshot import without_cuda
+        from sdxl_worker.weights import verify
 
-        with without_cuda():  # before torch and diffusers, which ask while they are imported
-            from sdxl_worker.logs import configure_logging
+        self.settings = settings = deployment.worker_settings()
+        configure_logging(settings.log_format)
+        folder = deployment.model_folder
+        # Read, not mapped: a snapshot keeps memory, not the files that it is a view of. The volume
+        # is read in the background while it is hashed and while torch is imported.
+        half = settings.dtype is not Dtype.FLOAT32
+        reading = start_reading(folder, half=half, mapped=False)
+        verify(folder.parent, folder.name)
+        with without_cuda():  # around torch and diffusers, which ask while they are imported
+            import_libraries(lean=reading is not None and not settings.compile_unet)
             from sdxl_worker.pipeline import load_model
-            from sdxl_worker.weights import verify
 
-            self.settings = deployment.worker_settings()
-            configure_logging(self.settings.log_format)
-            verify(deployment.model_folder.parent, deployment.model_folder.name)
-            # Read, not mapped: a snapshot keeps memory, not the files that it is a view of.
-            on_cpu = {"device": "cpu", "map_weights": False}
-            self.model = load_model(self.settings.model_copy(update=on_cpu))
+            on_cpu = settings.model_copy(update={"device": "cpu", "map_weights": False})
+            self.model = load_model(on_cpu, reading)
 
     @modal.enter()
     def start(self) -> None:
