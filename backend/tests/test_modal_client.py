@@ -341,6 +341,7 @@ async def test_behind_many_containers_only_a_known_end_allows_a_second_post(
         else:
             error = await failure(edge, wanted(), timeout_s=0.6)
             assert error.code is ErrorCode.TIMEOUT
+            assert "1 attempt: the connection to the worker broke while" in error.message
             assert len(edge.posts) == 1
         assert edge.violations == []
 

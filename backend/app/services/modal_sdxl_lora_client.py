@@ -190,6 +190,7 @@ class ModalSdxlLoraClient:
         deadline = time.monotonic() + total_s
         failures: Counter[object] = Counter()
         attempts = 0
+        trouble: list[str] = []
 
         def decide(error: Exception) -> bool | float:
             if not isinstance(error, ContractError):
@@ -211,24 +212,25 @@ class ModalSdxlLoraClient:
                 async for attempt in stamina.retry_context(on=decide, attempts=None, timeout=None):
                     with attempt:
                         attempts += 1
+                        trouble.clear()
                         request = await build_request()
                         if request_id is not None:
                             request = request.model_copy(update={"request_id": request_id})
-                        result, images = await self._attempt(request, on_event)
+                        result, images = await self._attempt(request, on_event, trouble)
                         return InferenceOutcome(result, images, self.name, attempts)
         except TimeoutError as error:
             tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
             raise RequestTimeout(
-                f"no picture within {total_s:g} s and {tried}",
+                ": ".join([f"no picture within {total_s:g} s and {tried}", *trouble]),
                 details={"reason": "deadline"},
             ) from error
         raise AssertionError("stamina ends with a return or an exception")
 
     async def _attempt(
-        self, request: GenerateRequest, on_event: OnEvent | None
+        self, request: GenerateRequest, on_event: OnEvent | None, trouble: list[str]
     ) -> tuple[GenerateResult, list[bytes]]:
         try:
-            result = await self._exchange.attempt(request, on_event)
+            result = await self._exchange.attempt(request, on_event, trouble)
         except ContractError as error:
             redact_error(error, self._secrets)
             raise

@@ -46,6 +46,7 @@ GENERATE_PATH = "/generate-image"
 _MAX_ANSWER_BYTES = 256 * 2**20
 # Beyond the request's own timeout: what a cold start and the way back may take.
 _ANSWER_MARGIN_S = 120.0
+_LOST = "the connection to the worker broke while it was drawing"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What fails before a byte of the request has left.
 _NEVER_SENT = (
@@ -89,8 +90,13 @@ class WorkerExchange:
         self._poll_s = poll_s
         self._secrets = secrets
 
-    async def attempt(self, request: GenerateRequest, on_event: OnEvent | None) -> GenerateResult:
+    async def attempt(
+        self, request: GenerateRequest, on_event: OnEvent | None, trouble: list[str] | None = None
+    ) -> GenerateResult:
         """Draw `request` once. Runs until its end is known: the caller sets the deadline.
+
+        Args:
+            trouble: gets words for what is being waited for, where that is no picture on its way.
 
         Raises:
             ContractError: it was not drawn, and nothing of it runs any more.
@@ -99,11 +105,10 @@ class WorkerExchange:
         try:
             return await self._exchange(request, on_event)
         except _RunOpen as error:
+            if trouble is not None:
+                trouble.append(f"{_LOST}, and nobody says what became of the request")
             await self._wait_until_ended(request, started)
-            raise GenerationFailed(
-                "the connection to the worker broke while it was drawing",
-                details={"reason": "connection_lost"},
-            ) from error
+            raise GenerationFailed(_LOST, details={"reason": "connection_lost"}) from error
 
     async def _exchange(self, request: GenerateRequest, on_event: OnEvent | None) -> GenerateResult:
         """POST, then GET until the answer is there."""
