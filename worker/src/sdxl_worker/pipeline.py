@@ -61,7 +61,10 @@ def choose_dtype(setting: Dtype, device: torch.device) -> torch.dtype:
         return dtype
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    with torch.cuda.device(device):
+        # Of the hardware: torch also offers an emulation, which is many times slower.
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_it else torch.float16
 
 
 def load_model(settings: Settings, reading: Reading | None = None) -> LoadedModel:
