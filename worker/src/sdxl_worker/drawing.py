@@ -21,7 +21,7 @@ from sdxl_worker.latents import to_image, unscaled, upcast_where_needed
 from sdxl_worker.pipeline import LoadedModel
 from sdxl_worker.previews import Previews
 from sdxl_worker.prompts import Conditioning, encode_prompts
-from sdxl_worker.schedulers import build_scheduler
+from sdxl_worker.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.timings import Stopwatch
 
 SEED_RANGE = 2**32
@@ -113,7 +113,7 @@ class Drawer:
         `before` pictures of the request's `count` are done.
         """
         pipe = self._model.pipe
-        pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler)
+        pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler, request.steps)
         total = request.steps * count
 
         def step_done(_pipe: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +136,7 @@ class Drawer:
                 height=size[1],
                 num_inference_steps=request.steps,
                 guidance_scale=request.cfg,
+                eta=scheduler_eta(request.scheduler),
                 # On the CPU whatever the device: the picture must not depend on the GPU's state.
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="latent",
