@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sdxl_contract import prices
-from sdxl_worker.deployment import Deployment
+from sdxl_worker.deployment import Deployment, price_row
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -22,7 +22,6 @@ MONTH_HOURS = 730
 # `download_weights`: its processors, and as long as it may take at 15 MB/s.
 FILL_CORES = 4.0
 FILL_S = 600.0
-_KINDS = {"A100": "A100-40GB"}  # what the price table calls it
 
 
 def rest_usd_per_second(cores: float, memory_mib: float) -> float:
@@ -33,18 +32,12 @@ def rest_usd_per_second(cores: float, memory_mib: float) -> float:
     )
 
 
-def gpu_kind(name: str) -> str:
-    """The price table's name for a GPU as the setting spells it."""
-    plain = name.rstrip("!")
-    return _KINDS.get(plain, plain)
-
-
 def container_usd_per_second(deployment: Deployment, gpu: str) -> float | None:
     """USD per second of one container with `gpu`; None if the table has no price for it."""
-    price = prices.USD_PER_SECOND.get(gpu_kind(gpu))
-    if price is None:
+    row = price_row(gpu)
+    if row is None:
         return None
-    return price + rest_usd_per_second(deployment.cpu, deployment.memory_mib)
+    return prices.USD_PER_SECOND[row] + rest_usd_per_second(deployment.cpu, deployment.memory_mib)
 
 
 def cost_lines(deployment: Deployment) -> list[str]:
@@ -73,7 +66,7 @@ def cost_lines(deployment: Deployment) -> list[str]:
 
 
 def _picture_lines(deployment: Deployment, gpu: str, price: float) -> list[str]:
-    kind = gpu_kind(gpu)
+    kind = price_row(gpu)
     if kind not in GPUS:
         return []
     start = ColdStart.SNAPSHOT if deployment.memory_snapshot else ColdStart.VOLUME

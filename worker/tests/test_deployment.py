@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from sdxl_worker.answers import gpu_name
 from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages, passed_on
 from sdxl_worker.settings import Dtype
 
@@ -96,6 +99,45 @@ def test_auto_is_decided_by_the_deployment_not_by_the_cpu_that_loads_the_weights
 
     assert (settings.device, settings.dtype) == ("cuda", Dtype.FLOAT16)
     assert (chosen.device, chosen.dtype) == ("cpu", Dtype.FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "paid"),
+    [("H100", "H100"), ("H100!", "H100"), ("A100", "A100-40GB"), ("L4,T4", None), ("B300", None)],
+)
+def test_what_was_asked_for_is_what_is_paid_whatever_modal_gives(
+    gpu: str, paid: str | None
+) -> None:
+    with deploy_check.environment({"WORKER_API_TOKEN": "t", "DEPLOY_GPU": gpu}):
+        assert Deployment.from_environment().worker_settings().gpu_name == paid
+    stated = {"WORKER_API_TOKEN": "t", "DEPLOY_GPU": gpu, "GPU_NAME": "H200"}
+    with deploy_check.environment(stated):
+        assert Deployment.from_environment().worker_settings().gpu_name == "H200"
+
+
+@pytest.mark.parametrize(
+    ("device", "memory_gib", "row"),
+    [
+        ("NVIDIA A10G", 22, "A10"),
+        ("NVIDIA A10", 22, "A10"),
+        ("Tesla T4", 15, "T4"),
+        ("NVIDIA L4", 22, "L4"),
+        ("NVIDIA L40S", 44, "L40S"),
+        ("NVIDIA A100-SXM4-40GB", 39, "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", 79, "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100"),
+        ("NVIDIA B200", 178, "B200"),
+        ("NVIDIA GeForce RTX 4090", 24, "NVIDIA GeForce RTX 4090"),
+    ],
+)
+def test_a_device_is_known_by_what_it_calls_itself(
+    monkeypatch: pytest.MonkeyPatch, device: str, memory_gib: int, row: str
+) -> None:
+    told = SimpleNamespace(total_memory=memory_gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
+
+    assert gpu_name(torch.device("cuda")) == row
 
 
 def test_secrets_are_never_among_what_is_passed_on() -> None:

@@ -133,7 +133,7 @@ def gpu_name(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device)
     for known in sorted(prices.USD_PER_SECOND, key=len, reverse=True):
         kind = known.split("-")[0]
-        if kind in name.split() or f"{kind}-" in name:
+        if {kind, f"{kind}G"} & set(name.split()) or f"{kind}-" in name:  # "A10G" is an A10
             memory = torch.cuda.get_device_properties(device).total_memory / 2**30
             if kind == "A100":
                 return "A100-80GB" if memory > 60 else "A100-40GB"

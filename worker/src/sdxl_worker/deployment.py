@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_worker.settings import Dtype, Settings
 from sdxl_worker.weights import WEIGHTS_ROOT_DEFAULT, model_name
 
@@ -27,6 +28,8 @@ _DECIDED_HERE = {"base_model", "base_model_revision", "hf_home", "worker_host", 
 }
 # GPUs without fast bfloat16.
 _HALF_PRECISION_GPUS = {"T4"}
+# Names of Modal that the price table has more precisely.
+_OTHERWISE_CALLED = {"A100": "A100-40GB", "A10G": "A10"}
 _GPU = re.compile(r"[A-Z][A-Z0-9]*(-[0-9]+GB)?!?")
 _OBJECT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -195,6 +198,9 @@ class Deployment(BaseSettings):
             decided["device"] = "cuda"
         if environment.get("DTYPE", "") in ("", Dtype.AUTO):
             decided["dtype"] = self.dtype
+        if not environment.get("GPU_NAME") and len(self.gpu) == 1:
+            # Modal may give a better one at the same price: what was asked for is what is paid.
+            decided["gpu_name"] = price_row(self.gpu[0])
         return Settings(**decided)
 
     def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -213,6 +219,13 @@ class Deployment(BaseSettings):
             if environment.get(name):
                 told[name] = environment[name]
         return told
+
+
+def price_row(gpu: str) -> str | None:
+    """The row of the price table for a GPU as Modal spells it; None if there is none."""
+    plain = gpu.rstrip("!")
+    row = _OTHERWISE_CALLED.get(plain, plain)
+    return row if row in USD_PER_SECOND else None
 
 
 def passed_on() -> set[str]:
