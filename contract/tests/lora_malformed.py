@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1,
+         "F8_E5M2": 1}  # fmt: skip
 Shape = tuple[int, ...]
 Spec = Mapping[str, tuple[str, Shape]]
 
@@ -123,6 +124,27 @@ def broken_headers() -> Iterator[Case]:
                "header")  # fmt: skip
     yield Case("duplicate_tensor", raw(b'{"a": ' + good + b', "a": ' + good + b"}", bytes(8)),
                "duplicate_key")  # fmt: skip
+    written = good.decode()
+    yield Case("duplicate_by_escape", raw(f'{{"a": {written}, "\\u0061": {written}}}'.encode(),
+               bytes(8)), "duplicate_key")  # fmt: skip
+    yield Case("metadata_twice", raw(f'{{"__metadata__": {{}}, "a": {written}, "__metadata__": {{}}'
+               "}".encode(), bytes(8)), "duplicate_key")  # fmt: skip
+    yield Case("metadata_key_twice", raw(f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {written}'
+               "}".encode(), bytes(8)), "duplicate_key")  # fmt: skip
+    yield Case("metadata_null", raw(f'{{"__metadata__": null, "a": {written}}}'.encode(), bytes(8)),
+               "metadata")  # fmt: skip
+    for name, text, reason in (
+        ("byte_order_mark", f'\ufeff{{"a": {written}}}', "not_safetensors"),
+        ("blanks_before", f'  {{"a": {written}}}', "not_safetensors"),
+        ("nul_padding", f'{{"a": {written}}}\0\0\0', "header"),
+        ("half_a_surrogate_in_metadata", '{"__metadata__": {"x": "\\ud800"}}', "empty"),
+    ):
+        yield Case(name, raw(text.encode(), bytes(8)), reason)
+    for length in (0, 1):
+        yield Case(f"header_of_{length}_bytes", struct.pack("<Q", length) + b"{}", "truncated")
+    yield Case("header_length_all_ones", b"\xff" * 8 + b"{}" + bytes(40), "header_too_large")
+    yield Case("deep_objects", raw(b'{"a": ' * 50_000 + b"1" + b"}" * 50_000), "header")
+    yield Case("name_zero_width", build({"lora\u200bunet": ("F16", (4,))}), "tensor_name")
     yield Case("duplicate_field", entry('{"dtype": "F16", "shape": [4], "shape": [2, 2], '
                '"data_offsets": [0, 8]}'), "duplicate_key")  # fmt: skip
     yield Case("no_tensors", raw(b"{}"), "empty")
@@ -150,6 +172,13 @@ def broken_headers() -> Iterator[Case]:
         "shape_negative": ('"F16"', "[-4]", "[0, 8]", "shape"),
         "shape_two_negative": ('"F16"', "[-2, -2]", "[0, 8]", "shape"),
         "shape_zero": ('"F16"', "[0]", "[0, 0]", "shape"),
+        "shape_exponent": ('"F16"', "[4e0]", "[0, 8]", "shape"),
+        "shape_leading_zero": ('"F16"', "[04]", "[0, 8]", "header"),
+        "shape_zero_and_huge": ('"F16"', f"[0, {2**62}]", "[0, 0]", "shape"),
+        "shape_wraps_to_its_span": ('"F16"', f"[{2**31}, {2**31}, 4, 2]", "[0, 8]", "offsets"),
+        "dtype_lower_case": ('"f16"', "[4]", "[0, 8]", "dtype"),
+        "dtype_null": ("null", "[4]", "[0, 8]", "dtype"),
+        "dtype_four_bits": ('"F4"', "[16]", "[0, 8]", "dtype"),
         "shape_float": ('"F16"', "[4.0]", "[0, 8]", "shape"),
         "shape_bool": ('"F16"', "[true, 4]", "[0, 8]", "shape"),
         "shape_text": ('"F16"', '"4"', "[0, 8]", "shape"),
@@ -255,7 +284,7 @@ def misfits(modules: Mapping[str, Shape]) -> Iterator[Case]:
     def case(name: str, spec: Spec, says: str = "", reason: str = "misfit") -> Case:
         return Case(name, build(spec), reason, says)
 
-    for dtype in ("I8", "F8_E4M3", "F64", "I64"):
+    for dtype in ("I8", "F8_E4M3", "F8_E5M2", "F64", "I64"):
         yield case(f"factors_{dtype}", plain(STEM, linear, dtype=dtype), "must be", "dtype")
     yield case("rank_513", plain(STEM, linear, rank=513), "rank 513")
     yield case("rank_above_width", plain(STEM, (out, inner), rank=min(out, inner, 512) + 1), "rank")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import sys
 from pathlib import Path
 
@@ -14,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "contract" / "tests"))
 from lora_malformed import Case, bad_values, corpus
 
 from sdxl_contract.errors import ErrorCode, LoraLoadFailed
+from sdxl_contract.lora_layout import lay_out
+from sdxl_contract.lora_safetensors import read_header
 from sdxl_worker.lora import parse_lora
 
 
@@ -105,11 +109,30 @@ def test_tensors_at_odd_addresses_are_read(rig: Rig) -> None:
         header[name] = {"dtype": "F16", "shape": list(tensor.shape),
                         "data_offsets": [len(data), len(data) + len(body)]}  # fmt: skip
         data += body
-    import json
-
     odd = parse_lora(raw(json.dumps(header).encode(), data), rig.targets)
     plain = parse_lora(save(good), rig.targets)
     assert odd.strays == ("stray",)
     for name, layer in plain.layers.items():
         for slot, tensor in layer.tensors.items():
             assert torch.equal(odd.layers[name].tensors[slot], tensor)
+
+
+def test_a_file_of_28_gigabytes_is_refused_by_its_header(rig: Rig, tmp_path: Path) -> None:
+    """A sparse one: it takes no disk, and reading it would take all memory."""
+    name = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
+    size = 2 * 7 * (2**31 - 1)
+    entry = {"dtype": "F16", "shape": [2**31 - 1, 7], "data_offsets": [0, size]}
+    header = json.dumps({name: entry}).encode()
+    path = tmp_path / "sparse.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    before = _resident()
+    with pytest.raises(LoraLoadFailed, match="bytes long") as caught:
+        parse_lora(path, rig.targets)
+    assert (caught.value.details or {})["reason"] == "too_large"
+    with path.open("rb") as file, pytest.raises(LoraLoadFailed, match="lacks lora_up"):
+        lay_out(
+            read_header(file, path.stat().st_size), rig.targets.shapes, rig.targets.key_map, "it"
+        )
+    assert _resident() - before < 64 << 20
