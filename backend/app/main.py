@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from app.api import content, costs, files, health, identities, loras, session, studio
-from app.api.deps import Services
+from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.middleware import KeyBeforeUpload, RequestLog
 from app.core.db import Database
 from app.core.errors import (
@@ -111,9 +111,12 @@ def create_app(
             expose_headers=["Location", "Preference-Applied", "Retry-After"],
         )
     api = APIRouter(prefix=API, responses=_PROBLEMS)
-    for part in (session, content, loras, identities, costs):
-        api.include_router(part.router)
-    api.include_router(health.model_router)
+    api.include_router(session.router)
+    for router in (
+        *(part.router for part in (content, loras, identities, costs)),
+        health.model_router,
+    ):
+        api.include_router(router, dependencies=KEY_OR_COOKIE)
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(files.router)

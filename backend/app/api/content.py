@@ -25,6 +25,7 @@ from app.schemas.content import (
     batch_out,
     content_out,
 )
+from app.services.cursor import CURSOR
 from sdxl_contract.errors import InvalidRequest
 
 router = APIRouter(prefix="/content", tags=["content"])
@@ -66,7 +67,14 @@ def _idempotency_key(
 
 
 Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")]
+Cursor = Annotated[
+    str | None,
+    Query(
+        max_length=200,
+        description="next_cursor of the page before",
+        json_schema_extra={"pattern": CURSOR},
+    ),
+]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 
 
@@ -123,7 +131,7 @@ async def list_batches(
     return Page(items=[batch_out(*row) for row in rows], next_cursor=next_cursor)
 
 
-@router.get("/batch/{batch_id}")
+@router.get("/batch/{batch_id:uuid}")
 async def read_batch(batch_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> BatchOut:
     """How many contents of a batch are in which state."""
     return batch_out(*await services.batches.get(owner, batch_id))
@@ -151,19 +159,19 @@ async def list_contents(
     return Page(items=[_out(services, row) for row in rows], next_cursor=next_cursor)
 
 
-@router.get("/{content_id}")
+@router.get("/{content_id:uuid}")
 async def read_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> ContentOut:
     """One content; its URLs are signed anew."""
     return _out(services, await services.generations.get(owner, content_id))
 
 
-@router.delete("/{content_id}", status_code=204)
+@router.delete("/{content_id:uuid}", status_code=204)
 async def delete_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove a content and its pictures."""
     await services.generations.delete(owner, content_id)
 
 
-@router.post("/{content_id}/cancel", status_code=202)
+@router.post("/{content_id:uuid}/cancel", status_code=202)
 async def cancel_content(
     content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep
 ) -> ContentOut:
@@ -171,7 +179,7 @@ async def cancel_content(
     return _out(services, await services.generations.cancel(owner, content_id))
 
 
-@router.post("/{content_id}/replay", status_code=202)
+@router.post("/{content_id:uuid}/replay", status_code=202)
 async def replay_content(
     content_id: uuid.UUID, caller: CallerDep, services: ServicesDep, response: Response
 ) -> ContentOut:
@@ -186,7 +194,7 @@ async def _own_content(content_id: uuid.UUID, owner: OwnerDep, services: Service
     return await services.generations.get(owner, content_id)
 
 
-@router.get("/{content_id}/events", response_class=EventSourceResponse)
+@router.get("/{content_id:uuid}/events", response_class=EventSourceResponse)
 async def follow_content(
     content: Annotated[Generation, Depends(_own_content)],
     owner: OwnerDep,

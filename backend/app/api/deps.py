@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie, HTTPBearer
 
 from app.core.db import Database
 from app.core.errors import Forbidden
@@ -32,6 +33,13 @@ from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.storage import Storage
 from sdxl_contract.errors import Unauthorized
+
+# For the schema alone: who asks is found by `get_caller`. Either of the two; none is needed before
+# the first key is made.
+KEY_OR_COOKIE = [
+    Depends(HTTPBearer(scheme_name="api_key", auto_error=False)),
+    Depends(APIKeyCookie(name=SESSION_COOKIE, scheme_name="page_session", auto_error=False)),
+]
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -26,13 +26,13 @@ async def list_avatars(owner: OwnerDep, services: ServicesDep) -> Page[AvatarOut
     return Page(items=[AvatarOut.model_validate(row) for row in rows])
 
 
-@router.get("/{avatar_id}")
+@router.get("/{avatar_id:uuid}")
 async def read_avatar(avatar_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> AvatarOut:
     """One avatar."""
     return AvatarOut.model_validate(await services.avatars.get(owner, avatar_id))
 
 
-@router.patch("/{avatar_id}")
+@router.patch("/{avatar_id:uuid}")
 async def change_avatar(
     avatar_id: uuid.UUID, asked: AvatarPatch, owner: OwnerDep, services: ServicesDep
 ) -> AvatarOut:
@@ -40,7 +40,7 @@ async def change_avatar(
     return AvatarOut.model_validate(await services.avatars.change(owner, avatar_id, asked))
 
 
-@router.delete("/{avatar_id}", status_code=204)
+@router.delete("/{avatar_id:uuid}", status_code=204)
 async def delete_avatar(avatar_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove an avatar; its contents stay."""
     await services.avatars.delete(owner, avatar_id)

@@ -7,10 +7,9 @@ import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
-from pydantic import Field
 
 from app.api.deps import OwnerDep, ServicesDep
-from app.schemas.common import Name, Page, Storable, storable
+from app.schemas.common import Description, Name, Page, Storable, storable
 from app.schemas.loras import LoraOut
 from sdxl_contract.errors import InvalidRequest
 
@@ -51,7 +50,7 @@ async def upload_lora(
     owner: OwnerDep,
     services: ServicesDep,
     response: Response,
-    description: Annotated[Storable, Form(), Field(max_length=4000)] = "",
+    description: Annotated[Description, Form()] = "",
     tags: Annotated[list[Storable] | None, Form()] = None,
 ) -> LoraOut:
     """Put a `.safetensors` file into the library: 201, or 200 where these bytes are there."""
@@ -70,13 +69,13 @@ async def list_loras(owner: OwnerDep, services: ServicesDep) -> Page[LoraOut]:
     return Page(items=[LoraOut.model_validate(row) for row in rows])
 
 
-@router.get("/{lora_id}")
+@router.get("/{lora_id:uuid}")
 async def read_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> LoraOut:
     """One LoRA."""
     return LoraOut.model_validate(await services.loras.get(owner, lora_id))
 
 
-@router.delete("/{lora_id}", status_code=204)
+@router.delete("/{lora_id:uuid}", status_code=204)
 async def delete_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove a LoRA that no avatar and no waiting content uses."""
     await services.loras.delete(owner, lora_id)

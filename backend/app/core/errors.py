@@ -264,7 +264,10 @@ def install_error_handlers(app: FastAPI) -> None:
             405: ProblemCode.METHOD_NOT_ALLOWED,
             413: ProblemCode.TOO_LARGE,
         }.get(error.status_code, "INVALID_REQUEST")
-        answer = problem(error.status_code, code, str(error.detail))
+        detail = str(error.detail)
+        if error.status_code == 404 and detail == "Not Found":
+            detail = "There is nothing here: a wrong path, or an id that is none."
+        answer = problem(error.status_code, code, detail)
         answer.headers.update(error.headers or {})
         if error.status_code == 405 and (methods := _allowed_methods(request)):
             answer.headers["Allow"] = ", ".join(methods)

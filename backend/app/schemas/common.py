@@ -6,7 +6,10 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue
 
+from sdxl_contract.limits import PROMPT_MAX_CHARS
+
 Item = TypeVar("Item")
+SIDE_MAX = 16384  # px; what the loaded model draws is less
 
 
 def storable(text: str) -> str:
@@ -36,12 +39,24 @@ def _number(value: object) -> object:
     return value
 
 
+# In the schema that programs read, bounds are seen only where they come before a validator of ours.
+
 # Of JSON, where a number has a notation of its own: "7" and true are mistakes, 7.0 is 7.
-Whole = Annotated[int, BeforeValidator(_number)]
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Storable = Annotated[str, AfterValidator(storable)]
-# For programs that read the schema; the validator's own words are for people.
-VISIBLE: dict[str, JsonValue] = {"minLength": 1, "pattern": r"\S"}
+NUMBER = BeforeValidator(_number)
+Side = Annotated[int, Field(ge=1, le=SIDE_MAX), NUMBER]
+
+# For programs; the validators' own words are for people.
+_STORABLE: dict[str, JsonValue] = {"pattern": r"^[^\x00]*$"}
+VISIBLE: dict[str, JsonValue] = {"minLength": 1, "pattern": r"^[^\x00]*[^\x00\s][^\x00]*$"}
+Storable = Annotated[str, Field(json_schema_extra=_STORABLE), AfterValidator(storable)]
+Prompt = Annotated[
+    str,
+    Field(max_length=PROMPT_MAX_CHARS, json_schema_extra=_STORABLE),
+    AfterValidator(storable),
+]
+Description = Annotated[
+    str, Field(max_length=4000, json_schema_extra=_STORABLE), AfterValidator(storable)
+]
 Name = Annotated[
     str,
     Field(max_length=200, json_schema_extra=VISIBLE),

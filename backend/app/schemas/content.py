@@ -6,18 +6,24 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from app.models import Batch, Generation, Status
-from app.schemas.common import VISIBLE, Real, Storable, Whole
+from app.schemas.common import NUMBER, VISIBLE, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
 
 BATCH_MAX = 500
-Steps = Annotated[Whole, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX)]
-Cfg = Annotated[Real, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX)]
-Images = Annotated[Whole, Field(ge=1, le=limits.MAX_IMAGES)]
-Seed = Annotated[Whole, Field(ge=0, le=limits.SEED_MAX)]
+Steps = Annotated[int, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX), NUMBER]
+Cfg = Annotated[float, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False), NUMBER]
+Images = Annotated[int, Field(ge=1, le=limits.MAX_IMAGES), NUMBER]
+Seed = Annotated[int, Field(ge=0, le=limits.SEED_MAX), NUMBER]
+Scale = Annotated[
+    float, Field(ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False), NUMBER
+]
+# Blank ones are refused with the number of their place, so not by this type.
+BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(storable)]
+Count = Annotated[int, Field(ge=1, le=100), NUMBER]
 
 
 class LoraUse(BaseModel):
@@ -26,7 +32,7 @@ class LoraUse(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     lora_model_id: uuid.UUID
-    scale: Real = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX)
+    scale: Scale = 1.0
 
 
 class GenerateIn(BaseModel):
@@ -39,10 +45,10 @@ class GenerateIn(BaseModel):
     avatar_id: uuid.UUID | None = None
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
     negative_prompt: Storable = ""
-    width: Whole | None = Field(
+    width: Side | None = Field(
         default=None, description="px; the base model's native side if unset"
     )
-    height: Whole | None = Field(default=None, description="px; likewise")
+    height: Side | None = Field(default=None, description="px; likewise")
     steps: Steps = limits.STEPS_DEFAULT
     cfg: Cfg = limits.CFG_DEFAULT
     seed: Seed | None = Field(default=None, description="chosen at random and kept if unset")
@@ -54,17 +60,13 @@ class BatchIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: list[Annotated[Storable, Field(json_schema_extra=VISIBLE)]] = Field(
-        min_length=1, max_length=100
-    )
-    count: Whole = Field(
-        default=1, ge=1, le=100, description=f"prompts x count is at most {BATCH_MAX}"
-    )
+    prompts: list[BatchPrompt] = Field(min_length=1, max_length=100)
+    count: Count = Field(default=1, description=f"prompts x count is at most {BATCH_MAX}")
     avatar_id: uuid.UUID | None = None
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
     negative_prompt: Storable = ""
-    width: Whole | None = None
-    height: Whole | None = None
+    width: Side | None = None
+    height: Side | None = None
     steps: Steps = limits.STEPS_DEFAULT
     cfg: Cfg = limits.CFG_DEFAULT
     seed: Seed | None = None

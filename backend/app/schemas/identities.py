@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.schemas.common import Name, Real, Storable
+from app.schemas.common import NUMBER, VISIBLE, Name, Prompt, storable
 from sdxl_contract.limits import PROMPT_MAX_CHARS, SHORT_SCALE_MAX, SHORT_SCALE_MIN
 
 AVATAR_SCALE_DEFAULT = 0.9
+AvatarScale = Annotated[
+    float, Field(ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX, allow_inf_nan=False), NUMBER
+]
+BasePrompt = Annotated[
+    str,
+    Field(min_length=1, max_length=PROMPT_MAX_CHARS, json_schema_extra=VISIBLE),
+    AfterValidator(storable),
+]
 
 
 class AvatarIn(BaseModel):
@@ -19,10 +28,10 @@ class AvatarIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
-    base_prompt: Storable = Field(min_length=1, max_length=PROMPT_MAX_CHARS)
-    negative_prompt: Storable = Field(default="", max_length=PROMPT_MAX_CHARS)
+    base_prompt: BasePrompt
+    negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
-    lora_scale: Real = Field(default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX)
+    lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
 
 
 class AvatarPatch(BaseModel):
@@ -31,10 +40,10 @@ class AvatarPatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name = ""
-    base_prompt: Storable = Field(default="", min_length=1, max_length=PROMPT_MAX_CHARS)
-    negative_prompt: Storable = Field(default="", max_length=PROMPT_MAX_CHARS)
+    base_prompt: BasePrompt = ""
+    negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
-    lora_scale: Real = Field(default=AVATAR_SCALE_DEFAULT, ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX)
+    lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
 
 
 class AvatarOut(BaseModel):
