@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 from backend_testkit import Backend, StartBackend
+from doubles.http_server import Call, HttpServer, Reply
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from processes import backend_process, free_port
 from test_bad_workers import SECRET, crash, good
 
 from app.core.settings import SettingsError, load_settings
@@ -114,6 +122,61 @@ def test_a_missing_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsError, match="opentelemetry-exporter-otlp-proto-http"):
         configure_tracing(load_settings(tracing="otlp"))
+
+
+class Collector(HttpServer):
+    """Takes spans in over OTLP/HTTP."""
+
+    async def answer(self, call: Call, gone: Callable[[], Awaitable[None]]) -> Reply:
+        return Reply(200, headers={"Content-Type": "application/x-protobuf"})
+
+    def spans(self) -> list[tuple[str, str]]:
+        """(service, span) of everything that came."""
+        found = []
+        for call in self.calls:
+            assert (call.method, call.path) == ("POST", "/v1/traces")
+            body = gzip.decompress(call.body) if "content-encoding" in call.headers else call.body
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                [service] = [
+                    one.value.string_value
+                    for one in resource.resource.attributes
+                    if one.key == "service.name"
+                ]
+                found += [(service, one.name) for s in resource.scope_spans for one in s.spans]
+        return found
+
+
+@pytest.mark.slow
+async def test_by_otlp_the_spans_reach_a_collector_also_those_of_the_last_second() -> None:
+    folder = tempfile.mkdtemp(prefix="backend-tests-")
+    nobody = f"http://127.0.0.1:{free_port()}/generate-image"
+    port = free_port()
+    async with Collector() as collector:
+        process = backend_process(
+            Path(folder) / "data",
+            port,
+            TRACING="otlp",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_EXPORTER_OTLP_HEADERS="x-tenant=s3cret",
+            MODAL_ENDPOINT_URL=nobody,
+            MODAL_MAX_RETRIES="0",
+        )
+        running = await asyncio.to_thread(process.__enter__)
+        try:
+            async with httpx2.AsyncClient(timeout=30) as http:
+                answer = await http.post(
+                    f"http://127.0.0.1:{port}/api/v1/content/generate", json={"prompt": "x"}
+                )
+            assert answer.json()["status"] == "failed"
+        finally:
+            await asyncio.to_thread(process.__exit__, None, None, None)
+            said = running.output()
+            shutil.rmtree(folder, ignore_errors=True)
+        spans = collector.spans()
+        assert {service for service, _ in spans} == {"sdxl-backend"}
+        assert {name for _, name in spans} == {"content.accept", "content.draw", "worker.call"}
+        assert {call.headers["x-tenant"] for call in collector.calls} == {"s3cret"}
+    assert "s3cret" not in said
 
 
 async def test_a_content_survives_a_header_that_is_none(
