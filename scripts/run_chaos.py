@@ -77,6 +77,7 @@ def main() -> int:
     started = time.monotonic()
     report: list[str] = []
     balance, load, trouble = run(arguments.jobs, arguments.seed, report)
+    balance.wrong += [f"the key {key} gave two contents" for key in load.twice]
     print("\n".join(report))
     for wrong in balance.wrong[:50]:
         print(f"WRONG: {wrong}")

@@ -45,6 +45,8 @@ def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
         chaos(running, load, trouble)
         balance = settle(running, load)
         assert balance.wrong == []
+        assert load.twice == []
+        assert balance.thumbnails > JOBS / 3
         assert balance.accepted == JOBS == balance.succeeded + balance.failed.total()
         assert balance.succeeded > JOBS / 2, balance.shown()
 
@@ -52,10 +54,14 @@ def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
         forgotten = load.accepted | {"lost": uuid.uuid4()}
         assert any("is gone" in wrong for wrong in draw_up(running.settings(), forgotten).wrong)
         store = S3Storage(running.settings())
-        key = asyncio.run(first_picture(store))
+        # A thumbnail: the smallest thing that may be missing.
+        key = next(name for name in asyncio.run(keys_of(store)) if name.endswith(".webp"))
         asyncio.run(store.delete(key))
+        lora = next(name for name in asyncio.run(keys_of(store)) if "/loras/" in name)
+        asyncio.run(store.delete(lora))
         found = draw_up(running.settings(), load.accepted).wrong
         assert f"row of {key} has no object" in found
+        assert f"row of {lora} has no object" in found
 
         running.take_the_fence_out()
         before = len(load.accepted)
@@ -70,13 +76,9 @@ def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
         assert any("was changed again" in wrong for wrong in unfenced.wrong), unfenced.wrong
 
 
-async def first_picture(store: S3Storage) -> str:
-    """A stored picture's key."""
-    async for page in store.objects("owners"):
-        for stored in page:
-            if "/images/" in stored.key:
-                return stored.key
-    raise AssertionError("nothing is stored")
+async def keys_of(store: S3Storage) -> list[str]:
+    """What is stored."""
+    return [stored.key async for page in store.objects("owners") for stored in page]
 
 
 async def ask_more(load: Load, count: int) -> None:

@@ -146,6 +146,10 @@ async def test_rows_whose_object_is_gone_are_counted_and_kept(backend: Backend) 
     swept = await sweep(database, storage, DAY)
     assert (swept.removed, swept.missing_objects) == (0, 1)
     assert gone["id"] in swept.missing[0]
+    [thumbnail] = (storage.root / "owners/local/images" / there["id"]).glob("*.webp")
+    thumbnail.unlink()
+    swept = await sweep(database, storage, DAY)
+    assert (swept.missing_objects, swept.missing[1].endswith(".webp")) == (2, True)
     assert len((await backend.http.get("/api/v1/content")).json()["items"]) == 3
 
 

@@ -22,6 +22,8 @@ from app.core.db import Database
 from app.core.settings import Settings
 from app.services.storage import S3Storage
 from app.services.sweep import sweep
+from app.services.thumbnails import make_thumbnail
+from chaos.scene import PICTURE_SIDE
 from chaos.worker_double import draw
 
 _AUDIT = """
@@ -38,7 +40,14 @@ _CONTENTS = """
     SELECT id, status, error, attempt, prompt, (parameters->>'seed')::bigint
     FROM generation
 """
-_PIECES = "SELECT generation_id, object_key, sha256 FROM content_piece"
+_PIECES = "SELECT generation_id, object_key, thumbnail_key, sha256 FROM content_piece"
+_LORAS = "SELECT object_key, sha256 FROM lora_model"
+_ENDS = """
+    SELECT g.id, count(e.id) FROM generation g LEFT JOIN generation_event e
+    ON e.generation_id = g.id AND e.type IN ('succeeded', 'failed', 'cancelled')
+    GROUP BY g.id HAVING count(e.id) <> 1
+"""
+Piece = tuple[uuid.UUID, str, str | None, str]
 
 
 @dataclass
@@ -50,6 +59,7 @@ class Balance:
     failed: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     orphans_swept: int = 0
+    thumbnails: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def shown(self) -> dict[str, object]:
@@ -60,6 +70,7 @@ class Balance:
             "failed": dict(self.failed),
             "attempts_per_job": dict(sorted(self.attempts.items())),
             "orphans_swept": self.orphans_swept,
+            "thumbnails": self.thumbnails,
             "violations": self.wrong,
         }
 
@@ -93,7 +104,9 @@ def draw_up(settings: Settings, accepted: Mapping[str, uuid.UUID]) -> Balance:
     balance.orphans_swept = swept
     with psycopg.connect(conninfo) as connection:
         contents = {row[0]: row[1:] for row in connection.execute(_CONTENTS).fetchall()}
-        pieces = connection.execute(_PIECES).fetchall()
+        pieces = [_piece(row) for row in connection.execute(_PIECES).fetchall()]
+        loras = dict(connection.execute(_LORAS).fetchall())
+        ends = connection.execute(_ENDS).fetchall()
         late = connection.execute("SELECT * FROM chaos_late").fetchall()
     _compare_contents(balance, set(accepted.values()), contents)
     for content_id, was, becomes, attempt in late:
@@ -101,8 +114,18 @@ def draw_up(settings: Settings, accepted: Mapping[str, uuid.UUID]) -> Balance:
             f"content {content_id} had ended ({was}) and was changed again (to {becomes}, "
             f"attempt {attempt})"
         )
-    _compare_objects(balance, contents, pieces, _objects(settings))
+    for content_id, times in ends:
+        balance.wrong.append(f"the end of content {content_id} was told {times} times")
+    objects = _objects(settings)
+    _compare_objects(balance, pieces, loras, objects)
+    _compare_pictures(balance, contents, pieces, objects)
     return balance
+
+
+def _piece(row: tuple[object, ...]) -> Piece:
+    content_id, key, thumbnail, digest = row
+    assert isinstance(content_id, uuid.UUID)
+    return content_id, str(key), None if thumbnail is None else str(thumbnail), str(digest)
 
 
 def _compare_contents(
@@ -128,42 +151,60 @@ def _compare_contents(
 
 
 def _compare_objects(
-    balance: Balance,
-    contents: Mapping[uuid.UUID, tuple[object, ...]],
-    pieces: list[tuple[uuid.UUID, str, str]],
-    objects: Mapping[str, str],
+    balance: Balance, pieces: list[Piece], loras: Mapping[str, str], objects: Mapping[str, str]
 ) -> None:
-    named = {key for _, key, _ in pieces}
+    """Every object has its row and every row its object: pictures, thumbnails, LoRA files."""
+    thumbnails = {thumbnail for _, _, thumbnail, _ in pieces if thumbnail is not None}
+    balance.thumbnails = len(thumbnails)
+    named = {key for _, key, _, _ in pieces} | thumbnails | loras.keys()
     for key in objects.keys() - named:
         balance.wrong.append(f"object {key} has no row")
     for key in named - objects.keys():
         balance.wrong.append(f"row of {key} has no object")
     for digest, times in Counter(objects.values()).items():
         if times > 1:
-            balance.wrong.append(f"the picture {digest} is stored {times} times")
-    pictures = Counter(content_id for content_id, _, _ in pieces)
+            balance.wrong.append(f"the bytes {digest} are stored {times} times")
+    for key, digest in loras.items():
+        if objects.get(key, digest) != digest:
+            balance.wrong.append(f"object {key} is not the LoRA that was uploaded")
+
+
+def _compare_pictures(
+    balance: Balance,
+    contents: Mapping[uuid.UUID, tuple[object, ...]],
+    pieces: list[Piece],
+    objects: Mapping[str, str],
+) -> None:
+    """Every success has one picture, of its last attempt, and the one that was asked for."""
+    of_content: dict[uuid.UUID, list[Piece]] = {}
+    for piece in pieces:
+        of_content.setdefault(piece[0], []).append(piece)
     for content_id, (status, _, attempt, prompt, seed) in contents.items():
-        if pictures[content_id] != (status == "succeeded"):
-            balance.wrong.append(f"content {content_id} {status} with {pictures[content_id]} rows")
-        expected = hashlib.sha256(draw(str(prompt), int(str(seed)))).hexdigest()
-        for owner, key, digest in pieces:
-            if owner != content_id:
-                continue
+        mine = of_content.get(content_id, [])
+        if len(mine) != (status == "succeeded"):
+            balance.wrong.append(f"content {content_id} {status} with {len(mine)} rows")
+        if not mine:
+            continue
+        picture = draw(str(prompt), int(str(seed)), PICTURE_SIDE)
+        small = make_thumbnail(picture)
+        assert small is not None
+        expected = hashlib.sha256(picture).hexdigest()
+        expected_small = hashlib.sha256(small).hexdigest()
+        for _, key, thumbnail, digest in mine:
             if not key.rpartition("/")[2].startswith(f"{attempt}-"):
                 balance.wrong.append(f"object {key} is not the last attempt's ({attempt})")
             if digest != expected or objects.get(key, expected) != expected:
                 balance.wrong.append(f"object {key} is not the picture that was asked for")
+            # A store that is away leaves a picture without a small copy, which is allowed.
+            if thumbnail and objects.get(thumbnail, expected_small) != expected_small:
+                balance.wrong.append(f"object {thumbnail} is not {key}, small")
 
 
 def _objects(settings: Settings) -> dict[str, str]:
-    """Every picture in the bucket and the SHA-256 of its bytes."""
+    """Every object in the bucket and the SHA-256 of its bytes."""
     store = S3Storage(settings)._store
     keys = [str(item["path"]) for page in obstore.list(store, "owners/") for item in page]
-    return {
-        key: hashlib.sha256(bytes(obstore.get(store, key).bytes())).hexdigest()
-        for key in keys
-        if "/images/" in key
-    }
+    return {key: hashlib.sha256(bytes(obstore.get(store, key).bytes())).hexdigest() for key in keys}
 
 
 async def _sweep(settings: Settings) -> int:

@@ -51,6 +51,7 @@ class Load:
         self._random = random.Random(seed)
         self.accepted: dict[str, uuid.UUID] = {}
         self.refusals: Counter[str] = Counter()
+        self.twice: list[str] = []  # keys that gave two contents
 
     async def upload_lora(self) -> str:
         """A LoRA in the library; its id."""
@@ -81,6 +82,7 @@ class Load:
         if self._random.random() < 1 / 3:
             body["loras"] = [{"lora_model_id": lora_id, "scale": 0.8}]
         headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+        again = self._random.random() < 1 / 4
         while True:
             place = self._scene.backend_url(self._random.randrange(2))
             try:
@@ -88,8 +90,13 @@ class Load:
                     f"{place}/api/v1/content/generate", json=body, headers=headers
                 )
                 if answer.status_code in (200, 202):
-                    self.accepted[key] = uuid.UUID(answer.json()["id"])
-                    return
+                    content_id = uuid.UUID(answer.json()["id"])
+                    if self.accepted.setdefault(key, content_id) != content_id:
+                        self.twice.append(key)
+                    if not again:
+                        return
+                    again = False
+                    continue  # as a client that lost this answer would
                 if answer.status_code < 500:
                     raise AssertionError(f"{answer.status_code}: {answer.text[:300]}")
                 self.refusals[str(answer.status_code)] += 1

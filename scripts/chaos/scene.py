@@ -24,6 +24,7 @@ from app.core.db import EmbeddedPostgres, migrate
 from app.core.settings import Settings, load_settings
 
 LEASE_SECONDS = 2.0
+PICTURE_SIDE = 264  # px; larger than a thumbnail, so that every picture has one
 _SCRIPTS = Path(__file__).resolve().parent.parent
 _BUCKET, _ACCESS_KEY, _SECRET_KEY = "pictures", "chaos-access", "chaos-secret-key"
 
@@ -61,6 +62,7 @@ class Scene:
                 "DOUBLE_SECONDS": str(worker_seconds),
                 "DOUBLE_BEHAVIOURS": json.dumps(dict(behaviours)),
                 "DOUBLE_SEED": str(seed),
+                "DOUBLE_SIDE": str(PICTURE_SIDE),
             },
             ready_url=f"http://{LOOPBACK}:{worker_port}/health",
             log=folder / "worker.log",

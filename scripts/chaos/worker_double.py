@@ -6,7 +6,7 @@ request by its id, as the real worker does, and forgets everything when it is ki
 Must not know: backends, databases, buckets.
 
 Environment: DOUBLE_PORT, DOUBLE_SECONDS (drawing), DOUBLE_BEHAVIOURS (JSON: behaviour to weight),
-DOUBLE_SEED, DOUBLE_LATE_SECONDS (wait of `late` before it fetches).
+DOUBLE_SEED, DOUBLE_LATE_SECONDS (wait of `late` before it fetches), DOUBLE_SIDE (px).
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from sdxl_contract.result import (
     Timings,
 )
 
-SIDE = 64
+SIDE = 64  # px, unless DOUBLE_SIDE says otherwise
 BEHAVIOURS = ("ok", "late", "slow", "busy", "crash", "no_memory", "garbage", "damaged", "redirect",
               "cut")  # fmt: skip
 _SLOW_TIMES = 8
 _REDIRECTS = 3
 
 
-def draw(prompt: str, seed: int) -> bytes:
-    """The one PNG of `SIDE` x `SIDE` px that a prompt and a seed give."""
+def draw(prompt: str, seed: int, side: int = SIDE) -> bytes:
+    """The one PNG of `side` x `side` px that a prompt and a seed give."""
     colour = tuple(hashlib.sha256(f"{prompt}|{seed}".encode()).digest()[:3])
-    picture = Image.new("RGB", (SIDE, SIDE), colour)
+    picture = Image.new("RGB", (side, side), colour)
     mark = hashlib.sha256(f"{seed}|{prompt}".encode()).digest()
     for x, value in enumerate(mark):
         picture.putpixel((x, 0), (value, value, value))
@@ -69,7 +69,9 @@ def draw(prompt: str, seed: int) -> bytes:
 class WorkerDouble:
     """Requests by their id, running and done."""
 
-    def __init__(self, seconds: float, weights: dict[str, float], seed: int, late: float) -> None:
+    def __init__(
+        self, seconds: float, weights: dict[str, float], seed: int, late: float, side: int = SIDE
+    ) -> None:
         unknown = set(weights) - set(BEHAVIOURS)
         if unknown:
             raise ValueError(f"unknown behaviours: {sorted(unknown)}; known: {BEHAVIOURS}")
@@ -77,6 +79,7 @@ class WorkerDouble:
         self._names, self._weights = list(weights), list(weights.values())
         self._random = random.Random(seed)
         self._late = late
+        self.side = side
         self._running: dict[str, asyncio.Task[GenerateResult]] = {}
         self._done: dict[str, GenerateResult] = {}
         self._http = httpx2.AsyncClient(timeout=5)
@@ -115,12 +118,12 @@ class WorkerDouble:
             await self._fetch(ref.url, ref.sha256)
         await asyncio.sleep(self._seconds * (_SLOW_TIMES if behaviour == "slow" else 1))
         if behaviour == "no_memory":
-            raise CudaOutOfMemory("out of memory: try 64 x 64")
+            raise CudaOutOfMemory("out of memory: try a smaller size")
         seed = request.seed or 0
-        data = draw(request.prompt, seed)
+        data = draw(request.prompt, seed, self.side)
         result = GenerateResult(
             image_base64=base64.b64encode(data).decode(),
-            image_size=(SIDE, SIDE),
+            image_size=(self.side, self.side),
             image_sha256=hashlib.sha256(data).hexdigest(),
             generation_time_seconds=self._seconds,
             model_info=ModelInfo(base_model="double", lora_applied=bool(request.loras)),
@@ -210,7 +213,7 @@ def create_app(double: WorkerDouble) -> FastAPI:
             base_model="double",
             device="cpu",
             gpu="L4",
-            limits=ModelLimits(native_size=SIDE, min_side=SIDE, max_side=SIDE),
+            limits=ModelLimits(native_size=double.side, min_side=double.side, max_side=double.side),
         )
 
     @app.get("/requests/{request_id}")
@@ -237,6 +240,7 @@ def main() -> None:
         json.loads(os.environ.get("DOUBLE_BEHAVIOURS", '{"ok": 1}')),
         int(os.environ.get("DOUBLE_SEED", "1")),
         float(os.environ.get("DOUBLE_LATE_SECONDS", "2.5")),
+        int(os.environ.get("DOUBLE_SIDE", str(SIDE))),
     )
     uvicorn.run(
         create_app(double),

@@ -78,15 +78,13 @@ class MaintenanceRepository:
 
     async def piece_keys(
         self, before: datetime, after: uuid.UUID | None, limit: int
-    ) -> Sequence[tuple[uuid.UUID, str]]:
-        """(id, object key) of pictures made before a moment, in the order of their ids."""
-        query = select(ContentPiece.id, ContentPiece.object_key).where(
-            ContentPiece.created_at < before
-        )
+    ) -> Sequence[tuple[uuid.UUID, list[str]]]:
+        """(id, objects' keys) of pictures made before a moment, in the order of their ids."""
+        query = select(ContentPiece).where(ContentPiece.created_at < before)
         if after is not None:
             query = query.where(ContentPiece.id > after)
-        rows = await self._session.execute(query.order_by(ContentPiece.id).limit(limit))
-        return [(row[0], row[1]) for row in rows]
+        rows = await self._session.scalars(query.order_by(ContentPiece.id).limit(limit))
+        return [(row.id, row.keys) for row in rows]
 
     async def lora_keys(self, before: datetime) -> Sequence[str]:
         """Object keys of the LoRAs that came before a moment."""

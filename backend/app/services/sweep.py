@@ -103,7 +103,7 @@ async def _look_for_missing(
         if not rows:
             return
         after = rows[-1][0]
-        unseen = [key for _, key in rows if hash(key) not in seen]
+        unseen = [key for _, keys in rows for key in keys if hash(key) not in seen]
         await _count_missing(database, storage, unseen, found)
 
 
