@@ -105,7 +105,7 @@ def draw_up(settings: Settings, accepted: Mapping[str, uuid.UUID]) -> Balance:
     with psycopg.connect(conninfo) as connection:
         contents = {row[0]: row[1:] for row in connection.execute(_CONTENTS).fetchall()}
         pieces = [_piece(row) for row in connection.execute(_PIECES).fetchall()]
-        loras = dict(connection.execute(_LORAS).fetchall())
+        loras: dict[str, str] = dict(connection.execute(_LORAS).fetchall())
         ends = connection.execute(_ENDS).fetchall()
         late = connection.execute("SELECT * FROM chaos_late").fetchall()
     _compare_contents(balance, set(accepted.values()), contents)
