@@ -153,6 +153,19 @@ async def test_the_days_money_is_not_overdrawn(
         inference.gate.set()
 
 
+async def test_deleting_what_was_drawn_gives_no_money_back(start_backend: StartBackend) -> None:
+    async with start_backend(daily_budget_usd=1.5 * USUAL_USD, metrics_refresh_seconds=0.1) as b:
+        for _ in range(2):
+            content = await b.generate()  # the first has no estimate
+            assert (await b.http.delete(f"{CONTENT}/{content['id']}")).status_code == 204
+        refused = await b.http.post(f"{CONTENT}/generate", json={"prompt": "x"})
+        assert (refused.status_code, refused.json()["error_code"]) == (402, "BUDGET_EXHAUSTED")
+        await asyncio.sleep(0.5)
+        shown = (await b.http.get("/metrics")).text
+        [today] = [line for line in shown.splitlines() if line.startswith("cost_today_usd ")]
+        assert float(today.split()[1]) == pytest.approx(2 * USUAL_USD)
+
+
 async def test_a_batch_with_the_same_idempotency_key_is_the_same_batch(backend: Backend) -> None:
     key = {"Idempotency-Key": "order 7"}
     body = {"prompts": ["a", "b"], "count": 3}

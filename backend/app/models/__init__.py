@@ -10,6 +10,7 @@ from app.models.content_piece import ContentPiece
 from app.models.generation import Generation, GenerationEvent, Status
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
+from app.models.removed_cost import RemovedCost
 
 __all__ = [
     "LOCAL_OWNER",
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationEvent",
     "LoraModel",
     "PageSession",
+    "RemovedCost",
     "SeenBaseModel",
     "Status",
 ]

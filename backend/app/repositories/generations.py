@@ -74,8 +74,8 @@ class GenerationRepository:
         self._session.add(generation)
         await self._session.flush()
 
-    async def delete(self, content_id: uuid.UUID) -> tuple[str, list[str]] | None:
-        """Remove one. Returns its last status and its objects' keys; None where it is not there."""
+    async def delete(self, content_id: uuid.UUID) -> tuple[Generation, list[str]] | None:
+        """Remove one. Returns what it was and its objects' keys; None where it is not there."""
         generation = await self._session.scalar(
             select(Generation)
             .where(Generation.id == content_id, Generation.owner == self._owner)
@@ -86,7 +86,7 @@ class GenerationRepository:
             return None
         keys = [key for piece in generation.pieces for key in piece.keys]
         await self._session.execute(delete(Generation).where(Generation.id == content_id))
-        return generation.status, keys
+        return generation, keys
 
     async def usual_usd(self) -> float | None:
         """Mean USD per picture of the owner's last priced contents; None where none was priced."""

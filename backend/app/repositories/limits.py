@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import date, datetime
 from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.models import Generation, Status
+from app.models import Generation, RemovedCost, Status
 
 _OPEN = (Status.QUEUED, Status.RUNNING)
 _FEW = 20
@@ -78,7 +79,21 @@ class LimitRepository:
             ).where(Generation.owner == owner, Generation.created_at >= since)
         )
         actual, expected = rows.one()
-        return float(actual or 0) + float(expected or 0)
+        removed = await self._session.scalar(
+            select(func.sum(RemovedCost.usd)).where(
+                RemovedCost.owner == owner, RemovedCost.day >= since.date()
+            )
+        )
+        return float(actual or 0) + float(expected or 0) + float(removed or 0)
+
+    async def keep_cost(self, owner: str, day: date, usd: float) -> None:
+        """Remember what a content of `day` had cost that is deleted now."""
+        added = insert(RemovedCost).values(owner=owner, day=day, usd=usd)
+        await self._session.execute(
+            added.on_conflict_do_update(
+                index_elements=["owner", "day"], set_={"usd": RemovedCost.usd + added.excluded.usd}
+            )
+        )
 
     async def usual_seconds(self, owner: str) -> float | None:
         """Mean seconds of the owner's last contents, from their start to their end."""

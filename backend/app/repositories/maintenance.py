@@ -11,7 +11,16 @@ from sqlalchemy import delete, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.models import Batch, CallRate, ContentPiece, Generation, LoraModel, PageSession, Status
+from app.models import (
+    Batch,
+    CallRate,
+    ContentPiece,
+    Generation,
+    LoraModel,
+    PageSession,
+    RemovedCost,
+    Status,
+)
 
 _OPEN = (Status.QUEUED, Status.RUNNING)
 
@@ -49,8 +58,11 @@ class MaintenanceRepository:
         return len(old), keys
 
     async def remove_leftovers(self, batches_before: datetime | None) -> None:
-        """Remove sessions that are over, rates that say nothing more, and old empty batches."""
+        """Remove ended sessions, rates and costs that say nothing more, and old empty batches."""
         await self._session.execute(delete(PageSession).where(PageSession.expires_at <= func.now()))
+        await self._session.execute(
+            delete(RemovedCost).where(RemovedCost.day < func.now() - timedelta(days=7))
+        )
         await self._session.execute(
             delete(CallRate).where(CallRate.free_at < func.now() - timedelta(hours=1))
         )
@@ -113,4 +125,8 @@ class MaintenanceRepository:
         usd = await self._session.scalar(
             select(func.sum(Generation.cost_usd)).where(Generation.finished_at >= today)
         )
-        return Figures(row[0], row[1], float(row[2] or 0), float(usd or 0))
+        removed = await self._session.scalar(
+            select(func.sum(RemovedCost.usd)).where(RemovedCost.day >= today.date())
+        )
+        spent = float(usd or 0) + float(removed or 0)
+        return Figures(row[0], row[1], float(row[2] or 0), spent)

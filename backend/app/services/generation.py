@@ -27,6 +27,7 @@ from app.models.base import utc_now
 from app.repositories.batches import BatchRepository
 from app.repositories.events import EventRepository
 from app.repositories.generations import GenerationRepository, JobRepository
+from app.repositories.limits import LimitRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.base_model import BaseModel
@@ -35,7 +36,7 @@ from app.services.drafts import Draft, digest_of, draft_content
 from app.services.ends import Ends
 from app.services.inference import Inference
 from app.services.jobs import JobQueue
-from app.services.limits import UNLIMITED, Allowance, admit
+from app.services.limits import UNLIMITED, Allowance, admit, day_start
 from app.services.resolve import again_request
 from app.services.storage import Storage
 from sdxl_contract.errors import InvalidPrompt
@@ -372,10 +373,13 @@ class GenerationService:
         """
         async with self._database.session() as session:
             found = await GenerationRepository(session, owner).delete(content_id)
-        if found is None:
-            raise NotFound("There is no content with this id.")
-        status, keys = found
-        if status == Status.RUNNING:
+            if found is None:
+                raise NotFound("There is no content with this id.")
+            content, keys = found
+            if content.cost_usd:
+                day = day_start(content.created_at).date()
+                await LimitRepository(session).keep_cost(owner, day, content.cost_usd)
+        if content.status == Status.RUNNING:
             # Whether it stops or not, its attempt finds no row and removes what it stored.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(2):

@@ -99,7 +99,7 @@ async def admit(
     if budget is not None and (used.usd >= budget or used.usd + (usd or 0.0) > budget):
         free_at = today + timedelta(days=1)
         raise BudgetExhausted(
-            f"The daily budget is {budget:.2f} USD, and {used.usd:.4f} USD of it are spent or "
+            f"The daily budget is {budget:g} USD, and {used.usd:.4f} USD of it are spent or "
             f"reserved; the next day begins at {free_at:%Y-%m-%dT%H:%MZ}.",
             free_at=free_at,
             retry_after=(free_at - utc_now()).total_seconds(),
