@@ -252,7 +252,8 @@ def routes() -> frozenset[tuple[str, str]]:
         prefixes = dict(re.findall(r'^(\w*router) = APIRouter\(prefix="([^"]+)"', source, re.M))
         decorators = r'@(\w+)\.(get|post|put|patch|delete)\(\s*"([^"]*)"'
         for owner, method, path in re.findall(decorators, source):
-            found.add((method.upper(), re.sub(r"\{\w+\}", "{}", prefixes.get(owner, "") + path)))
+            path = re.sub(r"\{\w+(:\w+)?\}", "{}", prefixes.get(owner, "") + path)
+            found.add((method.upper(), path))
     return frozenset(found | {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")})
 
 
