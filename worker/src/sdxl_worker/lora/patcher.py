@@ -13,7 +13,6 @@ anywhere, an interrupt included, leaves a set of tensors that `restore` puts rig
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,19 +24,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sdxl_contract.errors import LoraLoadFailed, ModelLoadFailed
+from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.lora_safetensors import load_failed
 from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.keys import ModelTargets
-from sdxl_worker.lora.layers import LayerDelta
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
 from sdxl_worker.lora.parse import ParsedLora
-
-# A scale beyond this is a mistake whatever the contract's own range is.
-_MAX_SCALE = 16.0
-
-# What a tensor holds besides W0: (sha256, scale) of each LoRA in it. None means unknown.
-ContentKey = tuple[tuple[str, float], ...]
+from sdxl_worker.lora.plan import ContentKey, canonical, content, content_key, tensor_plan
+from sdxl_worker.lora.threads import CorePool
 
 
 class ModelCorrupted(ModelLoadFailed):
@@ -152,6 +146,7 @@ class LoraPatcher:
         self._dirty: dict[str, ContentKey | None] = {}
         self._wanted: ContentKey | None = ()
         self._failed: str | None = None
+        self._cores = CorePool()
 
     @property
     def applied_key(self) -> ContentKey | None:
@@ -195,7 +190,7 @@ class LoraPatcher:
         """
         started = time.perf_counter()
         self._refuse_if_failed()
-        active = _canonical(loras)
+        active = canonical(loras)
         wanted = content_key(loras)
         before = self._wanted
         if wanted == before:
@@ -203,28 +198,31 @@ class LoraPatcher:
             return SwapReport(kind, 0, 0, 0, time.perf_counter() - started)
         self._check_fits(active)
         self._check_identities()
-        plan = _tensor_plan(active)
+        plan = tensor_plan(active)
         self._wanted = None
         leaving = [name for name in self._dirty if name not in plan]
         restored = self._put_back(leaving, should_stop)
-        written, nbytes = 0, 0
-        with torch.no_grad(), full_precision():
-            for name, contributions in plan.items():
-                holds = tuple((sha256, scale) for sha256, scale, _ in contributions)
-                if self._dirty.get(name, ()) == holds:
-                    continue
-                if should_stop is not None:
-                    should_stop()
-                self._write(name, [(layer, scale) for _, scale, layer in contributions])
-                self._dirty[name] = holds
-                written += 1
-                nbytes += self._live[name].nbytes
+        changing = [
+            name
+            for name, contributions in plan.items()
+            if self._dirty.get(name, ()) != content(contributions)
+        ]
+
+        def write(name: str) -> None:
+            if should_stop is not None:
+                should_stop()
+            # Of the thread that this runs in.
+            with torch.no_grad():
+                self._write(name, [(layer, scale) for _, scale, layer in plan[name]])
+            self._dirty[name] = content(plan[name])
+
+        with full_precision():
+            self._each(write, changing)
         self._wanted = wanted
         kind = SwapKind.SWITCH if before else SwapKind.FRESH
         seconds = time.perf_counter() - started
-        return SwapReport(
-            kind, written, restored, nbytes + _sum_bytes(self._live, leaving), seconds
-        )
+        nbytes = _sum_bytes(self._live, changing) + _sum_bytes(self._live, leaving)
+        return SwapReport(kind, len(changing), restored, nbytes, seconds)
 
     def restore(self) -> RestoreReport:
         """Puts every dirty tensor back to W0 and compares it with W0, bit for bit.
@@ -311,6 +309,14 @@ class LoraPatcher:
             if not (keep and done):
                 self.restore()
 
+    def _each(self, write: Callable[[str], None], names: list[str]) -> None:
+        """`write` each tensor: side by side on a CPU, in the stream's order on a GPU."""
+        if all(self._on_cpu(name) for name in names):
+            self._cores.each(write, names)
+            return
+        for name in names:
+            write(name)
+
     def _write(self, name: str, contributions: list[Contribution]) -> None:
         live = self._live[name]
         base = self._pristine[name].to(live.device, non_blocking=True)
@@ -391,39 +397,3 @@ def _copied(tensor: Tensor, device: torch.device | str | None) -> Tensor:
 
 def _sum_bytes(tensors: dict[str, Tensor], names: Sequence[str]) -> int:
     return sum(tensors[name].nbytes for name in names)
-
-
-def content_key(loras: Sequence[tuple[ParsedLora, float]]) -> ContentKey:
-    """What a model with `loras` applied holds; equal for sets that give the same weights.
-
-    Raises:
-        LoraLoadFailed: a scale is not finite or beyond all reason.
-    """
-    return tuple((lora.sha256, scale) for lora, scale in _canonical(loras))
-
-
-def _canonical(loras: Sequence[tuple[ParsedLora, float]]) -> list[tuple[ParsedLora, float]]:
-    """Without those of scale 0, in an order that the request's does not change."""
-    for _, scale in loras:
-        if not math.isfinite(scale) or abs(scale) > _MAX_SCALE:
-            raise LoraLoadFailed(
-                f"A LoRA's scale is {scale}: it must be a number within ±{_MAX_SCALE:g}.",
-                details={"reason": "scale"},
-            )
-    active = [(lora, float(scale)) for lora, scale in loras if scale != 0]
-    return sorted(active, key=lambda pair: (pair[0].sha256, pair[1]))
-
-
-def _tensor_plan(
-    active: list[tuple[ParsedLora, float]],
-) -> dict[str, list[tuple[str, float, LayerDelta]]]:
-    """Tensor name → what changes it, in canonical order."""
-    plan: dict[str, list[tuple[str, float, LayerDelta]]] = {}
-    for lora, scale in active:
-        for name, layer in lora.layers.items():
-            entry = (lora.sha256, scale, layer)
-            if layer.changes_weight:
-                plan.setdefault(f"{name}.weight", []).append(entry)
-            if layer.changes_bias:
-                plan.setdefault(f"{name}.bias", []).append(entry)
-    return plan
