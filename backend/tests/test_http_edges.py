@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 from backend_testkit import Backend
+from fastapi.dependencies.models import Dependant
 from lora_bytes import kohya_lora
 from starlette.types import Receive, Scope, Send
 
+from app.api import content, costs, files, health, identities, loras, session, studio
 from app.api.content import wait_seconds
 from app.core import security
 from app.core.security import BodyLimit
@@ -150,6 +153,29 @@ async def test_an_idempotency_key_is_printable(backend: Backend, key: str) -> No
         f"{CONTENT}/generate", json={"prompt": "x"}, headers={"Idempotency-Key": key.encode()}
     )
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
+
+
+def dependencies(dependant: Dependant) -> Iterator[Callable[..., Any]]:
+    """Everything that the framework calls before a route, and the route."""
+    if dependant.call is not None:
+        yield dependant.call
+    for inner in dependant.dependencies:
+        yield from dependencies(inner)
+
+
+@pytest.mark.parametrize(
+    "module", [content, costs, files, health, identities, loras, session, studio]
+)
+def test_no_call_goes_through_a_thread_before_its_route(module: Any) -> None:
+    seen = 0
+    for name in ("router", "model_router"):
+        for route in getattr(getattr(module, name, None), "routes", []):
+            for call in dependencies(route.dependant):
+                inner = call if inspect.isroutine(call) else type(call).__call__
+                waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+                assert waits, (route.path, call)
+                seen += 1
+    assert seen
 
 
 # --- senders that go on after the answer --------------------------------------------------------

@@ -47,7 +47,7 @@ def wait_seconds(prefer: Sequence[str], default: float) -> tuple[float, str | No
     return default, None
 
 
-def _idempotency_key(
+async def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"}),

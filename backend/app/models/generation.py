@@ -41,6 +41,13 @@ class Generation(Base):
             "status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="status"
         ),
         Index("ix_generation_owner_created_at_id", "owner", "created_at", "id"),
+        # Asked at each acceptance, for the estimate; on a CPU no content has a price.
+        Index(
+            "ix_generation_priced",
+            "owner",
+            "created_at",
+            postgresql_where=text("cost_usd IS NOT NULL"),
+        ),
         Index("ix_generation_open", "status", postgresql_where=text("finished_at IS NULL")),
         Index(
             "uq_generation_owner_idempotency_key",

@@ -28,7 +28,7 @@ from app.services.costs import CallClock, price
 from app.services.inference import Inference
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
-from app.services.thumbnails import make_thumbnail
+from app.services.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode
 from sdxl_contract.limits import TIMEOUT_MAX_S
 from sdxl_contract.request import GenerateRequest, LoraRef
@@ -156,6 +156,8 @@ class Drawing:
 
     async def _add_thumbnail(self, piece: ContentPiece, data: bytes) -> None:
         """Store a small copy beside the picture; a picture without one is whole all the same."""
+        if max(piece.width, piece.height) <= THUMBNAIL_SIDE:
+            return
         try:
             small = await asyncio.to_thread(make_thumbnail, data)
             if small is None:
