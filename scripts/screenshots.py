@@ -31,6 +31,8 @@ THINGS = (
 )
 COLOURS = ("white", "yellow", "blue", "green")
 STEPS = 20
+# What the large pictures show: a thing and a colour, without and with a LoRA.
+SHOWN, SEED = ("a cute panda", "blue"), 7
 SEEN_IMAGES_ARE_THERE = """() => [...document.images].every((image) => {
   const box = image.getBoundingClientRect();
   const isSeen = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
@@ -85,9 +87,9 @@ def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
         uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras and number % 3 == 2 else []
         colour = COLOURS[number % len(COLOURS)]
         contents.append(maker.draw(thing, colour, seed=number + 1, loras=uses))
-    contents.append(maker.draw("a red apple", "white", seed=7))
+    contents.append(maker.draw(*SHOWN, seed=SEED))
     uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras else []
-    contents.append(maker.draw("a red apple", "white", seed=7, cfg=7, loras=uses))
+    contents.append(maker.draw(*SHOWN, seed=SEED, loras=uses))
     return contents, loras
 
 
@@ -128,7 +130,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
     """Every other view."""
     before, after = contents[-2]["id"], contents[-1]["id"]
     draft = {
-        "prompt": "a red apple, white background",
+        "prompt": f"{SHOWN[0]}, {SHOWN[1]} background",
         "steps": 10,
         "loras": [{"id": loras[0], "scale": 1}] if loras else [],
     }
