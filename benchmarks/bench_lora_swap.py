@@ -48,15 +48,12 @@ from swap_sides import (
     changed_weights,
     digests,
     hardware,
-    kohya_lora,
     lora_file,
     memcpy_seconds,
 )
 from torch import nn
 
 from sdxl_worker.lora import ModelTargets, ParsedLora, lora_targets
-
-__all__ = ["hardware", "kohya_lora"]  # other benchmarks have them from here
 
 RANKS = (8, 16, 64, 128)
 

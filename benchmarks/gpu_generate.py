@@ -50,9 +50,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import diffusers
 import numpy as np
 import torch
-from bench_lora_swap import hardware
 from gpu_sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
 from PIL import Image
+from swap_sides import hardware
 
 from sdxl_contract.limits import STEPS_DEFAULT, STEPS_MAX, ModelLimits
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND

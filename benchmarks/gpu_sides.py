@@ -14,10 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 import diffusers
 import torch
-from bench_lora_swap import kohya_lora
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import save
+from swap_sides import kohya_lora
 from torch import Tensor
 
 from sdxl_contract.prices import usd
