@@ -14,7 +14,9 @@ from lora_bytes import kohya_lora
 from sqlalchemy import URL
 from test_security import add_key
 
+from app.repositories.events import EventRepository
 from app.services import drawing
+from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
 
 ASYNC = {"Prefer": "respond-async"}
@@ -88,6 +90,29 @@ async def test_a_content_that_is_being_drawn_is_stopped_whichever_server_draws_i
         assert inference.cancelled == ([content["id"]] if worker_knows else [])
         inference.gate.set()
         assert (await drawer.generate())["status"] == "succeeded"
+
+
+async def test_a_stop_whose_announcement_was_lost_is_seen_at_the_next_progress(
+    start_backend: StartBackend, inference: InferenceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(self: EventRepository, content_id: uuid.UUID) -> None:
+        return None
+
+    async def draw_for_ever(build: BuildRequest, **called: Any) -> InferenceOutcome:
+        inference.requests.append(await build())
+        while True:
+            await called["on_event"](ProgressEvent(phase=Phase.DENOISE, step=1, steps=20))
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(EventRepository, "ask_to_stop", lost)
+    inference.generate = draw_for_ever  # type: ignore[method-assign]
+    async with start_backend() as backend:
+        content = await backend.generate(expected=202, headers=ASYNC)
+        await begun(inference)
+        answer = await backend.http.post(f"{CONTENT}/{content['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "running")
+        assert (await ended(backend, content["id"]))["status"] == "cancelled"
+    assert inference.cancelled == [content["id"]]
 
 
 async def test_what_has_ended_cannot_be_cancelled(backend: Backend) -> None:

@@ -3,7 +3,7 @@
 import { signal, type Signal } from '@preact/signals';
 import { api, asProblem, setListeners, type Problem } from './api';
 import { t, tMaybe } from './i18n';
-import type { Avatar, Content, Lora, Model, Session } from './types';
+import { isFinal, type Avatar, type Content, type Lora, type Model, type Session } from './types';
 
 export type Gate = 'opening' | 'sign-in' | 'open';
 
@@ -26,8 +26,12 @@ export function contentOf(id: string): Signal<Content | null> {
   return kept;
 }
 
+/** Note what a content is now. An end stays: an answer from before it may come after it. */
 export function keep(content: Content): void {
-  contentOf(content.id).value = content;
+  const kept = contentOf(content.id);
+  const known = kept.peek();
+  if (known && isFinal(known.status) && !isFinal(content.status)) return;
+  kept.value = content;
 }
 
 export function prependToFeed(ids: string[]): void {

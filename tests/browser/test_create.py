@@ -6,7 +6,7 @@ import re
 
 import pytest
 from browser_testkit import OpenPage, Studio, Watch, fitting_lora, sd15_lora
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -56,6 +56,28 @@ def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
     expect_status(page, "cancelled")
     expect(page).to_have_title("Studio")
     assert studio.content(drawn)["status"] == "cancelled"
+
+
+def test_an_answer_to_cancel_that_comes_after_the_end_does_not_undo_it(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft=LONG)
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/content/*/cancel", lambda route: held.append((route, route.fetch())))
+    draw(page, "an apple that is stopped")
+    expect_status(page, "running")
+    expect(page.locator(".stage .frame img.preview")).to_be_visible()
+
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect_status(page, "cancelled")
+    (route, answer), *_ = held
+    assert answer.json()["status"] == "running"
+    with page.expect_response("**/content/*/cancel"):
+        route.fulfill(response=answer)
+    page.wait_for_timeout(500)
+
+    expect_status(page, "cancelled")
+    expect(page).to_have_title("Studio")
 
 
 def test_several_are_drawn_at_once_and_each_comes_to_its_end(

@@ -10,8 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, literal, select, text, tuple_
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Generation, GenerationEvent, Status
@@ -36,6 +35,16 @@ _ADD_END = text(f"""
     ), added AS ({_INSERT})
     {_NOTIFY}
 """)
+_ADD_PASSING = text(f"""
+    WITH held AS (
+        SELECT id, cancel_requested_at IS NOT NULL AS is_unwanted FROM generation
+        WHERE id = :content_id AND attempt = :attempt AND status = '{Status.RUNNING}'
+    ), added AS (
+        INSERT INTO generation_event (generation_id, type, data)
+        SELECT id, :kind, CAST(:data AS jsonb) FROM held
+    )
+    SELECT is_unwanted, pg_notify('{CHANNEL}', :message) FROM held
+""")
 
 
 class EventRepository:
@@ -57,17 +66,20 @@ class EventRepository:
 
     async def add_passing(
         self, content_id: uuid.UUID, attempt: int, kind: str, data: dict[str, Any]
-    ) -> None:
-        """Write an event of a running attempt; nothing where another one holds the content."""
-        source = select(Generation.id, literal(kind), literal(data, JSONB)).where(
-            Generation.id == content_id,
-            Generation.attempt == attempt,
-            Generation.status == Status.RUNNING,
-        )
-        await self._session.execute(
-            insert(GenerationEvent).from_select(["generation_id", "type", "data"], source)
-        )
-        await self._announce(str(content_id))
+    ) -> bool:
+        """Write an event of a running attempt; nothing where another one holds the content.
+
+        Returns whether somebody asked to stop the content, which the announcement of it may not
+        have reached.
+        """
+        values = {
+            "content_id": content_id,
+            "attempt": attempt,
+            "kind": kind,
+            "data": json.dumps(data),
+            "message": str(content_id),
+        }
+        return bool(await self._session.scalar(_ADD_PASSING, values))
 
     async def ask_to_stop(self, content_id: uuid.UUID) -> None:
         """Tell whoever draws a content to stop."""

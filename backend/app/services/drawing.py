@@ -217,9 +217,11 @@ class Drawing:
             write_at[event.type] = now + _PROGRESS_SECONDS
             with contextlib.suppress(*DATABASE_LOST):
                 async with self._database.session() as session:
-                    await EventRepository(session).add_passing(
+                    is_unwanted = await EventRepository(session).add_passing(
                         generation.id, generation.attempt, event.type, data
                     )
+                if is_unwanted:
+                    self.stop(generation.id)
 
         return write
 
