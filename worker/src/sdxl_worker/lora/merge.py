@@ -9,8 +9,8 @@ mantissa), the weights often BF16 (8 bits). Casting loses 3 bits of every factor
 errors far above one ulp of the merged weight. Instead a factor is split into BF16 pieces that add
 up to it exactly, and the pieces' products are summed by one longer matrix product:
     (B₁ + B₂)(A₁ + A₂) = [B₁ B₁ B₂ B₂]·[A₁; A₂; A₁; A₂]
-whose accumulation, and the sum with W0, are float32 inside the kernel. Writing the result takes
-longer than computing it, so that four times the rank costs almost nothing.
+whose accumulation, and the sum with W0, are float32 inside the kernel. Moving the weights takes
+longer than computing them, so that four times the rank costs little.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ def merge_weight(out: Tensor, base: Tensor, contributions: Sequence[Contribution
 
     Args:
         out: the live weight; only its values change.
-        base: its pristine values, on the same device, with the same shape, dtype and strides.
+        base: its pristine values, on the same device, with the same shape, dtype and strides; `out`
+            itself if it holds them, which saves reading them from elsewhere.
         contributions: at least one, in an order that does not depend on the request's.
 
     Returns:
         Whether the values need a look: False if they are known to be finite.
     """
     if all(layer.is_plain for layer, _ in contributions) and out.is_contiguous():
-        _merge_plain(out.view(out.shape[0], -1), base.view(out.shape[0], -1), contributions)
+        flat = out.view(out.shape[0], -1)
+        # One tensor, not two views of it: else torch copies the weight over itself first.
+        _merge_plain(flat, flat if base is out else base.view(flat.shape), contributions)
         return not _surely_finite(base, contributions)
     wide = base.to(_compute_dtype(base))
     total = wide.clone()
@@ -136,10 +139,12 @@ def _pieces(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """`factor` as a sum of matrices of `dtype`, exact to its own mantissa."""
     if factor.dtype == dtype:
         return [factor]
-    pieces, left = [factor.to(dtype)], factor
+    # In float32 the rest is exact; and a CPU converts one kind of 16 bits to the other several
+    # times faster by way of it than directly.
+    left = factor.to(torch.float32, copy=True)
+    pieces = [left.to(dtype)]
     for _ in range(-(-_MANTISSA[factor.dtype] // _MANTISSA[dtype]) - 1):
-        # float32, whichever two different kinds of 16 bits they are: so the rest is exact.
-        left = torch.sub(left, pieces[-1])
+        left -= pieces[-1]
         pieces.append(left.to(dtype))
     return pieces
 

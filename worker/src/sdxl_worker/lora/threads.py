@@ -24,6 +24,7 @@ class CorePool:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._count = 0
 
     def each(self, act: Callable[[_T], None], items: Iterable[_T]) -> None:
         """Call `act` with each item, in any order. Returns when nothing runs any more.
@@ -34,27 +35,43 @@ class CorePool:
             Whatever `act` raised; of several, that of the first item in order.
         """
         pool = self._pool or self._start()
+        queue = enumerate(items)
+        taking = threading.Lock()
         stop = threading.Event()
+        failures: list[tuple[int, BaseException]] = []
 
-        def guarded(item: _T) -> None:
-            if stop.is_set():
-                return
+        def work() -> None:
+            # Each thread takes the next item itself: to hand out single ones, this thread would
+            # need a core just when all of them are busy.
+            number = 0
             try:
-                act(item)
-            except BaseException:
+                while not stop.is_set():
+                    with taking:
+                        try:
+                            number, item = next(queue)
+                        except StopIteration:
+                            return
+                    act(item)
+            except BaseException as error:
                 stop.set()
-                raise
+                failures.append((number, error))
 
-        futures = [pool.submit(guarded, item) for item in items]
+        running = [pool.submit(work) for _ in range(self._count)]
         try:
-            for future in futures:
-                future.result()
+            for thread in running:
+                thread.result()
         except BaseException:
-            # An item's, or an interrupt of this thread: none must go on behind the caller's back.
+            # An interrupt of this thread: none must go on behind the caller's back.
             stop.set()
-            for future in futures:
-                future.exception()
+            for thread in running:
+                thread.exception()
             raise
+        try:
+            if failures:
+                raise min(failures, key=lambda failure: failure[0])[1]
+        finally:
+            # An error knows the frames that it came through, and they know this list.
+            failures.clear()
 
     def _start(self) -> ThreadPoolExecutor:
         cores = torch.get_num_threads()
@@ -73,5 +90,5 @@ class CorePool:
         ready.wait()
         # Besides its own, each thread has set what threads that begin later will have.
         torch.set_num_threads(cores)
-        self._pool = pool
+        self._pool, self._count = pool, count
         return pool
