@@ -11,8 +11,8 @@ How, and only while the imports run; afterwards everything is as Python would ha
 - packages whose `__init__` only collects names are entered without running it (`_Postponed`): it
   runs when somebody asks for one of those names, so that nothing is missing later;
 - decorators that only speak to `torch.compile` hand back what they are given;
-- the list of all models, which transformers makes at import by reading some two thousand files, is
-  kept from the first start to the next, in the user's cache folder;
+- the list of all models, which transformers makes twice at import by reading some two thousand
+  files, is kept from the first start to the next, in the user's cache folder;
 - no garbage is looked for: imports make hardly any, and lasting objects by the hundred thousand.
 
 A process that compiles its UNet, or that loads a model in another way than from a folder of
@@ -56,6 +56,9 @@ _COLLECTIONS = (
 # Entered without its `__init__`, too, for as long as the imports run: most of `torch.compile`.
 _COMPILER = "torch._dynamo"
 _EXPORTER = "torch.export"
+# transformers' package of all models, and its list of them: what they need → module → names.
+_MODELS = "models"
+_Models = dict[frozenset[str], dict[str, set[str]]]
 # Of `torch._dynamo`: decorators that mark a function for a compiler that will not run.
 _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_graph")
 
@@ -133,33 +136,47 @@ def _with_a_kept_list_of_models() -> Iterator[None]:
     package.__version__ = importlib.metadata.version("transformers")  # type: ignore[attr-defined]
     tools = importlib.import_module("transformers.utils.import_utils")
     original = tools.define_import_structure
-    path = _list_of_models(package)
+    models = Path(package.__path__[0], _MODELS)
+    kept = _list_of_models(package)
 
     @cache
-    def define_import_structure(module_path: str, prefix: str | None = None) -> Any:
-        if prefix != "models":
-            return original(module_path, prefix)
-        with suppress(OSError, ValueError, TypeError):
+    def define_import_structure(module_path: Any, prefix: str | None = None) -> Any:
+        if prefix == _MODELS:
+            return _read_models(kept) or _keep_models(kept, original(module_path, prefix))
+        if prefix is None and Path(module_path) == models / "__init__.py":
+            # The package of models asks for the same list without the name of its folder.
             return {
-                frozenset(needs): {module: set(names) for module, names in modules.items()}
-                for needs, modules in json.loads(path.read_text())
+                needs: {module.removeprefix(f"{_MODELS}."): names for module, names in some.items()}
+                for needs, some in define_import_structure(models, _MODELS).items()
             }
-        found = original(module_path, prefix)
-        with suppress(OSError):
-            kept = [
-                (sorted(needs), {module: sorted(names) for module, names in modules.items()})
-                for needs, modules in found.items()
-            ]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # In one step: another worker may start at this moment.
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(kept))
-            part.replace(path)
-        return found
+        return original(module_path, prefix)
 
     with _replaced(tools, "define_import_structure", define_import_structure):
         del sys.modules["transformers"]
         yield
+
+
+def _read_models(path: Path) -> _Models | None:
+    with suppress(OSError, ValueError, TypeError):
+        return {
+            frozenset(needs): {module: set(names) for module, names in modules.items()}
+            for needs, modules in json.loads(path.read_text())
+        }
+    return None
+
+
+def _keep_models(path: Path, found: _Models) -> _Models:
+    with suppress(OSError):
+        kept = [
+            (sorted(needs), {module: sorted(names) for module, names in modules.items()})
+            for needs, modules in found.items()
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In one step: another worker may start at this moment.
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(kept))
+        part.replace(path)
+    return found
 
 
 def _list_of_models(package: ModuleType) -> Path:
