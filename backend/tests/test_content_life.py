@@ -14,7 +14,9 @@ from lora_bytes import kohya_lora
 from sqlalchemy import URL
 from test_security import add_key
 
+from app.models import Generation
 from app.repositories.events import EventRepository
+from app.repositories.jobs import JobRepository
 from app.services import drawing
 from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
@@ -113,6 +115,27 @@ async def test_a_stop_whose_announcement_was_lost_is_seen_at_the_next_progress(
         assert (answer.status_code, answer.json()["status"]) == (202, "running")
         assert (await ended(backend, content["id"]))["status"] == "cancelled"
     assert inference.cancelled == [content["id"]]
+
+
+async def test_a_stop_between_the_claim_and_the_call_to_the_worker_is_not_missed(
+    start_backend: StartBackend, inference: InferenceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = JobRepository.claim
+    async with start_backend() as backend:
+
+        async def claim_then_cancel(
+            self: JobRepository, content_id: uuid.UUID
+        ) -> Generation | None:
+            claimed = await claim(self, content_id)
+            answer = await backend.http.post(f"{CONTENT}/{content_id}/cancel")
+            assert answer.json()["status"] == "running"
+            await asyncio.sleep(0.5)  # its announcement arrives
+            return claimed
+
+        monkeypatch.setattr(JobRepository, "claim", claim_then_cancel)
+        content = await backend.generate(expected=202, headers=ASYNC)
+        assert (await ended(backend, content["id"]))["status"] == "cancelled"
+    assert inference.requests == []
 
 
 async def test_what_has_ended_cannot_be_cancelled(backend: Backend) -> None:

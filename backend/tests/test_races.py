@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import psycopg
@@ -14,6 +15,9 @@ from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
 from app.core.settings import Settings
+from app.repositories.jobs import JobRepository
+from app.services import generation
+from app.services.drafts import Draft
 from app.services.storage import LocalStorage
 
 AVATARS = "/api/v1/identities/avatars"
@@ -35,6 +39,43 @@ async def test_changing_and_removing_an_avatar_at_once_is_never_the_servers_faul
         seen |= {answer.status_code for answer in answers}
         assert [answer.status_code for answer in answers[4:]].count(204) == 1
     assert seen <= {200, 204, 404}
+
+
+async def test_an_avatar_that_goes_while_a_content_is_accepted_is_a_404(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    avatar_id = ""
+    draft_content = generation.draft_content
+
+    async def draft_then_remove(*arguments: Any) -> Draft:
+        draft = await draft_content(*arguments)
+        await backend.http.delete(f"{AVATARS}/{avatar_id}")
+        return draft
+
+    monkeypatch.setattr(generation, "draft_content", draft_then_remove)
+    for path, body in (("generate", {"prompt": "x"}), ("batch", {"prompts": ["x"]})):
+        made = await backend.http.post(AVATARS, json={"name": "Ann", "base_prompt": "Ann"})
+        avatar_id = made.json()["id"]
+        answer = await backend.http.post(f"{CONTENT}/{path}", json=body | {"avatar_id": avatar_id})
+        assert answer.status_code == 404
+        assert answer.json()["field"] == "avatar_id"
+
+
+async def test_a_picture_whose_end_was_written_but_not_heard_of_keeps_its_file(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = JobRepository.finish
+
+    async def finish_then_break(self: JobRepository, *arguments: Any) -> bool:
+        assert await finish(self, *arguments)
+        raise psycopg.OperationalError("the connection broke")
+
+    monkeypatch.setattr(JobRepository, "finish", finish_then_break)
+    content = await backend.generate()
+    assert content["status"] == "succeeded"
+    picture = await backend.http.get(content["images"][0]["url"])
+    assert picture.status_code == 200
+    assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["sha256"]
 
 
 class BreaksConnections(LocalStorage):

@@ -21,8 +21,7 @@ from app.core.security import (
 )
 from app.core.settings import Settings
 from app.models import LOCAL_OWNER
-from app.repositories.api_keys import ApiKeyRepository
-from app.repositories.sessions import SessionRepository
+from app.repositories.api_keys import CallerRepository
 from app.services.avatars import AvatarService
 from app.services.base_model import BaseModel
 from app.services.batches import BatchService
@@ -87,11 +86,12 @@ async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
     cookie = request.cookies.get(SESSION_COOKIE)
     if token is None and cookie is None:
         return None
-    async with services.database.reading() as session:
+    async with services.database.direct() as connection:
+        callers = CallerRepository(connection)
         if token is not None:
-            key = await ApiKeyRepository(session).find(key_digest(token))
+            key = await callers.find(key_digest(token))
         else:
-            key = await SessionRepository(session).key_of(key_digest(cookie or ""))
+            key = await callers.of_session(key_digest(cookie or ""))
     if key is None:
         return None
     return Caller(key.owner, key.id, key.name, Allowance.of(services.settings, key))
@@ -139,8 +139,8 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     if caller is None:
         if by_key:
             raise Unauthorized("This API key is not valid.")
-        async with services.database.reading() as session:
-            if await ApiKeyRepository(session).any_made():
+        async with services.database.direct() as connection:
+            if await CallerRepository(connection).any_made():
                 raise Unauthorized(
                     "An API key is needed: send Authorization: Bearer <api key>, or sign in."
                 )

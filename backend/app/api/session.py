@@ -10,7 +10,7 @@ from app.api.deps import ServicesDep, check_page_header, find_caller, refuse_for
 from app.core.security import SESSION_COOKIE, key_digest, new_session_token
 from app.core.settings import Settings
 from app.models.base import utc_now
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.api_keys import CallerRepository
 from app.repositories.sessions import SessionRepository
 from app.schemas.session import SessionOut, SignIn
 from sdxl_contract.errors import Unauthorized
@@ -27,10 +27,11 @@ async def sign_in(
     """Begin a session: 204 and a cookie, or 401 where the key is not valid."""
     settings = services.settings
     token = new_session_token()
+    async with services.database.direct() as connection:
+        key = await CallerRepository(connection).find(key_digest(asked.api_key.get_secret_value()))
+    if key is None:
+        raise Unauthorized("This API key is not valid.", details={"field": "api_key"})
     async with services.database.session() as session:
-        key = await ApiKeyRepository(session).find(key_digest(asked.api_key.get_secret_value()))
-        if key is None:
-            raise Unauthorized("This API key is not valid.", details={"field": "api_key"})
         repository = SessionRepository(session)
         await repository.end_expired()
         if (earlier := request.cookies.get(SESSION_COOKIE)) is not None:
@@ -53,8 +54,8 @@ async def sign_in(
 async def read_session(request: Request, services: ServicesDep) -> SessionOut:
     """Whether this call is signed in, and whether it needs to be."""
     caller = await find_caller(request, services)
-    async with services.database.session() as session:
-        keys_required = await ApiKeyRepository(session).any_made()
+    async with services.database.direct() as connection:
+        keys_required = await CallerRepository(connection).any_made()
     if not keys_required:
         refuse_foreign_page(request, services)
     return SessionOut(

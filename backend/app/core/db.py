@@ -12,7 +12,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, text
+from psycopg.rows import dict_row, scalar_row
+from sqlalchemy import URL, Connection, create_engine, exc, make_url, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.core.settings import Settings
 
@@ -42,7 +43,6 @@ _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _DRIVER = "postgresql+psycopg"
 _CONNECT_SECONDS = 5
 _PING_AFTER_SECONDS = 1.0
-_USED_AT = "used_at"
 
 # What a lost or unreachable database looks like, whoever was talking to it.
 DATABASE_LOST = (
@@ -50,10 +50,14 @@ DATABASE_LOST = (
     exc.InterfaceError,
     exc.TimeoutError,
     psycopg.OperationalError,
+    psycopg.InterfaceError,
     psycopg_pool.PoolTimeout,
     psycopg_pool.PoolClosed,
     procrastinate.exceptions.ConnectorException,
 )
+
+DriverConnection = psycopg.AsyncConnection[Any]
+DriverPool = psycopg_pool.AsyncConnectionPool[DriverConnection]
 
 log = logging.getLogger(__name__)
 
@@ -179,17 +183,20 @@ class Database:
         self.url = url
         self.engine: AsyncEngine = create_async_engine(
             url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
+            pool_size=pool_size // 2,
+            max_overflow=pool_size - pool_size // 2,
             pool_timeout=_CONNECT_SECONDS,
             connect_args={"connect_timeout": _CONNECT_SECONDS},
+            pool_pre_ping=True,
             hide_parameters=True,
         )
-        _ping_after_a_rest(self.engine.sync_engine)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._readers = async_sessionmaker(
             self.engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False
         )
+        self._direct_size = pool_size
+        self._direct: DriverPool | None = None
+        self._lost_at = float("-inf")
 
     @property
     def conninfo(self) -> str:
@@ -211,6 +218,58 @@ class Database:
         async with self._readers() as session:
             yield session
 
+    @asynccontextmanager
+    async def direct(self) -> AsyncIterator[DriverConnection]:
+        """The driver itself, for the few statements that are on every picture's way.
+
+        Each is a transaction of its own, unless within `connection.transaction()`. The same
+        statement through a session costs nine times the CPU (docs/decisions/0023).
+        """
+        if self._direct is None:
+            self._direct = self.driver_pool(self._direct_size, timeout=_CONNECT_SECONDS)
+        if self._direct.closed:
+            await self._direct.open()
+        try:
+            async with self._direct.connection() as connection:
+                yield connection
+        except psycopg.OperationalError:
+            self._lost_at = time.monotonic()
+            raise
+
+    def driver_pool(self, max_size: int, *, timeout: float) -> DriverPool:
+        """Connections without a session around them, each statement a transaction; not yet open.
+
+        Args:
+            timeout: seconds to wait for one that is free.
+        """
+        asked_at: weakref.WeakKeyDictionary[DriverConnection, float] = weakref.WeakKeyDictionary()
+
+        async def check(connection: DriverConnection) -> None:
+            now = time.monotonic()
+            before = asked_at.get(connection, now)
+            asked_at[connection] = now
+            # Where one was lost, the others of before are dead too, most probably.
+            if now - before < _PING_AFTER_SECONDS and before > self._lost_at:
+                return
+            try:
+                await DriverPool.check_connection(connection)
+            except psycopg.OperationalError:
+                self._lost_at = now
+                raise
+
+        return DriverPool(
+            self.conninfo,
+            kwargs={"connect_timeout": _CONNECT_SECONDS},
+            configure=_commit_each_statement,
+            min_size=1,
+            max_size=max_size,
+            timeout=timeout,
+            # A lost database is looked for again at the next call, not after a growing pause.
+            reconnect_timeout=_CONNECT_SECONDS,
+            check=check,
+            open=False,
+        )
+
     async def check(self) -> bool:
         """Whether the database answers within two seconds."""
         try:
@@ -222,34 +281,34 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            await direct.close()
         await self.engine.dispose()
 
 
-def _ping_after_a_rest(engine: Engine) -> None:
-    """Ask a pooled connection whether it lives, but only where it has not just been used.
-
-    SQLAlchemy's own `pool_pre_ping` asks each time, which is one message in four.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def note(_connection: Any, record: ConnectionPoolEntry) -> None:
-        record.info[_USED_AT] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ask(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-        used_at = record.info.get(_USED_AT)
-        if used_at is None or time.monotonic() - used_at < _PING_AFTER_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
-            # Every other connection of before is dead too, most probably.
-            raise exc.InvalidatePoolError from error
+async def _commit_each_statement(connection: DriverConnection) -> None:
+    await connection.set_autocommit(True)
 
 
-async def psycopg_connection(session: AsyncSession) -> psycopg.AsyncConnection[object]:
-    """The driver's own connection of `session`'s transaction, for libraries that write to it."""
+async def driver_connection(session: AsyncSession) -> DriverConnection:
+    """The driver's own connection of `session`'s transaction, for what is written past it."""
     raw = await (await session.connection()).get_raw_connection()
     connection = raw.driver_connection
     assert isinstance(connection, psycopg.AsyncConnection)
     return connection
+
+
+async def fetch_rows(
+    connection: DriverConnection, query: str, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every row, by the names of its columns. `query` holds no value of a caller's."""
+    # As bytes: psycopg takes text only where it is a literal.
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        return await (await cursor.execute(query.encode(), values)).fetchall()
+
+
+async def fetch_value(connection: DriverConnection, query: str, values: Mapping[str, Any]) -> Any:
+    """The first column of the first row; None where there is no row."""
+    async with connection.cursor(row_factory=scalar_row) as cursor:
+        return await (await cursor.execute(query.encode(), values)).fetchone()

@@ -9,13 +9,56 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.db import DriverConnection, fetch_rows, fetch_value
 from app.core.security import same_digest
 from app.models import ApiKey, PageSession
 from app.models.base import utc_now
+from app.repositories.columns import listed
+
+_COLUMNS = tuple(ApiKey.__table__.columns.keys())
+_KEY = f"""
+    SELECT {listed(_COLUMNS)}, key_sha256 AS proof FROM api_key
+    WHERE key_sha256 = %(digest)s AND revoked_at IS NULL
+"""
+# Whether a session has expired is the database's clock's word.
+_KEY_OF_SESSION = f"""
+    SELECT {listed(_COLUMNS, "k.")}, s.token_sha256 AS proof
+    FROM api_key k JOIN page_session s ON s.api_key_id = k.id
+    WHERE s.token_sha256 = %(digest)s AND s.expires_at > now() AND k.revoked_at IS NULL
+"""
+
+
+class CallerRepository:
+    """Who calls: asked at every call, so past the session. Keys belong to no session."""
+
+    def __init__(self, connection: DriverConnection) -> None:
+        self._connection = connection
+
+    async def any_made(self) -> bool:
+        """Whether a key was ever made: revoking the last one must not open the server again."""
+        return bool(
+            await fetch_value(self._connection, "SELECT EXISTS (SELECT 1 FROM api_key)", {})
+        )
+
+    async def find(self, digest: str) -> ApiKey | None:
+        """The key with this digest; None for an unknown or revoked one."""
+        return self._same(await fetch_rows(self._connection, _KEY, {"digest": digest}), digest)
+
+    async def of_session(self, digest: str) -> ApiKey | None:
+        """The key that signed in; None where the session is unknown, over, or its key revoked."""
+        return self._same(
+            await fetch_rows(self._connection, _KEY_OF_SESSION, {"digest": digest}), digest
+        )
+
+    @staticmethod
+    def _same(rows: list[dict[str, Any]], digest: str) -> ApiKey | None:
+        if not rows or not same_digest(rows[0].pop("proof"), digest):
+            return None
+        return ApiKey(**rows[0])
 
 
 class ApiKeyRepository:
-    """Keys by their digest."""
+    """Keys as they are made, listed and revoked."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
@@ -24,10 +67,6 @@ class ApiKeyRepository:
         """Whether at least one key is valid."""
         query = select(exists().where(ApiKey.revoked_at.is_(None)))
         return bool(await self._session.scalar(query))
-
-    async def any_made(self) -> bool:
-        """Whether a key was ever made: revoking the last one must not open the server again."""
-        return bool(await self._session.scalar(select(exists().where(ApiKey.id.is_not(None)))))
 
     async def list(self) -> Sequence[ApiKey]:
         """All, oldest first."""
@@ -42,15 +81,6 @@ class ApiKeyRepository:
             .values(revoked_at=utc_now())
         )
         return cast("CursorResult[Any]", result).rowcount == 1
-
-    async def find(self, digest: str) -> ApiKey | None:
-        """The key; None for an unknown or revoked one."""
-        key = await self._session.scalar(
-            select(ApiKey).where(ApiKey.key_sha256 == digest, ApiKey.revoked_at.is_(None))
-        )
-        if key is None or not same_digest(key.key_sha256, digest):
-            return None
-        return key
 
     async def add(
         self,

@@ -5,64 +5,73 @@ A passing event (progress, preview) is kept only while its content is being draw
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, text, tuple_
-from sqlalchemy.ext.asyncio import AsyncSession
+from psycopg.types.json import Jsonb
 
-from app.models import Generation, GenerationEvent, Status
+from app.core.db import DriverConnection, fetch_rows, fetch_value
+from app.models import Status
 
 CHANNEL = "content_events"
 STOP = "stop:"
 END = "end:"
-_PASSING = ("progress", "preview")
+PASSING = ("progress", "preview")
 
-
-# One message to the database instead of three: these are on every picture's way.
-_INSERT = """
-    INSERT INTO generation_event (generation_id, type, data)
-    VALUES (:content_id, :kind, CAST(:data AS jsonb))
-"""
-_NOTIFY = f"SELECT pg_notify('{CHANNEL}', :message)"
-_ADD = text(f"WITH added AS ({_INSERT}) {_NOTIFY}")
-_ADD_END = text(f"""
+# Event and announcement in one message to the database.
+_ADD_END = f"""
     WITH gone AS (
         DELETE FROM generation_event
-        WHERE generation_id = :content_id AND type IN {_PASSING}
-    ), added AS ({_INSERT})
-    {_NOTIFY}
-""")
-_ADD_PASSING = text(f"""
-    WITH held AS (
-        SELECT id, cancel_requested_at IS NOT NULL AS is_unwanted FROM generation
-        WHERE id = :content_id AND attempt = :attempt AND status = '{Status.RUNNING}'
+        WHERE generation_id = %(content_id)s AND type IN {PASSING}
     ), added AS (
         INSERT INTO generation_event (generation_id, type, data)
-        SELECT id, :kind, CAST(:data AS jsonb) FROM held
+        VALUES (%(content_id)s, %(kind)s, '{{}}')
     )
-    SELECT is_unwanted, pg_notify('{CHANNEL}', :message) FROM held
-""")
+    SELECT pg_notify('{CHANNEL}', %(message)s)
+"""
+_ADD_PASSING = f"""
+    WITH held AS (
+        SELECT id, cancel_requested_at IS NOT NULL AS is_unwanted FROM generation
+        WHERE id = %(content_id)s AND attempt = %(attempt)s AND status = '{Status.RUNNING}'
+    ), added AS (
+        INSERT INTO generation_event (generation_id, type, data)
+        SELECT id, %(kind)s, %(data)s FROM held
+    )
+    SELECT is_unwanted, pg_notify('{CHANNEL}', id::text) FROM held
+"""
+_AFTER = """
+    SELECT id, type, data FROM generation_event
+    WHERE generation_id = %(content_id)s AND id > %(event_id)s ORDER BY id
+"""
+_POSITION = f"""
+    SELECT count(*) FROM generation g JOIN generation mine ON mine.id = %(content_id)s
+    WHERE (g.created_at, g.id) < (mine.created_at, mine.id)
+    AND g.status = '{Status.QUEUED}' AND g.finished_at IS NULL
+"""
+
+
+class EventRow(NamedTuple):
+    """What happened; numbers of one content grow."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
 
 
 class EventRepository:
     """Events by content; announcements are sent when the transaction commits."""
 
-    def __init__(self, session: AsyncSession) -> None:
-        self._session = session
+    def __init__(self, connection: DriverConnection) -> None:
+        self._connection = connection
 
-    async def add(self, content_id: uuid.UUID, kind: str, data: dict[str, Any]) -> None:
-        """Write an event that stays. A final one takes the passing ones away."""
-        is_end = kind in tuple(Status)
+    async def add_end(self, content_id: uuid.UUID, status: Status) -> None:
+        """Write that a content has ended without having been drawn."""
         values = {
             "content_id": content_id,
-            "kind": str(kind),
-            "data": json.dumps(data),
-            "message": f"{END if is_end else ''}{content_id}",
+            "kind": status.value,
+            "message": f"{END}{content_id}",
         }
-        await self._session.execute(_ADD_END if is_end else _ADD, values)
+        await self._connection.execute(_ADD_END.encode(), values)
 
     async def add_passing(
         self, content_id: uuid.UUID, attempt: int, kind: str, data: dict[str, Any]
@@ -72,49 +81,24 @@ class EventRepository:
         Returns whether somebody asked to stop the content, which the announcement of it may not
         have reached.
         """
-        values = {
-            "content_id": content_id,
-            "attempt": attempt,
-            "kind": kind,
-            "data": json.dumps(data),
-            "message": str(content_id),
-        }
-        return bool(await self._session.scalar(_ADD_PASSING, values))
+        values = {"content_id": content_id, "attempt": attempt, "kind": kind, "data": Jsonb(data)}
+        return bool(await fetch_value(self._connection, _ADD_PASSING, values))
 
     async def ask_to_stop(self, content_id: uuid.UUID) -> None:
         """Tell whoever draws a content to stop."""
-        await self._announce(f"{STOP}{content_id}")
+        query = f"SELECT pg_notify('{CHANNEL}', %(message)s)"
+        await self._connection.execute(query.encode(), {"message": f"{STOP}{content_id}"})
 
-    async def _announce(self, message: str) -> None:
-        await self._session.execute(select(func.pg_notify(CHANNEL, message)))
-
-    async def after(self, content_id: uuid.UUID, event_id: int) -> Sequence[GenerationEvent]:
+    async def after(self, content_id: uuid.UUID, event_id: int) -> list[EventRow]:
         """The events of a content that came after one, in order."""
-        rows = await self._session.scalars(
-            select(GenerationEvent)
-            .where(GenerationEvent.generation_id == content_id, GenerationEvent.id > event_id)
-            .order_by(GenerationEvent.id)
-        )
-        return rows.all()
+        values = {"content_id": content_id, "event_id": event_id}
+        return [EventRow(**row) for row in await fetch_rows(self._connection, _AFTER, values)]
 
     async def newest(self, content_id: uuid.UUID) -> int:
         """The number of a content's last event; 0 where it has none."""
-        number = await self._session.scalar(
-            select(func.max(GenerationEvent.id)).where(GenerationEvent.generation_id == content_id)
-        )
-        return number or 0
+        query = "SELECT max(id) FROM generation_event WHERE generation_id = %(content_id)s"
+        return await fetch_value(self._connection, query, {"content_id": content_id}) or 0
 
     async def position(self, content_id: uuid.UUID) -> int:
         """How many contents wait before this one; 0 is next."""
-        mine = (
-            select(Generation.created_at, Generation.id)
-            .where(Generation.id == content_id)
-            .subquery()
-        )
-        count = await self._session.scalar(
-            select(func.count())
-            .select_from(Generation)
-            .join(mine, tuple_(Generation.created_at, Generation.id) < tuple_(*mine.c))
-            .where(Generation.status == Status.QUEUED, Generation.finished_at.is_(None))
-        )
-        return count or 0
+        return await fetch_value(self._connection, _POSITION, {"content_id": content_id}) or 0

@@ -6,28 +6,29 @@ import hashlib
 from datetime import date, datetime
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.db import DriverConnection, fetch_rows, fetch_value
 from app.models import Generation, RemovedCost, Status
 
 _OPEN = (Status.QUEUED, Status.RUNNING)
 _FEW = 20
 
 # One statement, so that servers that share the database count together.
-_TAKE = text("""
+_TAKE = """
     INSERT INTO call_rate AS r (caller, free_at)
-    VALUES (:caller, clock_timestamp() + make_interval(secs => :share))
+    VALUES (%(caller)s, clock_timestamp() + make_interval(secs => %(share)s))
     ON CONFLICT (caller) DO UPDATE
-    SET free_at = greatest(r.free_at, clock_timestamp()) + make_interval(secs => :share)
-    WHERE r.free_at <= clock_timestamp() + make_interval(secs => :tolerance)
+    SET free_at = greatest(r.free_at, clock_timestamp()) + make_interval(secs => %(share)s)
+    WHERE r.free_at <= clock_timestamp() + make_interval(secs => %(tolerance)s)
     RETURNING free_at
-""")
-_WAIT = text("""
-    SELECT extract(epoch FROM free_at - clock_timestamp())::float - :tolerance
-    FROM call_rate WHERE caller = :caller
-""")
+"""
+_WAIT = """
+    SELECT extract(epoch FROM free_at - clock_timestamp())::float - %(tolerance)s
+    FROM call_rate WHERE caller = %(caller)s
+"""
 
 
 class Use(NamedTuple):
@@ -43,14 +44,14 @@ class LimitRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def take_call(self, caller: str, per_minute: int) -> float | None:
+    @staticmethod
+    async def take_call(connection: DriverConnection, caller: str, per_minute: int) -> float | None:
         """Count one call; None where it is within the limit, else the seconds to wait."""
         share = 60.0 / per_minute
         values = {"caller": caller, "share": share, "tolerance": 60.0 - share}
-        if (await self._session.execute(_TAKE, values)).first() is not None:
+        if await fetch_rows(connection, _TAKE, values):
             return None
-        del values["share"]
-        return max(0.0, float((await self._session.execute(_WAIT, values)).scalar_one()))
+        return max(0.0, float(await fetch_value(connection, _WAIT, values)))
 
     async def hold(self, owner: str) -> None:
         """Keep other acceptances of this owner waiting until the transaction's end."""

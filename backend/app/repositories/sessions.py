@@ -5,10 +5,9 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.security import same_digest
 from app.models import ApiKey, PageSession
 from app.models.base import utc_now
 
@@ -31,21 +30,6 @@ class SessionRepository:
             )
         )
         await self._session.flush()
-
-    async def key_of(self, digest: str) -> ApiKey | None:
-        """The key that signed in; None where the session is unknown, over, or its key revoked."""
-        row = (
-            await self._session.execute(
-                select(ApiKey, PageSession.token_sha256)
-                .join(PageSession, PageSession.api_key_id == ApiKey.id)
-                .where(
-                    PageSession.token_sha256 == digest,
-                    PageSession.expires_at > func.now(),
-                    ApiKey.revoked_at.is_(None),
-                )
-            )
-        ).one_or_none()
-        return row[0] if row is not None and same_digest(row[1], digest) else None
 
     async def end(self, digest: str) -> None:
         """Forget a session."""

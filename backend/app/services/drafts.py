@@ -11,11 +11,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
+from app.core.db import Database
 from app.models import Generation, LoraModel, Status
 from app.models.base import utc_now
-from app.repositories.generations import GenerationRepository
+from app.repositories.contents import ContentRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.resolve import as_request, find_avatar, find_loras
 from sdxl_contract.limits import ModelLimits
@@ -78,7 +77,7 @@ class Draft:
 
 
 async def draft_content(
-    session: AsyncSession,
+    database: Database,
     owner: str,
     asked: GenerateIn,
     limits: ModelLimits,
@@ -90,11 +89,13 @@ async def draft_content(
         InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
         NotFound: the avatar or a LoRA is not there.
     """
-    avatar = await find_avatar(session, owner, asked.avatar_id)
-    loras = await find_loras(session, owner, asked, avatar)
+    async with database.reading() as session:
+        avatar = await find_avatar(session, owner, asked.avatar_id)
+        loras = await find_loras(session, owner, asked, avatar)
     request = as_request(asked, avatar, loras)
     request.check_limits(limits)
-    usual = await GenerationRepository(session, owner).usual_usd()
+    async with database.direct() as connection:
+        usual = await ContentRepository(connection, owner).usual_usd()
     return Draft(
         owner=owner,
         avatar_id=avatar.id if avatar else None,

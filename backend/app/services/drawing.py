@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ from app.core.settings import Settings
 from app.models import ContentPiece, Generation, Status
 from app.models.base import utc_now
 from app.repositories.events import EventRepository
-from app.repositories.generations import JobRepository
+from app.repositories.jobs import JobRepository
 from app.repositories.loras import LoraRepository
 from app.services.costs import CallClock, price
 from app.services.inference import Inference
@@ -69,13 +71,19 @@ class Drawing:
         self._inference = inference
         self._on_end = on_end
         self._gpu = gpu
+        # Runs of this process by content: one that was held for dead may overlap with the next.
+        self._taken_up: Counter[uuid.UUID] = Counter()
+        self._unwanted: set[uuid.UUID] = set()  # of those, the ones that were told to stop
         self._drawing: dict[uuid.UUID, asyncio.Task[InferenceOutcome]] = {}
         self._stopping: dict[uuid.UUID, asyncio.Task[None]] = {}
 
     def stop(self, content_id: uuid.UUID) -> None:
         """Stop drawing a content, where this process draws it."""
-        if content_id in self._drawing and content_id not in self._stopping:
-            self._stopping[content_id] = asyncio.create_task(self._stop(content_id))
+        if content_id in self._drawing:
+            if content_id not in self._stopping:
+                self._stopping[content_id] = asyncio.create_task(self._stop(content_id))
+        elif content_id in self._taken_up:
+            self._unwanted.add(content_id)
 
     async def _stop(self, content_id: uuid.UUID) -> None:
         # The worker first: its answer says that it stopped. The call to it ends in any case.
@@ -88,13 +96,19 @@ class Drawing:
 
     async def run(self, content_id: uuid.UUID) -> None:
         """Draw one content. Raises only where its end could not be written."""
-        async with self._database.session() as session:
-            generation = await JobRepository(session).claim(content_id)
-            if generation is None:
-                return
-            await EventRepository(session).add(
-                content_id, "started", {"attempt": generation.attempt}
-            )
+        self._taken_up[content_id] += 1
+        try:
+            async with self._database.direct() as connection:
+                generation = await JobRepository(connection).claim(content_id)
+            if generation is not None:
+                await self._run(generation)
+        finally:
+            self._taken_up[content_id] -= 1
+            if not self._taken_up[content_id]:
+                del self._taken_up[content_id]
+                self._unwanted.discard(content_id)
+
+    async def _run(self, generation: Generation) -> None:
         try:
             await self._attempt(generation)
         except asyncio.CancelledError:
@@ -129,24 +143,24 @@ class Drawing:
         outcome = await self._draw(generation, clock)
         cold_start = clock.cold_start(outcome.result.timings.model_dump())
         pieces: list[ContentPiece] = []
-        kept = False
+        kept: bool | None = False
         try:
             for position, data in enumerate(outcome.images):
                 piece = _piece(generation, outcome.result, position, data)
                 pieces.append(piece)
                 await self._storage.put(piece.object_key, data)
                 await self._add_thumbnail(piece, data)
-            async with self._database.session() as session:
-                kept = await JobRepository(session).finish(
+            kept = None  # until the database answers, which it may do too late to be heard
+            async with self._database.direct() as connection:
+                kept = await JobRepository(connection).finish(
                     generation.id,
                     generation.attempt,
                     self._success(outcome, cold_start),
                     pieces,
                 )
-                if kept:
-                    await EventRepository(session).add(generation.id, Status.SUCCEEDED, {})
         finally:
-            if not kept:
+            # What nobody knows is left: the next attempt or the sweep removes what has no row.
+            if kept is False:
                 await asyncio.shield(self._discard([key for piece in pieces for key in piece.keys]))
         if kept:
             log.info("content %s: attempt %d succeeded", generation.id, generation.attempt)
@@ -216,8 +230,8 @@ class Drawing:
                 return
             write_at[event.type] = now + _PROGRESS_SECONDS
             with contextlib.suppress(*DATABASE_LOST):
-                async with self._database.session() as session:
-                    is_unwanted = await EventRepository(session).add_passing(
+                async with self._database.direct() as connection:
+                    is_unwanted = await EventRepository(connection).add_passing(
                         generation.id, generation.attempt, event.type, data
                     )
                 if is_unwanted:
@@ -229,11 +243,11 @@ class Drawing:
         self, generation: Generation, clock: CallClock
     ) -> Callable[[], Awaitable[GenerateRequest]]:
         """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
+        calls = itertools.count()
 
         async def build() -> GenerateRequest:
-            async with self._database.reading() as session:
-                if await JobRepository(session).wants_stop(generation.id):
-                    raise Cancelled("stopped before it was drawn")
+            if await self._is_unwanted(generation, is_first=next(calls) == 0):
+                raise Cancelled("stopped before it was drawn")
             request = GenerateRequest(
                 prompt=generation.prompt,
                 negative_prompt=generation.negative_prompt,
@@ -246,6 +260,15 @@ class Drawing:
             return request
 
         return build
+
+    async def _is_unwanted(self, generation: Generation, is_first: bool) -> bool:
+        """Whether somebody asked to stop it. Just after the claim its own row still says so."""
+        if generation.id in self._unwanted:
+            return True
+        if is_first:
+            return generation.cancel_requested_at is not None
+        async with self._database.direct() as connection:
+            return await JobRepository(connection).wants_stop(generation.id)
 
     async def _lora_refs(self, generation: Generation) -> list[LoraRef]:
         if not generation.loras:
@@ -294,16 +317,14 @@ class Drawing:
         log.warning("content %s failed: %s: %s", generation.id, code, message)
         status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
         values = {"status": status, "error": {"code": str(code), "message": message}}
-        async with self._database.session() as session:
-            kept = await JobRepository(session).finish(generation.id, generation.attempt, values)
-            if kept:
-                await EventRepository(session).add(generation.id, status, {})
+        async with self._database.direct() as connection:
+            kept = await JobRepository(connection).finish(generation.id, generation.attempt, values)
         if kept:
             self._on_end(generation.id, status)
 
     async def _release(self, generation: Generation) -> None:
-        async with self._database.session() as session:
-            await JobRepository(session).release(generation.id, generation.attempt)
+        async with self._database.direct() as connection:
+            await JobRepository(connection).release(generation.id, generation.attempt)
 
     async def _clear_earlier(self, generation: Generation) -> None:
         """Remove what attempts that died had stored: the fence keeps them from naming it."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from app.core.db import Database
 from app.models import Status
 from app.repositories.events import EventRepository
-from app.repositories.generations import JobRepository
+from app.repositories.jobs import JobRepository
 from app.services.ends import Ends
 
 _LOOK_SECONDS = 1.0
@@ -79,17 +79,16 @@ class EventService:
         """`number`, or 0 where the content's events have not come so far."""
         if number <= 0:
             return 0
-        async with self._database.reading() as session:
-            return number if number <= await EventRepository(session).newest(content_id) else 0
+        async with self._database.direct() as connection:
+            return number if number <= await EventRepository(connection).newest(content_id) else 0
 
     async def _look(
         self, content_id: uuid.UUID, last: int
     ) -> tuple[Status | None, list[Event], int | None]:
-        async with self._database.session() as session:
-            # The status first: an end that comes in between is then seen with the next look.
-            found = await JobRepository(session).status(content_id)
-            status = None if found is None else Status(found)
-            repository = EventRepository(session)
+        async with self._database.direct() as connection:
+            # The status first: an end that comes in between is then among the events.
+            status = await JobRepository(connection).status(content_id)
+            repository = EventRepository(connection)
             rows = await repository.after(content_id, last)
             position = None
             if status is Status.QUEUED:

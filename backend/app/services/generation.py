@@ -13,26 +13,28 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+import psycopg
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import Database
+from app.core.db import Database, DriverConnection, driver_connection
 from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
 from app.core.tracing import span
 from app.models import Batch, Generation, Status
 from app.models.base import utc_now
 from app.repositories.batches import BatchRepository
+from app.repositories.contents import ContentRepository
 from app.repositories.events import EventRepository
-from app.repositories.generations import GenerationRepository, JobRepository
+from app.repositories.generations import GenerationRepository
+from app.repositories.jobs import JobRepository
 from app.repositories.limits import LimitRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.base_model import BaseModel
 from app.services.cursor import read_cursor, write_cursor
-from app.services.drafts import Draft, digest_of, draft_content
+from app.services.drafts import digest_of, draft_content
 from app.services.ends import Ends
 from app.services.inference import Inference
 from app.services.jobs import JobQueue
@@ -40,7 +42,7 @@ from app.services.limits import UNLIMITED, Allowance, admit, day_start
 from app.services.resolve import again_request
 from app.services.storage import Storage
 from sdxl_contract.errors import InvalidPrompt
-from sdxl_contract.limits import SEED_MAX, ModelLimits
+from sdxl_contract.limits import SEED_MAX
 
 _LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
 _STOP_SECONDS = 0.2
@@ -106,13 +108,12 @@ class GenerationService:
             if earlier is not None:
                 return Accepted(earlier, is_new=False)
         limits = await self._base_model.limits()
+        draft = await draft_content(self._database, owner, asked, limits, self._draw_seed)
+        generation = draft.content(None, digest, idempotency_key)
         try:
-            async with self._database.session() as session:
-                draft = await self._draft(session, owner, asked, limits)
-                generation = draft.content(None, digest, idempotency_key)
-                await admit(session, owner, allowance, 1, draft.estimated_usd)
-                await self._add(session, owner, generation)
-        except (IntegrityError, LimitReached):
+            async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
+                await self._add(connection, owner, generation)
+        except (psycopg.IntegrityError, LimitReached):
             # The same call at the same time came first, and may have used the last place up.
             if idempotency_key is None:
                 raise
@@ -151,7 +152,7 @@ class GenerationService:
                 return earlier
         try:
             return await self._add_batch(owner, asked, digest, idempotency_key, allowance)
-        except (IntegrityError, LimitReached):
+        except (IntegrityError, psycopg.IntegrityError, LimitReached):
             if idempotency_key is None:
                 raise
             earlier = await self._earlier_batch(owner, idempotency_key, digest)
@@ -180,30 +181,30 @@ class GenerationService:
         )
         contents: list[Generation] = []
         expected_usd = 0.0
+        for number, prompt in enumerate(asked.prompts):
+            one = GenerateIn(prompt=prompt, **common)
+            try:
+                draft = await draft_content(self._database, owner, one, limits, self._draw_seed)
+            except InvalidPrompt as error:
+                field = f"prompts[{number}]"
+                raise InvalidPrompt(
+                    f"{field}: {error.message}", details={"field": field}
+                ) from error
+            for _ in range(asked.count):
+                seed = None
+                if asked.seed is not None:
+                    seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
+                generation = draft.content(seed, digest, None)
+                generation.batch_id = batch.id
+                contents.append(generation)
+                expected_usd += draft.estimated_usd or 0.0
         async with self._database.session() as session:
+            await admit(session, owner, allowance, len(contents), expected_usd)
             session.add(batch)
             await session.flush()
-            for number, prompt in enumerate(asked.prompts):
-                try:
-                    draft = await self._draft(
-                        session, owner, GenerateIn(prompt=prompt, **common), limits
-                    )
-                except InvalidPrompt as error:
-                    field = f"prompts[{number}]"
-                    raise InvalidPrompt(
-                        f"{field}: {error.message}", details={"field": field}
-                    ) from error
-                for _ in range(asked.count):
-                    seed = None
-                    if asked.seed is not None:
-                        seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
-                    generation = draft.content(seed, digest, None)
-                    generation.batch_id = batch.id
-                    contents.append(generation)
-                    expected_usd += draft.estimated_usd or 0.0
-            await admit(session, owner, allowance, len(contents), expected_usd)
+            connection = await driver_connection(session)
             for generation in contents:
-                await self._add(session, owner, generation)
+                await self._add(connection, owner, generation)
         return batch, [generation.id for generation in contents]
 
     async def _earlier_batch(
@@ -232,7 +233,8 @@ class GenerationService:
         """
         limits = await self._base_model.limits()
         async with self._database.session() as session:
-            repository = GenerationRepository(session, owner)
+            connection = await driver_connection(session)
+            repository = ContentRepository(connection, owner)
             old = await repository.get(content_id)
             if old is None:
                 raise NotFound("There is no content with this id.")
@@ -260,7 +262,7 @@ class GenerationService:
                 pieces=[],
             )
             await admit(session, owner, allowance, 1, generation.estimated_usd)
-            await self._add(session, owner, generation)
+            await self._add(connection, owner, generation)
         return generation
 
     async def cancel(self, owner: str, content_id: uuid.UUID) -> Generation:
@@ -271,32 +273,46 @@ class GenerationService:
             Conflict: it has ended otherwise.
         """
         async with self._database.session() as session:
-            generation = await GenerationRepository(session, owner).get(content_id, lock=True)
+            generation = await GenerationRepository(session, owner).locked(content_id)
             if generation is None:
                 raise NotFound("There is no content with this id.")
             if generation.status == Status.QUEUED:
                 generation.status = Status.CANCELLED
                 generation.finished_at = generation.cancel_requested_at = utc_now()
                 generation.error = {"code": "CANCELLED", "message": "stopped before it was drawn"}
-                await EventRepository(session).add(content_id, Status.CANCELLED, {})
+                await EventRepository(await driver_connection(session)).add_end(
+                    content_id, Status.CANCELLED
+                )
             elif generation.status == Status.RUNNING:
                 generation.cancel_requested_at = generation.cancel_requested_at or utc_now()
-                await EventRepository(session).ask_to_stop(content_id)
+                await EventRepository(await driver_connection(session)).ask_to_stop(content_id)
             elif generation.status != Status.CANCELLED:
                 raise Conflict(f"This content has ended already: {generation.status}.")
-        self._ends.announce(content_id)
+        self._ends.announce(content_id, ended=Status(generation.status).is_final)
         return generation
 
-    async def _draft(
-        self, session: AsyncSession, owner: str, asked: GenerateIn, limits: ModelLimits
-    ) -> Draft:
-        return await draft_content(session, owner, asked, limits, self._draw_seed)
+    @contextlib.asynccontextmanager
+    async def _admitted(
+        self, owner: str, allowance: Allowance, contents: int, usd: float | None
+    ) -> AsyncIterator[DriverConnection]:
+        """A transaction in which so many new contents are within what the owner may use."""
+        if allowance.is_unlimited:
+            async with self._database.direct() as connection, connection.transaction():
+                yield connection
+            return
+        async with self._database.session() as session:
+            await admit(session, owner, allowance, contents, usd)
+            yield await driver_connection(session)
 
-    async def _add(self, session: AsyncSession, owner: str, generation: Generation) -> None:
-        """Row and job, in `session`'s transaction."""
+    async def _add(self, connection: DriverConnection, owner: str, generation: Generation) -> None:
+        """Row and job, in `connection`'s transaction."""
         assert self.queue is not None
-        generation.job_id = await self.queue.defer(session, generation.id)
-        await GenerationRepository(session, owner).add(generation)
+        generation.job_id = await self.queue.defer(connection, generation.id)
+        try:
+            await ContentRepository(connection, owner).add(generation)
+        except psycopg.errors.ForeignKeyViolation:
+            # It was there a moment ago, when the request was held against it.
+            raise NotFound("There is no avatar with this id.", field="avatar_id") from None
 
     async def _earlier(self, owner: str, key: str, digest: str) -> Generation | None:
         async with self._database.session() as session:
@@ -317,12 +333,13 @@ class GenerationService:
         with self._ends.listening(content_id, ends_only=True) as event:
             while not self._ends.stopping:
                 now = time.monotonic()
-                if event.is_set() or now >= look_at:
-                    async with self._database.reading() as session:
-                        status = await JobRepository(session).status(content_id)
-                    if status is None or Status(status).is_final:
+                if event.is_set():
+                    return
+                if now >= look_at:
+                    async with self._database.direct() as connection:
+                        status = await JobRepository(connection).status(content_id)
+                    if status is None or status.is_final:
                         return
-                    event.clear()
                     look_at = now + _LOOK_SECONDS
                 if now >= deadline:
                     return
@@ -335,8 +352,8 @@ class GenerationService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.reading() as session:
-            generation = await GenerationRepository(session, owner).get(content_id)
+        async with self._database.direct() as connection:
+            generation = await ContentRepository(connection, owner).get(content_id)
         if generation is None:
             raise NotFound("There is no content with this id.")
         return generation

@@ -14,12 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import procrastinate
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import Database, psycopg_connection
+from app.core.db import Database, DriverConnection, DriverPool
 from app.core.settings import Settings
 from app.core.tracing import continued, span, traceparent
-from app.repositories.generations import JobRepository
+from app.repositories.jobs import JobRepository
 from app.services.maintenance import Chore
 
 TASK = "draw_content"
@@ -46,14 +45,7 @@ class JobQueue:
         self._database = database
         self._settings = settings
         self._revive_database = revive_database
-        self._connector = procrastinate.PsycopgConnector(
-            conninfo=database.conninfo,
-            min_size=1,
-            max_size=settings.job_concurrency + 6,
-            timeout=10,
-            kwargs={"connect_timeout": 5},
-        )
-        self._app = procrastinate.App(connector=self._connector)
+        self._app = procrastinate.App(connector=procrastinate.PsycopgConnector())
 
         @self._app.task(name=TASK, queue=QUEUE)
         async def draw_content(content_id: str, trace: str | None = None) -> None:
@@ -66,6 +58,7 @@ class JobQueue:
         for chore in chores:
             self._add_chore(chore)
         self._stopping = asyncio.Event()
+        self._connections: DriverPool | None = None
         self._runner: asyncio.Task[None] | None = None
         self._chore_runner: asyncio.Task[None] | None = None
         self._rescuer: asyncio.Task[None] | None = None
@@ -81,13 +74,8 @@ class JobQueue:
         """Whether jobs are being worked off."""
         return self._runner is not None and not self._runner.done()
 
-    async def enqueue(self, session: AsyncSession, content_id: uuid.UUID) -> None:
-        """Give a content that is there a new job, in `session`'s transaction."""
-        await JobRepository(session).set_job(content_id, await self.defer(session, content_id))
-
-    async def defer(self, session: AsyncSession, content_id: uuid.UUID) -> int:
-        """Add a content's job in `session`'s transaction, in which its row is to follow."""
-        connection = await psycopg_connection(session)
+    async def defer(self, connection: DriverConnection, content_id: uuid.UUID) -> int:
+        """Add a content's job in `connection`'s transaction, in which its row is to follow."""
         arguments = {"content_id": str(content_id)}
         if (trace := traceparent()) is not None:
             arguments["trace"] = trace
@@ -95,7 +83,11 @@ class JobQueue:
 
     async def start(self) -> None:
         """Open the queue, take over what was left behind, and begin to work."""
-        await self._app.open_async()
+        self._connections = self._database.driver_pool(
+            self._settings.job_concurrency + 6, timeout=10
+        )
+        await self._connections.open(wait=True)
+        await self._app.open_async(self._connections)
         await self.rescue()
         self._runner = asyncio.create_task(
             self._run_for_ever(QUEUE, self._settings.job_concurrency), name="job runner"
@@ -117,6 +109,8 @@ class JobQueue:
             )
         with contextlib.suppress(Exception):
             await self._app.close_async()
+        if self._connections is not None:
+            await self._connections.close()
 
     async def rescue(self) -> int:
         """Queue again the jobs of silent runners, and contents without a job. Returns how many."""
@@ -127,9 +121,10 @@ class JobQueue:
         for job in stalled:
             await self._app.job_manager.retry_job(job)
             count += 1
-        async with self._database.session() as session:
-            for content_id in await JobRepository(session).orphans():
-                await self.enqueue(session, content_id)
+        async with self._database.direct() as connection, connection.transaction():
+            repository = JobRepository(connection)
+            for content_id in await repository.orphans():
+                await repository.set_job(content_id, await self.defer(connection, content_id))
                 count += 1
         if count:
             log.warning("took over %d jobs that were left behind", count)

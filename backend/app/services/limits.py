@@ -31,6 +31,11 @@ class Allowance:
     max_open_contents: int | None = None
     daily_budget_usd: float | None = None
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether new contents are not counted."""
+        return self.max_open_contents is None and self.daily_budget_usd is None
+
     @classmethod
     def of(cls, settings: Settings, key: ApiKey | None) -> Allowance:
         """The key's own limits, else those of the settings."""
@@ -62,8 +67,8 @@ async def take_call(database: Database, caller: str, allowance: Allowance) -> No
     """
     if allowance.requests_per_minute is None:
         return
-    async with database.session() as session:
-        wait = await LimitRepository(session).take_call(caller, allowance.requests_per_minute)
+    async with database.direct() as connection:
+        wait = await LimitRepository.take_call(connection, caller, allowance.requests_per_minute)
     if wait is not None:
         raise _rate_limited(
             f"This key may make {allowance.requests_per_minute} calls a minute.", wait
@@ -79,7 +84,7 @@ async def admit(
         RateLimited: too many wait or run already.
         BudgetExhausted: the day's money does not reach.
     """
-    if allowance.max_open_contents is None and allowance.daily_budget_usd is None:
+    if allowance.is_unlimited:
         return
     repository = LimitRepository(session)
     # Two acceptances at once would each see room for itself.
