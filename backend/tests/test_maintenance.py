@@ -121,6 +121,11 @@ async def test_a_sweep_takes_only_old_objects_that_no_row_names(backend: Backend
     for name, key in keys.items():
         if name != "fresh orphan":
             make_old(storage.path(key))
+    # Names that no key of ours has: a store's own scraps, or a person's upload.
+    foreign = [storage.root / folder / name for name in (".tmp.0f3a", "my photo.png")]
+    for file in foreign:
+        file.write_bytes(b"x")
+        make_old(file)
     make_old(storage.path(f"owners/local/loras/{lora['sha256']}.safetensors"))
     half, fresh_half = storage.root / ".incoming/half", storage.root / ".incoming/fresh"
     half.write_bytes(b"x")
@@ -130,6 +135,7 @@ async def test_a_sweep_takes_only_old_objects_that_no_row_names(backend: Backend
     assert swept == Swept(objects=6, removed=2)  # a picture and its thumbnail
     left = {name for name, key in keys.items() if await storage.exists(key)}
     assert left == {"fresh orphan", "somebody else's", "elsewhere"}
+    assert all(file.exists() for file in foreign)
     assert (half.exists(), fresh_half.exists()) == (False, True)
     assert (await backend.http.get(content["image_url"])).status_code == 200
     await backend.generate(loras=[{"lora_model_id": lora["id"]}])

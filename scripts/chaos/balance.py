@@ -201,9 +201,13 @@ def _compare_pictures(
 
 
 def _objects(settings: Settings) -> dict[str, str]:
-    """Every object in the bucket and the SHA-256 of its bytes."""
+    """Every object in the bucket and the SHA-256 of its bytes.
+
+    Left out: `.tmp.…`, which the S3 server lists as an object where it was killed while writing.
+    """
     store = S3Storage(settings)._store
-    keys = [str(item["path"]) for page in obstore.list(store, "owners/") for item in page]
+    listed = [str(item["path"]) for page in obstore.list(store, "owners/") for item in page]
+    keys = [key for key in listed if not key.rpartition("/")[2].startswith(".tmp.")]
     return {key: hashlib.sha256(bytes(obstore.get(store, key).bytes())).hexdigest() for key in keys}
 
 

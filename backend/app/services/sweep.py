@@ -22,8 +22,10 @@ from app.repositories.loras import LoraRepository
 from app.repositories.maintenance import MaintenanceRepository
 from app.services.storage import Storage
 
-# What this backend writes. Anything else in the bucket is somebody else's.
-_OURS = re.compile(r"owners/[^/]+/(images/[^/]+/[^/]+|loras/[^/]+)")
+# What this backend writes. Anything else in the bucket is somebody else's, a store's own file of a
+# writer that died (`.tmp.…`) too.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_OURS = re.compile(rf"owners/{_NAME}/(images/{_NAME}/{_NAME}|loras/{_NAME})")
 _PAGE = 500
 _SHOWN = 20
 
