@@ -117,6 +117,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     gc.collect()
     # The peer goes last: what it leaves behind stays in the weights.
     result["peer_changed_fraction"] = peers(args, roots, targets, folder, cases, pristine)
+    # Again, beside diffusers: how much slower the machine was by then.
+    result["peer_memcpy_s"] = memcpy_seconds(targets, touched, args.runs)
     return result | more | {"cases": cases.found}
 
 

@@ -104,6 +104,22 @@ def test_switching_gives_what_a_fresh_model_gives_and_writes_each_tensor_once(ri
     assert rig.is_pristine()
 
 
+def test_weights_are_computed_from_the_copy_and_not_from_what_they_hold(rig: Rig) -> None:
+    lora = parsed(rig, "lora", seed=1, share=0.5)
+    rig.patcher.apply([(lora, 1.0)])
+    expected = weights(rig)
+    rig.patcher.restore()
+    touched = [rig.targets.modules[name].weight for name in lora.layers]
+    with torch.no_grad():
+        for weight in touched:
+            weight.add_(1)
+
+    rig.patcher.apply([(lora, 1.0)])
+    assert weights(rig) == expected
+    rig.patcher.restore()
+    assert rig.is_pristine()
+
+
 def test_the_same_set_again_writes_nothing_whatever_its_order(rig: Rig) -> None:
     loras = [(parsed(rig, seed=seed), 0.5 + seed / 10) for seed in range(3)]
     rig.patcher.apply(loras)

@@ -38,17 +38,14 @@ def merge_weight(out: Tensor, base: Tensor, contributions: Sequence[Contribution
 
     Args:
         out: the live weight; only its values change.
-        base: its pristine values, on the same device, with the same shape, dtype and strides; `out`
-            itself if it holds them, which saves reading them from elsewhere.
+        base: its pristine values, on the same device, with the same shape, dtype and strides.
         contributions: at least one, in an order that does not depend on the request's.
 
     Returns:
         Whether the values need a look: False if they are known to be finite.
     """
     if all(layer.is_plain for layer, _ in contributions) and out.is_contiguous():
-        flat = out.view(out.shape[0], -1)
-        # One tensor, not two views of it: else torch copies the weight over itself first.
-        _merge_plain(flat, flat if base is out else base.view(flat.shape), contributions)
+        _merge_plain(out.view(out.shape[0], -1), base.view(out.shape[0], -1), contributions)
         return not _surely_finite(base, contributions)
     wide = base.to(_compute_dtype(base))
     total = wide.clone()

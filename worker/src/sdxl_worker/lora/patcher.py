@@ -319,10 +319,7 @@ class LoraPatcher:
 
     def _write(self, name: str, contributions: list[Contribution]) -> None:
         live = self._live[name]
-        # A tensor that is not dirty is W0, as it was at start or as a restore has proved: nothing
-        # need be read from the copy, which takes as long as the rest of the work.
-        clean = name not in self._dirty
-        base = live if clean else self._pristine[name].to(live.device, non_blocking=True)
+        base = self._pristine[name].to(live.device, non_blocking=True)
         # Before the write, not after: a half-written tensor must be known as one.
         self._dirty[name] = None
         merge = merge_weight if name.endswith(".weight") else merge_bias
