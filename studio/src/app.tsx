@@ -2,7 +2,7 @@
 
 import { effect } from '@preact/signals';
 import type { ComponentChildren } from 'preact';
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useLayoutEffect, useState } from 'preact/hooks';
 import { api, asProblem } from './api';
 import { clearDraft } from './draft';
 import { clearGrids } from './grids';
@@ -296,7 +296,7 @@ function Notice() {
 
 /** `g` and then a letter goes to a view, `?` shows the shortcuts, `/` goes to the prompt. */
 function useShortcuts(showKeys: (shown: boolean) => void): void {
-  useEffect(() => {
+  useLayoutEffect(() => {
     let awaits = false;
     const onKey = (e: KeyboardEvent) => {
       if (e.ctrlKey || e.metaKey || e.altKey) return;

@@ -1,6 +1,6 @@
 // One content by its link, with the way to its neighbours.
 
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useLayoutEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../api';
 import { t } from '../i18n';
 import { follow } from '../live';
@@ -22,7 +22,8 @@ export function ContentView({ id }: { id: string }) {
   const place = ids.indexOf(id);
   const before = place > 0 ? ids[place - 1] : undefined;
   const after = place >= 0 ? ids[place + 1] : undefined;
-  useEffect(() => {
+  // Before the view is painted: whoever sees it may press a key at once.
+  useLayoutEffect(() => {
     const onKey = (e: KeyboardEvent) => {
       if ((e.target as HTMLElement).closest('input, textarea, select, dialog')) return;
       if (e.key === 'ArrowLeft' && before) go(`content/${before}`);
