@@ -315,10 +315,11 @@ def test_channels_last_weights_keep_their_strides() -> None:
     for kind in ("lora", "tucker", "lokr-full"):
         data = save(lora_file(model, kind, share=0.5))
         reference.apply([(parse_lora(data, contiguous.targets()), 1.0)])
+        expected = dict(contiguous.targets().patchable())
         with patcher.applied([(parse_lora(data, targets), 1.0)]):
             for name, weight in targets.patchable():
-                other = dict(contiguous.targets().patchable())[name]
-                assert torch.allclose(weight.float(), other.float(), rtol=2**-7, atol=1e-6)
+                other = expected[name].float()
+                assert torch.allclose(weight.float(), other, rtol=2**-7, atol=1e-6)
         assert model_hashes(model) == before
 
 
