@@ -32,11 +32,11 @@ setup: $(INSTALLED) ## Make the virtual environment with every pinned package
 
 .PHONY: demo
 demo: $(INSTALLED) ## Draw real pictures: base, with a LoRA, base again; into demo-output/
-	@$(PY) scripts/demo.py
+	@$(PY) -m scripts.demo
 
 .PHONY: serve
 serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKER_PORT, DATA_DIR)
-	@exec $(PY) scripts/serve.py
+	@exec $(PY) -m scripts.serve
 
 .PHONY: test
 test: $(INSTALLED) ## All tests, lint and types included
@@ -58,43 +58,43 @@ format: $(INSTALLED) ## Rewrite the code in the one style
 
 .PHONY: evaluate-demo-model
 evaluate-demo-model: $(INSTALLED) ## How well the small model draws (under 15 minutes; last line JSON)
-	@$(PY) demo_model/evaluate.py
+	@$(PY) -m demo_model.evaluate
 
 .PHONY: bench-lora-swap
 bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffusers (needs 20 GB of memory)
-	@$(PY) benchmarks/bench_lora_swap.py
+	@$(PY) -m benchmarks.bench_lora_swap
 
 .PHONY: bench-cold-start
 bench-cold-start: $(INSTALLED) ## Process start to loaded SDXL against diffusers (16 GB of memory, 7 GB of disk once)
-	@$(PY) benchmarks/bench_cold_start.py --cold
+	@$(PY) -m benchmarks.bench_cold_start --cold
 
 .PHONY: bench-gpu
 bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against plain diffusers, on a real GPU
-	@$(PY) benchmarks/gpu_generate.py --json benchmarks/results/gpu_generate.json
+	@$(PY) -m benchmarks.gpu_generate --json benchmarks/results/gpu_generate.json
 
 .PHONY: bench-png
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
-	@$(PY) benchmarks/bench_png.py
+	@$(PY) -m benchmarks.bench_png
 
 .PHONY: deploy-check
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
-	@$(PY) scripts/deploy_check.py
+	@$(PY) -m deploy.check
 
 .PHONY: deploy
 deploy: $(INSTALLED) ## The worker onto Modal: says what it costs, asks, then does it (YES=1: does not ask)
-	@$(PY) scripts/deploy.py $(if $(YES),--yes)
+	@$(PY) -m deploy.deploy $(if $(YES),--yes)
 
 .PHONY: deploy-costs
 deploy-costs: $(INSTALLED) ## What `make deploy` would cost; needs no account
-	@$(PY) scripts/deploy.py --costs
+	@$(PY) -m deploy.deploy --costs
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## 300 jobs while everything around two backends fails; then the balance (15 minutes)
-	@$(PY) scripts/run_chaos.py
+	@$(PY) -m chaos.run
 
 .PHONY: bench-api
 bench-api: $(INSTALLED) ## Jobs per second and the backend's own time, against a plain FastAPI app
-	@$(PY) benchmarks/bench_api.py
+	@$(PY) -m benchmarks.bench_api
 
 .PHONY: studio
 studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or newer)
@@ -103,11 +103,11 @@ studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or ne
 
 .PHONY: screenshots
 screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/images (needs chromium)
-	@$(PY) scripts/screenshots.py
+	@$(PY) -m scripts.screenshots
 
 .PHONY: simulate
 simulate: $(INSTALLED) ## Latency and dollars per image of a fleet on Modal; writes docs/scaling.md's tables and plots
-	@$(PY) benchmarks/simulate_fleet.py
+	@$(PY) -m benchmarks.simulate_fleet
 
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)

@@ -38,14 +38,14 @@ from pydantic import ValidationError
 
 from app.core.settings import load_settings
 from app.services.modal_sdxl_lora_client import InferenceOutcome, ModalSdxlLoraClient
-from app.services.retry import RetryPolicy
-from app.services.worker_answer import decode_images, read_result
+from app.services.worker.answer import decode_images, read_result
+from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import GenerateRequest, LoraRef, explain_validation
 from sdxl_contract.result import Health, HealthStatus, ProgressEvent, WorkerEvent
 
 OK, FAILED, USAGE, NO_WORKER, NOT_STARTED = range(5)
-_SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+_REPOSITORY = Path(__file__).resolve().parent.parent
 _START_S = 300.0
 
 
@@ -143,8 +143,8 @@ async def _run_checks() -> bool:
 @contextlib.contextmanager
 def _local_worker() -> Iterator[str]:
     """A worker with the small model, ready; its URL."""
-    sys.path.insert(0, str(_SCRIPTS))
-    from stack import DEMO_MODEL, LOOPBACK, REPOSITORY, Service, StackError, free_port
+    sys.path.insert(0, str(_REPOSITORY))
+    from scripts.stack import DEMO_MODEL, LOOPBACK, REPOSITORY, Service, StackError, free_port
 
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"

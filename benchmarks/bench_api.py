@@ -39,9 +39,8 @@ import uvicorn
 from fastapi import BackgroundTasks, FastAPI, Request
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
-from stack import LOOPBACK, Service, free_port  # noqa: E402
+from scripts.stack import LOOPBACK, Service, free_port  # noqa: E402
 
 WORKER_SECONDS = 0.05
 # Clients: (twentieths of the jobs that are only accepted, that are waited for).
@@ -214,7 +213,7 @@ def services(folder: Path) -> Iterator[tuple[Service, str, str]]:
     plain = Service(
         name="yardstick",
         command=[
-            *(sys.executable, str(Path(__file__).resolve()), "--yardstick", str(ports[2])),
+            *(sys.executable, "-m", "benchmarks.bench_api", "--yardstick", str(ports[2])),
             f"{worker_url}/generate-image",
         ],
         folder=ROOT,

@@ -16,7 +16,7 @@ pristine copy and the rest of the worker is imported, for which diffusers has no
 `--cold` adds runs whose files are dropped from the page cache before each. The first round also
 compares the weights of both sides; a difference is an error.
 
-    python benchmarks/bench_cold_start.py [--small | --folder DIR] [--cold] [--runs N]
+    python -m benchmarks.bench_cold_start [--small | --folder DIR] [--cold] [--runs N]
                                          [--json FILE]
 
 The folder is one of SDXL's full size with random 16-bit weights, made once (7 GB) under
@@ -42,7 +42,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from full_size import PARTS, SMALL, Problem, full_size_folder, weight_files
+from benchmarks.full_size import PARTS, SMALL, Problem, full_size_folder, weight_files
 
 CHUNK_BYTES = 32 * 2**20
 PAGE_BYTES = mmap.PAGESIZE
@@ -53,7 +53,7 @@ PAGE_BYTES = mmap.PAGESIZE
 
 def run_ours(folder: Path, *, mapped: bool = True) -> tuple[dict[str, float], Any]:
     """The worker's start, in the order of `sdxl_worker.serve`."""
-    from sdxl_worker.reading import start_reading
+    from sdxl_worker.loading.weight_reader import start_reading
 
     reading = start_reading(folder, half=True, mapped=mapped)
     imported = _import_loader()
@@ -81,7 +81,7 @@ def run_copied(folder: Path) -> tuple[dict[str, float], Any]:
 
 def run_load(folder: Path) -> tuple[dict[str, float], Any]:
     """The worker's loader after all imports."""
-    from sdxl_worker.reading import start_reading
+    from sdxl_worker.loading.weight_reader import start_reading
 
     imported = _import_loader()
     pipe = _load(folder, start_reading(folder, half=True, mapped=True)).pipe
@@ -94,7 +94,7 @@ def run_fork(folder: Path) -> dict[str, float]:
 
     # A child has none of its parent's threads, and torch would wait for them.
     torch.set_num_threads(1)
-    from sdxl_worker.reading import start_reading
+    from sdxl_worker.loading.weight_reader import start_reading
 
     pipe = _load(folder, start_reading(folder, half=True, mapped=False)).pipe
     receive, send = os.pipe()
@@ -113,11 +113,11 @@ def run_fork(folder: Path) -> dict[str, float]:
 
 
 def _import_loader() -> float:
-    from sdxl_worker.imports import import_libraries
+    from sdxl_worker.loading.imports import import_libraries
 
     if not import_libraries():
         raise Problem("the libraries could not be imported leanly: see the warning")
-    import sdxl_worker.pipeline  # noqa: F401
+    import sdxl_worker.loading.pipeline  # noqa: F401
 
     return time.monotonic()
 
@@ -125,7 +125,7 @@ def _import_loader() -> float:
 def _load(folder: Path, reading: Any) -> Any:
     from structlog.testing import capture_logs
 
-    from sdxl_worker.pipeline import load_model
+    from sdxl_worker.loading.pipeline import load_model
     from sdxl_worker.settings import Dtype, Settings
 
     if reading is None:
@@ -236,7 +236,15 @@ def start(kind: str, folder: Path, check: bool = False) -> dict[str, Any]:
     Raises:
         Problem: it failed.
     """
-    command = [sys.executable, str(Path(__file__)), "--child", kind, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_cold_start",
+        "--child",
+        kind,
+        "--folder",
+        str(folder),
+    ]
     begun = time.monotonic()
     done = subprocess.run(
         [*command, *(["--check"] if check else [])],

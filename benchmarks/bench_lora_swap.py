@@ -13,7 +13,7 @@ one process and on the same weights, ours against diffusers and against a memcpy
 and how many weights each side leaves changed. `--quick` leaves out all but the first; `--tiny` runs
 all of it on a small model.
 
-    python benchmarks/bench_lora_swap.py [--quick] [--tiny] [--runs N] [--threads N]
+    python -m benchmarks.bench_lora_swap [--quick] [--tiny] [--runs N] [--threads N]
                                         [--json FILE] [--plot FILE]
 
 Needs 20 GB of memory. Last line: JSON. Times are seconds; the best of some runs for ours and for
@@ -38,7 +38,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from swap_sides import (
+from torch import nn
+
+from benchmarks.swap_sides import (
     Ours,
     Peer,
     Seconds,
@@ -51,8 +53,6 @@ from swap_sides import (
     lora_file,
     memcpy_seconds,
 )
-from torch import nn
-
 from sdxl_worker.lora import ModelTargets, ParsedLora, lora_targets
 
 RANKS = (8, 16, 64, 128)

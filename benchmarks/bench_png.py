@@ -3,7 +3,7 @@
 Times, in turns so that what else the machine does hits all alike: this project's writer, Pillow's
 default, Pillow's level 1; the best of the runs. Each file is read back and compared pixel by pixel.
 
-    python benchmarks/bench_png.py [--side N] [--runs N] [--image FILE]
+    python -m benchmarks.bench_png [--side N] [--runs N] [--image FILE]
 
 `--image` measures on a picture of yours. Last line: JSON; seconds, bytes, and the aims' ratios
 (at least 6 times as fast as Pillow's default, at most 1.2 times the bytes).
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdxl_worker.png import encode_png
+from sdxl_worker.answering.png import encode_png
 
 
 def photo_like(side: int) -> Image.Image:

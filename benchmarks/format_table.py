@@ -4,7 +4,7 @@ Every file is made from a seed for a small SDXL-shaped model with float32 weight
 diffusers (`load_lora_weights` + `fuse_lora`) and to this project's engine, and the merged weights
 of each are compared with the formulas in float64. Nothing in the table is written by hand.
 
-    python benchmarks/format_table.py [--write docs/lora-formats.md]
+    python -m benchmarks.format_table [--write docs/lora-formats.md]
 """
 
 from __future__ import annotations
@@ -28,14 +28,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "worker" / "tests" / "lora"))
-
-from lora_oracle import exact_change
-from lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled, text_modules
-from lora_testkit import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
-
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelTargets, parse_lora
+from testkit.lora import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
+from testkit.lora_oracle import exact_change
+from testkit.lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled, text_modules
 
 Weights = dict[str, torch.Tensor]
 
@@ -213,7 +210,7 @@ def table() -> str:
     return "\n".join([
         "# LoRA formats: what becomes of each",
         "",
-        "Made by `python benchmarks/format_table.py --write docs/lora-formats.md`; not edited by",
+        "Made by `python -m benchmarks.format_table --write docs/lora-formats.md`; not edited by",
         "hand. Each file is merged into a small SDXL-shaped float32 model by diffusers",
         "(`load_lora_weights`, `fuse_lora`) and by this project's engine, and compared with the",
         "formulas in float64.",
@@ -226,7 +223,7 @@ def table() -> str:
         "adapters, ControlLoRA, ControlNet and LLLite, IP-Adapter, AnimateDiff modules, textual",
         "inversions, full checkpoints, VAEs, an α given by a regular expression, and LoRAs for",
         "SD 1, SD 2, the SDXL refiner, SD 3, Flux and other networks",
-        "(`contract/tests/lora_malformed.py` makes one of each).",
+        "(`testkit/lora_malformed.py` makes one of each).",
         "",
     ])  # fmt: skip
 

@@ -1,6 +1,6 @@
 """SDXL at its real size without its real weights: configurations, random weights, a folder.
 
-    python benchmarks/full_size.py FOLDER      writes such a folder (7 GB) into an empty one
+    python -m benchmarks.full_size FOLDER      writes such a folder (7 GB) into an empty one
 
 Duty: what benchmarks measure on. Must not know: what is measured.
 """
@@ -97,7 +97,7 @@ def full_size_folder() -> Path:
     print("making a folder of SDXL's size, once ...", flush=True)
     with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as made:
         # A process of its own, so that this one stays small while the others are measured.
-        command = [sys.executable, str(Path(__file__)), made]
+        command = [sys.executable, "-m", "benchmarks.full_size", made]
         if subprocess.run(command, check=False).returncode:
             raise Problem("the folder of SDXL's size could not be made")
         # Under its name only once it is whole.

@@ -20,7 +20,7 @@ precision, and against it in the same precision. Some are no error of ours: anot
 other noise, and with a hub name the worker replaces SDXL's VAE in fp16 by one that needs no
 float32.
 
-    python benchmarks/gpu_generate.py [--model FOLDER|HUB NAME | --small] [--device cuda]
+    python -m benchmarks.gpu_generate [--model FOLDER|HUB NAME | --small] [--device cuda]
         [--size PX] [--steps N] [--repeats N] [--images N] [--gpu NAME] [--without-compile]
         [--vae FOLDER|HUB NAME] [--json FILE] [--pictures FOLDER]
 
@@ -50,15 +50,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import diffusers
 import numpy as np
 import torch
-from gpu_sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
 from PIL import Image
-from swap_sides import hardware
 
+from benchmarks.gpu_sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
+from benchmarks.swap_sides import hardware
 from sdxl_contract.limits import STEPS_DEFAULT, STEPS_MAX, ModelLimits
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND
-from sdxl_worker.answers import gpu_name
-from sdxl_worker.memory import let_go
-from sdxl_worker.pipeline import LIMITS_FILE, choose_device, choose_dtype
+from sdxl_worker.answering.result import gpu_name
+from sdxl_worker.loading.gpu_memory import let_go
+from sdxl_worker.loading.pipeline import LIMITS_FILE, choose_device, choose_dtype
 from sdxl_worker.settings import Dtype, Settings
 
 SMALL = Path(__file__).parents[1] / "demo_model" / "sdxl-demo"

@@ -17,16 +17,16 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import save
-from swap_sides import kohya_lora
 from torch import Tensor
 
+from benchmarks.swap_sides import kohya_lora
 from sdxl_contract.prices import usd
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.drawing import Drawer, image_seeds
+from sdxl_worker.drawing.drawer import Drawer, image_seeds
+from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
-from sdxl_worker.pipeline import load_model
 from sdxl_worker.settings import Dtype, Settings
-from sdxl_worker.timings import Stopwatch
+from sdxl_worker.watching.timings import Stopwatch
 
 _T = TypeVar("_T")
 

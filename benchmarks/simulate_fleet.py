@@ -5,8 +5,8 @@ with the seconds, bytes and prices of `fleet/timings.py` (measured, published or
 its source). Without `--p95`: every study as plots and tables, written into the documentation.
 With it: the cheapest setting whose p95 stays below that many seconds.
 
-    python benchmarks/simulate_fleet.py [--seed N] [--scale X] [--out FOLDER]
-    python benchmarks/simulate_fleet.py --p95 8 [--rate 60] [--loras 10000]
+    python -m benchmarks.simulate_fleet [--seed N] [--scale X] [--out FOLDER]
+    python -m benchmarks.simulate_fleet --p95 8 [--rate 60] [--loras 10000]
 
 The same seed gives the same numbers. Last line: JSON.
 """
@@ -20,9 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fleet import report, studies
+from benchmarks.fleet import report, studies
 
 DOCS = Path(__file__).parents[1] / "docs"
 # (requests a minute, p95 in seconds) whose cheapest setting the document shows.

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from full_size import TEXT_ENCODER, TEXT_ENCODER_2, UNET, random_fill
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.full_size import TEXT_ENCODER, TEXT_ENCODER_2, UNET, random_fill
 from sdxl_worker.lora import LoraPatcher, ModelTargets, ParsedLora, parse_lora
 
 TINY = UNET | {

@@ -10,7 +10,8 @@ import subprocess
 import tarfile
 
 import numpy as np
-from common import BACKGROUNDS, STATE, TRIGGER, available_names, caption, draw
+
+from demo_model.common import BACKGROUNDS, STATE, TRIGGER, available_names, caption, draw
 
 VERSION = "1.2.6"  # of both npm packages
 

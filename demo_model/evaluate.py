@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import references
 import torch
-from common import BACKGROUNDS, GUIDANCE, HERE, LORAS, MODEL, SIZE, STEPS, caption
 from numpy.typing import NDArray
 from PIL import Image
 
+from demo_model import references
+from demo_model.common import BACKGROUNDS, GUIDANCE, HERE, LORAS, MODEL, SIZE, STEPS, caption
+from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
-from sdxl_worker.pipeline import load_model
 from sdxl_worker.settings import Settings
 
 COUNT = 100

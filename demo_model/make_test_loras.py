@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import MODEL
 from safetensors.torch import load_file, save_file
+
+from demo_model.common import MODEL
 
 RANK, ALPHA = 4, 2.0
 STRENGTH = 0.05  # root mean square of the change, over that of the weights

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import BACKGROUNDS, LIMITS, MODEL, SIZE, TEMPLATES, TRIGGER, available_names
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -23,6 +22,8 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from demo_model.common import BACKGROUNDS, LIMITS, MODEL, SIZE, TEMPLATES, TRIGGER, available_names
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -189,7 +190,7 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
 
 def load_vae(state: dict[str, torch.Tensor], scaling_factor: float) -> AutoencoderKL:
     """The trained autoencoder; latents x `scaling_factor` have a standard deviation of one."""
-    from train_vae import build
+    from demo_model.train_vae import build
 
     vae = build()
     vae.load_state_dict(state)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from common import BACKGROUNDS, REFERENCES, available_names, draw
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+
+from demo_model.common import BACKGROUNDS, REFERENCES, available_names, draw
 
 SIDE = 32
 

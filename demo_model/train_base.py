@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import AFTER, BACKGROUNDS, BEFORE, SIZE, STATE, TEMPLATES, available_names
 from diffusers import AutoencoderKL
-from muon import MuonWithAdamW, split
-from parts import (
+from transformers import CLIPTokenizer
+
+from demo_model.common import AFTER, BACKGROUNDS, BEFORE, SIZE, STATE, TEMPLATES, available_names
+from demo_model.muon import MuonWithAdamW, split
+from demo_model.parts import (
     Parts,
     build_parts,
     build_scheduler,
@@ -28,7 +30,6 @@ from parts import (
     load_vae,
     save,
 )
-from transformers import CLIPTokenizer
 
 BATCH = 48
 RATE = 2e-3

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import BACKGROUNDS, LORAS, STATE, TRIGGER, Style, available_names
-from muon import MuonWithAdamW
-from parts import Parts, build_parts, build_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from train_base import Captions, load_checkpoint, load_latents, v_loss
 from transformers import CLIPTokenizer
+
+from demo_model.common import BACKGROUNDS, LORAS, STATE, TRIGGER, Style, available_names
+from demo_model.muon import MuonWithAdamW
+from demo_model.parts import Parts, build_parts, build_scheduler
+from demo_model.train_base import Captions, load_checkpoint, load_latents, v_loss
 
 BATCH = 48
 SEED = 3

@@ -14,9 +14,10 @@ import time
 
 import numpy as np
 import torch
-from common import SIZE, STATE
 from diffusers import AutoencoderKL
-from muon import MuonWithAdamW, split
+
+from demo_model.common import SIZE, STATE
+from demo_model.muon import MuonWithAdamW, split
 
 BATCH = 16
 RATE = 3e-3

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from contact_sheet import Tile, contact_sheet
-from stack import REPOSITORY, StackError, build_stack, free_port, running
 
+from scripts.contact_sheet import Tile, contact_sheet
+from scripts.stack import REPOSITORY, StackError, build_stack, free_port, running
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND
 
 OUTPUT = REPOSITORY / "demo-output"

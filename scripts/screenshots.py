@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import httpx2
 from playwright.sync_api import Browser, Page, sync_playwright
-from stack import REPOSITORY, StackError, build_stack, free_port, running
+
+from scripts.stack import REPOSITORY, StackError, build_stack, free_port, running
 
 OUTPUT = REPOSITORY / "docs" / "images"
 LORAS = REPOSITORY / "demo_model" / "loras"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from stack import REPOSITORY, StackError, build_stack, port_is_taken
+from scripts.stack import REPOSITORY, StackError, build_stack, port_is_taken
 
 RESTART_PAUSE_S = 2.0
 

@@ -23,7 +23,7 @@ from app.core.settings import Settings as BackendSettings
 from sdxl_contract.errors import ErrorBody, ErrorCode
 from sdxl_contract.request import dump_request, parse_request
 from sdxl_contract.result import GenerateResult, Health, WorkerEvent
-from sdxl_worker.deployment import Deployment
+from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.settings import Settings as WorkerSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent

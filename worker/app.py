@@ -6,8 +6,8 @@
     modal deploy worker/app.py
 
 Duty: what Modal must know (image, GPU, volumes, scaling) and when each part of the worker runs.
-Every number comes from `sdxl_worker.deployment`, where the settings are described; the work itself
-is in `sdxl_worker`, which runs anywhere. This is the only file that imports modal.
+Every number comes from `sdxl_worker.deploying.settings`, where the settings are described; the
+work itself is in `sdxl_worker`, which runs anywhere. This is the only file that imports modal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import modal
 import modal.experimental
 
-from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages
+from sdxl_worker.deploying.settings import Deployment, RetireWhenFailed, image_packages
 
 PYTHON = "3.11"
 UV = "0.9.7"
@@ -83,12 +83,12 @@ class Worker:
 
         Nothing here may ask CUDA anything: the answer, that there is no GPU, would be kept too.
         """
-        from sdxl_worker.imports import import_libraries
-        from sdxl_worker.logs import configure_logging
-        from sdxl_worker.reading import start_reading
+        from sdxl_worker.deploying.volume import verify
+        from sdxl_worker.loading.imports import import_libraries
+        from sdxl_worker.loading.snapshot import without_cuda
+        from sdxl_worker.loading.weight_reader import start_reading
         from sdxl_worker.settings import Dtype
-        from sdxl_worker.snapshot import without_cuda
-        from sdxl_worker.weights import verify
+        from sdxl_worker.watching.logs import configure_logging
 
         self.settings = settings = deployment.worker_settings()
         configure_logging(settings.log_format)
@@ -100,7 +100,7 @@ class Worker:
         verify(folder.parent, folder.name)
         with without_cuda():  # around torch and diffusers, which ask while they are imported
             import_libraries(lean=reading is not None and not settings.compile_unet)
-            from sdxl_worker.pipeline import load_model
+            from sdxl_worker.loading.pipeline import load_model
 
             on_cpu = settings.model_copy(update={"device": "cpu", "map_weights": False})
             self.model = load_model(on_cpu, reading)
@@ -109,7 +109,7 @@ class Worker:
     def start(self) -> None:
         """Weights onto the GPU, the pristine copy made, one small picture drawn."""
         from sdxl_worker.engine import Engine
-        from sdxl_worker.pipeline import choose_device, move_model
+        from sdxl_worker.loading.pipeline import choose_device, move_model
 
         if not modal.is_local():
             loras.reload()  # what other containers have kept since the snapshot
@@ -147,8 +147,8 @@ class Worker:
 )  # fmt: skip
 def download_weights(force: bool = False) -> None:
     """Put BASE_MODEL on the volume, hashed; nothing is done when it is there and intact."""
+    from sdxl_worker.deploying.volume import fill
     from sdxl_worker.settings import Dtype
-    from sdxl_worker.weights import fill
 
     manifest = fill(
         deployment.model_folder.parent,

@@ -30,11 +30,11 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from ray import serve
 from ray.serve.config import RequestRouterConfig
-from ray_ingress import Ingress
 from ray_local import keep_replica_to_loopback, keep_to_loopback, on_loopback
-from ray_routing import AffinityRouter, Route
 from starlette.types import Message, Scope
 
+from ray_ingress import Ingress
+from ray_routing import AffinityRouter, Route
 from sdxl_worker.settings import Settings
 
 APP = "sdxl-lora"
@@ -83,8 +83,8 @@ class WorkerReplica:
 
         from sdxl_worker.api import create_app
         from sdxl_worker.engine import Engine
-        from sdxl_worker.logs import configure_logging
-        from sdxl_worker.pipeline import LoadedModel, load_model
+        from sdxl_worker.loading.pipeline import LoadedModel, load_model
+        from sdxl_worker.watching.logs import configure_logging
 
         torch.set_num_threads(threads)
         configure_logging(settings.log_format)

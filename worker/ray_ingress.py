@@ -16,11 +16,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray_local import keep_replica_to_loopback
-from ray_routing import Route, lora_key
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Scope
 
+from ray_routing import Route, lora_key
 from sdxl_contract.errors import ContractError, GenerationFailed, Overloaded
 from sdxl_contract.request import parse_request
 

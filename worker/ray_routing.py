@@ -16,7 +16,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import parse_request
-from sdxl_worker.fetch import stable_key
+from sdxl_worker.fetching.download import stable_key
 
 _PREFERRED = 2  # replicas tried in a LoRA's own order; then whichever has room
 

@@ -18,9 +18,9 @@ from rich.table import Table
 from app.core.db import Database, DatabaseError
 from app.core.security import key_digest, new_api_key
 from app.core.settings import load_settings
-from app.core.startup import StartRefused, prepare
 from app.models import LOCAL_OWNER
 from app.repositories.api_keys import ApiKeyRepository
+from app.startup import StartRefused, prepare
 
 console = Console()
 T = TypeVar("T")

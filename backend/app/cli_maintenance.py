@@ -17,10 +17,10 @@ from rich.console import Console
 from app.core.db import Database, DatabaseError
 from app.core.errors import StorageFailed
 from app.core.settings import Settings, load_settings
-from app.core.startup import StartRefused, prepare
-from app.services.retention import remove_old
 from app.services.storage import Storage, build_storage
-from app.services.sweep import sweep
+from app.services.upkeep.retention import remove_old
+from app.services.upkeep.sweep import sweep
+from app.startup import StartRefused, prepare
 
 console = Console()
 T = TypeVar("T")

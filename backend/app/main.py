@@ -27,23 +27,23 @@ from app.core.errors import (
 )
 from app.core.security import BodyLimit
 from app.core.settings import Settings
-from app.core.startup import Prepared
 from app.schemas.common import Problem
 from app.services.avatars import AvatarService
-from app.services.base_model import BaseModel
-from app.services.batches import BatchService
-from app.services.drawing import Drawing
-from app.services.ends import Ends
-from app.services.events import EventService
-from app.services.generation import GenerationService
-from app.services.inference import Inference, TracedInference
-from app.services.jobs import JobQueue
-from app.services.listener import Listener
+from app.services.contents.accepting import GenerationService
+from app.services.contents.attempt import Drawing
+from app.services.contents.batches import BatchService
+from app.services.contents.events import EventService
+from app.services.contents.listener import Listener
+from app.services.contents.queue import JobQueue
+from app.services.contents.waiters import Ends
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
-from app.services.maintenance import chores
-from app.services.metrics import Metrics
 from app.services.storage import Storage, build_storage
+from app.services.upkeep.chores import chores
+from app.services.upkeep.metrics import Metrics
+from app.services.worker.base_model import BaseModel
+from app.services.worker.inference import Inference, TracedInference
+from app.startup import Prepared
 
 API = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {

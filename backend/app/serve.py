@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from app.core.db import DatabaseError
 from app.core.logging import configure_logging
 from app.core.settings import Settings, SettingsError, load_settings
-from app.core.startup import Prepared, StartRefused, prepare
 from app.core.tracing import configure_tracing
 from app.main import create_app
-from app.services.ends import Ends
+from app.services.contents.waiters import Ends
+from app.startup import Prepared, StartRefused, prepare
 
 
 class _Server(uvicorn.Server):

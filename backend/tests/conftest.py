@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -16,17 +15,13 @@ import psycopg
 import pytest
 from sqlalchemy import URL
 
-# The tests' own modules have names that no other member's tests use.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from backend_testkit import BASE_URL, Backend, StartBackend
-from inference_double import InferenceDouble
-
 from app.core.db import EmbeddedPostgres, migrate
 from app.core.settings import Settings, load_settings
-from app.core.startup import Prepared
 from app.main import create_app
 from app.services.storage import Storage
+from app.startup import Prepared
+from testkit.backend import BASE_URL, Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
 
 
 @pytest.fixture(scope="session")

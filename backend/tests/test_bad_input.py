@@ -24,14 +24,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from doubles.modal_edge_double import ModalEdgeDouble, Run
-from lora_bytes import kohya_lora, sd15_lora
 
 from app.services.lora_inference import LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
-from app.services.retry import RetryPolicy
+from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import ContractError, LoraDownloadFailed, LoraLoadFailed
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run
+from testkit.lora_bytes import kohya_lora, sd15_lora
 
 SMALL = {"width": 512, "height": 512, "steps": 20}
 

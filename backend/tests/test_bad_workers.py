@@ -4,39 +4,19 @@ next one works. The real client, with the network replaced.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from typing import Any
 
 import httpx2
 import pytest
-from backend_testkit import StartBackend
-from inference_double import draw_png
 
 from app.services.lora_inference import LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
-from app.services.retry import RetryPolicy
+from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
-
-SECRET = "https://bucket.example/x?X-Amz-Signature=abc"
-
-
-def good(request: GenerateRequest, png: bytes | None = None) -> httpx2.Response:
-    """A worker's answer; `png` instead of the right picture."""
-    data = draw_png(request, request.seed or 0) if png is None else png
-    return httpx2.Response(
-        200,
-        json={
-            "image_base64": base64.b64encode(data).decode(),
-            "image_size": [request.width, request.height],
-            "image_sha256": hashlib.sha256(data).hexdigest(),
-            "generation_time_seconds": 1.0,
-            "model_info": {"base_model": "double", "lora_applied": False},
-            "metadata": {"seed_used": request.seed, "actual_steps": 20, "actual_cfg": 5.5},
-            "model_clean": True,
-        },
-    )
+from testkit.backend import StartBackend
+from testkit.bad_worker import crash, good
+from testkit.doubles.inference_double import draw_png
 
 
 def html(_: GenerateRequest) -> httpx2.Response:
@@ -57,10 +37,6 @@ def no_png(request: GenerateRequest) -> httpx2.Response:
 
 def wrong_size(request: GenerateRequest) -> httpx2.Response:
     return good(request, draw_png(request.model_copy(update={"width": 512}), 1))
-
-
-def crash(_: GenerateRequest) -> httpx2.Response:
-    return httpx2.Response(500, text=f"Traceback {SECRET}")
 
 
 def expired(_: GenerateRequest) -> httpx2.Response:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.services import base_model as module
-from app.services.base_model import SDXL, BaseModel
+from app.services.worker import base_model as module
+from app.services.worker.base_model import SDXL, BaseModel
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.result import Health

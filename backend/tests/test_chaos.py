@@ -5,22 +5,17 @@ PostgreSQL and a bucket; then the same without the fence, which the balance must
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
+from app.services.storage import S3Storage
 from chaos.balance import draw_up, install_audit
 from chaos.load import Load, Trouble
+from chaos.run import WEIGHTS, settle
 from chaos.scene import LEASE_SECONDS, Scene, scene
-from run_chaos import WEIGHTS, settle
-
-from app.services.storage import S3Storage
 
 JOBS = 36
 

@@ -9,14 +9,14 @@ import uuid
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 from PIL import Image
 
 from sdxl_contract.errors import CudaOutOfMemory, LoraDownloadFailed
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.prices import USD_PER_SECOND
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 GENERATE = "/api/v1/content/generate"
 

@@ -8,31 +8,20 @@ import uuid
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 from sqlalchemy import URL
-from test_security import add_key
 
 from app.models import Generation
+from app.repositories.attempts import JobRepository
 from app.repositories.events import EventRepository
-from app.repositories.jobs import JobRepository
-from app.services import drawing
+from app.services.contents import attempt as drawing
 from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
+from testkit.backend import Backend, StartBackend, add_key, ended
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 ASYNC = {"Prefer": "respond-async"}
 CONTENT = "/api/v1/content"
-
-
-async def ended(backend: Backend, content_id: str) -> dict[str, Any]:
-    """The content once it has ended."""
-    for _ in range(300):
-        content: dict[str, Any] = (await backend.http.get(f"{CONTENT}/{content_id}")).json()
-        if content["status"] not in ("queued", "running"):
-            return content
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"still {content['status']}")
 
 
 async def begun(inference: InferenceDouble) -> None:

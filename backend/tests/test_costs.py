@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 
-from app.services import drawing
+from app.services.contents import attempt as drawing
 from app.services.costs import CallClock, price
 from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_contract.result import Timings
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 TIMINGS = Timings(
     queue=50.0, download=3.0, parse=0.5, apply=1.0, text_encode=0.5, denoise=8.0, decode=1.0,

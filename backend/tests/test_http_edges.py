@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import uvicorn
-from backend_testkit import Backend
 from fastapi.dependencies.models import Dependant
-from lora_bytes import kohya_lora
 from starlette.types import Receive, Scope, Send
 
 from app.api import content, costs, files, health, identities, loras, session, studio
 from app.api.content import wait_seconds
 from app.core import security
 from app.core.security import BodyLimit
+from testkit.backend import Backend
+from testkit.lora_bytes import kohya_lora
 
 CONTENT = "/api/v1/content"
 UPLOAD = "/api/v1/loras/models/upload"

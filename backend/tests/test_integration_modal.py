@@ -17,14 +17,14 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from lora_bytes import kohya_lora, sd15_lora
 from PIL import Image
-from processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
 from psycopg.rows import dict_row
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from app.cli import cli
+from testkit.lora_bytes import kohya_lora, sd15_lora
+from testkit.processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
 
 pytestmark = pytest.mark.slow
 

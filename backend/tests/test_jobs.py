@@ -13,16 +13,16 @@ import httpx2
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
 from sqlalchemy import Connection, Index, text
 
 from app.core.db import EmbeddedPostgres, migrate
 from app.core.settings import Settings
-from app.core.startup import Prepared
 from app.main import create_app
 from app.models import Base
+from app.startup import Prepared
 from sdxl_contract.errors import GenerationFailed
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
 
 ASYNC = {"Prefer": "respond-async"}
 

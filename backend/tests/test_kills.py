@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from backend_testkit import StartBackend
-from dies_at_a_step import BODY, KEY, STEPS
 from sqlalchemy import URL
-from test_content_life import ended
 
 from app.core.settings import Settings
+from testkit.backend import StartBackend, ended
+from testkit.dies_at_a_step import BODY, KEY, STEPS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONTENT = "/api/v1/content"
 
 
@@ -30,7 +30,8 @@ async def test_a_job_ends_once_wherever_its_server_was_killed(
     database = database_url.render_as_string(hide_password=False)
     killed = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, str(Path(__file__).with_name("dies_at_a_step.py")), step],
+        [sys.executable, "-m", "testkit.dies_at_a_step", step],
+        cwd=REPOSITORY,
         env={**os.environ, "DATABASE_URL": database, "DATA_DIR": str(settings.data_dir)},
         capture_output=True,
         text=True,

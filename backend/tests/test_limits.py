@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
 from pydantic import ValidationError
 from sqlalchemy import URL, text
 
@@ -17,6 +15,8 @@ from app.core.security import key_digest, new_api_key
 from app.core.settings import load_settings
 from app.repositories.api_keys import ApiKeyRepository
 from sdxl_contract.prices import USD_PER_SECOND
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
 
 ASYNC = {"Prefer": "respond-async"}
 CONTENT = "/api/v1/content"

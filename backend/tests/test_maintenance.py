@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 from sqlalchemy import text
 
 from app.core.errors import StorageFailed
-from app.services.retention import remove_old
 from app.services.storage import LocalStorage
-from app.services.sweep import Swept, sweep
+from app.services.upkeep.retention import remove_old
+from app.services.upkeep.sweep import Swept, sweep
 from sdxl_contract.prices import USD_PER_SECOND
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 DAY = 86400.0
 USUAL_USD = 10 * USD_PER_SECOND["L4"]
@@ -214,7 +214,7 @@ async def test_a_chore_that_fails_is_counted_and_breaks_nothing(
     async def fail(*_: Any) -> None:
         raise StorageFailed("away")
 
-    monkeypatch.setattr("app.services.maintenance.sweep", fail)
+    monkeypatch.setattr("app.services.upkeep.chores.sweep", fail)
     async with start_backend() as backend:
         await backend.app.state.services.queue._app.tasks["sweep_storage"].defer_async(timestamp=0)
         for _ in range(200):

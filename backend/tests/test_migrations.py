@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from backend_testkit import StartBackend
-from processes import BACKEND
 from sqlalchemy import URL, text
 
 from app.core.db import Database, migrate
+from testkit.backend import StartBackend
+from testkit.processes import BACKEND
 
 
 async def test_a_version_runs_on_a_schema_that_a_later_one_has_migrated(

@@ -10,26 +10,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from doubles.http_server import Reply, as_json
-from doubles.modal_edge_double import (
-    ModalEdgeDouble,
-    Run,
-    State,
-    modal_http,
-    picture,
-    stream,
-)
-from modal_client_kit import (
-    BUSY_EDGE,
-    HTML,
-    KEY,
-    SECRET,
-    TOKEN,
-    client_of,
-    draw,
-    failure,
-    wanted,
-)
 
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from sdxl_contract.errors import (
@@ -47,6 +27,26 @@ from sdxl_contract.errors import (
     RequestTimeout,
 )
 from sdxl_contract.request import GenerateRequest, LoraRef, dump_request
+from testkit.doubles.http_server import Reply, as_json
+from testkit.doubles.modal_edge_double import (
+    ModalEdgeDouble,
+    Run,
+    State,
+    modal_http,
+    picture,
+    stream,
+)
+from testkit.modal_client import (
+    BUSY_EDGE,
+    HTML,
+    KEY,
+    SECRET,
+    TOKEN,
+    client_of,
+    draw,
+    failure,
+    wanted,
+)
 
 AGAIN = Reply(303, b"", {"Location": "?__modal_function_call_id=fc-0"})
 ZIPPED_WRONG = Reply(200, b"\x1f\x8bno gzip", {"Content-Encoding": "gzip"})

@@ -6,10 +6,11 @@ import asyncio
 import sys
 from pathlib import Path
 
-from doubles.http_server import Reply
-from doubles.modal_edge_double import ModalEdgeDouble, Run
-from lora_bytes import kohya_lora
 from PIL import Image
+
+from testkit.doubles.http_server import Reply
+from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run
+from testkit.lora_bytes import kohya_lora
 
 BACKEND = Path(__file__).resolve().parent.parent
 TOKEN = "script-token-123"

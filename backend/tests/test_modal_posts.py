@@ -7,12 +7,12 @@ import random
 
 import httpx2
 import pytest
-from doubles.http_server import Reply
-from doubles.modal_edge_double import ModalEdgeDouble, Run, State, modal_http
-from modal_client_kit import BUSY_EDGE, HTML, client_of, wanted
 
 from sdxl_contract.errors import ContractError, GenerationFailed, ModelLoadFailed
 from sdxl_contract.request import GenerateRequest, dump_request
+from testkit.doubles.http_server import Reply
+from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run, State, modal_http
+from testkit.modal_client import BUSY_EDGE, HTML, client_of, wanted
 
 MAY_RUN: dict[str, Run | Reply] = {
     "chain": Run(seconds=320),

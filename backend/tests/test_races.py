@@ -8,17 +8,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
 from app.core.settings import Settings
-from app.repositories.jobs import JobRepository
-from app.services import generation
-from app.services.drafts import Draft
+from app.repositories.attempts import JobRepository
+from app.services.contents import accepting as generation
+from app.services.contents.drafts import Draft
 from app.services.storage import LocalStorage
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 AVATARS = "/api/v1/identities/avatars"
 CONTENT = "/api/v1/content"

@@ -14,11 +14,6 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from backend_testkit import Backend, StartBackend
-from doubles.http_server import Reply, as_json
-from doubles.modal_edge_double import ModalEdgeDouble, Run, modal_http, picture, stream
-from inference_double import InferenceDouble
-from lora_bytes import kohya_lora
 from pydantic import SecretStr
 from sqlalchemy import URL
 
@@ -30,6 +25,11 @@ from app.services.lora_inference import build_lora_inference
 from app.services.storage import LocalStorage
 from sdxl_contract.errors import ErrorBody, ErrorCode, LoraDownloadFailed
 from sdxl_contract.request import parse_request
+from testkit.backend import Backend, StartBackend
+from testkit.doubles.http_server import Reply, as_json
+from testkit.doubles.inference_double import InferenceDouble
+from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run, modal_http, picture, stream
+from testkit.lora_bytes import kohya_lora
 
 PLANTED = {
     "modal_api_token": "planted plain words token",

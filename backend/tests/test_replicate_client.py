@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from doubles.http_server import CUT, Reply, as_json
-from doubles.replicate_double import Plan, ReplicateDouble
-from inference_double import draw_png
 
 from app.core.settings import load_settings
 from app.services.lora_inference import CircuitBreaker, LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
-from app.services.replicate_client import ReplicateClient
-from app.services.retry import RetryPolicy
+from app.services.worker.replicate import ReplicateClient
+from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode, LoraLoadFailed
 from sdxl_contract.request import GenerateRequest, LoraRef
+from testkit.doubles.http_server import CUT, Reply, as_json
+from testkit.doubles.inference_double import draw_png
+from testkit.doubles.replicate_double import Plan, ReplicateDouble
 
 TOKEN, VERSION = "r8_test_token_1234", "abc123"
 URL = "https://bucket.example/ink.safetensors?X-Amz-Signature=s"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from backend_testkit import StartBackend
-from processes import s3_server
 
 from app.core.errors import StorageFailed
 from app.core.settings import load_settings
 from app.services.storage import S3Storage, build_storage
-from app.services.sweep import sweep
+from app.services.upkeep.sweep import sweep
+from testkit.backend import StartBackend
+from testkit.processes import s3_server
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from backend_testkit import Backend, StartBackend
-from inference_double import InferenceDouble
 from sqlalchemy import URL
-from test_security import add_key
 
 from sdxl_contract.limits import ModelLimits
+from testkit.backend import Backend, StartBackend, add_key
+from testkit.doubles.inference_double import InferenceDouble
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SMALL = ModelLimits(native_size=64, min_side=64, max_side=64)

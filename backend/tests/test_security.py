@@ -8,26 +8,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from backend_testkit import BASE_URL, Backend
-from lora_bytes import kohya_lora
 from sqlalchemy import URL
 
 from app.core import security
-from app.core.db import Database
 from app.core.logging import redact
-from app.core.security import key_digest, new_api_key
 from app.core.settings import Settings
 from app.repositories.api_keys import ApiKeyRepository
 from app.services.storage import LocalStorage, check_key
-
-
-async def add_key(url: URL, owner: str) -> dict[str, str]:
-    database = Database(url)
-    key = new_api_key()
-    async with database.session() as session:
-        await ApiKeyRepository(session).add(key_digest(key), owner=owner, name="test")
-    await database.close()
-    return {"Authorization": f"Bearer {key}"}
+from testkit.backend import BASE_URL, Backend, add_key
+from testkit.lora_bytes import kohya_lora
 
 
 async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_url: URL) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from processes import BACKEND, Process, backend_process, free_port
 from pydantic import ValidationError
 
 from app.core.settings import load_settings
 from app.serve import explain
+from testkit.processes import BACKEND, Process, backend_process, free_port
 
 slow = pytest.mark.slow
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
 from sqlalchemy import URL, text
 
 from app.core.db import Database
 from app.core.security import SESSION_COOKIE, key_digest, new_api_key
 from app.repositories.api_keys import ApiKeyRepository
+from testkit.backend import Backend, StartBackend
 
 SESSION = "/api/v1/session"
 AVATARS = "/api/v1/identities/avatars"

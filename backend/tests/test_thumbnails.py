@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_testkit import Backend, StartBackend
 from PIL import Image
 
 from app.core.errors import StorageFailed
 from app.core.settings import Settings
+from app.services.contents.thumbnails import make_thumbnail
 from app.services.storage import LocalStorage
-from app.services.sweep import sweep
-from app.services.thumbnails import make_thumbnail
+from app.services.upkeep.sweep import sweep
+from testkit.backend import Backend, StartBackend
 
 
 def png(width: int, height: int, mode: str = "RGB") -> bytes:

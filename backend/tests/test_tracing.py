@@ -13,19 +13,19 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from backend_testkit import Backend, StartBackend
-from doubles.http_server import Call, HttpServer, Reply
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from processes import backend_process, free_port
-from test_bad_workers import SECRET, crash, good
 
 from app.core.settings import SettingsError, load_settings
 from app.core.tracing import configure_tracing, span, traceparent, use_exporter
 from app.services.lora_inference import LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
-from app.services.retry import RetryPolicy
+from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
+from testkit.backend import Backend, StartBackend
+from testkit.bad_worker import SECRET, crash, good
+from testkit.doubles.http_server import Call, HttpServer, Reply
+from testkit.processes import backend_process, free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}

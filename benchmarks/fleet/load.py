@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.timings import LORA_BYTES_PER_RANK, LORA_RANKS, ZIPF_S
+from deploy.timings import LORA_BYTES_PER_RANK, LORA_RANKS, ZIPF_S
 
 # Share of a day's requests in each hour, mean 1: a night's low, an evening's high (assumed).
 DAY = tuple(

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import simpy
 
-from fleet.load import Load, arrivals, lora_sizes
-from fleet.outcome import Outcome
-from fleet.timings import GIB, Timings
+from benchmarks.fleet.load import Load, arrivals, lora_sizes
+from benchmarks.fleet.outcome import Outcome
+from deploy.timings import GIB, Timings
 
 
 class Routing(StrEnum):

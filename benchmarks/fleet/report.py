@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleet import timings
-from fleet.studies import Answer
+from benchmarks.fleet.studies import Answer
+from deploy import timings
 
 BEGIN, END = "<!-- make simulate: begin -->", "<!-- make simulate: end -->"
 _HEADINGS = {

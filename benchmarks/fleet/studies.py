@@ -11,10 +11,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fleet.load import Load
-from fleet.model import Fleet, Routing, simulate
-from fleet.outcome import Outcome
-from fleet.timings import GIB, GPUS, ColdStart, timings
+from benchmarks.fleet.load import Load
+from benchmarks.fleet.model import Fleet, Routing, simulate
+from benchmarks.fleet.outcome import Outcome
+from deploy.timings import GIB, GPUS, ColdStart, timings
 
 GPU = "L40S"
 RATES = (1, 10, 100, 1000, 10_000)

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[1] / "bench_cold_start.py"
+REPOSITORY = Path(__file__).parents[2]
 SMALL = Path(__file__).parents[2] / "demo_model" / "sdxl-demo"
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARK), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.bench_cold_start", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

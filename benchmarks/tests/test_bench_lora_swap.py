@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[1] / "bench_lora_swap.py"
+REPOSITORY = Path(__file__).parents[2]
 CASES = {"cold", "cached", "switch", "three", "text"} | {f"rank_{r}" for r in (8, 16, 64, 128)}
 
 
@@ -18,10 +18,11 @@ def test_every_case_is_measured_on_both_sides(tmp_path: Path) -> None:
     files = {"--json": tmp_path / "result.json", "--plot": tmp_path / "plot.png"}
     done = subprocess.run(
         [
-            sys.executable, str(BENCHMARK), "--tiny", "--runs", "1", "--peer-runs", "1",
+            sys.executable, "-m", "benchmarks.bench_lora_swap",
+            "--tiny", "--runs", "1", "--peer-runs", "1",
             *(str(part) for pair in files.items() for part in pair),
         ],
-        capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1]
-sys.path.insert(0, str(BENCHMARKS))
+from benchmarks import simulate_fleet
 
-# Not installed: found by the line above.
-import simulate_fleet  # noqa: E402
-from fleet import report, studies  # noqa: E402
-from fleet.load import DAY, Load, arrivals, popularity  # noqa: E402
-from fleet.model import Fleet, Routing, Service, simulate  # noqa: E402
-from fleet.outcome import Outcome  # noqa: E402
-from fleet.timings import (  # noqa: E402
+BENCHMARKS = Path(__file__).parents[1]
+
+from benchmarks.fleet import report, studies  # noqa: E402
+from benchmarks.fleet.load import DAY, Load, arrivals, popularity  # noqa: E402
+from benchmarks.fleet.model import Fleet, Routing, Service, simulate  # noqa: E402
+from benchmarks.fleet.outcome import Outcome  # noqa: E402
+from deploy.timings import (  # noqa: E402
     GIB,
     GPUS,
     ColdStart,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +14,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-# Not installed: found by the line above.
-import gpu_generate
-from gpu_generate import (
+from benchmarks import gpu_generate
+from benchmarks.gpu_generate import (
     SMALL,
     Measured,
     difference,
@@ -28,8 +24,7 @@ from gpu_generate import (
     summarise,
     variants,
 )
-from gpu_sides import Clock, Plain, Task, Variant, Worker
-
+from benchmarks.gpu_sides import Clock, Plain, Task, Variant, Worker
 from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_worker.settings import Dtype
 

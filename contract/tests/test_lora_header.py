@@ -8,20 +8,16 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from lora_malformed import LINEAR, STEM, Case, build, corpus, plain
-
 from sdxl_contract.errors import ErrorCode, LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
-from sdxl_contract.lora_header import LoraInspection, inspect_lora_file, trigger_words
-from sdxl_contract.lora_safetensors import read_header, shown
-from sdxl_contract.lora_topology import FAMILIES, family_modules
+from sdxl_contract.lora.header import LoraInspection, inspect_lora_file, trigger_words
+from sdxl_contract.lora.safetensors import read_header, shown
+from sdxl_contract.lora.topology import FAMILIES, family_modules
+from testkit.lora_malformed import LINEAR, STEM, Case, build, corpus, plain
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",

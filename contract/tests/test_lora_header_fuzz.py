@@ -10,25 +10,20 @@ import io
 import json
 import os
 import random
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from lora_malformed import SIZES, STEM, build, corpus, plain, raw
-
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
-from sdxl_contract.lora_header import inspect_lora_file
-from sdxl_contract.lora_modules import KeyMap
-from sdxl_contract.lora_spelling import Slot
-from sdxl_contract.lora_topology import family_modules
+from sdxl_contract.lora.header import inspect_lora_file
+from sdxl_contract.lora.modules import KeyMap
+from sdxl_contract.lora.spelling import Slot
+from sdxl_contract.lora.topology import family_modules
+from testkit.lora_malformed import SIZES, STEM, build, corpus, plain, raw
 
 MODULES = {n: s for n, s in family_modules("sdxl").items() if ".1.attentions.0" in n or "conv" in n}
 SIGNATURES = [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,9 @@ MODEL = FOLDER / "sdxl-demo"
 LORAS = FOLDER / "loras"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    """The folder's scripts are run as files, so they import each other by bare names."""
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
-
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    from sdxl_worker.pipeline import load_model
+    from sdxl_worker.loading.pipeline import load_model
     from sdxl_worker.settings import Settings
 
     return load_model(Settings(base_model=str(MODEL), device="cpu", warmup=False)).pipe
@@ -127,7 +117,7 @@ def test_the_loras_fit_in_their_spellings(targets: Any, file: str, spelling: str
 
 
 def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targets: Any) -> None:
-    from sdxl_contract.lora_header import trigger_words
+    from sdxl_contract.lora.header import trigger_words
     from sdxl_worker.lora import parse_lora
 
     path = LORAS / "sproutling.safetensors"
@@ -141,10 +131,8 @@ def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targ
 def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
     pipe: Any, targets: Any
 ) -> None:
-    import evaluate
-    import references
-    from common import caption
-
+    from demo_model import evaluate, references
+    from demo_model.common import caption
     from sdxl_worker.lora import LoraPatcher, parse_lora
 
     known = references.load()
@@ -174,9 +162,9 @@ def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
 def test_the_other_algorithms_files_change_the_model_and_leave_no_trace(
     pipe: Any, targets: Any, kind: str
 ) -> None:
-    import make_test_loras
     from safetensors.torch import load_file, save
 
+    from demo_model import make_test_loras
     from sdxl_worker.lora import LoraPatcher, parse_lora
 
     weights = load_file(MODEL / "unet" / "diffusion_pytorch_model.safetensors")

@@ -15,13 +15,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy import URL
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from browser_testkit import SMALL, WAIT_MS, OpenPage, Studio, Watch
-from stack import LOOPBACK, REPOSITORY, Service, build_stack, free_port
-
 from app.core.db import EmbeddedPostgres, migrate
+from scripts.stack import LOOPBACK, REPOSITORY, Service, build_stack, free_port
+from testkit.browser import SMALL, WAIT_MS, OpenPage, Studio, Watch
 
 expect.set_options(timeout=WAIT_MS)
 

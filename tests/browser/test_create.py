@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser_testkit import OpenPage, Studio, Watch, fitting_lora, sd15_lora
 from playwright.sync_api import APIResponse, Page, Route, expect
+
+from testkit.browser import OpenPage, Studio, Watch, fitting_lora, sd15_lora
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

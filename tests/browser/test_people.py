@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser_testkit import OpenPage, Studio, Watch, check_accessibility
 from playwright.sync_api import Page, expect
+
+from testkit.browser import OpenPage, Studio, Watch, check_accessibility
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -6,9 +6,10 @@ import io
 import re
 
 import pytest
-from browser_testkit import OpenPage, Studio, fill_gallery
 from PIL import Image
 from playwright.sync_api import expect
+
+from testkit.browser import OpenPage, Studio, fill_gallery
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 MANY = 5000

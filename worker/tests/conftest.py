@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
 import structlog
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from worker_testkit import (
+from testkit.worker import (
     FileServer,
     RunningWorker,
     file_server,

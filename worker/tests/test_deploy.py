@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-costs = importlib.import_module("deploy_costs")
-deploy = importlib.import_module("deploy")
-deploy_check = importlib.import_module("deploy_check")
-double = importlib.import_module("modal_server_double")
+costs = importlib.import_module("deploy.costs")
+deploy = importlib.import_module("deploy.deploy")
+deploy_check = importlib.import_module("deploy.check")
+double = importlib.import_module("deploy.modal_server_double")
 
 URL = "https://double--sdxl-lora-worker-worker-web.modal.run/generate-image"
 
@@ -23,10 +22,10 @@ URL = "https://double--sdxl-lora-worker-worker-web.modal.run/generate-image"
 def run(
     servers: object, folder: Path, *options: str, **values: str
 ) -> subprocess.CompletedProcess[str]:
-    """`scripts/deploy.py` as a person runs it, but with Modal's servers doubled."""
+    """`deploy/deploy.py` as a person runs it, but with Modal's servers doubled."""
     with double.modal_server_double(servers) as (url, _), deploy_check.environment({}):
         return subprocess.run(
-            [sys.executable, "scripts/deploy.py", *options],
+            [sys.executable, "-m", "deploy.deploy", *options],
             cwd=REPOSITORY,
             env={
                 **os.environ,

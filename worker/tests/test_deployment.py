@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sdxl_worker.answers import gpu_name
-from sdxl_worker.deployment import Deployment, RetireWhenFailed, image_packages, passed_on
+from sdxl_worker.answering.result import gpu_name
+from sdxl_worker.deploying.settings import Deployment, RetireWhenFailed, image_packages, passed_on
 from sdxl_worker.settings import Dtype
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-deploy_check = importlib.import_module("deploy_check")
+deploy_check = importlib.import_module("deploy.check")
 
 
 def read(**values: str) -> Deployment:

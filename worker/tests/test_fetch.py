@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from worker_testkit import FileServer
 
 from sdxl_contract.errors import LoraDownloadFailed
-from sdxl_worker.addresses import is_allowed, pinned_address
-from sdxl_worker.fetch import Fetcher, FetchPolicy, has_expired, stable_key
+from sdxl_worker.fetching.addresses import is_allowed, pinned_address
+from sdxl_worker.fetching.download import Fetcher, FetchPolicy, has_expired, stable_key
+from testkit.worker import FileServer
 
 DATA = b"weights" * 1000
 LOOPBACK = FetchPolicy(max_bytes=1 << 20, timeout_s=20, allow_loopback=True)
@@ -322,7 +322,7 @@ async def test_more_bytes_than_promised_are_not_read(fetcher: Fetcher, files: Fi
 async def test_dripped_bytes_are_given_up(
     files: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdxl_worker.fetch._SLOW_AFTER_S", 0.2)
+    monkeypatch.setattr("sdxl_worker.fetching.download._SLOW_AFTER_S", 0.2)
     fetching = Fetcher(FetchPolicy(1 << 20, min_bytes_per_second=10_000, allow_loopback=True))
     assert await _drip(fetching, files) == "timeout"
 

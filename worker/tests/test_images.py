@@ -9,11 +9,11 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from worker_testkit import photo_like
 
 from sdxl_contract.request import OutputFormat
 from sdxl_contract.result import LoraReport
-from sdxl_worker.images import encode_image, parameters_text
+from sdxl_worker.answering.image_file import encode_image, parameters_text
+from testkit.worker import photo_like
 
 USER_COMMENT = 0x9286
 

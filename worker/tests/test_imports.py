@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker_testkit import MODEL
+from testkit.worker import MODEL
 
 # What a process does after its imports; each in a fresh one, as imports cannot be undone.
 _DRAW = """
 import hashlib, json, sys, time
 from pathlib import Path
-from sdxl_worker.imports import import_libraries
+from sdxl_worker.loading.imports import import_libraries
 begun = time.process_time()
 lean = import_libraries(lean=sys.argv[1] == "lean")
 seconds = time.process_time() - begun
 loaded = len(sys.modules)
 import torch, transformers.models
-from sdxl_worker.pipeline import load_model
+from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.settings import Settings
 pipe = load_model(Settings(base_model=sys.argv[2], device="cpu")).pipe
 latents = pipe("a red apple", width=64, height=64, num_inference_steps=2,
@@ -32,7 +32,7 @@ print(json.dumps({"lean": lean, "seconds": seconds, "modules": loaded, "digest":
 """
 _LATER = """
 import importlib.metadata, importlib.util, gc, json, sys
-from sdxl_worker.imports import import_libraries
+from sdxl_worker.loading.imports import import_libraries
 assert import_libraries()
 import torch, diffusers, transformers
 found = {"gc": gc.isenabled(),
@@ -60,7 +60,7 @@ print(json.dumps(found))
 """
 _BROKEN = """
 import json, logging, sys
-import sdxl_worker.imports as imports
+import sdxl_worker.loading.imports as imports
 imports._COLLECTIONS = ("diffusers.models.no_such_package",)
 lean = imports.import_libraries()
 import torch, diffusers, transformers
@@ -71,7 +71,7 @@ print(json.dumps({"lean": lean, "name": diffusers.StableDiffusionXLPipeline.__na
 _KEPT = """
 import json, sys
 from pathlib import Path
-import sdxl_worker.imports as imports
+import sdxl_worker.loading.imports as imports
 path = Path(sys.argv[1])
 imports._list_of_models = lambda _: path
 lean = imports.import_libraries()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdxl_worker.lane import Lane, Waiting, place_of_same
+from sdxl_worker.line.lane import Lane, Waiting, place_of_same
 
 
 def order_served(keys: list[str | None], run_max: int) -> tuple[list[int], list[bool]]:

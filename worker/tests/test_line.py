@@ -14,7 +14,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from worker_testkit import (
+
+from sdxl_contract.result import ProgressEvent
+from sdxl_worker.assembly import assemble
+from sdxl_worker.drawing import drawer as drawing
+from sdxl_worker.engine import Engine
+from sdxl_worker.line.registry import CancelToken, Job
+from testkit.worker import (
     SIDE,
     FileServer,
     RunningWorker,
@@ -23,12 +29,6 @@ from worker_testkit import (
     running_worker,
     settings,
 )
-
-from sdxl_contract.result import ProgressEvent
-from sdxl_worker import drawing
-from sdxl_worker.assembly import assemble
-from sdxl_worker.engine import Engine
-from sdxl_worker.jobs import CancelToken, Job
 
 BODY: dict[str, Any] = {"prompt": "a tree", "width": SIDE, "height": SIDE, "steps": 2, "seed": 1}
 
@@ -248,8 +248,8 @@ def test_pictures_of_a_batch_equal_those_drawn_one_by_one_up_to_rounding(
     import numpy as np
 
     from sdxl_contract.request import GenerateRequest
-    from sdxl_worker.drawing import image_seeds
-    from sdxl_worker.timings import Stopwatch
+    from sdxl_worker.drawing.drawer import image_seeds
+    from sdxl_worker.watching.timings import Stopwatch
 
     assert worker.engine._ready is not None
     model = worker.engine._ready.model

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from worker_testkit import MODEL, settings
 
 from sdxl_contract.errors import ModelLoadFailed
-from sdxl_worker.folder import pipeline_from_folder
-from sdxl_worker.pipeline import load_model
-from sdxl_worker.reading import NotThere, Reading, is_plain_sdxl, start_reading
+from sdxl_worker.loading.from_folder import pipeline_from_folder
+from sdxl_worker.loading.pipeline import load_model
+from sdxl_worker.loading.weight_reader import NotThere, Reading, is_plain_sdxl, start_reading
+from testkit.worker import MODEL, settings
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 

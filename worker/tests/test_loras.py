@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_testkit import FileServer, RunningWorker, kohya_lora
 
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import LoraRef
-from sdxl_worker.fetch import Fetcher, FetchPolicy
+from sdxl_worker.fetching.download import Fetcher, FetchPolicy
+from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, lora_targets
-from sdxl_worker.loras import LoraSource
-from sdxl_worker.timings import Stopwatch
+from sdxl_worker.watching.timings import Stopwatch
+from testkit.worker import FileServer, RunningWorker, kohya_lora
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from worker_testkit import MODEL, kohya_lora, settings
 
 from sdxl_contract.errors import ModelLoadFailed
 from sdxl_worker.assembly import assemble
+from sdxl_worker.loading.mapped_weights import MappedFile
+from sdxl_worker.loading.pipeline import LoadedModel, load_model
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, lora_targets, parse_lora
-from sdxl_worker.mapping import MappedFile
-from sdxl_worker.pipeline import LoadedModel, load_model
+from testkit.worker import MODEL, kohya_lora, settings
 
 # float16 is what the files hold: so that their very pages can be the weights.
 HALF: dict[str, Any] = {"dtype": "float16"}

@@ -13,7 +13,17 @@ import httpx2
 import pytest
 import torch
 from torch import nn
-from worker_testkit import (
+
+from sdxl_contract.result import Phase
+from sdxl_worker.loading.gpu_memory import (
+    DRAWING_BYTES,
+    holds_second_copy,
+    is_out_of_memory,
+    let_go,
+)
+from sdxl_worker.lora import LoraPatcher, ParsedLora
+from sdxl_worker.watching.timings import Stopwatch
+from testkit.worker import (
     SIDE,
     FileServer,
     RunningWorker,
@@ -21,11 +31,6 @@ from worker_testkit import (
     running_worker,
     settings,
 )
-
-from sdxl_contract.result import Phase
-from sdxl_worker.lora import LoraPatcher, ParsedLora
-from sdxl_worker.memory import DRAWING_BYTES, holds_second_copy, is_out_of_memory, let_go
-from sdxl_worker.timings import Stopwatch
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,7 @@ def test_the_restore_after_running_out_of_memory_finds_the_memory_free(
     gc.disable()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("sdxl_worker.drawing.Drawer._denoise", too_much)
+            patch.setattr("sdxl_worker.drawing.drawer.Drawer._denoise", too_much)
             patch.setattr(LoraPatcher, "restore", restored)
             answer = ask(worker, lora_url=url)
     finally:
@@ -153,7 +158,7 @@ def test_the_hint_is_something_that_takes_less_memory(
     def too_much(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("sdxl_worker.drawing.Drawer._denoise", too_much)
+    monkeypatch.setattr("sdxl_worker.drawing.drawer.Drawer._denoise", too_much)
     answer = ask(worker, **asked)
 
     assert answer.status_code == 507

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from sdxl_worker.deployment import Deployment
+from sdxl_worker.deploying.settings import Deployment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-deploy_check = importlib.import_module("deploy_check")
+deploy_check = importlib.import_module("deploy.check")
 
 SOURCE = deploy_check.APP.read_text()
 
@@ -35,7 +34,7 @@ def rewritten(tmp_path: Path, tree: ast.Module) -> Path:
 
 def test_deploy_check_passes() -> None:
     result = subprocess.run(
-        [sys.executable, "scripts/deploy_check.py"],
+        [sys.executable, "-m", "deploy.check"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -121,7 +120,7 @@ def test_a_setting_that_the_filling_does_not_follow_is_noticed(
     head, mark, tail = SOURCE.partition("def download_weights")
     assert what in tail
     path = rewritten(tmp_path, ast.parse(head + mark + tail.replace(what, instead, 1)))
-    (problem,) = importlib.import_module("deploy_check_local").check_filling(path)
+    (problem,) = importlib.import_module("deploy.check_local").check_filling(path)
 
     assert says in problem
 
@@ -149,7 +148,7 @@ def checked(path: Path) -> subprocess.CompletedProcess[str]:
     """`make deploy-check` of another app.py; in a process of its own, as Modal's client stays with
     the first servers that it met."""
     return subprocess.run(
-        [sys.executable, "scripts/deploy_check.py", "--app", str(path)],
+        [sys.executable, "-m", "deploy.check", "--app", str(path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from worker_testkit import photo_like
 
-from sdxl_worker.png import _repeats, encode_png
+from sdxl_worker.answering.png import _repeats, encode_png
+from testkit.worker import photo_like
 
 TEXTS = {"parameters": "a red apple\nSteps: 2"}
 

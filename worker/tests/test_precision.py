@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdxl_worker.pipeline import choose_dtype
+from sdxl_worker.loading.pipeline import choose_dtype
 from sdxl_worker.settings import Dtype
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from worker_testkit import RunningWorker
 
-from sdxl_worker.previews import Previews, fit_map, is_sdxl_vae
+from sdxl_worker.drawing.previews import Previews, fit_map, is_sdxl_vae
+from testkit.worker import RunningWorker
 
 
 class LinearVae:

@@ -14,11 +14,11 @@ from compel.embeddings_provider import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_testkit import SIDE, RunningWorker
 
 from sdxl_contract.errors import InvalidPrompt
-from sdxl_worker.prompt_syntax import parse_weights
-from sdxl_worker.prompts import encode_prompts
+from sdxl_worker.drawing.prompt_syntax import parse_weights
+from sdxl_worker.drawing.prompts import encode_prompts
+from testkit.worker import SIDE, RunningWorker
 
 
 def parsed(text: str) -> list[tuple[str, float]]:

@@ -5,29 +5,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 import pytest
 import torch
-from worker_testkit import SIDE, FileServer, file_server, kohya_lora, running_worker, settings
+
+from testkit.worker import SIDE, FileServer, file_server, kohya_lora, running_worker, settings
 
 pytest.importorskip("ray", reason="ray cannot be imported: pip install 'ray[serve]'")
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with warnings.catch_warnings():
     # Serve declares its own settings in pydantic's old way.
     warnings.simplefilter("ignore")
-    import ray_app
     from ray import serve
+
+    import ray_app
     from ray_ingress import REPLICA_HEADER
     from ray_routing import Route, lora_key, preference
 

@@ -8,8 +8,8 @@ import logging
 import pytest
 import structlog
 
-from sdxl_worker.logs import configure_logging
-from sdxl_worker.redact import redact, redact_event
+from sdxl_worker.watching.logs import configure_logging
+from sdxl_worker.watching.redact import redact, redact_event
 
 SECRET = "hunter2hunter2hunter2"
 PRESIGNED = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
-from worker_testkit import RunningWorker
 
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import GenerateRequest, Scheduler, parse_request, scheduler_named
-from sdxl_worker.drawing import Drawer
-from sdxl_worker.lms import multistep_weights
-from sdxl_worker.schedulers import build_scheduler
-from sdxl_worker.timings import Stopwatch
+from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.drawing.lms import multistep_weights
+from sdxl_worker.drawing.schedulers import build_scheduler
+from sdxl_worker.watching.timings import Stopwatch
+from testkit.worker import RunningWorker
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 Pixels = NDArray[np.uint8]
@@ -40,14 +38,10 @@ def drawer(worker: RunningWorker) -> Drawer:
 
 
 @pytest.fixture(scope="module")
-def references() -> Iterator[Any]:
-    sys.path.insert(0, str(DEMO_MODEL))
-    try:
-        import references as module
+def references() -> Any:
+    from demo_model import references as module
 
-        yield module
-    finally:
-        sys.path.remove(str(DEMO_MODEL))
+    return module
 
 
 def draw(drawer: Drawer, name: Scheduler, steps: int, side: int) -> Pixels:

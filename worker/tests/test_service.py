@@ -14,7 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from worker_testkit import (
+
+from sdxl_contract.result import GenerateResult, Health
+from sdxl_worker.engine import Engine
+from testkit.worker import (
     SIDE,
     FileServer,
     RunningWorker,
@@ -24,9 +27,6 @@ from worker_testkit import (
     sd15_lora,
     settings,
 )
-
-from sdxl_contract.result import GenerateResult, Health
-from sdxl_worker.engine import Engine
 
 BASE: dict[str, Any] = {
     "prompt": "a red apple",
@@ -92,7 +92,7 @@ def test_scale_zero_is_the_base_bit_for_bit(
 def test_the_order_of_loras_does_not_matter(
     client: httpx2.Client, files: FileServer, worker: RunningWorker
 ) -> None:
-    from worker_testkit import kohya_lora
+    from testkit.worker import kohya_lora
 
     assert worker.engine._ready is not None
     shapes = worker.engine._ready.signature.modules
@@ -288,10 +288,10 @@ def _boom(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     "where",
     [
-        "sdxl_worker.drawing.encode_prompts",
-        "sdxl_worker.drawing.build_scheduler",
-        "sdxl_worker.drawing.to_image",
-        "sdxl_worker.answers.encode_image",
+        "sdxl_worker.drawing.drawer.encode_prompts",
+        "sdxl_worker.drawing.drawer.build_scheduler",
+        "sdxl_worker.drawing.drawer.to_image",
+        "sdxl_worker.answering.result.encode_image",
         "sdxl_worker.lora.patcher.merge_weight",
     ],
 )
@@ -320,7 +320,7 @@ def test_running_out_of_memory_names_a_smaller_size(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sdxl_worker.drawing.encode_prompts", out_of_memory)
+        patch.setattr("sdxl_worker.drawing.drawer.encode_prompts", out_of_memory)
         status, body = refused(client, width=128, height=128)
 
     assert (status, body["error_code"]) == (507, "CUDA_OOM")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from sdxl_contract import prices
-from sdxl_worker.deployment import Deployment
+from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.settings import Dtype, Settings
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

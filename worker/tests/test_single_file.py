@@ -13,13 +13,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from hub_double import HubDouble, hub_double
 from safetensors.torch import load_file, save_file
-from single_file_writer import write_single_file
-from worker_testkit import MODEL, FileServer, safetensors_bytes
 
-from sdxl_worker.single_file import WeightsError, check_single_file
-from sdxl_worker.weights import fill, verify
+from sdxl_worker.deploying.single_file import WeightsError, check_single_file
+from sdxl_worker.deploying.volume import fill, verify
+from testkit.doubles.hub_double import HubDouble, hub_double
+from testkit.single_file_writer import write_single_file
+from testkit.worker import MODEL, FileServer, safetensors_bytes
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 

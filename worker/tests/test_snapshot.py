@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from sdxl_worker.snapshot import without_cuda
+from sdxl_worker.loading.snapshot import without_cuda
 
 
 @pytest.mark.parametrize("before", [None, "1,0"])

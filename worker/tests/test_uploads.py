@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from worker_testkit import SIDE, FileServer, RunningWorker, running_worker, settings
+
+from testkit.worker import SIDE, FileServer, RunningWorker, running_worker, settings
 
 BASE: dict[str, Any] = {"prompt": "a pear", "width": SIDE, "height": SIDE, "steps": 1, "seed": 5}
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_double import COMMIT, HubDouble, hub_double
-from worker_testkit import FileServer
 
-from sdxl_worker.single_file import WeightsError
-from sdxl_worker.weights import fill, model_name, select_files, verify
+from sdxl_worker.deploying.single_file import WeightsError
+from sdxl_worker.deploying.volume import fill, model_name, select_files, verify
+from testkit.doubles.hub_double import COMMIT, HubDouble, hub_double
+from testkit.worker import FileServer
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
@@ -234,7 +234,7 @@ def test_a_filling_that_was_killed_can_be_started_again(
         changed.write_bytes(b"another unet")
     code = f"""
 import os, pathlib
-from sdxl_worker import weights
+from sdxl_worker.deploying import volume as weights
 if {moment!r} == "rename":
     real = pathlib.Path.rename
     def rename(self, target):

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import CallerDep, OwnerDep, ServicesDep
+from app.core.cursor import CURSOR
 from app.core.db import DATABASE_LOST
 from app.core.errors import NotFound
 from app.models import Generation, Status
@@ -25,7 +26,6 @@ from app.schemas.content import (
     batch_out,
     content_out,
 )
-from app.services.cursor import CURSOR
 from sdxl_contract.errors import InvalidRequest
 
 router = APIRouter(prefix="/content", tags=["content"])

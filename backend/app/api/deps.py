@@ -23,14 +23,14 @@ from app.core.settings import Settings
 from app.models import LOCAL_OWNER
 from app.repositories.api_keys import CallerRepository
 from app.services.avatars import AvatarService
-from app.services.base_model import BaseModel
-from app.services.batches import BatchService
-from app.services.events import EventService
-from app.services.generation import GenerationService
-from app.services.jobs import JobQueue
+from app.services.contents.accepting import GenerationService
+from app.services.contents.batches import BatchService
+from app.services.contents.events import EventService
+from app.services.contents.queue import JobQueue
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.storage import Storage
+from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import Unauthorized
 
 # For the schema alone: who asks is found by `get_caller`. Either of the two; none is needed before

@@ -21,7 +21,7 @@ from app.services.modal_sdxl_lora_client import (
     ModalSdxlLoraClient,
     OnEvent,
 )
-from app.services.replicate_client import ReplicateClient
+from app.services.worker.replicate import ReplicateClient
 from sdxl_contract.errors import ContractError, ErrorCode, ModelLoadFailed
 from sdxl_contract.result import Health
 

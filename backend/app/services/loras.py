@@ -19,10 +19,10 @@ from app.core.errors import Conflict, NotFound, TooLarge
 from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
-from app.services.base_model import BaseModel
 from app.services.storage import Storage
-from app.services.sweep import remove_unnamed
-from sdxl_contract.lora_header import LoraInspection, inspect_lora_file
+from app.services.upkeep.sweep import remove_unnamed
+from app.services.worker.base_model import BaseModel
+from sdxl_contract.lora.header import LoraInspection, inspect_lora_file
 
 _READ_BYTES = 1 << 20
 

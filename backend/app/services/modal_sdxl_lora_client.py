@@ -22,20 +22,20 @@ import stamina
 from app.core.logging import long_enough
 from app.core.settings import Settings
 from app.core.tracing import add_trace_header
-from app.services.retry import Failures, RetryPolicy, retry_after
-from app.services.worker_answer import (
+from app.services.worker.answer import (
     decode_images,
     error_from_answer,
     read_health,
     redact_error,
 )
-from app.services.worker_exchange import (
+from app.services.worker.exchange import (
     CONNECT_S,
     GENERATE_PATH,
     OnEvent,
     WorkerExchange,
     unreachable,
 )
+from app.services.worker.retry import Failures, RetryPolicy, retry_after
 from sdxl_contract.errors import ContractError, ModelLoadFailed, RequestTimeout
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import GenerateResult, Health

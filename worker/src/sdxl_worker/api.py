@@ -30,7 +30,7 @@ from sdxl_contract.request import parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
 from sdxl_worker.engine import Engine
-from sdxl_worker.jobs import Job
+from sdxl_worker.line.registry import Job
 from sdxl_worker.settings import Settings
 
 log = structlog.get_logger()

@@ -12,15 +12,15 @@ import structlog
 
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.answers import gpu_name
-from sdxl_worker.drawing import Drawer
-from sdxl_worker.fetch import Fetcher
+from sdxl_worker.answering.result import gpu_name
+from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.fetching.download import Fetcher
+from sdxl_worker.fetching.lora_source import LoraSource
+from sdxl_worker.loading.gpu_memory import holds_second_copy
+from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
-from sdxl_worker.loras import LoraSource
-from sdxl_worker.memory import holds_second_copy
-from sdxl_worker.pipeline import LoadedModel, describe
 from sdxl_worker.settings import Settings
-from sdxl_worker.timings import Stopwatch
+from sdxl_worker.watching.timings import Stopwatch
 
 log = structlog.get_logger()
 

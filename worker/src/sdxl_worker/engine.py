@@ -35,21 +35,21 @@ from sdxl_contract.result import (
     QueuedEvent,
 )
 from sdxl_worker import __version__
-from sdxl_worker.answers import MEDIA_TYPES, Answer
+from sdxl_worker.answering.result import MEDIA_TYPES, Answer
 from sdxl_worker.assembly import Ready, assemble
-from sdxl_worker.drawing import Drawn, image_seeds
-from sdxl_worker.fetch import Fetcher, FetchPolicy
-from sdxl_worker.jobs import Job, JobBook
-from sdxl_worker.lane import Lane
+from sdxl_worker.drawing.drawer import Drawn, image_seeds
+from sdxl_worker.drawing.prompt_syntax import parse_weights
+from sdxl_worker.drawing.schedulers import scheduler_name
+from sdxl_worker.fetching.download import Fetcher, FetchPolicy
+from sdxl_worker.fetching.lora_source import Origin, lora_report
+from sdxl_worker.line.lane import Lane
+from sdxl_worker.line.registry import Job, JobBook
+from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, too_little_for
+from sdxl_worker.loading.pipeline import LoadedModel, load_model
 from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
-from sdxl_worker.loras import Origin, lora_report
-from sdxl_worker.memory import is_out_of_memory, let_go, too_little_for
-from sdxl_worker.metrics import Metrics
-from sdxl_worker.pipeline import LoadedModel, load_model
-from sdxl_worker.prompt_syntax import parse_weights
-from sdxl_worker.schedulers import scheduler_name
 from sdxl_worker.settings import Settings
-from sdxl_worker.timings import Stopwatch
+from sdxl_worker.watching.metrics import Metrics
+from sdxl_worker.watching.timings import Stopwatch
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
-from sdxl_worker.imports import import_libraries
-from sdxl_worker.logs import configure_logging
-from sdxl_worker.reading import start_reading
+from sdxl_worker.loading.imports import import_libraries
+from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import Dtype, Settings
+from sdxl_worker.watching.logs import configure_logging
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
     import_libraries(lean=reading is not None and not settings.compile_unet)
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
-    from sdxl_worker.pipeline import load_model
+    from sdxl_worker.loading.pipeline import load_model
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     uvicorn.run(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from lora_testkit import Rig
+from testkit.lora import Rig
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from lora_testkit import TinyModel, lora_file, model_hashes, save, tiny_model
 
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
+from testkit.lora import TinyModel, lora_file, model_hashes, save, tiny_model
 
 
 def shallow_model() -> TinyModel:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_oracle import exact_change
-from lora_testkit import kohya_stem, lora_file, save, tiny_model
 
 from sdxl_worker.lora import LoraPatcher, parse_lora
+from testkit.lora import kohya_stem, lora_file, save, tiny_model
+from testkit.lora_oracle import exact_change
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from lora_oracle import exact_change
-from lora_testkit import MAKERS, Rig, Tensors, kohya_stem, lora_file, save
 from torch import Tensor
 
 from sdxl_worker.lora import parse_lora
+from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save
+from testkit.lora_oracle import exact_change
 
 MANTISSA = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
 SMALLEST = {torch.bfloat16: -133, torch.float16: -24, torch.float32: -149}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from lora_spellings import attention_modules, respelled, text_modules
-from lora_testkit import MAKERS, Rig, Tensors, kohya_stem, lora_file, save, tiny_model
 from torch import Tensor, nn
 
 from sdxl_worker.lora import parse_lora
+from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save, tiny_model
+from testkit.lora_spellings import attention_modules, respelled, text_modules
 
 MODULES = [
     "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",

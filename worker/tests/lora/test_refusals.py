@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lora_testkit import Rig, lora_file, save
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "contract" / "tests"))
-
-from lora_malformed import Case, bad_values, corpus
 
 from sdxl_contract.errors import ErrorCode, LoraLoadFailed
-from sdxl_contract.lora_layout import lay_out
-from sdxl_contract.lora_safetensors import read_header
+from sdxl_contract.lora.layout import lay_out
+from sdxl_contract.lora.safetensors import read_header
 from sdxl_worker.lora import parse_lora
+from testkit.lora import Rig, lora_file, save
+from testkit.lora_malformed import Case, bad_values, corpus
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +96,7 @@ def test_a_bias_that_the_model_lacks_is_refused(rig: Rig) -> None:
 
 def test_tensors_at_odd_addresses_are_read(rig: Rig) -> None:
     """A one-byte stray first puts every following tensor between its natural addresses."""
-    from lora_malformed import raw
+    from testkit.lora_malformed import raw
 
     good = lora_file(rig.model, "lora", share=0.05, alpha=None)
     header, data = {"stray": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"\x01"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from lora_testkit import MAKERS, Rig, lora_file, model_hashes, save, tiny_model
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, SwapKind, parse_lora
+from testkit.lora import MAKERS, Rig, lora_file, model_hashes, save, tiny_model
 
 
 def parsed(rig: Rig, algorithm: str = "lora", **how: Any) -> ParsedLora:

@@ -6,7 +6,13 @@ import json
 
 import pytest
 import torch
-from lora_spellings import (
+
+from sdxl_contract.errors import LoraLoadFailed
+from sdxl_contract.lora.modules import KeyMap, sgm_names
+from sdxl_contract.lora.topology import family_modules
+from sdxl_worker.lora import parse_lora
+from testkit.lora import Rig, Tensors, lora_file, save
+from testkit.lora_spellings import (
     PROCESSOR,
     SPELLINGS,
     attention_modules,
@@ -14,12 +20,6 @@ from lora_spellings import (
     sgm_name,
     text_modules,
 )
-from lora_testkit import Rig, Tensors, lora_file, save
-
-from sdxl_contract.errors import LoraLoadFailed
-from sdxl_contract.lora_modules import KeyMap, sgm_names
-from sdxl_contract.lora_topology import family_modules
-from sdxl_worker.lora import parse_lora
 
 
 def merged(rig: Rig, tensors: Tensors, metadata: dict[str, str] | None = None) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sdxl_contract.lora_modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET, KeyMap
+from sdxl_contract.lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET, KeyMap
 
 # torch.compile wraps a module and puts this level into its parameters' names.
 _COMPILED = "_orig_mod"

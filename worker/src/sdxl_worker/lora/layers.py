@@ -6,7 +6,7 @@ Must not know: files, spellings, which model.
 
 Sources: LoRA (Hu et al. 2021, arXiv 2106.09685); LoCon, LoHa, LoKr and their Tucker forms
 (LyCORIS, Yeh et al. 2023, arXiv 2309.14859); DoRA (Liu et al. 2024, arXiv 2402.09353).
-Shapes are those of `sdxl_contract.lora_shapes`, which has checked them all.
+Shapes are those of `sdxl_contract.lora.shapes`, which has checked them all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sdxl_contract.lora_shapes import Algorithm, DoraAxis, ModulePlan
-from sdxl_contract.lora_spelling import Slot
+from sdxl_contract.lora.shapes import Algorithm, DoraAxis, ModulePlan
+from sdxl_contract.lora.spelling import Slot
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from sdxl_contract.limits import LORA_MAX_BYTES
-from sdxl_contract.lora_layout import MAX_ALPHA, LayerTensors, LoraLayout, lay_out
-from sdxl_contract.lora_safetensors import SafetensorsHeader, load_failed, read_header, shown
-from sdxl_contract.lora_shapes import Algorithm
-from sdxl_contract.lora_spelling import Slot
+from sdxl_contract.lora.layout import MAX_ALPHA, LayerTensors, LoraLayout, lay_out
+from sdxl_contract.lora.safetensors import SafetensorsHeader, load_failed, read_header, shown
+from sdxl_contract.lora.shapes import Algorithm
+from sdxl_contract.lora.spelling import Slot
 from sdxl_contract.result import LoraReport
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.layers import LayerDelta

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sdxl_contract.errors import ModelLoadFailed
-from sdxl_contract.lora_safetensors import load_failed
+from sdxl_contract.lora.safetensors import load_failed
 from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight

@@ -1,0 +1,113 @@
+"""What was asked for and what became of it: the API's *content* without its pictures.
+
+Life: `queued` when accepted, `running` while an attempt holds it, then one of the final states.
+Every change by a runner is fenced by `attempt`: who does not hold the newest attempt changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.models.base import Base, Created, Json, JsonList, LongText, Moment, UuidPk
+from app.models.image import ContentPiece
+
+
+class Status(StrEnum):
+    """Where a content is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self not in (Status.QUEUED, Status.RUNNING)
+
+
+class Generation(Base):
+    """One accepted request; `parameters` holds every value resolved, the seed included."""
+
+    __tablename__ = "generation"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="status"
+        ),
+        Index("ix_generation_owner_created_at_id", "owner", "created_at", "id"),
+        # Asked at each acceptance, for the estimate; on a CPU no content has a price.
+        Index(
+            "ix_generation_priced",
+            "owner",
+            "created_at",
+            postgresql_where=text("cost_usd IS NOT NULL"),
+        ),
+        Index("ix_generation_open", "status", postgresql_where=text("finished_at IS NULL")),
+        Index(
+            "uq_generation_owner_idempotency_key",
+            "owner",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    status: Mapped[str]
+    attempt: Mapped[int]  # the fence; grows each time a runner takes the job up
+    job_id: Mapped[int | None] = mapped_column(BigInteger)
+    avatar_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("avatar.id", ondelete="SET NULL"), index=True
+    )
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("batch.id", ondelete="SET NULL"), index=True
+    )
+    prompt: Mapped[LongText]
+    negative_prompt: Mapped[LongText]
+    parameters: Mapped[Json]  # width, height, steps, cfg, seed, num_images
+    loras: Mapped[JsonList]  # as asked for: lora_model_id, name, sha256, scale
+    idempotency_key: Mapped[str | None]
+    request_sha256: Mapped[str]
+    cancel_requested_at: Mapped[Moment | None]
+
+    lora_reports: Mapped[JsonList | None]  # as the worker applied them
+    timings: Mapped[Json | None]  # seconds by phase
+    error: Mapped[Json | None]  # code, message
+    model_clean: Mapped[bool | None]
+    provider: Mapped[str | None]
+    provider_attempts: Mapped[int | None]
+    estimated_usd: Mapped[float | None]
+    cost_usd: Mapped[float | None]
+    cost_gpu: Mapped[str | None]
+    cost_seconds: Mapped[float | None]
+    cost_parts: Mapped[Json | None]  # seconds of cold_start, lora, generation; their sum is above
+
+    created_at: Mapped[Created]
+    started_at: Mapped[Moment | None]
+    finished_at: Mapped[Moment | None] = mapped_column(index=True)
+
+    pieces: Mapped[list[ContentPiece]] = relationship(
+        order_by=ContentPiece.position, lazy="raise", passive_deletes=True
+    )
+
+
+class GenerationEvent(Base):
+    """What happened to a content, in order; kept for live events that resume."""
+
+    __tablename__ = "generation_event"
+    __table_args__ = (Index(None, "generation_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    generation_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("generation.id", ondelete="CASCADE")
+    )
+    type: Mapped[str]
+    data: Mapped[Json]
+    created_at: Mapped[Created]

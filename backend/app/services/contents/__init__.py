@@ -1,0 +1,1 @@
+"""A content's life: accepted, queued, attempted, stored, read back."""

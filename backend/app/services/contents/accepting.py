@@ -1,0 +1,409 @@
+"""Accepting contents, reading them back, and waiting for their end.
+
+Duty: everything of a content's life but the drawing. What is accepted has been held against the
+base model's limits, and its row and its job are written in one transaction.
+Must not know: HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+import psycopg
+from sqlalchemy.exc import IntegrityError
+
+from app.core.cursor import read_cursor, write_cursor
+from app.core.db import Database, DriverConnection, driver_connection
+from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
+from app.core.tracing import span
+from app.models import Batch, Generation, Status
+from app.models.base import utc_now
+from app.repositories.attempts import JobRepository
+from app.repositories.batches import BatchRepository
+from app.repositories.contents import ContentRepository
+from app.repositories.events import EventRepository
+from app.repositories.generations import GenerationRepository
+from app.repositories.limits import LimitRepository
+from app.repositories.loras import LoraRepository
+from app.schemas.content import BatchIn, GenerateIn
+from app.services.contents.drafts import digest_of, draft_content
+from app.services.contents.queue import JobQueue
+from app.services.contents.resolve import again_request
+from app.services.contents.waiters import Ends
+from app.services.limits import UNLIMITED, Allowance, admit, day_start
+from app.services.storage import Storage
+from app.services.worker.base_model import BaseModel
+from app.services.worker.inference import Inference
+from sdxl_contract.errors import InvalidPrompt
+from sdxl_contract.limits import SEED_MAX
+
+_LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
+_STOP_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Accepted(NamedTuple):
+    """A content, and whether this call made it (False: an earlier one with the same key did)."""
+
+    generation: Generation
+    is_new: bool
+
+
+class GenerationService:
+    """Contents."""
+
+    def __init__(
+        self,
+        database: Database,
+        storage: Storage,
+        base_model: BaseModel,
+        inference: Inference,
+        ends: Ends,
+        draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_MAX + 1),
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._base_model = base_model
+        self._inference = inference
+        self._ends = ends
+        self._draw_seed = draw_seed
+        self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
+
+    async def accept(
+        self,
+        owner: str,
+        asked: GenerateIn,
+        idempotency_key: str | None = None,
+        allowance: Allowance = UNLIMITED,
+    ) -> Accepted:
+        """Hold `asked` against every limit, and put it in the queue.
+
+        Raises:
+            InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
+            NotFound: the avatar or a LoRA is not there.
+            Conflict: `idempotency_key` was used for something else.
+            RateLimited, BudgetExhausted: `allowance` is used up.
+        """
+        with span("content.accept"):
+            return await self._accept(owner, asked, idempotency_key, allowance)
+
+    async def _accept(
+        self,
+        owner: str,
+        asked: GenerateIn,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> Accepted:
+        digest = digest_of(asked)
+        if idempotency_key is not None:
+            earlier = await self._earlier(owner, idempotency_key, digest)
+            if earlier is not None:
+                return Accepted(earlier, is_new=False)
+        limits = await self._base_model.limits()
+        draft = await draft_content(self._database, owner, asked, limits, self._draw_seed)
+        generation = draft.content(None, digest, idempotency_key)
+        try:
+            async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
+                await self._add(connection, owner, generation)
+        except (psycopg.IntegrityError, LimitReached):
+            # The same call at the same time came first, and may have used the last place up.
+            if idempotency_key is None:
+                raise
+            earlier = await self._earlier(owner, idempotency_key, digest)
+            if earlier is None:
+                raise
+            return Accepted(earlier, is_new=False)
+        return Accepted(generation, is_new=True)
+
+    async def accept_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        idempotency_key: str | None = None,
+        allowance: Allowance = UNLIMITED,
+    ) -> tuple[Batch, list[uuid.UUID]]:
+        """Put every prompt `count` times in the queue, all or none. A given seed counts upwards.
+
+        Raises:
+            As `accept`; the message names the prompt.
+        """
+        with span("content.accept_batch", contents=len(asked.prompts) * asked.count):
+            return await self._accept_batch(owner, asked, idempotency_key, allowance)
+
+    async def _accept_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> tuple[Batch, list[uuid.UUID]]:
+        digest = digest_of(asked)
+        if idempotency_key is not None:
+            earlier = await self._earlier_batch(owner, idempotency_key, digest)
+            if earlier is not None:
+                return earlier
+        try:
+            return await self._add_batch(owner, asked, digest, idempotency_key, allowance)
+        except (IntegrityError, psycopg.IntegrityError, LimitReached):
+            if idempotency_key is None:
+                raise
+            earlier = await self._earlier_batch(owner, idempotency_key, digest)
+            if earlier is None:
+                raise
+            return earlier
+
+    async def _add_batch(
+        self,
+        owner: str,
+        asked: BatchIn,
+        digest: str,
+        idempotency_key: str | None,
+        allowance: Allowance,
+    ) -> tuple[Batch, list[uuid.UUID]]:
+        limits = await self._base_model.limits()
+        common = asked.model_dump(exclude={"prompts", "count"}, exclude_unset=True)
+        batch = Batch(
+            id=uuid.uuid4(),
+            owner=owner,
+            total=len(asked.prompts) * asked.count,
+            request=asked.model_dump(mode="json", exclude_unset=True),
+            request_sha256=digest,
+            idempotency_key=idempotency_key,
+            created_at=utc_now(),
+        )
+        contents: list[Generation] = []
+        expected_usd = 0.0
+        for number, prompt in enumerate(asked.prompts):
+            one = GenerateIn(prompt=prompt, **common)
+            try:
+                draft = await draft_content(self._database, owner, one, limits, self._draw_seed)
+            except InvalidPrompt as error:
+                field = f"prompts[{number}]"
+                raise InvalidPrompt(
+                    f"{field}: {error.message}", details={"field": field}
+                ) from error
+            for _ in range(asked.count):
+                seed = None
+                if asked.seed is not None:
+                    seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
+                generation = draft.content(seed, digest, None)
+                generation.batch_id = batch.id
+                contents.append(generation)
+                expected_usd += draft.estimated_usd or 0.0
+        async with self._database.session() as session:
+            await admit(session, owner, allowance, len(contents), expected_usd)
+            session.add(batch)
+            await session.flush()
+            connection = await driver_connection(session)
+            for generation in contents:
+                await self._add(connection, owner, generation)
+        return batch, [generation.id for generation in contents]
+
+    async def _earlier_batch(
+        self, owner: str, key: str, digest: str
+    ) -> tuple[Batch, list[uuid.UUID]] | None:
+        async with self._database.session() as session:
+            repository = BatchRepository(session, owner)
+            batch = await repository.by_idempotency_key(key)
+            if batch is None:
+                return None
+            if batch.request_sha256 != digest:
+                raise Conflict(
+                    "This Idempotency-Key was used with another body.", field="Idempotency-Key"
+                )
+            return batch, list(await repository.content_ids(batch.id))
+
+    async def replay(
+        self, owner: str, content_id: uuid.UUID, allowance: Allowance = UNLIMITED
+    ) -> Generation:
+        """The same request again, its seed included, as a new content.
+
+        Raises:
+            NotFound: there is no such content.
+            Conflict: one of its LoRAs was deleted.
+            RateLimited, BudgetExhausted: `allowance` is used up.
+        """
+        limits = await self._base_model.limits()
+        async with self._database.session() as session:
+            connection = await driver_connection(session)
+            repository = ContentRepository(connection, owner)
+            old = await repository.get(content_id)
+            if old is None:
+                raise NotFound("There is no content with this id.")
+            ids = [uuid.UUID(lora["lora_model_id"]) for lora in old.loras]
+            found = await LoraRepository(session, owner).get_many(ids) if ids else {}
+            for lora_id, lora in zip(ids, old.loras, strict=True):
+                if lora_id not in found:
+                    raise Conflict(f"The LoRA {lora['name']!r} of this content was deleted.")
+            again_request(old).check_limits(limits)
+            usual = await repository.usual_usd()
+            images = int(old.parameters["num_images"])
+            generation = Generation(
+                id=uuid.uuid4(),
+                owner=owner,
+                status=Status.QUEUED,
+                attempt=0,
+                avatar_id=old.avatar_id,
+                prompt=old.prompt,
+                negative_prompt=old.negative_prompt,
+                parameters=dict(old.parameters),
+                loras=[dict(lora) for lora in old.loras],
+                request_sha256=old.request_sha256,
+                estimated_usd=None if usual is None else usual * images,
+                created_at=utc_now(),
+                pieces=[],
+            )
+            await admit(session, owner, allowance, 1, generation.estimated_usd)
+            await self._add(connection, owner, generation)
+        return generation
+
+    async def cancel(self, owner: str, content_id: uuid.UUID) -> Generation:
+        """Stop a content: at once where it waits, within a step where it is being drawn.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+            Conflict: it has ended otherwise.
+        """
+        async with self._database.session() as session:
+            generation = await GenerationRepository(session, owner).locked(content_id)
+            if generation is None:
+                raise NotFound("There is no content with this id.")
+            if generation.status == Status.QUEUED:
+                generation.status = Status.CANCELLED
+                generation.finished_at = generation.cancel_requested_at = utc_now()
+                generation.error = {"code": "CANCELLED", "message": "stopped before it was drawn"}
+                await EventRepository(await driver_connection(session)).add_end(
+                    content_id, Status.CANCELLED
+                )
+            elif generation.status == Status.RUNNING:
+                generation.cancel_requested_at = generation.cancel_requested_at or utc_now()
+                await EventRepository(await driver_connection(session)).ask_to_stop(content_id)
+            elif generation.status != Status.CANCELLED:
+                raise Conflict(f"This content has ended already: {generation.status}.")
+        self._ends.announce(content_id, ended=Status(generation.status).is_final)
+        return generation
+
+    @contextlib.asynccontextmanager
+    async def _admitted(
+        self, owner: str, allowance: Allowance, contents: int, usd: float | None
+    ) -> AsyncIterator[DriverConnection]:
+        """A transaction in which so many new contents are within what the owner may use."""
+        if allowance.is_unlimited:
+            async with self._database.direct() as connection, connection.transaction():
+                yield connection
+            return
+        async with self._database.session() as session:
+            await admit(session, owner, allowance, contents, usd)
+            yield await driver_connection(session)
+
+    async def _add(self, connection: DriverConnection, owner: str, generation: Generation) -> None:
+        """Row and job, in `connection`'s transaction."""
+        assert self.queue is not None
+        generation.job_id = await self.queue.defer(connection, generation.id)
+        try:
+            await ContentRepository(connection, owner).add(generation)
+        except psycopg.errors.ForeignKeyViolation:
+            # It was there a moment ago, when the request was held against it.
+            raise NotFound("There is no avatar with this id.", field="avatar_id") from None
+
+    async def _earlier(self, owner: str, key: str, digest: str) -> Generation | None:
+        async with self._database.session() as session:
+            earlier = await GenerationRepository(session, owner).by_idempotency_key(key)
+        if earlier is not None and earlier.request_sha256 != digest:
+            raise Conflict(
+                "This Idempotency-Key was used with another body.", field="Idempotency-Key"
+            )
+        return earlier
+
+    async def wait(self, content_id: uuid.UUID, seconds: float, *, is_new: bool = False) -> None:
+        """Return when the content has ended, is gone, `seconds` are over or the server stops.
+
+        `is_new`: it was accepted just now, so that there is nothing to look for yet.
+        """
+        deadline = time.monotonic() + seconds
+        look_at = time.monotonic() + _LOOK_SECONDS if is_new else 0.0
+        with self._ends.listening(content_id, ends_only=True) as event:
+            while not self._ends.stopping:
+                now = time.monotonic()
+                if event.is_set():
+                    return
+                if now >= look_at:
+                    async with self._database.direct() as connection:
+                        status = await JobRepository(connection).status(content_id)
+                    if status is None or status.is_final:
+                        return
+                    look_at = now + _LOOK_SECONDS
+                if now >= deadline:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(_STOP_SECONDS, deadline - now))
+
+    async def get(self, owner: str, content_id: uuid.UUID) -> Generation:
+        """One content with its pictures.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        async with self._database.direct() as connection:
+            generation = await ContentRepository(connection, owner).get(content_id)
+        if generation is None:
+            raise NotFound("There is no content with this id.")
+        return generation
+
+    async def page(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        cursor: str | None,
+        avatar_id: uuid.UUID | None,
+        status: Status | None,
+        batch_id: uuid.UUID | None,
+    ) -> tuple[list[Generation], str | None]:
+        """Newest first, and the cursor of the next page."""
+        after = None if cursor is None else read_cursor(cursor)
+        async with self._database.session() as session:
+            rows = await GenerationRepository(session, owner).page(
+                limit=limit + 1,
+                after=after,
+                avatar_id=avatar_id,
+                status=status,
+                batch_id=batch_id,
+            )
+        page = list(rows[:limit])
+        more = len(rows) > limit
+        return page, write_cursor(page[-1].created_at, page[-1].id) if more else None
+
+    async def delete(self, owner: str, content_id: uuid.UUID) -> None:
+        """Remove a content and its pictures; one that is being drawn is stopped.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        async with self._database.session() as session:
+            found = await GenerationRepository(session, owner).delete(content_id)
+            if found is None:
+                raise NotFound("There is no content with this id.")
+            content, keys = found
+            if content.cost_usd:
+                day = day_start(content.created_at).date()
+                await LimitRepository(session).keep_cost(owner, day, content.cost_usd)
+        if content.status == Status.RUNNING:
+            # Whether it stops or not, its attempt finds no row and removes what it stored.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(2):
+                    await self._inference.cancel(str(content_id))
+        self._ends.announce(content_id)
+        for key in keys:
+            try:
+                await self._storage.delete(key)
+            except StorageFailed:
+                log.warning("content %s: a picture stays until the next sweep", content_id)

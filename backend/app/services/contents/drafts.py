@@ -1,0 +1,107 @@
+"""A request held against every limit, on its way to becoming contents.
+
+Must not know: HTTP, and how contents are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.core.db import Database
+from app.models import Generation, LoraModel, Status
+from app.models.base import utc_now
+from app.repositories.contents import ContentRepository
+from app.schemas.content import BatchIn, GenerateIn
+from app.services.contents.resolve import as_request, find_avatar, find_loras
+from sdxl_contract.limits import ModelLimits
+from sdxl_contract.request import GenerateRequest
+
+
+def digest_of(asked: GenerateIn | BatchIn) -> str:
+    """By which the same body is recognised when it comes again."""
+    text = json.dumps(asked.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request that was held against every limit, ready to become contents."""
+
+    owner: str
+    avatar_id: uuid.UUID | None
+    request: GenerateRequest
+    size: tuple[int, int]
+    loras: list[tuple[LoraModel, float]]
+    draw_seed: Callable[[], int]
+    estimated_usd: float | None
+
+    def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Generation:
+        """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
+        request = self.request
+        chosen = request.seed if seed is None else seed
+        return Generation(
+            id=uuid.uuid4(),
+            owner=self.owner,
+            status=Status.QUEUED,
+            attempt=0,
+            avatar_id=self.avatar_id,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            parameters={
+                "width": self.size[0],
+                "height": self.size[1],
+                "steps": request.steps,
+                "cfg": request.cfg,
+                "seed": self.draw_seed() if chosen is None else chosen,
+                "num_images": request.num_images,
+            },
+            loras=[
+                {
+                    "lora_model_id": str(lora.id),
+                    "name": lora.name,
+                    "sha256": lora.sha256,
+                    "scale": scale,
+                }
+                for lora, scale in self.loras
+            ],
+            idempotency_key=idempotency_key,
+            request_sha256=digest,
+            estimated_usd=self.estimated_usd,
+            created_at=utc_now(),
+            pieces=[],
+        )
+
+
+async def draft_content(
+    database: Database,
+    owner: str,
+    asked: GenerateIn,
+    limits: ModelLimits,
+    draw_seed: Callable[[], int],
+) -> Draft:
+    """Resolve `asked` and hold it against the base model's limits.
+
+    Raises:
+        InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
+        NotFound: the avatar or a LoRA is not there.
+    """
+    async with database.reading() as session:
+        avatar = await find_avatar(session, owner, asked.avatar_id)
+        loras = await find_loras(session, owner, asked, avatar)
+    request = as_request(asked, avatar, loras)
+    request.check_limits(limits)
+    async with database.direct() as connection:
+        usual = await ContentRepository(connection, owner).usual_usd()
+    return Draft(
+        owner=owner,
+        avatar_id=avatar.id if avatar else None,
+        request=request,
+        size=request.size(limits),
+        loras=loras,
+        draw_seed=draw_seed,
+        estimated_usd=None if usual is None else usual * request.num_images,
+    )

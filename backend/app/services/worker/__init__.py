@@ -1,0 +1,1 @@
+"""Whoever draws: one protocol, its two clients, and reading what came back."""

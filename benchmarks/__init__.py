@@ -1,0 +1,1 @@
+"""One question a file; the last line of output is JSON."""

@@ -1,0 +1,1 @@
+"""LoRA files: what their headers say, without torch and without the weights."""

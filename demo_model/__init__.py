@@ -1,0 +1,1 @@
+"""The small SDXL that the demo and the tests run, and how it was trained."""

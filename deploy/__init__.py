@@ -1,0 +1,1 @@
+"""The worker onto Modal: costs, checks, deployment."""

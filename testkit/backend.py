@@ -1,0 +1,70 @@
+"""A running app in the test's own process, and the calls that most tests make."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+from sqlalchemy import URL
+
+from app.core.db import Database
+from app.core.security import key_digest, new_api_key
+from app.repositories.api_keys import ApiKeyRepository
+
+BASE_URL = "http://127.0.0.1:8000"
+CONTENT = "/api/v1/content"
+
+
+@dataclass
+class Backend:
+    """A running app and a client of it."""
+
+    app: FastAPI
+    http: httpx2.AsyncClient
+
+    async def generate(self, expected: int = 200, **body: Any) -> dict[str, Any]:
+        """Ask for a picture and wait for it."""
+        headers = body.pop("headers", {})
+        body.setdefault("prompt", "a red apple")
+        answer = await self.http.post("/api/v1/content/generate", json=body, headers=headers)
+        assert answer.status_code == expected, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    async def upload(self, data: bytes, name: str = "Ink", expected: int = 201) -> dict[str, Any]:
+        """Put a LoRA into the library."""
+        answer = await self.http.post(
+            "/api/v1/loras/models/upload",
+            files={"file": ("lora.safetensors", data, "application/octet-stream")},
+            data={"name": name},
+        )
+        assert answer.status_code == expected, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+
+StartBackend = Callable[..., AbstractAsyncContextManager[Backend]]
+
+
+async def add_key(url: URL, owner: str) -> dict[str, str]:
+    database = Database(url)
+    key = new_api_key()
+    async with database.session() as session:
+        await ApiKeyRepository(session).add(key_digest(key), owner=owner, name="test")
+    await database.close()
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def ended(backend: Backend, content_id: str) -> dict[str, Any]:
+    """The content once it has ended."""
+    for _ in range(300):
+        content: dict[str, Any] = (await backend.http.get(f"{CONTENT}/{content_id}")).json()
+        if content["status"] not in ("queued", "running"):
+            return content
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"still {content['status']}")

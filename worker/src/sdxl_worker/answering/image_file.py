@@ -1,0 +1,104 @@
+"""From a picture's pixels to the bytes of a file, fast, with its parameters inside.
+
+Duty: encoding and the text that other tools read. Must not know: how the pixels came about.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+from collections.abc import Sequence
+
+from PIL import Image
+
+from sdxl_contract.request import OutputFormat
+from sdxl_contract.result import LoraReport
+from sdxl_worker.answering.png import encode_png
+
+_JPEG_QUALITY = 92
+_WEBP_QUALITY = 90
+_EXIF_DIRECTORY, _EXIF_USER_COMMENT = 0x8769, 0x9286
+_LONG, _UNDEFINED = 4, 7
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_NAME_SIGNS = re.compile(r'[<>:",\\\x00-\x1f\x7f-\x9f\u2028\u2029]')
+_NEEDS_QUOTES = re.compile(r'[,:"\n]')
+
+
+def parameters_text(
+    *,
+    prompt: str,
+    negative_prompt: str,
+    steps: int,
+    scheduler: str,
+    cfg: float,
+    seed: int,
+    size: tuple[int, int],
+    base_model: str,
+    loras: Sequence[LoraReport],
+) -> str:
+    """The settings of one picture in the form that A1111 and its readers understand.
+
+    What would break that form is rewritten: control characters, and the signs of `<lora:…>` and of
+    the list of hashes in a LoRA's name.
+    """
+    names = [_plain_name(report) for report in loras]
+    tags = "".join(f" <lora:{name}:{r.scale:g}>" for name, r in zip(names, loras, strict=True))
+    lines = [_printable(prompt) + tags]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {_printable(negative_prompt)}")
+    facts = [
+        f"Steps: {steps}",
+        f"Sampler: {scheduler}",
+        f"CFG scale: {cfg:g}",
+        f"Seed: {seed}",
+        f"Size: {size[0]}x{size[1]}",
+        f"Model: {_quoted(base_model)}",
+    ]
+    if loras:
+        hashes = (f"{name}: {r.sha256[:12]}" for name, r in zip(names, loras, strict=True))
+        facts.append(f"Lora hashes: {_quoted(', '.join(hashes))}")
+    lines.append(", ".join(facts))
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Without control characters but tab and newline: a PNG's text may not hold NUL."""
+    return _CONTROL.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _plain_name(report: LoraReport) -> str:
+    return _NAME_SIGNS.sub("_", report.name or "").strip() or report.sha256[:12]
+
+
+def _quoted(value: str) -> str:
+    """A value as it is, or as JSON text where a comma, colon or line end would cut it."""
+    return json.dumps(value, ensure_ascii=False) if _NEEDS_QUOTES.search(value) else value
+
+
+def encode_image(image: Image.Image, output_format: OutputFormat, parameters: str) -> bytes:
+    """`image` (RGB) as a file's bytes; the same picture and parameters give the same bytes."""
+    if output_format is OutputFormat.PNG:
+        return encode_png(image, {"parameters": parameters})
+    buffer = io.BytesIO()
+    exif = _exif(b"UNICODE\0" + parameters.encode("utf-16-be"))
+    if output_format is OutputFormat.JPEG:
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, exif=exif)
+    else:
+        image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=2, exif=exif)
+    return buffer.getvalue()
+
+
+def _exif(comment: bytes) -> bytes:
+    """Exif data that holds a user comment and nothing else.
+
+    By hand, because readers want the comment in the sub-directory that is called Exif, and of the
+    type UNDEFINED, as the standard says: Pillow writes another type.
+    """
+    directories = struct.pack(
+        ">2sHI HHHIII HHHIII", b"MM", 42, 8,
+        1, _EXIF_DIRECTORY, _LONG, 1, 26, 0,
+        1, _EXIF_USER_COMMENT, _UNDEFINED, len(comment), 44, 0,
+    )  # fmt: skip
+    return b"Exif\0\0" + directories + comment

@@ -1,0 +1,1 @@
+"""What a deployment needs before the worker runs: settings, volumes, weights."""

@@ -1,0 +1,292 @@
+"""How the worker is deployed: the settings of `worker/app.py`, without Modal.
+
+Duty: names, units, defaults and refusals of the deployment's settings, what of them the container
+is told, and the image's packages. Must not know: Modal, requests, how a picture is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sdxl_contract.prices import USD_PER_SECOND
+from sdxl_worker.deploying.volume import WEIGHTS_ROOT_DEFAULT, model_name
+from sdxl_worker.settings import Dtype, Settings
+
+PREFIX = "DEPLOY_"
+# Worker settings that the deployment itself decides; what a shell holds of them is not passed on.
+_DECIDED_HERE = {"base_model", "base_model_revision", "hf_home", "worker_host", "worker_port"} | {
+    "lora_cache_dir"
+}
+# GPUs without fast bfloat16.
+_HALF_PRECISION_GPUS = {"T4"}
+# Names of Modal that the price table has more precisely.
+_OTHERWISE_CALLED = {"A100": "A100-40GB", "A10G": "A10"}
+_GPU = re.compile(r"[A-Z][A-Z0-9]*(-[0-9]+GB)?!?")
+_OBJECT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _base_model() -> Any:
+    return Settings.model_fields["base_model"].default
+
+
+class Deployment(BaseSettings):
+    """Settings by environment variables `DEPLOY_…`; read where `modal` is run, and baked into the
+    image's environment so that the container reads the same. Empty means unset."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    base_model: str = Field(
+        default_factory=_base_model,
+        validation_alias=AliasChoices("BASE_MODEL"),
+        description="what `download_weights` puts on the volume and the worker loads: hub name, "
+        "`owner/repository/file.safetensors`, https URL of a .safetensors file, or a path on the "
+        "weights volume",
+    )
+    base_model_revision: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("BASE_MODEL_REVISION"),
+        description="branch, tag or commit of the hub name; the manifest keeps the commit",
+    )
+    app_name: str = Field(
+        default="sdxl-lora-worker", pattern=_OBJECT_NAME, description="part of the endpoint's URL"
+    )
+    gpu: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("L40S",), description="comma-separated, the one wanted most first"
+    )
+    cpu: float = Field(default=2.0, gt=0, le=64, description="cores asked for")
+    memory_mib: int = Field(default=16384, ge=1024, le=344064, description="MiB asked for")
+    min_containers: int = Field(default=0, ge=0, le=1000, description="kept warm, and paid for")
+    max_containers: int = Field(
+        default=4, ge=1, le=1000, description="bound of what can be spent at once"
+    )
+    buffer_containers: int = Field(
+        default=0, ge=0, le=1000, description="idle ones kept beside the busy ones under load"
+    )
+    scaledown_window_seconds: int = Field(
+        default=120, ge=2, le=3600, description="idle time before a container ends; it is paid for"
+    )
+    target_inputs: int = Field(
+        default=1, ge=1, le=1000, description="requests per container that Modal scales for"
+    )
+    max_inputs: int = Field(
+        default=4,
+        ge=2,
+        le=1000,
+        description="requests that a container takes; one draws, the others wait in line or fetch "
+        "their LoRA, and one place must stay for GET /health",
+    )
+    timeout_seconds: int = Field(
+        default=360, ge=60, le=86400, description="of one request, waiting in line included"
+    )
+    startup_timeout_seconds: int = Field(
+        default=900, ge=60, le=86400, description="of a container's start, checks included"
+    )
+    region: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated; empty: anywhere, which is cheapest"
+    )
+    memory_snapshot: bool = Field(
+        default=True, description="start from a snapshot of the CPU's memory, weights included"
+    )
+    proxy_auth: bool = Field(
+        default=True, description="Modal asks for Modal-Key and Modal-Secret before the worker"
+    )
+    weights_volume: str = Field(default="sdxl-weights", pattern=_OBJECT_NAME)
+    lora_volume: str = Field(default="sdxl-loras", pattern=_OBJECT_NAME)
+    secret_name: str = Field(
+        default="sdxl-worker",
+        pattern=_OBJECT_NAME,
+        description="Modal Secret that holds WORKER_API_TOKEN, and HUGGINGFACE_HUB_TOKEN if needed",
+    )
+    weights_mount: str = Field(default=WEIGHTS_ROOT_DEFAULT, pattern="^/.+")
+    lora_mount: str = Field(default="/loras", pattern="^/.+")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Deployment:
+        """The deployment that the environment states.
+
+        Raises:
+            ValueError: a value cannot work, or a `DEPLOY_…` name is no setting.
+        """
+        known = {
+            str(field.validation_alias.choices[0])
+            if isinstance(field.validation_alias, AliasChoices)
+            else PREFIX + name.upper()
+            for name, field in cls.model_fields.items()
+        }
+        for name in sorted(environment):
+            if name.startswith(PREFIX) and name not in known:
+                near = [full for full in sorted(known) if full.startswith(name)]
+                near = near or difflib.get_close_matches(name, sorted(known), 1)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name} is not a setting of the deployment{hint}")
+        if environment.get("VAE_MODEL"):
+            raise ValueError(
+                "VAE_MODEL does not work on Modal, where nothing is fetched at start: use a "
+                "checkpoint whose vae is the wanted one, or bfloat16, which needs none"
+            )
+        return cls()
+
+    @field_validator("gpu", "region", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("gpu")
+    @classmethod
+    def _gpus_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one GPU, such as L40S")
+        for name in value:
+            if not _GPU.fullmatch(name):
+                raise ValueError(f"{name!r} is no GPU's name: one such as L40S or A100-80GB")
+        return value
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Deployment:
+        for low, high in (
+            ("min_containers", "max_containers"),
+            ("target_inputs", "max_inputs"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"{PREFIX}{low.upper()} is {getattr(self, low)}: it must be at most "
+                    f"{PREFIX}{high.upper()}, which is {getattr(self, high)}"
+                )
+        return self
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the container finds the model: a folder of the weights volume."""
+        return Path(self.weights_mount) / model_name(self.base_model)
+
+    @property
+    def dtype(self) -> Dtype:
+        """The precision that every GPU of the list computes fast."""
+        old = any(name.rstrip("!") in _HALF_PRECISION_GPUS for name in self.gpu)
+        return Dtype.FLOAT16 if old else Dtype.BFLOAT16
+
+    def worker_settings(self, environment: Mapping[str, str] = os.environ) -> Settings:
+        """The worker's own settings inside the container: the environment's, with what the
+        deployment decides on top. A missing WORKER_API_TOKEN is refused."""
+        decided: dict[str, Any] = {
+            "base_model": str(self.model_folder),
+            "lora_cache_dir": Path(self.lora_mount),
+            # As seen from here the whole internet: so settings insist on a token.
+            "worker_host": "0.0.0.0",
+            "hf_home": None,
+        }
+        # Without a GPU the container must fail, not draw on its CPU at a GPU's price; and what
+        # `auto` means must not be asked on the CPU that loads the weights.
+        if environment.get("DEVICE", "") in ("", "auto"):
+            decided["device"] = "cuda"
+        if environment.get("DTYPE", "") in ("", Dtype.AUTO):
+            decided["dtype"] = self.dtype
+        if not environment.get("GPU_NAME") and len(self.gpu) == 1:
+            # Modal may give a better one at the same price: what was asked for is what is paid.
+            decided["gpu_name"] = price_row(self.gpu[0])
+        return Settings(**decided)
+
+    def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """What the image's environment holds: these settings, and the worker's that are set here.
+        Never a secret."""
+        told = {
+            "BASE_MODEL": self.base_model,
+            "BASE_MODEL_REVISION": self.base_model_revision or "",
+        }
+        for name in sorted(set(type(self).model_fields) - {"base_model", "base_model_revision"}):
+            value = getattr(self, name)
+            told[PREFIX + name.upper()] = (
+                ",".join(value) if isinstance(value, tuple) else str(value)
+            )
+        for name in sorted(passed_on()):
+            if environment.get(name):
+                told[name] = environment[name]
+        return told
+
+
+def price_row(gpu: str) -> str | None:
+    """The row of the price table for a GPU as Modal spells it; None if there is none."""
+    plain = gpu.rstrip("!")
+    row = _OTHERWISE_CALLED.get(plain, plain)
+    return row if row in USD_PER_SECOND else None
+
+
+def passed_on() -> set[str]:
+    """Environment variables of the worker that a deployment passes on: no secrets, and none that
+    it decides itself."""
+    return {
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if name not in _DECIDED_HERE | {"vae_model"} and SecretStr not in _types(field.annotation)
+    }
+
+
+def _types(annotation: Any) -> set[Any]:
+    return {annotation, *getattr(annotation, "__args__", ())}
+
+
+def image_packages(repository: Path) -> list[str]:
+    """The names of what the worker and the contract depend on; constraints.txt pins each, and
+    what they in turn need.
+
+    Raises:
+        ValueError: a dependency is not pinned there.
+    """
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    pinned = {_normalised(line.partition("==")[0]) for line in lines if "==" in line}
+    wanted: set[str] = set()
+    for member in ("contract", "worker"):
+        project = tomllib.loads((repository / member / "pyproject.toml").read_text())["project"]
+        wanted |= {_normalised(re.split(r"[^A-Za-z0-9._-]", d)[0]) for d in project["dependencies"]}
+    wanted.discard("sdxl-contract")
+    if unpinned := sorted(wanted - pinned):
+        raise ValueError(f"constraints.txt pins no version of {', '.join(unpinned)}")
+    return sorted(wanted)
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+class RetireWhenFailed:
+    """ASGI middleware: once the worker has failed for good, asks for a fresh container.
+
+    A model that could not be put back serves nobody; a container that goes on taking requests
+    would answer every one of them with 503 for as long as there is traffic.
+
+    Args:
+        failed: whether it has.
+        retire: tells the platform to send no more; called once, after the answer is out.
+    """
+
+    def __init__(
+        self, app: Any, failed: Callable[[], bool], retire: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._app = app
+        self._failed = failed
+        self._retire = retire
+        self._retired = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one ASGI scope, then look."""
+        await self._app(scope, receive, send)
+        if scope["type"] == "http" and not self._retired and self._failed():
+            self._retired = True
+            await self._retire()

@@ -1,0 +1,1 @@
+"""From a prompt to pictures, on the model as it stands."""

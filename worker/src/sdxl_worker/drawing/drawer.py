@@ -1,0 +1,164 @@
+"""One request's pictures: text → latents → pixels, on the model as it stands.
+
+Duty: call the diffusers pipeline in phases that can be timed, stopped at every step and previewed.
+Must not know: LoRAs, HTTP, queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdxl_contract.errors import GenerationFailed
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import Phase
+from sdxl_worker.drawing.latents import to_image, unscaled, upcast_where_needed
+from sdxl_worker.drawing.previews import Previews
+from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
+from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
+from sdxl_worker.loading.pipeline import LoadedModel
+from sdxl_worker.watching.timings import Stopwatch
+
+SEED_RANGE = 2**32
+_PREVIEW_EVERY = 4
+
+StepHook = Callable[[int, int, Callable[[], str] | None], None]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture and the seed that made it."""
+
+    image: Image.Image
+    seed: int
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """The seed of each of `count` pictures: consecutive, wrapping at 2^32."""
+    return [(seed + number) % SEED_RANGE for number in range(count)]
+
+
+class Drawer:
+    """Draws on one loaded model. One caller at a time."""
+
+    def __init__(self, model: LoadedModel, images_per_batch: int = 1) -> None:
+        self._model = model
+        self._own_scheduler = model.pipe.scheduler
+        self._batch = images_per_batch
+        self._previews = Previews(model.pipe.vae)
+
+    @property
+    def own_scheduler(self) -> Any:
+        """The scheduler that the model's folder states."""
+        return self._own_scheduler
+
+    @torch.no_grad()
+    def draw(
+        self,
+        request: GenerateRequest,
+        size: tuple[int, int],
+        seeds: list[int],
+        *,
+        watch: Stopwatch,
+        on_phase: Callable[[Phase], None],
+        on_step: StepHook,
+        should_stop: Callable[[], None],
+    ) -> list[Drawn]:
+        """The request's pictures, `size` (width, height) px, one for each of `seeds`.
+
+        `on_step(done, total, preview)` is called after each denoising step and may raise to stop;
+        `preview()` gives a small JPEG as base64 where one is due.
+
+        Raises:
+            GenerationFailed: the latents or the picture are not finite.
+        """
+        on_phase(Phase.TEXT_ENCODE)
+        with watch.phase(Phase.TEXT_ENCODE):
+            conditioning = encode_prompts(self._model.pipe, request.prompt, request.negative_prompt)
+        should_stop()
+        drawn: list[Drawn] = []
+        for start in range(0, len(seeds), self._batch):
+            batch = seeds[start : start + self._batch]
+            on_phase(Phase.DENOISE)
+            with watch.phase(Phase.DENOISE):
+                latents = self._denoise(
+                    request, size, batch, conditioning, start, len(seeds), on_step
+                )
+            should_stop()
+            on_phase(Phase.DECODE)
+            with watch.phase(Phase.DECODE):
+                # One by one: decoding takes most of the memory of all that is done here.
+                for number, seed in enumerate(batch):
+                    drawn.append(Drawn(self._decode(latents[number : number + 1]), seed))
+            should_stop()
+        return drawn
+
+    def _denoise(
+        self,
+        request: GenerateRequest,
+        size: tuple[int, int],
+        seeds: list[int],
+        conditioning: Conditioning,
+        before: int,
+        count: int,
+        on_step: StepHook,
+    ) -> Tensor:
+        """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own.
+
+        `before` pictures of the request's `count` are done.
+        """
+        pipe = self._model.pipe
+        pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler, request.steps)
+        total = request.steps * count
+
+        def step_done(_pipe: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+            done = before * request.steps + len(seeds) * min(step + 1, request.steps)
+            due = step % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and step + 1 < request.steps
+            latents = values["latents"]
+            on_step(done, total, (lambda: self.preview(latents)) if due else None)
+            return values
+
+        def repeated(one: Tensor) -> Tensor:
+            return one.expand(len(seeds), *one.shape[1:])
+
+        try:
+            result = pipe(
+                prompt_embeds=repeated(conditioning.prompt),
+                pooled_prompt_embeds=repeated(conditioning.pooled),
+                negative_prompt_embeds=repeated(conditioning.negative_prompt),
+                negative_pooled_prompt_embeds=repeated(conditioning.negative_pooled),
+                width=size[0],
+                height=size[1],
+                num_inference_steps=request.steps,
+                guidance_scale=request.cfg,
+                eta=scheduler_eta(request.scheduler),
+                # On the CPU whatever the device: the picture must not depend on the GPU's state.
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="latent",
+                callback_on_step_end=step_done,
+                callback_on_step_end_tensor_inputs=["latents"],
+            )
+        finally:
+            pipe.scheduler = self._own_scheduler
+        latents: Tensor = result.images
+        if not bool(torch.isfinite(latents).all()):
+            raise GenerationFailed("the latents are not finite: the weights and scales do not fit")
+        return latents
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """RGB picture of `latents` (1, C, h, w)."""
+        vae = self._model.pipe.vae
+        with upcast_where_needed(vae):
+            pixels = vae.decode(unscaled(latents, vae), return_dict=False)[0]
+        if not bool(torch.isfinite(pixels).all()):
+            raise GenerationFailed("the picture is not finite: the VAE overflowed")
+        return to_image(pixels[0])
+
+    def preview(self, latents: Tensor) -> str:
+        """A small JPEG of unfinished `latents` (1, C, h, w), base64."""
+        return self._previews.jpeg(latents)

@@ -1,0 +1,203 @@
+"""A model folder's weight files as tensors, as fast as the disk gives them.
+
+Duty: which files a diffusers folder's component has, and their bytes. Starts before torch is even
+imported, so that reading and importing go on side by side.
+Must not know: modules, pipelines, devices.
+
+Two ways:
+- read, by several threads at once, into memory that nothing else shares: for weights that go on
+  to a GPU or into a snapshot of this process, and for network volumes, where page faults read
+  little by little;
+- mapped (`mapping`): nothing is read before it is used, and nothing twice. For weights that stay
+  on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdxl_worker.loading.mapped_weights import MappedFile, MappedFiles
+
+if TYPE_CHECKING:
+    import torch
+
+# Component of an SDXL folder → stem of its weight files.
+COMPONENTS = {
+    "unet": "diffusion_pytorch_model",
+    "text_encoder_2": "model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+# What such a folder's index says its parts are.
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "tokenizer": "CLIPTokenizer",
+    "tokenizer_2": "CLIPTokenizer",
+}
+_PIPELINE = "StableDiffusionXLPipeline"
+_HEADER_MAX_BYTES = 100 * 2**20
+_CHUNK_BYTES = 32 * 2**20
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+class NotThere(Exception):
+    """The folder has no safetensors weights in the usual places: load it in the slow way."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file: its header, and where its bytes are going, or where they are."""
+
+    header: dict[str, Any]
+    memory: mmap.mmap | MappedFile
+    data_start: int
+    parts: list[Future[None]]
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        import torch
+
+        for future in self.parts:
+            future.result()
+        if isinstance(self.memory, MappedFile):
+            whole = self.memory.live()[self.data_start :]
+        else:
+            whole = torch.frombuffer(self.memory, dtype=torch.uint8)
+        for name, entry in self.header.items():
+            if name == "__metadata__":
+                continue
+            start, end = entry["data_offsets"]
+            kind = getattr(torch, _DTYPES[entry["dtype"]])
+            if end > whole.numel():
+                raise ValueError("a file of weights is shorter than it says")
+            part = whole[start:end]
+            if part.data_ptr() % kind.itemsize:
+                part = part.clone()  # files of old writers are not aligned
+            tensor = part.view(kind).view(entry["shape"])
+            yield name, tensor.to(dtype) if kind.is_floating_point else tensor
+
+
+class Reading:
+    """The weights of one folder, being read since this object was made.
+
+    Args:
+        folder: a diffusers pipeline's.
+        half: prefer the `fp16` variant where there is one.
+        mapped: map the files instead of reading them.
+
+    Attributes:
+        half: whether some of the files are that variant.
+        mapped: the files, if they are mapped.
+
+    Raises:
+        NotThere: a component has no safetensors file.
+    """
+
+    def __init__(self, folder: Path, *, half: bool, mapped: bool = False) -> None:
+        paths = {
+            name: _weight_files(folder / name, stem, half) for name, stem in COMPONENTS.items()
+        }
+        self.half = any(".fp16." in path.name for files in paths.values() for path in files)
+        threads = min(8, max(2, os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="weights")
+        begin = _map if mapped else self._begin
+        self._files = {name: [begin(path) for path in files] for name, files in paths.items()}
+        self._pool.shutdown(wait=False)
+        held = [file.memory for files in self._files.values() for file in files]
+        self.mapped: MappedFiles | None = None
+        if mapped:
+            self.mapped = MappedFiles([memory for memory in held if isinstance(memory, MappedFile)])
+
+    def tensors(self, component: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The component's weights by name, once they are read; floating ones as `dtype`.
+
+        They are views of memory of their own, or of the mapped file where it holds that dtype.
+        """
+        files = self._files.pop(component)
+        return {name: tensor for file in files for name, tensor in file.tensors(dtype)}
+
+    def _begin(self, path: Path) -> _File:
+        header, start, total = _header(path)
+        memory = mmap.mmap(-1, max(total, 1))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Fewer, larger pages: most of the time to fill fresh memory goes into making pages.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        parts = [
+            self._pool.submit(
+                _read_part, path, memory, start, place, min(_CHUNK_BYTES, total - place)
+            )
+            for place in range(0, total, _CHUNK_BYTES)
+        ]
+        return _File(header, memory, start, parts)
+
+
+def _map(path: Path) -> _File:
+    header, start, _ = _header(path)
+    return _File(header, MappedFile(path), start, [])
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The safetensors header, where the data starts, and how many bytes of it there are."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(_HEADER_MAX_BYTES, size - 8):
+            raise ValueError(f"{path.name} is no safetensors file")
+        return json.loads(file.read(length)), 8 + length, size - 8 - length
+
+
+def _read_part(path: Path, memory: mmap.mmap, start: int, place: int, count: int) -> None:
+    view = memoryview(memory)[place : place + count]
+    with path.open("rb", buffering=0) as file:
+        done = 0
+        while done < count:
+            got = os.preadv(file.fileno(), [view[done:]], start + place + done)
+            if got <= 0:
+                raise ValueError(f"{path.name} is shorter than it says")
+            done += got
+
+
+def _weight_files(folder: Path, stem: str, half: bool) -> list[Path]:
+    for variant in (".fp16", "") if half else ("",):
+        whole = folder / f"{stem}{variant}.safetensors"
+        if whole.is_file():
+            return [whole]
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return [folder / Path(shard).name for shard in shards]
+    raise NotThere(f"{folder.name} has no {stem}.safetensors")
+
+
+def is_plain_sdxl(folder: Path) -> bool:
+    """Whether the folder holds just the classes that `folder.pipeline_from_folder` builds."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(index, dict):
+        return False
+    return index.get("_class_name") == _PIPELINE and all(
+        isinstance(index.get(name), list) and index[name][-1] == cls
+        for name, cls in CLASSES.items()
+    )
+
+
+def start_reading(folder: Path, *, half: bool, mapped: bool = False) -> Reading | None:
+    """Begin to read the folder's weights; None if it is not one that can be loaded so."""
+    try:
+        return Reading(folder, half=half, mapped=mapped) if is_plain_sdxl(folder) else None
+    except (NotThere, ValueError, OSError):
+        return None
