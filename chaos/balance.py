@@ -104,9 +104,9 @@ def draw_up(settings: Settings, accepted: Mapping[str, uuid.UUID]) -> Balance:
     balance.orphans_swept = swept
     with psycopg.connect(conninfo) as connection:
         contents = {row[0]: row[1:] for row in connection.execute(_CONTENTS).fetchall()}
-        pieces = [_piece(row) for row in connection.execute(_PIECES).fetchall()]
+        images = [_image(row) for row in connection.execute(_PIECES).fetchall()]
         loras: dict[str, str] = dict(connection.execute(_LORAS).fetchall())
-        ends = connection.execute(_ENDS).fetchall()
+        waiters = connection.execute(_ENDS).fetchall()
         late = connection.execute("SELECT * FROM chaos_late").fetchall()
     _compare_contents(balance, set(accepted.values()), contents)
     for content_id, was, becomes, attempt in late:
@@ -114,15 +114,15 @@ def draw_up(settings: Settings, accepted: Mapping[str, uuid.UUID]) -> Balance:
             f"content {content_id} had ended ({was}) and was changed again (to {becomes}, "
             f"attempt {attempt})"
         )
-    for content_id, times in ends:
+    for content_id, times in waiters:
         balance.wrong.append(f"the end of content {content_id} was told {times} times")
     objects = _objects(settings)
-    _compare_objects(balance, pieces, loras, objects)
-    _compare_pictures(balance, contents, pieces, objects)
+    _compare_objects(balance, images, loras, objects)
+    _compare_pictures(balance, contents, images, objects)
     return balance
 
 
-def _piece(row: tuple[object, ...]) -> Piece:
+def _image(row: tuple[object, ...]) -> Piece:
     content_id, key, thumbnail, digest = row
     assert isinstance(content_id, uuid.UUID)
     return content_id, str(key), None if thumbnail is None else str(thumbnail), str(digest)
@@ -151,12 +151,12 @@ def _compare_contents(
 
 
 def _compare_objects(
-    balance: Balance, pieces: list[Piece], loras: Mapping[str, str], objects: Mapping[str, str]
+    balance: Balance, images: list[Piece], loras: Mapping[str, str], objects: Mapping[str, str]
 ) -> None:
     """Every object has its row and every row its object: pictures, thumbnails, LoRA files."""
-    thumbnails = {thumbnail for _, _, thumbnail, _ in pieces if thumbnail is not None}
+    thumbnails = {thumbnail for _, _, thumbnail, _ in images if thumbnail is not None}
     balance.thumbnails = len(thumbnails)
-    named = {key for _, key, _, _ in pieces} | thumbnails | loras.keys()
+    named = {key for _, key, _, _ in images} | thumbnails | loras.keys()
     for key in objects.keys() - named:
         balance.wrong.append(f"object {key} has no row")
     for key in named - objects.keys():
@@ -172,13 +172,13 @@ def _compare_objects(
 def _compare_pictures(
     balance: Balance,
     contents: Mapping[uuid.UUID, tuple[object, ...]],
-    pieces: list[Piece],
+    images: list[Piece],
     objects: Mapping[str, str],
 ) -> None:
     """Every success has one picture, of its last attempt, and the one that was asked for."""
     of_content: dict[uuid.UUID, list[Piece]] = {}
-    for piece in pieces:
-        of_content.setdefault(piece[0], []).append(piece)
+    for image in images:
+        of_content.setdefault(image[0], []).append(image)
     for content_id, (status, _, attempt, prompt, seed) in contents.items():
         mine = of_content.get(content_id, [])
         if len(mine) != (status == "succeeded"):

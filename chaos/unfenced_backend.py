@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from app.repositories.attempts import JobRepository
+from app.repositories.attempts import AttemptRepository
 from app.serve import main
 
 if __name__ == "__main__":
-    JobRepository.fence = "%(attempt)s > 0"
+    AttemptRepository.fence = "%(attempt)s > 0"
     sys.exit(main())

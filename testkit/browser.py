@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import psycopg
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import ConsoleMessage, Error, Page
 from starlette.datastructures import URL
 
 from app.core.security import key_digest, new_api_key
@@ -88,11 +88,16 @@ class Watch:
 
     def attach(self, page: Page) -> None:
         """Note what `page` does from now on."""
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "console",
-            lambda message: message.type == "error" and self.errors.append(message.text),
-        )
+
+        def on_error(error: Error) -> None:
+            self.errors.append(str(error))
+
+        def on_message(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                self.errors.append(message.text)
+
+        page.on("pageerror", on_error)
+        page.on("console", on_message)
         page.on("request", lambda request: self._note(request.url))
 
     def _note(self, url: str) -> None:

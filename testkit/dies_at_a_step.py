@@ -17,8 +17,8 @@ from sqlalchemy import make_url
 
 from app.core.settings import load_settings
 from app.main import create_app
-from app.repositories.attempts import JobRepository
-from app.repositories.contents import ContentRepository
+from app.repositories.attempts import AttemptRepository
+from app.repositories.contents import ContentStatements
 from app.services.storage import LocalStorage
 from app.startup import Prepared
 from testkit.backend import BASE_URL
@@ -28,14 +28,14 @@ BODY: dict[str, Any] = {"prompt": "a red apple", "num_images": 2, "seed": 7}
 KEY = {"Idempotency-Key": "asked-once"}
 # Step: (class, its method, which call of it, whether it is carried out before the end).
 STEPS: dict[str, tuple[type, str, int, bool]] = {
-    "before the acceptance is committed": (ContentRepository, "add", 1, True),
-    "before the claim": (JobRepository, "claim", 1, False),
-    "after the claim": (JobRepository, "claim", 1, True),
+    "before the acceptance is committed": (ContentStatements, "add", 1, True),
+    "before the claim": (AttemptRepository, "claim", 1, False),
+    "after the claim": (AttemptRepository, "claim", 1, True),
     "while the worker draws": (InferenceDouble, "generate", 1, True),
     "while the first picture is stored": (LocalStorage, "put", 1, False),
     "between two pictures": (LocalStorage, "put", 1, True),
-    "before the end is written": (JobRepository, "finish", 1, False),
-    "after the end is written": (JobRepository, "finish", 1, True),
+    "before the end is written": (AttemptRepository, "finish", 1, False),
+    "after the end is written": (AttemptRepository, "finish", 1, True),
 }
 
 

@@ -59,7 +59,7 @@ def tiny_model(
 ) -> TinyModel:
     """SDXL's blocks and layer counts, with small `widths` and `depths` of its levels."""
     torch.manual_seed(seed)
-    unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
+    unet: Any = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=widths,
         layers_per_block=2,

@@ -87,6 +87,7 @@ def backend_process(folder: Path, port: int, **environment: str) -> Iterator[Pro
     process = Process(
         [sys.executable, "-m", "app.serve"],
         folder.parent / "backend.log",
+        BACKEND,
         PORT=str(port),
         DATA_DIR=str(folder),
         **environment,

@@ -29,13 +29,13 @@ from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.schemas.common import Problem
 from app.services.avatars import AvatarService
-from app.services.contents.accepting import GenerationService
+from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
 from app.services.contents.listener import Listener
 from app.services.contents.queue import JobQueue
-from app.services.contents.waiters import Ends
+from app.services.contents.waiters import Waiters
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.storage import Storage, build_storage
@@ -73,15 +73,15 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services, close = await _start(
-            settings, prepared, ends, metrics, inference, storage
+            settings, prepared, waiters, metrics, inference, storage
         )
         try:
             yield
         finally:
-            ends.stopping = True
+            waiters.stopping = True
             await close()
 
-    ends = Ends()
+    waiters = Waiters()
     registry = CollectorRegistry()
     metrics = Metrics(registry, settings.daily_alert_usd)
     app = FastAPI(
@@ -90,7 +90,7 @@ def create_app(
         description="Avatars, LoRAs and pictures. Errors are application/problem+json.",
         lifespan=lifespan,
     )
-    app.state.ends = ends
+    app.state.waiters = waiters
     app.state.metrics = metrics
     install_error_handlers(app)
     app.add_middleware(KeyBeforeUpload, path=_UPLOAD)
@@ -130,7 +130,7 @@ def create_app(
 async def _start(
     settings: Settings,
     prepared: Prepared,
-    ends: Ends,
+    waiters: Waiters,
     metrics: Metrics,
     inference: Inference | None,
     storage: Storage | None,
@@ -146,13 +146,13 @@ async def _start(
         inference = TracedInference(inference)
         stack.push_async_callback(inference.aclose)
         base_model = BaseModel(inference, database, settings.modal_endpoint_url or "none")
-        generations = GenerationService(database, storage, base_model, inference, ends)
+        contents = ContentService(database, storage, base_model, inference, waiters)
         drawing = Drawing(
             settings,
             database,
             storage,
             inference,
-            on_end=metrics.on_end(ends.announce),
+            on_end=metrics.on_end(waiters.announce),
             gpu=lambda: base_model.known.gpu if base_model.known else None,
         )
         queue = JobQueue(
@@ -162,8 +162,8 @@ async def _start(
             prepared.revive,
             chores(settings, database, storage, metrics),
         )
-        generations.queue = queue
-        listener = Listener(database.conninfo, ends.announce, drawing.stop)
+        contents.queue = queue
+        listener = Listener(database.conninfo, waiters.announce, drawing.stop)
         listener.start()
         stack.push_async_callback(listener.stop)
         await base_model.look()
@@ -182,11 +182,11 @@ async def _start(
             database=database,
             storage=storage,
             base_model=base_model,
-            generations=generations,
+            contents=contents,
             loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
             avatars=AvatarService(database),
             batches=BatchService(database),
-            events=EventService(database, ends),
+            events=EventService(database, waiters),
             queue=queue,
         )
         return services, stack.pop_all().aclose

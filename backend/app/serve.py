@@ -18,18 +18,18 @@ from app.core.logging import configure_logging
 from app.core.settings import Settings, SettingsError, load_settings
 from app.core.tracing import configure_tracing
 from app.main import create_app
-from app.services.contents.waiters import Ends
+from app.services.contents.waiters import Waiters
 from app.startup import Prepared, StartRefused, prepare
 
 
 class _Server(uvicorn.Server):
     """Wakes those who wait for a picture as soon as a stop is asked for."""
 
-    ends: Ends
+    waiters: Waiters
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
-        self.ends.stopping = True
+        self.waiters.stopping = True
         super().handle_exit(sig, frame)
 
 
@@ -55,7 +55,7 @@ def serve(settings: Settings, prepared: Prepared) -> int:
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
     )
     server = _Server(config)
-    server.ends = app.state.ends
+    server.waiters = app.state.waiters
     server.run()
     return 0 if server.started else 1
 

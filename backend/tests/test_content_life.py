@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from app.models import Generation
-from app.repositories.attempts import JobRepository
+from app.models import Content
+from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
 from app.services.contents import attempt as drawing
 from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
@@ -109,19 +109,19 @@ async def test_a_stop_whose_announcement_was_lost_is_seen_at_the_next_progress(
 async def test_a_stop_between_the_claim_and_the_call_to_the_worker_is_not_missed(
     start_backend: StartBackend, inference: InferenceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = JobRepository.claim
+    claim = AttemptRepository.claim
     async with start_backend() as backend:
 
         async def claim_then_cancel(
-            self: JobRepository, content_id: uuid.UUID
-        ) -> Generation | None:
+            self: AttemptRepository, content_id: uuid.UUID
+        ) -> Content | None:
             claimed = await claim(self, content_id)
             answer = await backend.http.post(f"{CONTENT}/{content_id}/cancel")
             assert answer.json()["status"] == "running"
             await asyncio.sleep(0.5)  # its announcement arrives
             return claimed
 
-        monkeypatch.setattr(JobRepository, "claim", claim_then_cancel)
+        monkeypatch.setattr(AttemptRepository, "claim", claim_then_cancel)
         content = await backend.generate(expected=202, headers=ASYNC)
         assert (await ended(backend, content["id"]))["status"] == "cancelled"
     assert inference.requests == []

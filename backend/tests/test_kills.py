@@ -58,8 +58,8 @@ async def test_a_job_ends_once_wherever_its_server_was_killed(
 
         plain = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(plain, autocommit=True) as connection:
-            ends = "SELECT count(*) FROM generation_event WHERE type = 'succeeded'"
-            assert connection.execute(ends).fetchone() == (1,)
+            waiters = "SELECT count(*) FROM generation_event WHERE type = 'succeeded'"
+            assert connection.execute(waiters).fetchone() == (1,)
             jobs = "SELECT count(*) FROM procrastinate_jobs WHERE queue_name = 'content'"
             while connection.execute(jobs).fetchone() != (0,):
                 await asyncio.sleep(0.1)  # a dead server's job is taken over, and found done

@@ -12,8 +12,8 @@ from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
 from app.core.settings import Settings
-from app.repositories.attempts import JobRepository
-from app.services.contents import accepting as generation
+from app.repositories.attempts import AttemptRepository
+from app.services.contents import accepting as content
 from app.services.contents.drafts import Draft
 from app.services.storage import LocalStorage
 from testkit.backend import Backend, StartBackend
@@ -45,14 +45,14 @@ async def test_an_avatar_that_goes_while_a_content_is_accepted_is_a_404(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     avatar_id = ""
-    draft_content = generation.draft_content
+    draft_content = content.draft_content
 
     async def draft_then_remove(*arguments: Any) -> Draft:
         draft = await draft_content(*arguments)
         await backend.http.delete(f"{AVATARS}/{avatar_id}")
         return draft
 
-    monkeypatch.setattr(generation, "draft_content", draft_then_remove)
+    monkeypatch.setattr(content, "draft_content", draft_then_remove)
     for path, body in (("generate", {"prompt": "x"}), ("batch", {"prompts": ["x"]})):
         made = await backend.http.post(AVATARS, json={"name": "Ann", "base_prompt": "Ann"})
         avatar_id = made.json()["id"]
@@ -64,13 +64,13 @@ async def test_an_avatar_that_goes_while_a_content_is_accepted_is_a_404(
 async def test_a_picture_whose_end_was_written_but_not_heard_of_keeps_its_file(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = JobRepository.finish
+    finish = AttemptRepository.finish
 
-    async def finish_then_break(self: JobRepository, *arguments: Any) -> bool:
+    async def finish_then_break(self: AttemptRepository, *arguments: Any) -> bool:
         assert await finish(self, *arguments)
         raise psycopg.OperationalError("the connection broke")
 
-    monkeypatch.setattr(JobRepository, "finish", finish_then_break)
+    monkeypatch.setattr(AttemptRepository, "finish", finish_then_break)
     content = await backend.generate()
     assert content["status"] == "succeeded"
     picture = await backend.http.get(content["images"][0]["url"])
@@ -135,7 +135,7 @@ async def test_what_is_accepted_stays_so_when_the_database_goes_away_during_the_
         raise OperationalError("SELECT", {}, Exception("the connection was closed"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend.app.state.services.generations, "wait", lose)
+        patch.setattr(backend.app.state.services.contents, "wait", lose)
         answer = await backend.http.post(f"{CONTENT}/generate", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
     place = answer.headers["location"]

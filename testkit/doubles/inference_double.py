@@ -65,13 +65,15 @@ class InferenceDouble:
     ) -> InferenceOutcome:
         request = await build_request()
         self.requests.append(request)
-        for event in self.events if on_event else []:
-            await on_event(event)
+        if on_event is not None:
+            for event in self.events:
+                await on_event(event)
         await self.gate.wait()
         if request_id in self.cancelled:
             raise Cancelled("stopped")
         if self.failures:
             raise self.failures.pop(0)
+        assert request.seed is not None
         seeds = [request.seed + n for n in range(request.num_images)]
         images = [draw_png(request, seed) for seed in seeds]
         result = GenerateResult(

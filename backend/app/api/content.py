@@ -15,7 +15,7 @@ from app.api.deps import CallerDep, OwnerDep, ServicesDep
 from app.core.cursor import CURSOR
 from app.core.db import DATABASE_LOST
 from app.core.errors import NotFound
-from app.models import Generation, Status
+from app.models import Content, Status
 from app.schemas.common import Page
 from app.schemas.content import (
     BatchAccepted,
@@ -89,21 +89,21 @@ async def generate(
 ) -> ContentOut:
     """Ask for a picture: 200 with the content when it ended within the wait, else 202."""
     owner = caller.owner
-    accepted = await services.generations.accept(owner, asked, idempotency_key, caller.allowance)
-    generation = accepted.generation
+    accepted = await services.contents.accept(owner, asked, idempotency_key, caller.allowance)
+    content = accepted.content
     seconds, applied = wait_seconds(prefer or (), services.settings.sync_wait_seconds)
     if seconds > 0:
         # It is accepted: without the database it is still so, and a 503 would have it asked again.
         with contextlib.suppress(*DATABASE_LOST):
-            await services.generations.wait(generation.id, seconds, is_new=accepted.is_new)
-            generation = await services.generations.get(owner, generation.id)
-    if not Status(generation.status).is_final:
+            await services.contents.wait(content.id, seconds, is_new=accepted.is_new)
+            content = await services.contents.get(owner, content.id)
+    if not Status(content.status).is_final:
         response.status_code = status.HTTP_202_ACCEPTED
         response.headers["Retry-After"] = "1"
-    response.headers["Location"] = f"/api/v1/content/{generation.id}"
+    response.headers["Location"] = f"/api/v1/content/{content.id}"
     if applied is not None:
         response.headers["Preference-Applied"] = applied
-    return _out(services, generation)
+    return _out(services, content)
 
 
 @router.post("/batch", status_code=202)
@@ -115,7 +115,7 @@ async def generate_batch(
     idempotency_key: IdempotencyKey,
 ) -> BatchAccepted:
     """Ask for many pictures; all are accepted, or none."""
-    batch, ids = await services.generations.accept_batch(
+    batch, ids = await services.contents.accept_batch(
         caller.owner, asked, idempotency_key, caller.allowance
     )
     response.headers["Location"] = f"/api/v1/content/batch/{batch.id}"
@@ -148,7 +148,7 @@ async def list_contents(
     cursor: Cursor = None,
 ) -> Page[ContentOut]:
     """Contents, newest first."""
-    rows, next_cursor = await services.generations.page(
+    rows, next_cursor = await services.contents.page(
         owner,
         limit=limit,
         cursor=cursor,
@@ -162,13 +162,13 @@ async def list_contents(
 @router.get("/{content_id:uuid}")
 async def read_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> ContentOut:
     """One content; its URLs are signed anew."""
-    return _out(services, await services.generations.get(owner, content_id))
+    return _out(services, await services.contents.get(owner, content_id))
 
 
 @router.delete("/{content_id:uuid}", status_code=204)
 async def delete_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove a content and its pictures."""
-    await services.generations.delete(owner, content_id)
+    await services.contents.delete(owner, content_id)
 
 
 @router.post("/{content_id:uuid}/cancel", status_code=202)
@@ -176,7 +176,7 @@ async def cancel_content(
     content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep
 ) -> ContentOut:
     """Stop a content: at once where it waits, within a step where it is being drawn."""
-    return _out(services, await services.generations.cancel(owner, content_id))
+    return _out(services, await services.contents.cancel(owner, content_id))
 
 
 @router.post("/{content_id:uuid}/replay", status_code=202)
@@ -184,19 +184,19 @@ async def replay_content(
     content_id: uuid.UUID, caller: CallerDep, services: ServicesDep, response: Response
 ) -> ContentOut:
     """The same request, its seed included, again."""
-    generation = await services.generations.replay(caller.owner, content_id, caller.allowance)
-    response.headers["Location"] = f"/api/v1/content/{generation.id}"
-    return _out(services, generation)
+    content = await services.contents.replay(caller.owner, content_id, caller.allowance)
+    response.headers["Location"] = f"/api/v1/content/{content.id}"
+    return _out(services, content)
 
 
-async def _own_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> Generation:
+async def _own_content(content_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> Content:
     """The content, looked up before the stream begins, so that a wrong id is still a 404."""
-    return await services.generations.get(owner, content_id)
+    return await services.contents.get(owner, content_id)
 
 
 @router.get("/{content_id:uuid}/events", response_class=EventSourceResponse)
 async def follow_content(
-    content: Annotated[Generation, Depends(_own_content)],
+    content: Annotated[Content, Depends(_own_content)],
     owner: OwnerDep,
     services: ServicesDep,
     last_event_id: Annotated[str, Header()] = "",
@@ -208,7 +208,7 @@ async def follow_content(
         data: dict[str, Any] = event.data
         if event.is_final:
             try:
-                shown = _out(services, await services.generations.get(owner, content.id))
+                shown = _out(services, await services.contents.get(owner, content.id))
             except NotFound:
                 return
             data = {"content": shown.model_dump(mode="json")}
@@ -221,5 +221,5 @@ async def follow_content(
         )
 
 
-def _out(services: ServicesDep, generation: Generation) -> ContentOut:
-    return content_out(generation, services.storage, services.settings.image_url_seconds)
+def _out(services: ServicesDep, content: Content) -> ContentOut:
+    return content_out(content, services.storage, services.settings.image_url_seconds)

@@ -23,7 +23,7 @@ from app.core.settings import Settings
 from app.models import LOCAL_OWNER
 from app.repositories.api_keys import CallerRepository
 from app.services.avatars import AvatarService
-from app.services.contents.accepting import GenerationService
+from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
 from app.services.contents.queue import JobQueue
@@ -51,7 +51,7 @@ class Services:
     database: Database
     storage: Storage
     base_model: BaseModel
-    generations: GenerationService
+    contents: ContentService
     loras: LoraService
     avatars: AvatarService
     batches: BatchService

@@ -6,8 +6,8 @@ from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.call_rate import CallRate
-from app.models.content import Generation, GenerationEvent, Status
-from app.models.image import ContentPiece
+from app.models.content import Content, GenerationEvent, Status
+from app.models.image import Image
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
 from app.models.removed_cost import RemovedCost
@@ -19,9 +19,9 @@ __all__ = [
     "Base",
     "Batch",
     "CallRate",
-    "ContentPiece",
-    "Generation",
+    "Content",
     "GenerationEvent",
+    "Image",
     "LoraModel",
     "PageSession",
     "RemovedCost",

@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import Base, Created, Json, JsonList, LongText, Moment, UuidPk
-from app.models.image import ContentPiece
+from app.models.image import Image
 
 
 class Status(StrEnum):
@@ -32,7 +32,7 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
-class Generation(Base):
+class Content(Base):
     """One accepted request; `parameters` holds every value resolved, the seed included."""
 
     __tablename__ = "generation"
@@ -93,8 +93,8 @@ class Generation(Base):
     started_at: Mapped[Moment | None]
     finished_at: Mapped[Moment | None] = mapped_column(index=True)
 
-    pieces: Mapped[list[ContentPiece]] = relationship(
-        order_by=ContentPiece.position, lazy="raise", passive_deletes=True
+    images: Mapped[list[Image]] = relationship(
+        order_by=Image.position, lazy="raise", passive_deletes=True
     )
 
 

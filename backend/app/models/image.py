@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Created, UuidPk
 
 
-class ContentPiece(Base):
+class Image(Base):
     """Its bytes lie in the object store under `object_key`; sides in px."""
 
     __tablename__ = "content_piece"

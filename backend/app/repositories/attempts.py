@@ -14,7 +14,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
-from app.models import ContentPiece, Generation, Status
+from app.models import Content, Image, Status
 from app.models.base import utc_now
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, typed
 from app.repositories.contents import as_generation
@@ -44,7 +44,7 @@ _ORPHANS = f"""
 """
 
 
-class JobRepository:
+class AttemptRepository:
     """Steps of jobs."""
 
     # What must be true of a row for an attempt's end to be written.
@@ -64,7 +64,7 @@ class JobRepository:
         query = "SELECT cancel_requested_at IS NOT NULL FROM generation WHERE id = %(content_id)s"
         return bool(await fetch_value(self._connection, query, {"content_id": content_id}))
 
-    async def claim(self, content_id: uuid.UUID) -> Generation | None:
+    async def claim(self, content_id: uuid.UUID) -> Content | None:
         """Begin a new attempt; None where there is nothing left to do.
 
         Taking up a `running` content is right: its last runner is held for dead, and if it wakes,
@@ -80,18 +80,18 @@ class JobRepository:
         content_id: uuid.UUID,
         attempt: int,
         values: Mapping[str, Any],
-        pieces: Sequence[ContentPiece] = (),
+        images: Sequence[Image] = (),
     ) -> bool:
         """Write a final state, its pictures and its event. False: another attempt holds it."""
         rows = await fetch_rows(
             self._connection,
             _finish(self.fence, tuple(values)),
             {
-                **as_values(Generation, values),
+                **as_values(Content, values),
                 "content_id": content_id,
                 "attempt": attempt,
                 "finished_at": utc_now(),
-                "pieces": Jsonb([_as_json(piece) for piece in pieces]),
+                "pieces": Jsonb([_as_json(image) for image in images]),
                 "message": f"{END}{content_id}",
             },
         )
@@ -130,7 +130,7 @@ def _finish(fence: str, names: tuple[str, ...]) -> str:
         ), pictures AS (
             INSERT INTO content_piece ({listed(PIECE)})
             SELECT {listed(PIECE, "p.")}
-            FROM held, jsonb_to_recordset(%(pieces)s) AS p({typed(ContentPiece)})
+            FROM held, jsonb_to_recordset(%(pieces)s) AS p({typed(Image)})
         ), gone AS (
             DELETE FROM generation_event e USING held
             WHERE e.generation_id = held.id AND e.type IN {PASSING}
@@ -142,8 +142,8 @@ def _finish(fence: str, names: tuple[str, ...]) -> str:
     """
 
 
-def _as_json(piece: ContentPiece) -> dict[str, Any]:
-    values = {name: getattr(piece, name) for name in PIECE}
+def _as_json(image: Image) -> dict[str, Any]:
+    values = {name: getattr(image, name) for name in PIECE}
     for name in ("id", "generation_id"):
         values[name] = str(values[name])
-    return values | {"created_at": piece.created_at.isoformat()}
+    return values | {"created_at": image.created_at.isoformat()}

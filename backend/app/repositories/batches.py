@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.models import Batch, Generation
+from app.models import Batch, Content
 
 
 class BatchRepository:
@@ -47,10 +47,10 @@ class BatchRepository:
         """How many contents of each batch are in which state."""
         found: dict[uuid.UUID, dict[str, int]] = {batch_id: {} for batch_id in ids}
         rows = await self._session.execute(
-            select(Batch.id, Generation.status, func.count())
-            .join(Generation, Generation.batch_id == Batch.id)
+            select(Batch.id, Content.status, func.count())
+            .join(Content, Content.batch_id == Batch.id)
             .where(Batch.id.in_(ids))
-            .group_by(Batch.id, Generation.status)
+            .group_by(Batch.id, Content.status)
         )
         for batch_id, status, count in rows:
             found[batch_id][status] = count
@@ -65,8 +65,8 @@ class BatchRepository:
     async def content_ids(self, batch_id: uuid.UUID) -> Sequence[uuid.UUID]:
         """Its contents that are still there, in the order that they were asked for."""
         rows = await self._session.scalars(
-            select(Generation.id)
-            .where(Generation.batch_id == batch_id, Generation.owner == self._owner)
-            .order_by(Generation.created_at, Generation.id)
+            select(Content.id)
+            .where(Content.batch_id == batch_id, Content.owner == self._owner)
+            .order_by(Content.created_at, Content.id)
         )
         return rows.all()

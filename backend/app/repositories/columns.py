@@ -11,10 +11,10 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql import JSONB, dialect
 
-from app.models import Base, ContentPiece, Generation
+from app.models import Base, Content, Image
 
-GENERATION = tuple(Generation.__table__.columns.keys())
-PIECE = tuple(ContentPiece.__table__.columns.keys())
+GENERATION = tuple(Content.__table__.columns.keys())
+PIECE = tuple(Image.__table__.columns.keys())
 _POSTGRESQL = dialect()  # type: ignore[no-untyped-call]
 
 

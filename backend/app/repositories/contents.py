@@ -1,15 +1,23 @@
-"""SQL that is on every picture's way, spoken to the driver itself.
+"""SQL of the contents: listing, holding, removing; and what is on every picture's way.
 
-Rows become `Generation`s that belong to no session.
+`ContentStatements` speaks to the driver itself.
+
+Rows become `Content`s that belong to no session.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
+from sqlalchemy import delete, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
 from app.core.db import DriverConnection, fetch_rows, fetch_value
-from app.models import ContentPiece, Generation
+from app.models import Content, Image, Status
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters
 
 _ADD = f"INSERT INTO generation ({listed(GENERATION)}) VALUES ({parameters(GENERATION)})"
@@ -30,19 +38,19 @@ _USUAL_USD = """
 """
 
 
-class ContentRepository:
+class ContentStatements:
     """Contents of one owner."""
 
     def __init__(self, connection: DriverConnection, owner: str) -> None:
         self._connection = connection
         self._owner = owner
 
-    async def add(self, generation: Generation) -> None:
+    async def add(self, content: Content) -> None:
         """Insert; raises psycopg's IntegrityError where its idempotency key was used meanwhile."""
-        values = {name: getattr(generation, name) for name in GENERATION}
-        await self._connection.execute(_ADD.encode(), as_values(Generation, values))
+        values = {name: getattr(content, name) for name in GENERATION}
+        await self._connection.execute(_ADD.encode(), as_values(Content, values))
 
-    async def get(self, content_id: uuid.UUID) -> Generation | None:
+    async def get(self, content_id: uuid.UUID) -> Content | None:
         """One, with its pictures."""
         rows = await fetch_rows(
             self._connection, _GET, {"content_id": content_id, "owner": self._owner}
@@ -52,7 +60,7 @@ class ContentRepository:
         return as_generation(
             rows[0],
             [
-                ContentPiece(**{name: row[_PIECE_PREFIX + name] for name in PIECE})
+                Image(**{name: row[_PIECE_PREFIX + name] for name in PIECE})
                 for row in rows
                 if row[f"{_PIECE_PREFIX}id"] is not None
             ],
@@ -64,6 +72,66 @@ class ContentRepository:
         return None if mean is None else float(mean)
 
 
-def as_generation(row: dict[str, Any], pieces: list[ContentPiece]) -> Generation:
+def as_generation(row: dict[str, Any], images: list[Image]) -> Content:
     """A row with all of its table's columns."""
-    return Generation(**{name: row[name] for name in GENERATION}, pieces=pieces)
+    return Content(**{name: row[name] for name in GENERATION}, images=images)
+
+
+class ContentRepository:
+    """Contents of one owner."""
+
+    def __init__(self, session: AsyncSession, owner: str) -> None:
+        self._session = session
+        self._owner = owner
+
+    async def locked(self, content_id: uuid.UUID) -> Content | None:
+        """One, with its pictures, held until the transaction's end."""
+        return await self._session.scalar(
+            select(Content)
+            .where(Content.id == content_id, Content.owner == self._owner)
+            .options(selectinload(Content.images))
+            .with_for_update(of=Content)
+        )
+
+    async def by_idempotency_key(self, key: str) -> Content | None:
+        """The one that was accepted with this key, with its pictures."""
+        return await self._session.scalar(
+            select(Content)
+            .where(Content.owner == self._owner, Content.idempotency_key == key)
+            .options(selectinload(Content.images))
+        )
+
+    async def page(
+        self,
+        *,
+        limit: int,
+        after: tuple[datetime, uuid.UUID] | None,
+        avatar_id: uuid.UUID | None,
+        status: Status | None,
+        batch_id: uuid.UUID | None = None,
+    ) -> Sequence[Content]:
+        """Newest first; `after` is the last one of the page before."""
+        query = select(Content).where(Content.owner == self._owner)
+        if avatar_id is not None:
+            query = query.where(Content.avatar_id == avatar_id)
+        if batch_id is not None:
+            query = query.where(Content.batch_id == batch_id)
+        if status is not None:
+            query = query.where(Content.status == status)
+        if after is not None:
+            query = query.where(tuple_(Content.created_at, Content.id) < after)
+        rows = await self._session.scalars(
+            query.order_by(Content.created_at.desc(), Content.id.desc())
+            .limit(limit)
+            .options(selectinload(Content.images))
+        )
+        return rows.all()
+
+    async def delete(self, content_id: uuid.UUID) -> tuple[Content, list[str]] | None:
+        """Remove one. Returns what it was and its objects' keys; None where it is not there."""
+        content = await self.locked(content_id)
+        if content is None:
+            return None
+        keys = [key for image in content.images for key in image.keys]
+        await self._session.execute(delete(Content).where(Content.id == content_id))
+        return content, keys

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
-from app.models import Generation, RemovedCost, Status
+from app.models import Content, RemovedCost, Status
 
 _OPEN = (Status.QUEUED, Status.RUNNING)
 _FEW = 20
@@ -63,11 +63,11 @@ class LimitRepository:
         """What `owner` uses; of contents since a moment the actual cost, else the estimate."""
         open_contents = await self._session.scalar(
             select(func.count())
-            .select_from(Generation)
+            .select_from(Content)
             .where(
-                Generation.owner == owner,
-                Generation.finished_at.is_(None),
-                Generation.status.in_(_OPEN),
+                Content.owner == owner,
+                Content.finished_at.is_(None),
+                Content.status.in_(_OPEN),
             )
         )
         return Use(open_contents or 0, await self._usd(owner, since))
@@ -75,9 +75,9 @@ class LimitRepository:
     async def _usd(self, owner: str, since: datetime) -> float:
         rows = await self._session.execute(
             select(
-                func.sum(Generation.cost_usd),
-                func.sum(Generation.estimated_usd).filter(Generation.status.in_(_OPEN)),
-            ).where(Generation.owner == owner, Generation.created_at >= since)
+                func.sum(Content.cost_usd),
+                func.sum(Content.estimated_usd).filter(Content.status.in_(_OPEN)),
+            ).where(Content.owner == owner, Content.created_at >= since)
         )
         actual, expected = rows.one()
         removed = await self._session.scalar(
@@ -99,9 +99,9 @@ class LimitRepository:
     async def usual_seconds(self, owner: str) -> float | None:
         """Mean seconds of the owner's last contents, from their start to their end."""
         last = (
-            select((Generation.finished_at - Generation.started_at).label("took"))
-            .where(Generation.owner == owner, Generation.status == Status.SUCCEEDED)
-            .order_by(Generation.created_at.desc())
+            select((Content.finished_at - Content.started_at).label("took"))
+            .where(Content.owner == owner, Content.status == Status.SUCCEEDED)
+            .order_by(Content.created_at.desc())
             .limit(bindparam("few", _FEW))
             .subquery()
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.models import Avatar, Generation, LoraModel, Status
+from app.models import Avatar, Content, LoraModel, Status
 
 
 class LoraRepository:
@@ -71,10 +71,10 @@ class LoraRepository:
         )
         contents = await self._session.scalar(
             select(func.count())
-            .select_from(Generation)
+            .select_from(Content)
             .where(
-                Generation.status.in_([Status.QUEUED, Status.RUNNING]),
-                Generation.loras.contains([{"lora_model_id": str(lora_id)}]),
+                Content.status.in_([Status.QUEUED, Status.RUNNING]),
+                Content.loras.contains([{"lora_model_id": str(lora_id)}]),
             )
         )
         return avatars or 0, contents or 0

@@ -14,8 +14,8 @@ from sqlalchemy.orm import selectinload
 from app.models import (
     Batch,
     CallRate,
-    ContentPiece,
-    Generation,
+    Content,
+    Image,
     LoraModel,
     PageSession,
     RemovedCost,
@@ -43,17 +43,17 @@ class MaintenanceRepository:
     async def remove_ended_before(self, moment: datetime, limit: int) -> tuple[int, list[str]]:
         """Remove at most `limit` contents that ended before; (how many, their objects' keys)."""
         rows = await self._session.scalars(
-            select(Generation)
-            .where(Generation.finished_at < moment)
-            .order_by(Generation.finished_at)
+            select(Content)
+            .where(Content.finished_at < moment)
+            .order_by(Content.finished_at)
             .limit(limit)
-            .options(selectinload(Generation.pieces))
-            .with_for_update(skip_locked=True, of=Generation)
+            .options(selectinload(Content.images))
+            .with_for_update(skip_locked=True, of=Content)
         )
         old = rows.all()
-        keys = [key for content in old for piece in content.pieces for key in piece.keys]
+        keys = [key for content in old for image in content.images for key in image.keys]
         await self._session.execute(
-            delete(Generation).where(Generation.id.in_([content.id for content in old]))
+            delete(Content).where(Content.id.in_([content.id for content in old]))
         )
         return len(old), keys
 
@@ -70,32 +70,32 @@ class MaintenanceRepository:
             await self._session.execute(
                 delete(Batch).where(
                     Batch.created_at < batches_before,
-                    ~exists().where(Generation.batch_id == Batch.id),
+                    ~exists().where(Content.batch_id == Batch.id),
                 )
             )
 
     async def known_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that a row names."""
         wanted = list(keys)
-        pieces = await self._session.scalars(
-            select(ContentPiece.object_key).where(ContentPiece.object_key.in_(wanted))
+        images = await self._session.scalars(
+            select(Image.object_key).where(Image.object_key.in_(wanted))
         )
         thumbnails = await self._session.scalars(
-            select(ContentPiece.thumbnail_key).where(ContentPiece.thumbnail_key.in_(wanted))
+            select(Image.thumbnail_key).where(Image.thumbnail_key.in_(wanted))
         )
         loras = await self._session.scalars(
             select(LoraModel.object_key).where(LoraModel.object_key.in_(wanted))
         )
-        return set(pieces) | {key for key in thumbnails if key is not None} | set(loras)
+        return set(images) | {key for key in thumbnails if key is not None} | set(loras)
 
     async def piece_keys(
         self, before: datetime, after: uuid.UUID | None, limit: int
     ) -> Sequence[tuple[uuid.UUID, list[str]]]:
         """(id, objects' keys) of pictures made before a moment, in the order of their ids."""
-        query = select(ContentPiece).where(ContentPiece.created_at < before)
+        query = select(Image).where(Image.created_at < before)
         if after is not None:
-            query = query.where(ContentPiece.id > after)
-        rows = await self._session.scalars(query.order_by(ContentPiece.id).limit(limit))
+            query = query.where(Image.id > after)
+        rows = await self._session.scalars(query.order_by(Image.id).limit(limit))
         return [(row.id, row.keys) for row in rows]
 
     async def lora_keys(self, before: datetime) -> Sequence[str]:
@@ -110,20 +110,18 @@ class MaintenanceRepository:
         row = (
             await self._session.execute(
                 select(
-                    func.count().filter(Generation.status == Status.QUEUED),
-                    func.count().filter(Generation.status == Status.RUNNING),
+                    func.count().filter(Content.status == Status.QUEUED),
+                    func.count().filter(Content.status == Status.RUNNING),
                     func.extract(
                         "epoch",
                         func.now()
-                        - func.min(Generation.created_at).filter(
-                            Generation.status == Status.QUEUED
-                        ),
+                        - func.min(Content.created_at).filter(Content.status == Status.QUEUED),
                     ),
-                ).where(Generation.finished_at.is_(None), Generation.status.in_(_OPEN))
+                ).where(Content.finished_at.is_(None), Content.status.in_(_OPEN))
             )
         ).one()
         usd = await self._session.scalar(
-            select(func.sum(Generation.cost_usd)).where(Generation.finished_at >= today)
+            select(func.sum(Content.cost_usd)).where(Content.finished_at >= today)
         )
         removed = await self._session.scalar(
             select(func.sum(RemovedCost.usd)).where(RemovedCost.day >= today.date())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from app.models import Batch, Generation, Status
+from app.models import Batch, Content, Status
 from app.schemas.common import NUMBER, VISIBLE, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
@@ -177,58 +177,58 @@ class ContentOut(BaseModel):
     finished_at: datetime | None
 
 
-def content_out(generation: Generation, storage: Storage, image_url_seconds: int) -> ContentOut:
+def content_out(content: Content, storage: Storage, image_url_seconds: int) -> ContentOut:
     """`generation` with its pictures, as the API shows it; every URL signed now."""
     images = [
         ImageOut(
-            url=storage.image_url(piece.object_key, image_url_seconds),
+            url=storage.image_url(image.object_key, image_url_seconds),
             thumbnail_url=None
-            if piece.thumbnail_key is None
-            else storage.image_url(piece.thumbnail_key, image_url_seconds),
-            seed=piece.seed,
-            width=piece.width,
-            height=piece.height,
-            sha256=piece.sha256,
+            if image.thumbnail_key is None
+            else storage.image_url(image.thumbnail_key, image_url_seconds),
+            seed=image.seed,
+            width=image.width,
+            height=image.height,
+            sha256=image.sha256,
         )
-        for piece in generation.pieces
+        for image in content.images
     ]
     cost = None
-    if generation.cost_seconds is not None:
+    if content.cost_seconds is not None:
         cost = CostOut(
-            usd=generation.cost_usd,
-            gpu=generation.cost_gpu,
-            seconds=generation.cost_seconds,
-            parts=_cost_parts(generation),
+            usd=content.cost_usd,
+            gpu=content.cost_gpu,
+            seconds=content.cost_seconds,
+            parts=_cost_parts(content),
         )
-    reports = {report["sha256"]: report for report in generation.lora_reports or []}
+    reports = {report["sha256"]: report for report in content.lora_reports or []}
     return ContentOut(
-        id=generation.id,
-        status=Status(generation.status),
-        prompt=generation.prompt,
-        negative_prompt=generation.negative_prompt,
-        avatar_id=generation.avatar_id,
-        batch_id=generation.batch_id,
+        id=content.id,
+        status=Status(content.status),
+        prompt=content.prompt,
+        negative_prompt=content.negative_prompt,
+        avatar_id=content.avatar_id,
+        batch_id=content.batch_id,
         image_url=images[0].url if images else None,
         images=images,
-        parameters=generation.parameters,
-        loras=[{**reports.get(lora["sha256"], {}), **lora} for lora in generation.loras],
-        timings=generation.timings,
+        parameters=content.parameters,
+        loras=[{**reports.get(lora["sha256"], {}), **lora} for lora in content.loras],
+        timings=content.timings,
         cost=cost,
-        error=None if generation.error is None else ErrorOut(**generation.error),
-        model_clean=generation.model_clean,
-        created_at=generation.created_at,
-        started_at=generation.started_at,
-        finished_at=generation.finished_at,
+        error=None if content.error is None else ErrorOut(**content.error),
+        model_clean=content.model_clean,
+        created_at=content.created_at,
+        started_at=content.started_at,
+        finished_at=content.finished_at,
     )
 
 
-def _cost_parts(generation: Generation) -> dict[str, CostPart] | None:
-    if generation.cost_parts is None:
+def _cost_parts(content: Content) -> dict[str, CostPart] | None:
+    if content.cost_parts is None:
         return None
     per_second = None
-    if generation.cost_usd is not None and generation.cost_seconds:
-        per_second = generation.cost_usd / generation.cost_seconds
+    if content.cost_usd is not None and content.cost_seconds:
+        per_second = content.cost_usd / content.cost_seconds
     return {
         name: CostPart(usd=None if per_second is None else per_second * seconds, seconds=seconds)
-        for name, seconds in generation.cost_parts.items()
+        for name, seconds in content.cost_parts.items()
     }

@@ -43,7 +43,7 @@ from sdxl_worker.drawing.schedulers import scheduler_name
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.fetching.lora_source import Origin, lora_report
 from sdxl_worker.line.lane import Lane
-from sdxl_worker.line.registry import Job, JobBook
+from sdxl_worker.line.registry import Job, Registry
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, too_little_for
 from sdxl_worker.loading.pipeline import LoadedModel, load_model
 from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
@@ -91,7 +91,7 @@ class Engine:
         self._ready: Ready | None = None
         self._failure: ContractError | None = None
         self.metrics = Metrics()
-        self.jobs = JobBook(settings.result_keep_seconds, settings.result_keep_bytes)
+        self.jobs = Registry(settings.result_keep_seconds, settings.result_keep_bytes)
         self._lane = Lane(settings.same_lora_run_max)
         self._waiting = 0
         # Of the lane's recent work; a guess until there was some.

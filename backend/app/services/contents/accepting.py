@@ -23,20 +23,19 @@ from app.core.cursor import read_cursor, write_cursor
 from app.core.db import Database, DriverConnection, driver_connection
 from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
 from app.core.tracing import span
-from app.models import Batch, Generation, Status
+from app.models import Batch, Content, Status
 from app.models.base import utc_now
-from app.repositories.attempts import JobRepository
+from app.repositories.attempts import AttemptRepository
 from app.repositories.batches import BatchRepository
-from app.repositories.contents import ContentRepository
+from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
-from app.repositories.generations import GenerationRepository
 from app.repositories.limits import LimitRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.contents.drafts import digest_of, draft_content
 from app.services.contents.queue import JobQueue
 from app.services.contents.resolve import again_request
-from app.services.contents.waiters import Ends
+from app.services.contents.waiters import Waiters
 from app.services.limits import UNLIMITED, Allowance, admit, day_start
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
@@ -53,11 +52,11 @@ log = logging.getLogger(__name__)
 class Accepted(NamedTuple):
     """A content, and whether this call made it (False: an earlier one with the same key did)."""
 
-    generation: Generation
+    content: Content
     is_new: bool
 
 
-class GenerationService:
+class ContentService:
     """Contents."""
 
     def __init__(
@@ -66,14 +65,14 @@ class GenerationService:
         storage: Storage,
         base_model: BaseModel,
         inference: Inference,
-        ends: Ends,
+        waiters: Waiters,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_MAX + 1),
     ) -> None:
         self._database = database
         self._storage = storage
         self._base_model = base_model
         self._inference = inference
-        self._ends = ends
+        self._waiters = waiters
         self._draw_seed = draw_seed
         self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
 
@@ -109,10 +108,10 @@ class GenerationService:
                 return Accepted(earlier, is_new=False)
         limits = await self._base_model.limits()
         draft = await draft_content(self._database, owner, asked, limits, self._draw_seed)
-        generation = draft.content(None, digest, idempotency_key)
+        content = draft.content(None, digest, idempotency_key)
         try:
             async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
-                await self._add(connection, owner, generation)
+                await self._add(connection, owner, content)
         except (psycopg.IntegrityError, LimitReached):
             # The same call at the same time came first, and may have used the last place up.
             if idempotency_key is None:
@@ -121,7 +120,7 @@ class GenerationService:
             if earlier is None:
                 raise
             return Accepted(earlier, is_new=False)
-        return Accepted(generation, is_new=True)
+        return Accepted(content, is_new=True)
 
     async def accept_batch(
         self,
@@ -179,7 +178,7 @@ class GenerationService:
             idempotency_key=idempotency_key,
             created_at=utc_now(),
         )
-        contents: list[Generation] = []
+        contents: list[Content] = []
         expected_usd = 0.0
         for number, prompt in enumerate(asked.prompts):
             one = GenerateIn(prompt=prompt, **common)
@@ -194,18 +193,18 @@ class GenerationService:
                 seed = None
                 if asked.seed is not None:
                     seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
-                generation = draft.content(seed, digest, None)
-                generation.batch_id = batch.id
-                contents.append(generation)
+                content = draft.content(seed, digest, None)
+                content.batch_id = batch.id
+                contents.append(content)
                 expected_usd += draft.estimated_usd or 0.0
         async with self._database.session() as session:
             await admit(session, owner, allowance, len(contents), expected_usd)
             session.add(batch)
             await session.flush()
             connection = await driver_connection(session)
-            for generation in contents:
-                await self._add(connection, owner, generation)
-        return batch, [generation.id for generation in contents]
+            for content in contents:
+                await self._add(connection, owner, content)
+        return batch, [content.id for content in contents]
 
     async def _earlier_batch(
         self, owner: str, key: str, digest: str
@@ -223,7 +222,7 @@ class GenerationService:
 
     async def replay(
         self, owner: str, content_id: uuid.UUID, allowance: Allowance = UNLIMITED
-    ) -> Generation:
+    ) -> Content:
         """The same request again, its seed included, as a new content.
 
         Raises:
@@ -234,7 +233,7 @@ class GenerationService:
         limits = await self._base_model.limits()
         async with self._database.session() as session:
             connection = await driver_connection(session)
-            repository = ContentRepository(connection, owner)
+            repository = ContentStatements(connection, owner)
             old = await repository.get(content_id)
             if old is None:
                 raise NotFound("There is no content with this id.")
@@ -246,7 +245,7 @@ class GenerationService:
             again_request(old).check_limits(limits)
             usual = await repository.usual_usd()
             images = int(old.parameters["num_images"])
-            generation = Generation(
+            content = Content(
                 id=uuid.uuid4(),
                 owner=owner,
                 status=Status.QUEUED,
@@ -259,13 +258,13 @@ class GenerationService:
                 request_sha256=old.request_sha256,
                 estimated_usd=None if usual is None else usual * images,
                 created_at=utc_now(),
-                pieces=[],
+                images=[],
             )
-            await admit(session, owner, allowance, 1, generation.estimated_usd)
-            await self._add(connection, owner, generation)
-        return generation
+            await admit(session, owner, allowance, 1, content.estimated_usd)
+            await self._add(connection, owner, content)
+        return content
 
-    async def cancel(self, owner: str, content_id: uuid.UUID) -> Generation:
+    async def cancel(self, owner: str, content_id: uuid.UUID) -> Content:
         """Stop a content: at once where it waits, within a step where it is being drawn.
 
         Raises:
@@ -273,23 +272,23 @@ class GenerationService:
             Conflict: it has ended otherwise.
         """
         async with self._database.session() as session:
-            generation = await GenerationRepository(session, owner).locked(content_id)
-            if generation is None:
+            content = await ContentRepository(session, owner).locked(content_id)
+            if content is None:
                 raise NotFound("There is no content with this id.")
-            if generation.status == Status.QUEUED:
-                generation.status = Status.CANCELLED
-                generation.finished_at = generation.cancel_requested_at = utc_now()
-                generation.error = {"code": "CANCELLED", "message": "stopped before it was drawn"}
+            if content.status == Status.QUEUED:
+                content.status = Status.CANCELLED
+                content.finished_at = content.cancel_requested_at = utc_now()
+                content.error = {"code": "CANCELLED", "message": "stopped before it was drawn"}
                 await EventRepository(await driver_connection(session)).add_end(
                     content_id, Status.CANCELLED
                 )
-            elif generation.status == Status.RUNNING:
-                generation.cancel_requested_at = generation.cancel_requested_at or utc_now()
+            elif content.status == Status.RUNNING:
+                content.cancel_requested_at = content.cancel_requested_at or utc_now()
                 await EventRepository(await driver_connection(session)).ask_to_stop(content_id)
-            elif generation.status != Status.CANCELLED:
-                raise Conflict(f"This content has ended already: {generation.status}.")
-        self._ends.announce(content_id, ended=Status(generation.status).is_final)
-        return generation
+            elif content.status != Status.CANCELLED:
+                raise Conflict(f"This content has ended already: {content.status}.")
+        self._waiters.announce(content_id, ended=Status(content.status).is_final)
+        return content
 
     @contextlib.asynccontextmanager
     async def _admitted(
@@ -304,19 +303,19 @@ class GenerationService:
             await admit(session, owner, allowance, contents, usd)
             yield await driver_connection(session)
 
-    async def _add(self, connection: DriverConnection, owner: str, generation: Generation) -> None:
+    async def _add(self, connection: DriverConnection, owner: str, content: Content) -> None:
         """Row and job, in `connection`'s transaction."""
         assert self.queue is not None
-        generation.job_id = await self.queue.defer(connection, generation.id)
+        content.job_id = await self.queue.defer(connection, content.id)
         try:
-            await ContentRepository(connection, owner).add(generation)
+            await ContentStatements(connection, owner).add(content)
         except psycopg.errors.ForeignKeyViolation:
             # It was there a moment ago, when the request was held against it.
             raise NotFound("There is no avatar with this id.", field="avatar_id") from None
 
-    async def _earlier(self, owner: str, key: str, digest: str) -> Generation | None:
+    async def _earlier(self, owner: str, key: str, digest: str) -> Content | None:
         async with self._database.session() as session:
-            earlier = await GenerationRepository(session, owner).by_idempotency_key(key)
+            earlier = await ContentRepository(session, owner).by_idempotency_key(key)
         if earlier is not None and earlier.request_sha256 != digest:
             raise Conflict(
                 "This Idempotency-Key was used with another body.", field="Idempotency-Key"
@@ -330,14 +329,14 @@ class GenerationService:
         """
         deadline = time.monotonic() + seconds
         look_at = time.monotonic() + _LOOK_SECONDS if is_new else 0.0
-        with self._ends.listening(content_id, ends_only=True) as event:
-            while not self._ends.stopping:
+        with self._waiters.listening(content_id, ends_only=True) as event:
+            while not self._waiters.stopping:
                 now = time.monotonic()
                 if event.is_set():
                     return
                 if now >= look_at:
                     async with self._database.direct() as connection:
-                        status = await JobRepository(connection).status(content_id)
+                        status = await AttemptRepository(connection).status(content_id)
                     if status is None or status.is_final:
                         return
                     look_at = now + _LOOK_SECONDS
@@ -346,17 +345,17 @@ class GenerationService:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(_STOP_SECONDS, deadline - now))
 
-    async def get(self, owner: str, content_id: uuid.UUID) -> Generation:
+    async def get(self, owner: str, content_id: uuid.UUID) -> Content:
         """One content with its pictures.
 
         Raises:
             NotFound: there is none, or it is another owner's.
         """
         async with self._database.direct() as connection:
-            generation = await ContentRepository(connection, owner).get(content_id)
-        if generation is None:
+            content = await ContentStatements(connection, owner).get(content_id)
+        if content is None:
             raise NotFound("There is no content with this id.")
-        return generation
+        return content
 
     async def page(
         self,
@@ -367,11 +366,11 @@ class GenerationService:
         avatar_id: uuid.UUID | None,
         status: Status | None,
         batch_id: uuid.UUID | None,
-    ) -> tuple[list[Generation], str | None]:
+    ) -> tuple[list[Content], str | None]:
         """Newest first, and the cursor of the next page."""
         after = None if cursor is None else read_cursor(cursor)
         async with self._database.session() as session:
-            rows = await GenerationRepository(session, owner).page(
+            rows = await ContentRepository(session, owner).page(
                 limit=limit + 1,
                 after=after,
                 avatar_id=avatar_id,
@@ -389,7 +388,7 @@ class GenerationService:
             NotFound: there is none, or it is another owner's.
         """
         async with self._database.session() as session:
-            found = await GenerationRepository(session, owner).delete(content_id)
+            found = await ContentRepository(session, owner).delete(content_id)
             if found is None:
                 raise NotFound("There is no content with this id.")
             content, keys = found
@@ -401,7 +400,7 @@ class GenerationService:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(2):
                     await self._inference.cancel(str(content_id))
-        self._ends.announce(content_id)
+        self._waiters.announce(content_id)
         for key in keys:
             try:
                 await self._storage.delete(key)

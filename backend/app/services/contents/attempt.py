@@ -21,9 +21,9 @@ from typing import Any
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import StorageFailed
 from app.core.settings import Settings
-from app.models import ContentPiece, Generation, Status
+from app.models import Content, Image, Status
 from app.models.base import utc_now
-from app.repositories.attempts import JobRepository
+from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
 from app.services.contents.thumbnails import THUMBNAIL_SIDE, make_thumbnail
@@ -99,114 +99,114 @@ class Drawing:
         self._taken_up[content_id] += 1
         try:
             async with self._database.direct() as connection:
-                generation = await JobRepository(connection).claim(content_id)
-            if generation is not None:
-                await self._run(generation)
+                content = await AttemptRepository(connection).claim(content_id)
+            if content is not None:
+                await self._run(content)
         finally:
             self._taken_up[content_id] -= 1
             if not self._taken_up[content_id]:
                 del self._taken_up[content_id]
                 self._unwanted.discard(content_id)
 
-    async def _run(self, generation: Generation) -> None:
+    async def _run(self, content: Content) -> None:
         try:
-            await self._attempt(generation)
+            await self._attempt(content)
         except asyncio.CancelledError:
             # The server stops: the next start draws the same picture, its seed is in the row.
             with contextlib.suppress(Exception):
-                await asyncio.shield(self._release(generation))
+                await asyncio.shield(self._release(content))
             raise
         except DATABASE_LOST:
             raise  # no end can be written now; the rescue takes it up again
         except ContractError as error:
-            await self._fail(generation, error.code, error.message)
+            await self._fail(content, error.code, error.message)
         except (JobFailed, StorageFailed) as error:
-            await self._fail(generation, error.code, error.message)
+            await self._fail(content, error.code, error.message)
         except Exception:
-            log.exception("content %s failed unexpectedly", generation.id)
+            log.exception("content %s failed unexpectedly", content.id)
             await self._fail(
-                generation,
+                content,
                 ErrorCode.GENERATION_FAILED,
                 "Something went wrong in the server; its log says what.",
             )
 
-    async def _attempt(self, generation: Generation) -> None:
-        if generation.attempt > self._settings.job_max_attempts:
+    async def _attempt(self, content: Content) -> None:
+        if content.attempt > self._settings.job_max_attempts:
             raise JobFailed(
                 ErrorCode.GENERATION_FAILED,
-                f"given up after {generation.attempt - 1} attempts that were interrupted",
+                f"given up after {content.attempt - 1} attempts that were interrupted",
             )
-        log.info("content %s: attempt %d starts", generation.id, generation.attempt)
-        if generation.attempt > 1:
-            await self._clear_earlier(generation)
+        log.info("content %s: attempt %d starts", content.id, content.attempt)
+        if content.attempt > 1:
+            await self._clear_earlier(content)
         clock = CallClock()
-        outcome = await self._draw(generation, clock)
+        outcome = await self._draw(content, clock)
         cold_start = clock.cold_start(outcome.result.timings.model_dump())
-        pieces: list[ContentPiece] = []
+        images: list[Image] = []
         kept: bool | None = False
         try:
             for position, data in enumerate(outcome.images):
-                piece = _piece(generation, outcome.result, position, data)
-                pieces.append(piece)
-                await self._storage.put(piece.object_key, data)
-                await self._add_thumbnail(piece, data)
+                image = _image(content, outcome.result, position, data)
+                images.append(image)
+                await self._storage.put(image.object_key, data)
+                await self._add_thumbnail(image, data)
             kept = None  # until the database answers, which it may do too late to be heard
             async with self._database.direct() as connection:
-                kept = await JobRepository(connection).finish(
-                    generation.id,
-                    generation.attempt,
+                kept = await AttemptRepository(connection).finish(
+                    content.id,
+                    content.attempt,
                     self._success(outcome, cold_start),
-                    pieces,
+                    images,
                 )
         finally:
             # What nobody knows is left: the next attempt or the sweep removes what has no row.
             if kept is False:
-                await asyncio.shield(self._discard([key for piece in pieces for key in piece.keys]))
+                await asyncio.shield(self._discard([key for image in images for key in image.keys]))
         if kept:
-            log.info("content %s: attempt %d succeeded", generation.id, generation.attempt)
-            self._on_end(generation.id, Status.SUCCEEDED)
+            log.info("content %s: attempt %d succeeded", content.id, content.attempt)
+            self._on_end(content.id, Status.SUCCEEDED)
         else:
-            log.warning("content %s: attempt %d came too late", generation.id, generation.attempt)
+            log.warning("content %s: attempt %d came too late", content.id, content.attempt)
 
-    async def _add_thumbnail(self, piece: ContentPiece, data: bytes) -> None:
+    async def _add_thumbnail(self, image: Image, data: bytes) -> None:
         """Store a small copy beside the picture; a picture without one is whole all the same."""
-        if max(piece.width, piece.height) <= THUMBNAIL_SIDE:
+        if max(image.width, image.height) <= THUMBNAIL_SIDE:
             return
         try:
             small = await asyncio.to_thread(make_thumbnail, data)
             if small is None:
                 return
-            key = piece.object_key.removesuffix(".png") + ".webp"
+            key = image.object_key.removesuffix(".png") + ".webp"
             await self._storage.put(key, small)
-            piece.thumbnail_key = key
+            image.thumbnail_key = key
         except (OSError, StorageFailed) as error:
-            log.warning("%s: no thumbnail: %s", piece.generation_id, type(error).__name__)
+            log.warning("%s: no thumbnail: %s", image.generation_id, type(error).__name__)
 
-    async def _draw(self, generation: Generation, clock: CallClock) -> InferenceOutcome:
+    async def _draw(self, content: Content, clock: CallClock) -> InferenceOutcome:
         drawing = asyncio.ensure_future(
             self._inference.generate(
-                self._request_builder(generation, clock),
-                request_id=str(generation.id),
+                self._request_builder(content, clock),
+                request_id=str(content.id),
                 deadline_s=self._settings.modal_timeout_seconds,
-                on_event=self._progress_writer(generation, clock),
+                on_event=self._progress_writer(content, clock),
             )
         )
-        self._drawing[generation.id] = drawing
+        self._drawing[content.id] = drawing
         try:
             return await drawing
         except asyncio.CancelledError:
-            if generation.id not in self._stopping:
+            if content.id not in self._stopping:
                 raise  # the server stops
             raise Cancelled("stopped while it was drawn") from None
         finally:
             drawing.cancel()
-            self._drawing.pop(generation.id, None)
-            stopping = self._stopping.pop(generation.id, None)
+            self._drawing.pop(content.id, None)
+            stopping = self._stopping.pop(content.id, None)
             if stopping is not None:
                 stopping.cancel()
 
     def _progress_writer(
-        self, generation: Generation, clock: CallClock
+        self, content: Content, clock: CallClock
     ) -> Callable[[WorkerEvent], Awaitable[None]]:
         """Writes down what the worker tells, now and then; never fails the picture."""
         write_at: dict[str, float] = dict.fromkeys(
@@ -232,52 +232,52 @@ class Drawing:
             with contextlib.suppress(*DATABASE_LOST):
                 async with self._database.direct() as connection:
                     is_unwanted = await EventRepository(connection).add_passing(
-                        generation.id, generation.attempt, event.type, data
+                        content.id, content.attempt, event.type, data
                     )
                 if is_unwanted:
-                    self.stop(generation.id)
+                    self.stop(content.id)
 
         return write
 
     def _request_builder(
-        self, generation: Generation, clock: CallClock
+        self, content: Content, clock: CallClock
     ) -> Callable[[], Awaitable[GenerateRequest]]:
         """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
         calls = itertools.count()
 
         async def build() -> GenerateRequest:
-            if await self._is_unwanted(generation, is_first=next(calls) == 0):
+            if await self._is_unwanted(content, is_first=next(calls) == 0):
                 raise Cancelled("stopped before it was drawn")
             request = GenerateRequest(
-                prompt=generation.prompt,
-                negative_prompt=generation.negative_prompt,
-                loras=await self._lora_refs(generation),
+                prompt=content.prompt,
+                negative_prompt=content.negative_prompt,
+                loras=await self._lora_refs(content),
                 timeout=max(1, min(TIMEOUT_MAX_S, int(self._settings.modal_timeout_seconds))),
-                request_id=str(generation.id),
-                **generation.parameters,
+                request_id=str(content.id),
+                **content.parameters,
             )
             clock.sent()
             return request
 
         return build
 
-    async def _is_unwanted(self, generation: Generation, is_first: bool) -> bool:
+    async def _is_unwanted(self, content: Content, is_first: bool) -> bool:
         """Whether somebody asked to stop it. Just after the claim its own row still says so."""
-        if generation.id in self._unwanted:
+        if content.id in self._unwanted:
             return True
         if is_first:
-            return generation.cancel_requested_at is not None
+            return content.cancel_requested_at is not None
         async with self._database.direct() as connection:
-            return await JobRepository(connection).wants_stop(generation.id)
+            return await AttemptRepository(connection).wants_stop(content.id)
 
-    async def _lora_refs(self, generation: Generation) -> list[LoraRef]:
-        if not generation.loras:
+    async def _lora_refs(self, content: Content) -> list[LoraRef]:
+        if not content.loras:
             return []
-        ids = [uuid.UUID(wanted["lora_model_id"]) for wanted in generation.loras]
+        ids = [uuid.UUID(wanted["lora_model_id"]) for wanted in content.loras]
         async with self._database.session() as session:
-            found = await LoraRepository(session, generation.owner).get_many(ids)
+            found = await LoraRepository(session, content.owner).get_many(ids)
         refs = []
-        for lora_id, wanted in zip(ids, generation.loras, strict=True):
+        for lora_id, wanted in zip(ids, content.loras, strict=True):
             lora = found.get(lora_id)
             if lora is None:
                 raise JobFailed(
@@ -311,30 +311,30 @@ class Drawing:
             "error": None,
         }
 
-    async def _fail(self, generation: Generation, code: str, message: str) -> None:
+    async def _fail(self, content: Content, code: str, message: str) -> None:
         # A worker's text is not ours: PostgreSQL's JSON holds no NUL and no half surrogates.
         message = message.replace("\x00", "").encode("utf-8", "replace").decode()[:2000]
-        log.warning("content %s failed: %s: %s", generation.id, code, message)
+        log.warning("content %s failed: %s: %s", content.id, code, message)
         status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
         values = {"status": status, "error": {"code": str(code), "message": message}}
         async with self._database.direct() as connection:
-            kept = await JobRepository(connection).finish(generation.id, generation.attempt, values)
+            kept = await AttemptRepository(connection).finish(content.id, content.attempt, values)
         if kept:
-            self._on_end(generation.id, status)
+            self._on_end(content.id, status)
 
-    async def _release(self, generation: Generation) -> None:
+    async def _release(self, content: Content) -> None:
         async with self._database.direct() as connection:
-            await JobRepository(connection).release(generation.id, generation.attempt)
+            await AttemptRepository(connection).release(content.id, content.attempt)
 
-    async def _clear_earlier(self, generation: Generation) -> None:
+    async def _clear_earlier(self, content: Content) -> None:
         """Remove what attempts that died had stored: the fence keeps them from naming it."""
         try:
-            for key in await self._storage.keys(_folder(generation)):
+            for key in await self._storage.keys(_folder(content)):
                 attempt = key.rpartition("/")[2].partition("-")[0]
-                if attempt.isdecimal() and int(attempt) < generation.attempt:
+                if attempt.isdecimal() and int(attempt) < content.attempt:
                     await self._storage.delete(key)
         except StorageFailed:
-            log.warning("content %s: leftovers could not be removed", generation.id)
+            log.warning("content %s: leftovers could not be removed", content.id)
 
     async def _discard(self, keys: list[str]) -> None:
         for key in keys:
@@ -342,22 +342,20 @@ class Drawing:
                 await self._storage.delete(key)
 
 
-def _folder(generation: Generation) -> str:
-    return f"owners/{generation.owner}/images/{generation.id}"
+def _folder(content: Content) -> str:
+    return f"owners/{content.owner}/images/{content.id}"
 
 
-def _piece(
-    generation: Generation, result: GenerateResult, position: int, data: bytes
-) -> ContentPiece:
+def _image(content: Content, result: GenerateResult, position: int, data: bytes) -> Image:
     """The row of one picture; its key names the attempt, so that two attempts never collide."""
     seeds = [image.seed for image in result.images] or result.metadata.seeds
     first = result.metadata.seed_used
     width, height = result.image_size
-    name = f"{generation.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
-    key = f"{_folder(generation)}/{name}"
-    return ContentPiece(
+    name = f"{content.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
+    key = f"{_folder(content)}/{name}"
+    return Image(
         id=uuid.uuid4(),
-        generation_id=generation.id,
+        generation_id=content.id,
         position=position,
         object_key=key,
         seed=seeds[position] if position < len(seeds) else first + position,

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.core.db import Database
-from app.models import Generation, LoraModel, Status
+from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
-from app.repositories.contents import ContentRepository
+from app.repositories.contents import ContentStatements
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.contents.resolve import as_request, find_avatar, find_loras
 from sdxl_contract.limits import ModelLimits
@@ -39,11 +39,11 @@ class Draft:
     draw_seed: Callable[[], int]
     estimated_usd: float | None
 
-    def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Generation:
+    def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Content:
         """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
         request = self.request
         chosen = request.seed if seed is None else seed
-        return Generation(
+        return Content(
             id=uuid.uuid4(),
             owner=self.owner,
             status=Status.QUEUED,
@@ -72,7 +72,7 @@ class Draft:
             request_sha256=digest,
             estimated_usd=self.estimated_usd,
             created_at=utc_now(),
-            pieces=[],
+            images=[],
         )
 
 
@@ -95,7 +95,7 @@ async def draft_content(
     request = as_request(asked, avatar, loras)
     request.check_limits(limits)
     async with database.direct() as connection:
-        usual = await ContentRepository(connection, owner).usual_usd()
+        usual = await ContentStatements(connection, owner).usual_usd()
     return Draft(
         owner=owner,
         avatar_id=avatar.id if avatar else None,

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from app.core.db import Database
 from app.models import Status
-from app.repositories.attempts import JobRepository
+from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
-from app.services.contents.waiters import Ends
+from app.services.contents.waiters import Waiters
 
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 0.2
@@ -40,9 +40,9 @@ class Event(NamedTuple):
 class EventService:
     """Live events."""
 
-    def __init__(self, database: Database, ends: Ends) -> None:
+    def __init__(self, database: Database, waiters: Waiters) -> None:
         self._database = database
-        self._ends = ends
+        self._waiters = waiters
 
     async def follow(self, content_id: uuid.UUID, after: int = 0) -> AsyncIterator[Event]:
         """Events after number `after`; ends with the content, its deletion or the server.
@@ -52,8 +52,8 @@ class EventService:
         """
         last, shown = await self._known(content_id, after), -1
         look_at = 0.0
-        with self._ends.listening(content_id) as news:
-            while not self._ends.stopping:
+        with self._waiters.listening(content_id) as news:
+            while not self._waiters.stopping:
                 if news.is_set() or time.monotonic() >= look_at:
                     news.clear()
                     look_at = time.monotonic() + _LOOK_SECONDS
@@ -87,7 +87,7 @@ class EventService:
     ) -> tuple[Status | None, list[Event], int | None]:
         async with self._database.direct() as connection:
             # The status first: an end that comes in between is then among the events.
-            status = await JobRepository(connection).status(content_id)
+            status = await AttemptRepository(connection).status(content_id)
             repository = EventRepository(connection)
             rows = await repository.after(content_id, last)
             position = None

@@ -18,7 +18,7 @@ import structlog
 from app.core.db import Database, DriverConnection, DriverPool
 from app.core.settings import Settings
 from app.core.tracing import continued, span, traceparent
-from app.repositories.attempts import JobRepository
+from app.repositories.attempts import AttemptRepository
 from app.services.upkeep.chores import Chore
 
 TASK = "draw_content"
@@ -122,7 +122,7 @@ class JobQueue:
             await self._app.job_manager.retry_job(job)
             count += 1
         async with self._database.direct() as connection, connection.transaction():
-            repository = JobRepository(connection)
+            repository = AttemptRepository(connection)
             for content_id in await repository.orphans():
                 await repository.set_job(content_id, await self.defer(connection, content_id))
                 count += 1

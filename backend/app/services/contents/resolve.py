@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.errors import NotFound
-from app.models import Avatar, Generation, LoraModel
+from app.models import Avatar, Content, LoraModel
 from app.repositories.avatars import AvatarRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import GenerateIn
@@ -111,14 +111,14 @@ def _join(first: str, second: str) -> str:
     return ", ".join(part.strip() for part in (first, second) if part.strip())
 
 
-def again_request(generation: Generation) -> GenerateRequest:
+def again_request(content: Content) -> GenerateRequest:
     """What an earlier content asked for; its LoRAs' URLs are signed only at dispatch."""
     return GenerateRequest(
-        prompt=generation.prompt,
-        negative_prompt=generation.negative_prompt,
+        prompt=content.prompt,
+        negative_prompt=content.negative_prompt,
         loras=[
             LoraRef(url=_NO_URL, scale=lora["scale"], sha256=lora["sha256"])
-            for lora in generation.loras
+            for lora in content.loras
         ],
-        **generation.parameters,
+        **content.parameters,
     )

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 
 
-class Ends:
+class Waiters:
     """Who waits in this process for a content's news, and whether the server is stopping."""
 
     def __init__(self) -> None:

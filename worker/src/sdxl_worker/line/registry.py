@@ -121,7 +121,7 @@ class Job:
                 self.token.cancel()
 
 
-class JobBook:
+class Registry:
     """All jobs by request_id. Lives on one event loop.
 
     Args:
