@@ -18,7 +18,7 @@ from app.core.settings import Settings
 from testkit.backend import StartBackend, ended
 from testkit.dies_at_a_step import BODY, KEY, STEPS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CONTENT = "/api/v1/content"
 
 

@@ -18,7 +18,7 @@ from sdxl_worker.drawing.schedulers import build_scheduler
 from sdxl_worker.watching.timings import Stopwatch
 from testkit.worker import RunningWorker
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo_model"
+DEMO_MODEL = Path(__file__).resolve().parents[3] / "demo_model"
 Pixels = NDArray[np.uint8]
 # Names that are one sampler, for a model whose own spacing is trailing.
 SAME = [

@@ -15,7 +15,7 @@ from sdxl_worker.answering.result import gpu_name
 from sdxl_worker.deploying.settings import Deployment, RetireWhenFailed, image_packages, passed_on
 from sdxl_worker.settings import Dtype
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 deploy_check = importlib.import_module("deploy.check")
 
 

@@ -5,15 +5,16 @@ Where the other bad inputs are shown:
 | input | code | test |
 |---|---|---|
 | blank prompt; size 511, 1537, 700; steps 0; cfg 0.5 | INVALID_PROMPT, INVALID_REQUEST |
-  test_content.py: test_a_wrong_field_is_named_with_what_would_be_right |
+  contents/test_content.py: test_a_wrong_field_is_named_with_what_would_be_right |
 | scale 1.5 of an avatar | INVALID_REQUEST | test_loras.py: test_a_wrong_avatar_is_refused |
 | at upload: LoRA for SD 1.5, truncated file, pickle named .safetensors | LORA_LOAD_FAILED |
   test_loras.py: test_what_is_no_sdxl_lora_is_refused |
 | worker answers HTML, broken PNG, wrong size | GENERATION_FAILED |
-  test_bad_workers.py: test_the_row_says_why_and_the_next_content_works |
+  contents/test_bad_workers.py: test_the_row_says_why_and_the_next_content_works |
 | no disk space | STORAGE_FAILED |
   test_loras.py: test_a_full_disk_fails_the_job_or_the_upload_and_nothing_else |
-| no database | DATABASE_UNAVAILABLE | test_jobs.py: test_a_lost_database_is_a_503_and_comes_back |
+| no database | DATABASE_UNAVAILABLE |
+  contents/test_jobs.py: test_a_lost_database_is_a_503_and_comes_back |
 
 Here: the next request after a refusal at the door, the same LoRA files and URLs refused by the
 worker, and a worker that is really down, over real HTTP.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 costs = importlib.import_module("deploy.costs")
 deploy = importlib.import_module("deploy.deploy")
 deploy_check = importlib.import_module("deploy.check")

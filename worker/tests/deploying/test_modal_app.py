@@ -15,7 +15,7 @@ import pytest
 
 from sdxl_worker.deploying.settings import Deployment
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 deploy_check = importlib.import_module("deploy.check")
 
 SOURCE = deploy_check.APP.read_text()
