@@ -14,10 +14,11 @@ import pytest
 
 from sdxl_contract.errors import ErrorCode, LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
-from sdxl_contract.lora.header import LoraInspection, inspect_lora_file, trigger_words
+from sdxl_contract.lora.header import LoraInspection, inspect_lora_file
 from sdxl_contract.lora.safetensors import read_header, shown
 from sdxl_contract.lora.topology import FAMILIES, family_modules
-from testkit.lora_malformed import LINEAR, STEM, Case, build, corpus, plain
+from sdxl_contract.lora.trigger_words import MAX_TRIGGER_WORDS, trigger_words
+from testkit.lora_malformed import LINEAR, STEM, Case, build, corpus, plain, raw
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",
@@ -224,7 +225,7 @@ def test_shown_names_are_safe_to_print() -> None:
 
 def test_inspecting_needs_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, sdxl_contract.lora_header;"
+        "import sys, sdxl_contract.lora.header;"
         "assert not {'torch', 'numpy', 'safetensors'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -246,3 +247,45 @@ def test_three_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
     started = time.process_time()
     inspect(data)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"modelspec.trigger_phrase": ",".join(f"word{n}" for n in range(800_000))},
+        {"ss_tag_frequency": json.dumps({"a": {f"tag {n}": 1 for n in range(400_000)}})},
+        {"ss_tag_frequency": json.dumps({f"f{n}": {"t": n} for n in range(90_000)})},
+        {"ss_dataset_dirs": "[" * 4_000_000},
+        {"ss_tag_frequency": '{"a":' * 900_000},
+    ],
+    ids=["phrase", "tags", "folders", "lists", "depth"],
+)
+def test_trigger_words_take_time_in_line_with_the_metadata(metadata: dict[str, str]) -> None:
+    started = time.process_time()
+    found = trigger_words(metadata)
+    assert time.process_time() - started < 2
+    assert len(found) <= MAX_TRIGGER_WORDS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_unet_{}_" + "down_blocks_0_" * 20 + ".lora_down.weight",
+        "{}." + "blocks_1_" * 30 + ".alpha",
+        "down_blocks.{}" + ".a" * 130 + ".weigh",
+    ],
+)
+def test_thousands_of_odd_names_are_refused_in_time_in_line_with_their_number(name: str) -> None:
+    data = build({name.format(n): ("F16", (1,)) for n in range(10_000)})
+    inspect(build(kohya("sdxl")), EXACT)  # tables that are built once
+    started = time.process_time()
+    with pytest.raises(LoraLoadFailed):
+        inspect(data, EXACT)
+    assert time.process_time() - started < 2
+
+
+def test_a_dtype_that_is_no_text_is_refused_however_deep_it_is() -> None:
+    for dtype in (["F16"] * 9, {"a": 1}, None, 7):
+        header = {STEM: {"dtype": dtype, "shape": [1], "data_offsets": [0, 2]}}
+        with pytest.raises(LoraLoadFailed, match="dtype"):
+            inspect(raw(json.dumps(header).encode(), bytes(2)))

@@ -117,7 +117,7 @@ def test_the_loras_fit_in_their_spellings(targets: Any, file: str, spelling: str
 
 
 def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targets: Any) -> None:
-    from sdxl_contract.lora.header import trigger_words
+    from sdxl_contract.lora.trigger_words import trigger_words
     from sdxl_worker.lora import parse_lora
 
     path = LORAS / "sproutling.safetensors"

@@ -7,9 +7,7 @@ Must not know: storage, HTTP, torch.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,8 +28,8 @@ from sdxl_contract.lora.safetensors import (
     shown,
 )
 from sdxl_contract.lora.topology import FAMILIES, family_modules
+from sdxl_contract.lora.trigger_words import trigger_words
 
-MAX_TRIGGER_WORDS = 12
 _METADATA_VALUE_CHARS = 300
 # What a library shows of a file's metadata; the rest is trainers' bookkeeping.
 _SHOWN_METADATA = (
@@ -165,58 +163,3 @@ def _by_widths(header: SafetensorsHeader, signature: BaseModelSignature) -> Lora
         trigger_words=trigger_words(header.metadata),
         **_facts(header),
     )
-
-
-def trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """Words that probably call up what the LoRA learnt, the likeliest first.
-
-    `modelspec.trigger_phrase` says so; else the tags that nearly every training caption had,
-    then the folders' names (kohya's `<repeats>_<words>`). All untrusted: only for showing.
-    """
-    found: list[str] = []
-    phrase = metadata.get("modelspec.trigger_phrase", "")
-    found += [part.strip() for part in phrase.split(",")]
-    images = _image_count(metadata.get("ss_dataset_dirs", ""))
-    found += _frequent_tags(metadata.get("ss_tag_frequency", ""), images)
-    words: dict[str, None] = {}
-    for word in found:
-        clean = shown(word.strip(), 60)
-        if clean and clean.lower() not in {known.lower() for known in words}:
-            words[clean] = None
-    return list(words)[:MAX_TRIGGER_WORDS]
-
-
-def _json_object(text: str) -> dict[str, object]:
-    """What `text` holds as JSON; empty where it is no object."""
-    try:
-        found = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _count(value: object) -> int:
-    """A plausible positive count, else 0."""
-    return value if type(value) is int and 0 < value < 2**31 else 0
-
-
-def _image_count(text: str) -> int:
-    """Images of all training folders (kohya's `ss_dataset_dirs`); 0 where it is not said."""
-    folders = _json_object(text).values()
-    return sum(_count(folder.get("img_count")) for folder in folders if isinstance(folder, dict))
-
-
-def _frequent_tags(text: str, images: int) -> list[str]:
-    """Tags of at least half of the captions, at most 8.
-
-    Where the number of images is not known, the most frequent tag stands for it.
-    """
-    counts: Counter[str] = Counter()
-    for tags in _json_object(text).values():
-        if not isinstance(tags, dict):
-            continue
-        for tag, value in tags.items():
-            if count := _count(value):
-                counts[tag.strip()] += count
-    most = max(images, max(counts.values(), default=0))
-    return [tag for tag, count in counts.most_common(8) if 2 * count >= most]

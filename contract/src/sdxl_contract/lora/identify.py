@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import islice
 
 from sdxl_contract.lora.modules import KeyMap
 from sdxl_contract.lora.safetensors import TensorEntry
@@ -56,10 +57,11 @@ _EMBEDDING_KEYS = frozenset({"clip_l", "clip_g", "emb_params", "<concept>"})
 def foreign_kind(tensors: Mapping[str, TensorEntry]) -> str | None:
     """What a file is that no adapter reader here reads; None if it may be a LoRA."""
     names = list(tensors)
-    # One search over all names together, so that a good file of thousands pays for little.
-    together = "\n".join(names)
+    # One search over many names together, so that a good file of thousands pays for little; not
+    # over all, since nothing else runs during a search.
+    together = ["\n".join(names[start : start + 1000]) for start in range(0, len(names), 1000)]
     for pattern, what in _ALGORITHMS:
-        if pattern.search(together):
+        if any(pattern.search(some) for some in together):
             return what
     if any(spell(name) for name in names):
         return None
@@ -117,6 +119,7 @@ def input_width(slots: Mapping[Slot, Shape]) -> int | None:
 
 
 Layers = Mapping[str, Mapping[Slot, Shape]]
+_LAYERS_JUDGED = 2000
 
 
 def context_widths(layers: Layers) -> set[int]:
@@ -132,7 +135,11 @@ def text_widths(layers: Layers) -> set[int]:
 
 
 def name_base_model(layers: Layers) -> str | None:
-    """The base model that a LoRA of these layers (stem → slots → shape) was made for."""
+    """The base model that a LoRA of these layers (stem → slots → shape) was made for.
+
+    Judged by the first 2,000 of them, twice what a real file has: the work stays bounded.
+    """
+    layers = dict(islice(layers.items(), _LAYERS_JUDGED))
     for pattern, name in _OTHER_NETWORKS:
         if any(pattern.search(stem) for stem in layers):
             return name
@@ -187,8 +194,9 @@ def group_by_stem(tensors: Mapping[str, TensorEntry]) -> dict[str, dict[Slot, Sh
     return layers
 
 
-def listed(names: Iterable[str], limit: int = 3) -> str:
-    """A few of `names` for a sentence."""
+def listed(names: Iterable[str], limit: int = 3, *, total: int | None = None) -> str:
+    """A few of `names` for a sentence; `total` is how many there are, where some are left out."""
     some = list(names)
-    more = f" and {len(some) - limit} more" if len(some) > limit else ""
+    count = len(some) if total is None else total
+    more = f" and {count - limit} more" if count > limit else ""
     return ", ".join(some[:limit]) + more

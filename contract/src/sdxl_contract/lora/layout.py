@@ -179,28 +179,28 @@ def _no_such_layers(
     model_name: str,
 ) -> LoraLoadFailed:
     parts = [key for key in unresolved if _names_a_layer(key, key_map)]
+    names = [shown(key) for key in unresolved[:_NAMED_IN_ERRORS]]
     if parts and len(parts) == len(unresolved):
-        names = [shown(key) for key in parts]
         return load_failed(
-            f"The LoRA changes layers in a way that is not supported: {len(names)} of its "
+            f"The LoRA changes layers in a way that is not supported: {len(parts)} of its "
             f"{len(header.tensors)} tensors are no part of a known algorithm, such as "
-            f"{listed(names)}.",
+            f"{listed(names, total=len(parts))}.",
             "unknown_parts",
-            unmatched=names[:_NAMED_IN_ERRORS],
+            unmatched=names,
         )
     layers = group_by_stem(header.tensors)
     seems = name_base_model(layers) if layers else None
-    names = [shown(key) for key in unresolved]
     if not names:
         return load_failed(
             "The file holds no layer that a LoRA could change.", "no_layers", seems=seems
         )
     return load_failed(
-        f"The LoRA does not fit {model_name}{_seems(seems, model_name)}: {len(names)} of its "
-        f"{len(header.tensors)} tensors name no layer of it, such as {listed(names)}.",
+        f"The LoRA does not fit {model_name}{_seems(seems, model_name)}: {len(unresolved)} of its "
+        f"{len(header.tensors)} tensors name no layer of it, such as "
+        f"{listed(names, total=len(unresolved))}.",
         "unknown_layers" if matched else "no_layers",
         seems=seems,
-        unmatched=names[:_NAMED_IN_ERRORS],
+        unmatched=names,
     )
 
 

@@ -72,7 +72,9 @@ def load_failed(message: str, reason: str, **details: Any) -> LoraLoadFailed:
 
 def shown(name: str, limit: int = 120) -> str:
     """An untrusted name made safe to show: printable, valid Unicode and at most `limit` chars."""
-    clean = "".join(char if char.isprintable() else "?" for char in name[: limit + 1])
+    clean = name[: limit + 1]
+    if not clean.isprintable():
+        clean = "".join(char if char.isprintable() else "?" for char in clean)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
@@ -190,7 +192,8 @@ def _entry(name: str, fields: Any) -> TensorEntry:
         )
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise load_failed(f"'{shown(name)}' has the dtype {shown(str(dtype), 20)}.", "dtype")
+        said = shown(dtype, 20) if isinstance(dtype, str) else "that is no text"
+        raise load_failed(f"'{shown(name)}' has a dtype {said}.", "dtype")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise load_failed(f"'{shown(name)}' has a shape that is not a short list.", "shape")
     if not all(_is_count(side, 1, MAX_SIDE) for side in shape):
