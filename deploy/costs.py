@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from deploy.timings import GPUS, STEPS, ColdStart, timings
 from sdxl_contract import prices
-from sdxl_worker.deploying.settings import Deployment, price_row
+from sdxl_worker.deploying.settings import (
+    Deployment,
+    container_usd_per_second,
+    price_row,
+    rest_usd_per_second,
+)
 
 HOUR_S = 3600.0
 MONTH_HOURS = 730
@@ -17,28 +22,17 @@ FILL_CORES = 4.0
 FILL_S = 600.0
 
 
-def rest_usd_per_second(cores: float, memory_mib: float) -> float:
-    """USD per second of a container's processors and memory."""
-    return (
-        cores * prices.CPU_CORE_USD_PER_SECOND
-        + memory_mib / 1024 * prices.MEMORY_GIB_USD_PER_SECOND
-    )
-
-
-def container_usd_per_second(deployment: Deployment, gpu: str) -> float | None:
-    """USD per second of one container with `gpu`; None if the table has no price for it."""
-    row = price_row(gpu)
-    if row is None:
-        return None
-    return prices.USD_PER_SECOND[row] + rest_usd_per_second(deployment.cpu, deployment.memory_mib)
-
-
 def cost_lines(deployment: Deployment) -> list[str]:
     """What the deployment costs, line by line."""
     lines = [
         f"What this costs, in USD, at Modal's prices as published on {prices.PRICES_AS_OF}"
         " (GPU, processors and memory together):"
     ]
+    if deployment.region:
+        lines.append(
+            f"  times {deployment.region_factor:g}, as DEPLOY_REGION is "
+            f"{','.join(deployment.region)}: Modal charges more for a chosen region"
+        )
     known = {gpu: container_usd_per_second(deployment, gpu) for gpu in deployment.gpu}
     dearest = max((price for price in known.values() if price is not None), default=None)
     for gpu, price in known.items():
@@ -51,10 +45,7 @@ def cost_lines(deployment: Deployment) -> list[str]:
         lines += _fleet_lines(deployment, dearest * HOUR_S, None in known.values())
     fill = FILL_S * rest_usd_per_second(FILL_CORES, deployment.memory_mib)
     lines.append(f"  the weights onto the volume, once: about {fill:.2f}, without a GPU")
-    lines.append(
-        "  not in these figures: storage, traffic, and what Modal adds for a chosen region"
-        + (f" (DEPLOY_REGION is {','.join(deployment.region)})" if deployment.region else "")
-    )
+    lines.append("  not in these figures: storage and traffic")
     return lines
 
 

@@ -24,10 +24,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from deploy.costs import cost_lines
-from sdxl_worker.deploying.settings import PREFIX, Deployment
+from sdxl_worker.deploying.settings import Deployment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 APP = "worker/app.py"
@@ -126,9 +124,18 @@ def make_secret(deployment: Deployment, kept: Kept, new: bool) -> None:
 
 
 def make_proxy_token(deployment: Deployment, kept: Kept) -> None:
-    """The token that Modal's proxy asks for before it starts a container."""
-    if not deployment.proxy_auth or kept.get("MODAL_PROXY_KEY"):
+    """The token that Modal's proxy asks for before it starts a container.
+
+    A kept one is used again only if this workspace still has it: one of another workspace, or one
+    that was deleted since, would have every call refused.
+    """
+    if not deployment.proxy_auth:
         return
+    if (known := kept.get("MODAL_PROXY_KEY")) is not None:
+        rows = json.loads(modal("workspace", "proxy-tokens", "list", "--json"))
+        if any(known in row.values() for row in rows):
+            return
+        print("The kept proxy token is not one of this workspace any more: making a new one.")
     command = ("workspace", "proxy-tokens", "create", "--name", deployment.app_name, "--json")
     made = json.loads(modal(*command))
     kept.keep(MODAL_PROXY_KEY=made["Modal-Key"], MODAL_PROXY_SECRET=made["Modal-Secret"])
@@ -139,9 +146,15 @@ def find_url(deployment: Deployment) -> str:
     import modal as modal_package
 
     worker = modal_package.Cls.from_name(deployment.app_name, "Worker")
-    url = worker().web.get_web_url()
+    try:
+        url = worker().web.get_web_url()
+    except Exception as error:  # of the package, of gRPC, of the network: all mean the same here
+        raise StepFailed(
+            f"The worker is deployed, but its URL could not be looked up ({type(error).__name__}). "
+            "It is on the app's page on modal.com"
+        ) from error
     if not url:
-        raise StepFailed("Modal says no URL for the worker: look at its page on modal.com")
+        raise StepFailed("Modal has no URL for the worker: look at its page on modal.com")
     return str(url)
 
 
@@ -181,14 +194,6 @@ def read_deployment() -> Deployment:
     """
     try:
         return Deployment.from_environment()
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False, include_input=False):
-            field = str(problem["loc"][0]) if problem["loc"] else ""
-            name = field if field.isupper() or not field else PREFIX + field.upper()
-            says = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {says}".lstrip(": "))
-        raise StepFailed("\n".join(lines)) from error
     except ValueError as error:
         raise StepFailed(str(error)) from error
 

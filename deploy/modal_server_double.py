@@ -51,7 +51,7 @@ class ModalServerDouble:
     Args:
         kept_secrets: secrets that exist, by name; only these can be looked up. None: any can.
         login: whether the credentials are known.
-        failing: names of functions whose calls end with an exception.
+        failing: names of functions whose calls end with an exception; `url`: looking up the worker.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class ModalServerDouble:
     ) -> None:
         self.said = Said()
         self.kept_secrets = kept_secrets
+        self.deleted_proxy_tokens: set[str] = set()
         self._login = login
         self._failing = failing
         self._next = 0
@@ -99,6 +100,14 @@ class ModalServerDouble:
         return api_pb2.TokenCreateResponse(
             token_id=f"wk-double-{number}", token_secret=f"ws-double-{number}"
         )
+
+    def _WebhookTokenList(self, _: Any) -> Message:
+        tokens = [
+            api_pb2.WebhookToken(token_id=f"wk-double-{number}", name=name)
+            for number, name in enumerate(self.said.proxy_tokens, 1)
+            if f"wk-double-{number}" not in self.deleted_proxy_tokens
+        ]
+        return api_pb2.WebhookTokenListResponse(tokens=tokens)
 
     def _ClientHello(self, _: Any) -> Message:
         return api_pb2.ClientHelloResponse(image_builder_version=BUILDER_VERSION)
@@ -223,6 +232,8 @@ class ModalServerDouble:
         return api_pb2.ClassCreateResponse(class_id=self._id("cs"))
 
     def _ClassGet(self, _: Any) -> Message:
+        if "url" in self._failing:
+            raise GRPCError(Status.NOT_FOUND, "the servers know no such class")
         return api_pb2.ClassGetResponse(class_id=self._id("cs"))
 
     def _FunctionGet(self, request: Any) -> Message:

@@ -19,8 +19,17 @@ USD_PER_SECOND: dict[str, float] = {
     "H200": 0.001261,
     "B200": 0.001736,
 }
+# Modal multiplies all prices of a container whose region was chosen: less for a broad one (us, eu),
+# more for a narrow one (us-east, eu-west-1).
+REGION_BROAD_FACTOR = 1.5
+REGION_NARROW_FACTOR = 1.75
 CPU_CORE_USD_PER_SECOND = 0.0000131
 MEMORY_GIB_USD_PER_SECOND = 0.00000222
+
+
+def region_factor(region: str) -> float:
+    """What Modal multiplies its prices by for a container that must run in `region`."""
+    return REGION_NARROW_FACTOR if "-" in region else REGION_BROAD_FACTOR
 
 
 def usd(gpu: str, seconds: float) -> float | None:

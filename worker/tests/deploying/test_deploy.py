@@ -80,6 +80,33 @@ def test_one_command_goes_from_nothing_to_an_endpoint_and_again_makes_nothing_tw
 
 
 @pytest.mark.timeout(300)
+def test_a_proxy_token_that_was_deleted_is_replaced(tmp_path: Path) -> None:
+    servers = double.ModalServerDouble({})
+    assert run(servers, tmp_path, "--yes").returncode == 0
+    servers.deleted_proxy_tokens.add(kept(tmp_path)["MODAL_PROXY_KEY"])
+
+    again = run(servers, tmp_path, "--yes")
+
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert kept(tmp_path)["MODAL_PROXY_KEY"] == "wk-double-2"
+    assert "making a new one" in again.stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_url_that_cannot_be_looked_up_is_an_error_that_says_what_is_there(
+    tmp_path: Path,
+) -> None:
+    kept_secrets: dict[str, dict[str, str]] = {}
+    servers = double.ModalServerDouble(kept_secrets, failing=frozenset({"url"}))
+    failed = run(servers, tmp_path, "--yes")
+
+    assert failed.returncode == 1
+    assert "The worker is deployed, but its URL could not be looked up" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert kept(tmp_path)["MODAL_PROXY_KEY"] == "wk-double-1", "what Modal shows once is kept"
+
+
+@pytest.mark.timeout(300)
 def test_nothing_is_done_unless_somebody_agrees(tmp_path: Path) -> None:
     servers = double.ModalServerDouble({})
     refused = run(servers, tmp_path)
@@ -148,7 +175,13 @@ def test_a_secret_from_elsewhere_is_left_alone_unless_a_new_token_is_asked_for(
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("DEPLOY_GPU", "l40s", "DEPLOY_GPU: 'l40s' is no GPU's name"),
+        ("DEPLOY_GPU", "L40S:2", "DEPLOY_GPU: 'L40S:2' is not a GPU's name"),
+        ("QUEUE_MAX", "abc", "QUEUE_MAX: Input should be a valid integer"),
+        ("DTYPE", "int8", "DTYPE: Input should be 'auto'"),
+        ("LORA_ALLOWED_HOSTS", "https://x.example", "LORA_ALLOWED_HOSTS: 'https://x.example'"),
+        ("WORKER_API_TOKEN", "with blank", "WORKER_API_TOKEN: must be visible ASCII"),
+        ("DEPLOY_LORA_MOUNT", "/weights", "would hide the other"),
+        ("DEPLOY_LORA_MOUNT", "/weights/loras/", "would hide the other"),
         ("DEPLOY_CPU", "-1", "DEPLOY_CPU: Input should be greater than 0"),
         ("DEPLOY_GPUS", "T4", "DEPLOY_GPUS is not a setting of the deployment"),
         ("DEPLOY_MIN_CONTAINERS", "9", "DEPLOY_MIN_CONTAINERS is 9: it must be at most"),
@@ -183,6 +216,36 @@ def test_costs_are_those_of_the_dated_table() -> None:
     # (0.001097 + 4 x 0.0000131 + 16 x 0.00000222) x 3600 = 4.2657; 730 hours of three of them
     warm = lines(DEPLOY_GPU="H100!", DEPLOY_CPU="4", DEPLOY_MIN_CONTAINERS="3")
     assert "while nobody asks: 12.80 an hour, 9,342 a month: DEPLOY_MIN_CONTAINERS is 3" in warm
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [("l40s", "L40S"), ("rtx-pro-6000", "RTX-PRO-6000"), ("b200+", "B200+"), ("h100!", "H100!")],
+)
+def test_every_spelling_that_modal_takes_is_taken(typed: str, told: str) -> None:
+    with deploy_check.environment({"DEPLOY_GPU": typed}):
+        assert deploy.read_deployment().gpu == (told,)
+
+
+def test_a_chosen_region_is_in_every_price() -> None:
+    # 2.1734 an hour anywhere; a broad region costs 1.5 times that, a narrow one 1.75 times.
+    assert "one container with L40S: 3.26 an hour" in lines(DEPLOY_REGION="us")
+    narrow = lines(DEPLOY_REGION="us,eu-west-1")
+    assert "one container with L40S: 3.80 an hour" in narrow
+    assert "times 1.75, as DEPLOY_REGION is us,eu-west-1" in narrow
+
+
+def test_a_picture_is_billed_as_modal_bills_it() -> None:
+    def rate(**values: str) -> float | None:
+        with deploy_check.environment(values):
+            settings = deploy.read_deployment().worker_settings({"WORKER_API_TOKEN": "t" * 32})
+        usd: float | None = settings.usd_per_second
+        return usd
+
+    assert rate() == pytest.approx(0.000542 + 2 * 0.0000131 + 16 * 0.00000222)
+    assert rate(DEPLOY_REGION="eu") == pytest.approx(1.5 * (rate() or 0))
+    # Which GPU it will be is not known; the worker then looks at what it got.
+    assert rate(DEPLOY_GPU="H100,A100-80GB") is None
 
 
 def test_a_gpu_without_a_price_is_said_to_have_none() -> None:

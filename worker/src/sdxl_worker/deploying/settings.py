@@ -11,13 +11,20 @@ import os
 import re
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from sdxl_contract.prices import USD_PER_SECOND
+from sdxl_contract import prices
 from sdxl_worker.deploying.volume import WEIGHTS_ROOT_DEFAULT, model_name
 from sdxl_worker.settings import Dtype, Settings
 
@@ -30,7 +37,10 @@ _DECIDED_HERE = {"base_model", "base_model_revision", "hf_home", "worker_host", 
 _HALF_PRECISION_GPUS = {"T4"}
 # Names of Modal that the price table has more precisely.
 _OTHERWISE_CALLED = {"A100": "A100-40GB", "A10G": "A10"}
-_GPU = re.compile(r"[A-Z][A-Z0-9]*(-[0-9]+GB)?!?")
+# `H100!` pins the kind, `B200+` also takes its successors.
+_GPU = re.compile(r"[A-Z]+[A-Z0-9]*(-[A-Z0-9]+)*[!+]?")
+# Only so that the worker's settings can be checked where the secret is not.
+_ANY_TOKEN = "checked-where-the-secret-is-not-known"
 _OBJECT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -139,7 +149,21 @@ class Deployment(BaseSettings):
                 "VAE_MODEL does not work on Modal, where nothing is fetched at start: use a "
                 "checkpoint whose vae is the wanted one, or bfloat16, which needs none"
             )
-        return cls()
+        try:
+            deployment = cls()
+        except ValidationError as error:
+            raise ValueError(named_problems(error, PREFIX)) from error
+        deployment._check_worker(environment)
+        return deployment
+
+    def _check_worker(self, environment: Mapping[str, str]) -> None:
+        """Refuse here what the worker's own settings would refuse in a container with a GPU."""
+        passed = {name: environment[name] for name in passed_on() if environment.get(name)}
+        token = environment.get("WORKER_API_TOKEN") or _ANY_TOKEN
+        try:
+            self.worker_settings(passed | {"WORKER_API_TOKEN": token})
+        except ValidationError as error:
+            raise ValueError(named_problems(error)) from error
 
     @field_validator("gpu", "region", mode="before")
     @classmethod
@@ -153,10 +177,13 @@ class Deployment(BaseSettings):
     def _gpus_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("must name at least one GPU, such as L40S")
-        for name in value:
+        names = tuple(name.upper() for name in value)
+        for name in names:
             if not _GPU.fullmatch(name):
-                raise ValueError(f"{name!r} is no GPU's name: one such as L40S or A100-80GB")
-        return value
+                raise ValueError(
+                    f"{name!r} is not a GPU's name: write one such as L40S, A100-80GB or H100!"
+                )
+        return names
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Deployment:
@@ -171,6 +198,21 @@ class Deployment(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _mounts_are_apart(self) -> Deployment:
+        weights, loras = (PurePosixPath(m) for m in (self.weights_mount, self.lora_mount))
+        if weights == loras or weights in loras.parents or loras in weights.parents:
+            raise ValueError(
+                f"{PREFIX}WEIGHTS_MOUNT is {weights} and {PREFIX}LORA_MOUNT is {loras}: one volume "
+                "would hide the other; give each a folder of its own"
+            )
+        return self
+
+    @property
+    def region_factor(self) -> float:
+        """What Modal multiplies its prices by for the chosen regions; the dearest one counts."""
+        return max((prices.region_factor(region) for region in self.region), default=1.0)
+
     @property
     def model_folder(self) -> Path:
         """Where the container finds the model: a folder of the weights volume."""
@@ -179,7 +221,7 @@ class Deployment(BaseSettings):
     @property
     def dtype(self) -> Dtype:
         """The precision that every GPU of the list computes fast."""
-        old = any(name.rstrip("!") in _HALF_PRECISION_GPUS for name in self.gpu)
+        old = any(name.rstrip("!+") in _HALF_PRECISION_GPUS for name in self.gpu)
         return Dtype.FLOAT16 if old else Dtype.BFLOAT16
 
     def worker_settings(self, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -201,7 +243,14 @@ class Deployment(BaseSettings):
         if not environment.get("GPU_NAME") and len(self.gpu) == 1:
             # Modal may give a better one at the same price: what was asked for is what is paid.
             decided["gpu_name"] = price_row(self.gpu[0])
-        return Settings(**decided)
+        if not environment.get("USD_PER_SECOND") and len(self.gpu) == 1:
+            decided["usd_per_second"] = container_usd_per_second(self, self.gpu[0])
+        given = {
+            name: environment[name.upper()]
+            for name in Settings.model_fields
+            if environment.get(name.upper())
+        }
+        return Settings(**(given | decided))
 
     def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
         """What the image's environment holds: these settings, and the worker's that are set here.
@@ -223,9 +272,37 @@ class Deployment(BaseSettings):
 
 def price_row(gpu: str) -> str | None:
     """The row of the price table for a GPU as Modal spells it; None if there is none."""
-    plain = gpu.rstrip("!")
+    plain = gpu.upper().rstrip("!+")
     row = _OTHERWISE_CALLED.get(plain, plain)
-    return row if row in USD_PER_SECOND else None
+    return row if row in prices.USD_PER_SECOND else None
+
+
+def rest_usd_per_second(cores: float, memory_mib: float) -> float:
+    """USD per second of a container's processors and memory, before a region's factor."""
+    return (
+        cores * prices.CPU_CORE_USD_PER_SECOND
+        + memory_mib / 1024 * prices.MEMORY_GIB_USD_PER_SECOND
+    )
+
+
+def container_usd_per_second(deployment: Deployment, gpu: str) -> float | None:
+    """USD per second that Modal bills for one container with `gpu`: GPU, processors and memory,
+    times the region's factor; None if the table has no price for the GPU."""
+    row = price_row(gpu)
+    if row is None:
+        return None
+    rest = rest_usd_per_second(deployment.cpu, deployment.memory_mib)
+    return (prices.USD_PER_SECOND[row] + rest) * deployment.region_factor
+
+
+def named_problems(error: ValidationError, prefix: str = "") -> str:
+    """One line per problem, each with the name of the environment variable that it is about."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        name = field if field.isupper() or not field else prefix + field.upper()
+        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}".lstrip(": "))
+    return "\n".join(lines)
 
 
 def passed_on() -> set[str]:
