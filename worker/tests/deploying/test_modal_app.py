@@ -215,8 +215,8 @@ def test_a_secret_baked_into_the_image_is_noticed(tmp_path: Path) -> None:
         ),
         (
             '.add_local_python_source("sdxl_contract", "sdxl_worker")',
-            '.add_local_python_source("sdxl_contract", "sdxl_worker", "deploy_check")',
-            "/root/deploy_check.py is sent to Modal",
+            '.add_local_python_source("sdxl_contract", "sdxl_worker", "testkit")',
+            "/root/testkit/__init__.py is sent to Modal",
         ),
         (
             '.add_local_python_source("sdxl_contract", "sdxl_worker")',

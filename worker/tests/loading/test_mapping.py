@@ -137,7 +137,7 @@ def test_the_pristine_map_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(64)) * 100)
     code = (
-        "import sys, pathlib; from sdxl_worker.mapping import MappedFile\n"
+        "import sys, pathlib; from sdxl_worker.loading.mapped_weights import MappedFile\n"
         "file = MappedFile(pathlib.Path(sys.argv[1]))\n"
         "live = file.live(); twin = file.twin(live[:64]); assert twin.tolist() == list(range(64))\n"
         "{} [0] = 9; print(live[0].item(), twin[0].item())"
