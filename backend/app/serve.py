@@ -6,8 +6,11 @@ Must not know: what is served.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -21,15 +24,26 @@ from app.main import create_app
 from app.services.contents.waiters import Waiters
 from app.startup import Prepared, StartRefused, prepare
 
+_LAST_SECONDS = 20.0
+
 
 class _Server(uvicorn.Server):
-    """Wakes those who wait for a picture as soon as a stop is asked for."""
+    """Wakes those who wait for a picture as soon as a stop is asked for.
+
+    Python waits for its threads before it ends, also for one that hangs in a store or a system
+    call: `last_resort` is called where the process is still there `patience` seconds later.
+    """
 
     waiters: Waiters
+    patience: float
+    last_resort: Callable[[], None]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
         self.waiters.stopping = True
+        timer = threading.Timer(self.patience, self.last_resort)
+        timer.daemon = True
+        timer.start()
         super().handle_exit(sig, frame)
 
 
@@ -56,6 +70,15 @@ def serve(settings: Settings, prepared: Prepared) -> int:
     )
     server = _Server(config)
     server.waiters = app.state.waiters
+    # Requests, then jobs, get the grace; connections and the database get the rest.
+    server.patience = 2 * settings.shutdown_grace_seconds + _LAST_SECONDS
+
+    def end_at_once() -> None:
+        logging.getLogger(__name__).error("something does not end: ending without it")
+        prepared.release()
+        os._exit(1)
+
+    server.last_resort = end_at_once
     server.run()
     return 0 if server.started else 1
 

@@ -6,7 +6,6 @@ Must not know: HTTP, how bytes are stored.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
@@ -16,13 +15,15 @@ from typing import IO, NamedTuple
 
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import Conflict, NotFound, TooLarge
+from app.core.pools import Duty, in_pool
 from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
+from app.services.foreign_files import foreign_files
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 from app.services.worker.base_model import BaseModel
-from sdxl_contract.lora.header import LoraInspection, inspect_lora_file
+from sdxl_contract.lora.header import LoraInspection
 
 _READ_BYTES = 1 << 20
 
@@ -56,7 +57,7 @@ class LoraService:
             LoraLoadFailed: the file is no LoRA for the base model; says what it seems to be.
             TooLarge, StorageFailed: it cannot be kept.
         """
-        sha256, size = await asyncio.to_thread(_measure, file)
+        sha256, size = await in_pool(Duty.UPLOADS, _measure, file)
         limits = await self._base_model.limits()
         maximum = min(self._max_bytes, limits.lora_max_bytes)
         if size > maximum:
@@ -67,8 +68,7 @@ class LoraService:
         if there is not None:
             return Uploaded(there, is_new=False)
         signature = await self._base_model.signature()
-        file.seek(0)
-        inspection = await asyncio.to_thread(inspect_lora_file, file, size, signature)
+        inspection = await foreign_files.inspect(file, size, signature)
         key = f"owners/{owner}/loras/{sha256}.safetensors"
         lora = _row(owner, name, description, list(tags), sha256, size, key, inspection)
         async with self._database.session() as session:

@@ -20,6 +20,7 @@ import httpx2
 import stamina
 
 from app.core.logging import long_enough
+from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import add_trace_header
 from app.services.worker.answer import (
@@ -234,7 +235,7 @@ class ModalSdxlLoraClient:
         except ContractError as error:
             redact_error(error, self._secrets)
             raise
-        return result, await asyncio.to_thread(decode_images, result, request)
+        return result, await in_pool(Duty.IMAGES, decode_images, result, request)
 
     async def cancel(self, request_id: str) -> bool:
         """Ask the worker to stop a request; True when it was running there."""

@@ -6,7 +6,6 @@ Must not know: what the bytes are, and who asks.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -24,6 +23,7 @@ import obstore
 from obstore.store import S3Store
 
 from app.core.errors import StorageFailed, is_disk_full
+from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import span
 
@@ -130,7 +130,7 @@ class LocalStorage:
     async def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Written beside, synced, then renamed: a reader sees all of it or nothing."""
         with span("object.put", key=key):
-            await _in_thread(self._put, key, data)
+            await _in_thread(self._put, key, data, duty=_duty(data))
 
     def _put(self, key: str, data: bytes | IO[bytes]) -> None:
         path = self.path(key)
@@ -249,7 +249,9 @@ class S3Storage:
     async def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """One PUT, or a multipart upload where the file is large."""
         with span("object.put", key=key):
-            await _in_thread(lambda: obstore.put(self._store, check_key(key), data))
+            await _in_thread(
+                lambda: obstore.put(self._store, check_key(key), data), duty=_duty(data)
+            )
 
     async def delete(self, key: str) -> None:
         """Remove the object."""
@@ -306,10 +308,15 @@ class S3Storage:
         return self.sign_get(key, seconds)
 
 
-async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
+def _duty(data: bytes | IO[bytes]) -> Duty:
+    """Whole files take minutes: not in the threads that pictures need."""
+    return Duty.STORAGE if isinstance(data, bytes) else Duty.UPLOADS
+
+
+async def _in_thread(work: Callable[..., T], *arguments: object, duty: Duty = Duty.STORAGE) -> T:
     """Run blocking `work` in a thread; foreign errors become StorageFailed."""
     try:
-        return await asyncio.to_thread(work, *arguments)
+        return await in_pool(duty, work, *arguments)
     except StorageFailed:
         raise
     except (OSError, obstore.exceptions.BaseError) as error:

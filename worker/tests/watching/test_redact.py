@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 import structlog
@@ -130,3 +131,15 @@ def test_neither_structured_nor_library_logs_hold_a_secret(
     assert "private-name" not in said
     assert json.loads(said.splitlines()[0])["event"] == "failed"
     assert said.count("ValueError: planted https://acct.r2.example/***") == 2
+
+
+@pytest.mark.parametrize("part", ["a.", "a-", "x-amz-a-", "eyJ-", "token_", "://a@", "A1-", "a_"])
+def test_a_long_text_takes_time_in_line_with_its_length(part: str) -> None:
+    started = time.process_time()
+    redact(part * 20_000)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("before", [".", "-", "1", "+", "(", "=", "://"])
+def test_a_url_is_cut_whatever_stands_before_it(before: str) -> None:
+    assert SECRET not in redact(before + PRESIGNED)

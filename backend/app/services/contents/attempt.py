@@ -20,6 +20,7 @@ from typing import Any
 
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import StorageFailed
+from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.models import Content, Image, Status
 from app.models.base import utc_now
@@ -173,7 +174,7 @@ class Drawing:
         if max(image.width, image.height) <= THUMBNAIL_SIDE:
             return
         try:
-            small = await asyncio.to_thread(make_thumbnail, data)
+            small = await in_pool(Duty.IMAGES, make_thumbnail, data)
             if small is None:
                 return
             key = image.object_key.removesuffix(".png") + ".webp"

@@ -16,6 +16,7 @@ import procrastinate
 import structlog
 
 from app.core.db import Database, DriverConnection, DriverPool
+from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import continued, span, traceparent
 from app.repositories.attempts import AttemptRepository
@@ -153,7 +154,7 @@ class JobQueue:
                 log.warning("the job runner failed (%s); starting again", type(error).__name__)
             await asyncio.sleep(_RESTART_SECONDS)
             with contextlib.suppress(Exception):
-                await asyncio.to_thread(self._revive_database)
+                await in_pool(Duty.DATABASE, self._revive_database)
 
     async def _rescue_for_ever(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from PIL import Image
 
+from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome, OnEvent
 from app.services.worker.answer import decode_images
@@ -114,7 +115,7 @@ class ReplicateClient:
                 details={"reason": "unreachable"},
             ) from error
         result = _result(request, data, time.monotonic() - started)
-        images = await asyncio.to_thread(decode_images, result, request)
+        images = await in_pool(Duty.IMAGES, decode_images, result, request)
         return InferenceOutcome(result, images, self.name, 1)
 
     async def _predict(self, request: GenerateRequest, request_id: str | None) -> object:

@@ -10,8 +10,10 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 _MASK = "***"
+# Each begins only where a word begins: so no text takes more than linear time.
 _URL = re.compile(
-    r"\b([a-z][a-z0-9+.-]*://)([^\s/?#@\"'<>]*@)?([^\s/?#\"'<>]+)([^\s\"'<>]*)", re.IGNORECASE
+    r"(?<![a-z0-9+.-])([a-z0-9+.-]*://)([^\s/?#@\"'<>]*@)?([^\s/?#\"'<>]+)([^\s\"'<>]*)",
+    re.IGNORECASE,
 )
 _SCHEME = re.compile(r"\b(bearer|basic|token)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
 # What names a secret: alone, or at the end of a longer name such as HUGGINGFACE_HUB_TOKEN.
@@ -29,7 +31,7 @@ _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 # Secrets that are known by their look: hub, AWS and Modal tokens, and signed JSON (JWT).
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|A[KS]IA[0-9A-Z]{16}|(?:ak|as|wk|ws)-[A-Za-z0-9]{16,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
+    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
 )
 
 
