@@ -1,12 +1,12 @@
 """One request's pictures: text → latents → pixels, on the model as it stands.
 
-Duty: call the diffusers pipeline in phases that can be timed, stopped at every step and previewed.
+Duty: text, denoising and decoding in phases that can be timed, stopped at every step and previewed.
 Must not know: LoRAs, HTTP, queues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
+from sdxl_worker.drawing.denoising import Denoising, StepInputs, start_noise
 from sdxl_worker.drawing.latents import to_image, unscaled, upcast_where_needed
 from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
@@ -112,43 +113,72 @@ class Drawer:
 
         `before` pictures of the request's `count` are done.
         """
-        pipe = self._model.pipe
-        pipe.scheduler = build_scheduler(request.scheduler, self._own_scheduler, request.steps)
-        total = request.steps * count
+        model, steps = self._model, request.steps
+        scheduler = build_scheduler(request.scheduler, self._own_scheduler, steps)
+        scheduler.set_timesteps(steps, device=model.device)
+        generators = [
+            # On the CPU whatever the device: the picture must not depend on the GPU's state.
+            torch.Generator("cpu").manual_seed(seed)
+            for seed in seeds
+        ]
+        calls = len(scheduler.timesteps)
 
-        def step_done(_pipe: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            done = before * request.steps + len(seeds) * min(step + 1, request.steps)
-            due = step % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and step + 1 < request.steps
-            latents = values["latents"]
-            on_step(done, total, (lambda: self.preview(latents)) if due else None)
-            return values
-
-        def repeated(one: Tensor) -> Tensor:
-            return one.expand(len(seeds), *one.shape[1:])
-
-        try:
-            result = pipe(
-                prompt_embeds=repeated(conditioning.prompt),
-                pooled_prompt_embeds=repeated(conditioning.pooled),
-                negative_prompt_embeds=repeated(conditioning.negative_prompt),
-                negative_pooled_prompt_embeds=repeated(conditioning.negative_pooled),
-                width=size[0],
-                height=size[1],
-                num_inference_steps=request.steps,
-                guidance_scale=request.cfg,
-                eta=scheduler_eta(request.scheduler),
-                # On the CPU whatever the device: the picture must not depend on the GPU's state.
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                output_type="latent",
-                callback_on_step_end=step_done,
-                callback_on_step_end_tensor_inputs=["latents"],
+        def step_done(index: int, latents: Tensor) -> None:
+            # Samplers of two stages call the UNet about twice for each step.
+            step = -(-(index + 1) * steps // calls)
+            due = index % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and index + 1 < calls
+            on_step(
+                before * steps + len(seeds) * step,
+                steps * count,
+                (lambda: self.preview(latents)) if due else None,
             )
-        finally:
-            pipe.scheduler = self._own_scheduler
-        latents: Tensor = result.images
+
+        latents = Denoising(
+            predict=self._predict,
+            scheduler=scheduler,
+            latents=self._noise(generators, size, conditioning.prompt) * scheduler.init_noise_sigma,
+            conditioning=conditioning,
+            size=size,
+            guidance=request.cfg,
+            eta=scheduler_eta(request.scheduler),
+            generators=generators,
+            on_step=step_done,
+            timestep_cond=self._guidance_embedding(request.cfg, len(seeds)),
+        ).run()
         if not bool(torch.isfinite(latents).all()):
             raise GenerationFailed("the latents are not finite: the weights and scales do not fit")
         return latents
+
+    def _predict(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
+        predicted: Tensor = self._model.pipe.unet(
+            inputs.sample,
+            inputs.timestep,
+            encoder_hidden_states=inputs.embeds,
+            timestep_cond=inputs.timestep_cond,
+            added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+            return_dict=False,
+            **attached,
+        )[0]
+        return predicted
+
+    def _noise(
+        self, generators: list[torch.Generator], size: tuple[int, int], like: Tensor
+    ) -> Tensor:
+        """Latents (n, C, h, w) of nothing but noise, spread 1."""
+        pipe = self._model.pipe
+        factor = pipe.vae_scale_factor
+        shape = (int(pipe.unet.config.in_channels), size[1] // factor, size[0] // factor)
+        return start_noise(generators, shape, like)
+
+    def _guidance_embedding(self, guidance: float, count: int) -> Tensor | None:
+        """What a UNet that was distilled for its guidance is told of it; None for all others."""
+        pipe = self._model.pipe
+        width = pipe.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scales = torch.tensor(guidance - 1).repeat(count)
+        embedding: Tensor = pipe.get_guidance_scale_embedding(scales, embedding_dim=width)
+        return embedding.to(self._model.device, pipe.unet.dtype)
 
     def _decode(self, latents: Tensor) -> Image.Image:
         """RGB picture of `latents` (1, C, h, w)."""
