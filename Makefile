@@ -101,6 +101,12 @@ studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or ne
 	@command -v npm >/dev/null || { echo "npm is needed: install Node.js 20.19 or newer"; exit 1; }
 	@cd studio && npm ci --no-audit --no-fund && npm run build
 
+.PHONY: openapi
+openapi: $(INSTALLED) ## docs/openapi.json from the app; the page's types from it (where Node is there)
+	@$(PY) -m scripts.openapi
+	@if command -v npm >/dev/null; then cd studio && npm ci --no-audit --no-fund && npm run -s types; \
+	else echo "npm is not here: studio/src/openapi.ts was left as it is"; fi
+
 .PHONY: screenshots
 screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/images (needs chromium)
 	@$(PY) -m scripts.screenshots

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import openapi
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTRACT = REPOSITORY / "contract" / "src"
 WORKER = REPOSITORY / "worker" / "src"
@@ -109,3 +111,8 @@ def test_the_backend_imports_without_torch() -> None:
     code = "import sys, app.main; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_the_committed_api_document_is_what_the_app_says() -> None:
+    # Here, among the quick ones: every change of a route or a shape must bring the file along.
+    assert openapi.FILE.read_text(encoding="utf-8") == openapi.document(), "run `make openapi`"

@@ -19,15 +19,12 @@ from prometheus_fastapi_instrumentator import Instrumentator
 
 from app.api import content, costs, files, health, identities, loras, session, studio
 from app.api.deps import KEY_OR_COOKIE, Services
+from app.api.document import PROBLEM, install_document
 from app.api.middleware import KeyBeforeUpload, RequestLog
 from app.core.db import Database
-from app.core.errors import (
-    PROBLEM_JSON,
-    install_error_handlers,
-)
+from app.core.errors import install_error_handlers
 from app.core.security import BodyLimit
 from app.core.settings import Settings
-from app.schemas.common import Problem
 from app.services.avatars import AvatarService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
@@ -49,7 +46,7 @@ API = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     statuses: {
         "description": meaning,
-        "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
+        "content": PROBLEM,
     }
     for statuses, meaning in (
         ("4XX", "The call cannot be answered as it is; the detail says why."),
@@ -93,6 +90,7 @@ def create_app(
     app.state.waiters = waiters
     app.state.metrics = metrics
     install_error_handlers(app)
+    install_document(app)
     app.add_middleware(KeyBeforeUpload, path=_UPLOAD)
     app.add_middleware(RequestLog)
     app.add_middleware(

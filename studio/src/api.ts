@@ -4,6 +4,7 @@ import type {
   Avatar,
   AvatarFields,
   Batch,
+  BatchAccepted,
   BatchBody,
   Content,
   CostSummary,
@@ -11,6 +12,7 @@ import type {
   Lora,
   Model,
   Page,
+  ProblemBody,
   Session,
   Status,
 } from './types';
@@ -19,6 +21,9 @@ const API = '/api/v1';
 // A cookie alone must not let another site's page change anything.
 const OWN_PAGE = { 'X-Requested-With': 'studio' };
 
+/** Facts of an error, such as the size that would fit. */
+export type Details = Record<string, unknown>;
+
 /** An error answer (RFC 9457); `status` 0: offline, `field` as the API names it. */
 export class Problem extends Error {
   constructor(
@@ -26,6 +31,7 @@ export class Problem extends Error {
     readonly code: string,
     message: string,
     readonly field: string | null = null,
+    readonly details: Details = {},
   ) {
     super(message);
   }
@@ -47,8 +53,14 @@ export function asProblem(error: unknown): Problem {
 
 function problemOf(status: number, text: string): Problem {
   try {
-    const body = JSON.parse(text);
-    return new Problem(status, body.error_code ?? 'ERROR', body.detail ?? text, body.field ?? null);
+    const body = JSON.parse(text) as Partial<ProblemBody>;
+    return new Problem(
+      status,
+      body.error_code ?? 'ERROR',
+      body.detail ?? text,
+      body.field ?? null,
+      body.details ?? {},
+    );
   } catch {
     return new Problem(status, 'ERROR', text.slice(0, 300));
   }
@@ -116,7 +128,7 @@ export const api = {
   cancel: (id: string) => call<Content>('POST', `/content/${id}/cancel`),
   replay: (id: string) => call<Content>('POST', `/content/${id}/replay`),
   batch: (body: BatchBody) =>
-    call<{ batch_id: string; content_ids: string[] }>('POST', '/content/batch', body),
+    call<BatchAccepted>('POST', '/content/batch', body),
   batches: (limit: number, cursor: string | null) =>
     call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor })),
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),

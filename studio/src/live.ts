@@ -4,7 +4,7 @@ import { computed, effect, signal, type Signal } from '@preact/signals';
 import { api, asProblem, openEvents } from './api';
 import { contentOf, forget, gate, keep, reached } from './store';
 import { readEvents, type ServerEvent } from './sse';
-import { isFinal, type Content } from './types';
+import { isFinal, type Content, type Events } from './types';
 
 /** What is known of a content being drawn; `position` 0 is next in line. */
 export interface Progress {
@@ -134,24 +134,25 @@ async function stream(id: string, signal: AbortSignal): Promise<void> {
 
 /** Take one event in; true when it was the last. */
 function take(id: string, event: ServerEvent): boolean {
-  const data = JSON.parse(event.data);
   const now = progressOf(id);
+  const read = <K extends keyof Events>(_: K): Events[K] => JSON.parse(event.data) as Events[K];
   switch (event.type) {
     case 'queued':
-      now.value = { ...NOTHING, position: data.position ?? null };
+      now.value = { ...NOTHING, position: read('queued').position };
       return false;
     case 'started':
       now.value = { ...now.value, position: null };
       mark(id);
       return false;
     case 'progress': {
+      const data = read('progress');
       // Steps are told now and then: what comes after the drawing has all of them behind it.
       const isDrawn = DRAWN.includes(data.phase);
       now.value = {
         ...now.value,
         position: null,
         phase: data.phase,
-        step: isDrawn ? data.steps || now.value.steps : data.step || now.value.step,
+        step: isDrawn ? (data.steps || now.value.steps) : data.step || now.value.step,
         steps: data.steps || now.value.steps,
         eta: data.eta_seconds ?? null,
       };
@@ -159,12 +160,12 @@ function take(id: string, event: ServerEvent): boolean {
       return false;
     }
     case 'preview':
-      now.value = { ...now.value, preview: data.image };
+      now.value = { ...now.value, preview: read('preview').image };
       return false;
     case 'succeeded':
     case 'failed':
     case 'cancelled':
-      settle(data.content as Content);
+      settle(read(event.type).content);
       return true;
     default:
       return false;

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from app.api.deps import OwnerDep, ServicesDep
+from app.schemas.common import Out
 from sdxl_contract.limits import (
     CFG_DEFAULT,
     CFG_MAX,
@@ -41,7 +42,7 @@ class Range(BaseModel):
     default: float
 
 
-class ModelOut(BaseModel):
+class ModelOut(Out):
     """`GET /api/v1/model`: what a form needs to know. Sides in px."""
 
     model_config = ConfigDict(protected_namespaces=())

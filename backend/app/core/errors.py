@@ -58,13 +58,18 @@ class BackendError(Exception):
     code = ProblemCode.INTERNAL_ERROR
 
     def __init__(
-        self, message: str, *, field: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.retry_after = retry_after  # seconds
-        self.details: dict[str, Any] = {}
+        self.details: dict[str, Any] = dict(details or {})
 
 
 class NotFound(BackendError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from sdxl_contract.limits import PROMPT_MAX_CHARS
 
@@ -65,6 +65,12 @@ Name = Annotated[
 ]
 
 
+class Out(BaseModel):
+    """What only goes out: a field with a default is always there, and the schema says so."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
 class Problem(BaseModel):
     """Every error (RFC 9457), with a code that programs can rely on."""
 
@@ -77,7 +83,7 @@ class Problem(BaseModel):
     details: dict[str, Any] | None = None
 
 
-class Page(BaseModel, Generic[Item]):
+class Page(Out, Generic[Item]):
     """Some of a list; `next_cursor` is there where more follows."""
 
     items: list[Item]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from app.models import Batch, Content, Status
-from app.schemas.common import NUMBER, VISIBLE, Side, Storable, storable
+from app.schemas.common import NUMBER, VISIBLE, Out, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
 
@@ -91,7 +91,7 @@ class BatchAccepted(BaseModel):
     content_ids: list[uuid.UUID]
 
 
-class BatchOut(BaseModel):
+class BatchOut(Out):
     """How far a batch is."""
 
     batch_id: uuid.UUID
@@ -142,11 +142,44 @@ class CostOut(BaseModel):
     )
 
 
-class ErrorOut(BaseModel):
+class ErrorOut(Out):
     """Why a content failed."""
 
-    code: str
+    code: str = Field(description="one of ErrorCode")
     message: str
+    details: dict[str, Any] | None = Field(
+        default=None, description="facts, such as the width and height that would fit"
+    )
+
+
+class ParametersOut(BaseModel):
+    """Every value that was used."""
+
+    model_config = ConfigDict(extra="allow")
+
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    seed: int = Field(description="of the first picture; the next one's is one higher")
+    num_images: int
+
+
+class UsedLora(Out):
+    """A LoRA of a content: as asked for and, once drawn, with the worker's report."""
+
+    model_config = ConfigDict(extra="allow")
+
+    lora_model_id: uuid.UUID
+    name: str
+    sha256: str
+    scale: float
+    format: str | None = None
+    algorithm: str | None = None
+    rank: int | None = None
+    modules_matched: int | None = None
+    modules_unmatched: list[str] | None = None
+    cache: str | None = None
 
 
 class ContentOut(BaseModel):
@@ -162,10 +195,8 @@ class ContentOut(BaseModel):
     batch_id: uuid.UUID | None
     image_url: str | None = Field(description="of the first picture; signed anew on each read")
     images: list[ImageOut]
-    parameters: dict[str, Any] = Field(description="every value that was used, the seed included")
-    loras: list[dict[str, Any]] = Field(
-        description="as asked for, and once drawn with the worker's report"
-    )
+    parameters: ParametersOut
+    loras: list[UsedLora]
     timings: dict[str, float] | None = Field(description="seconds by phase")
     cost: CostOut | None
     error: ErrorOut | None
@@ -210,8 +241,11 @@ def content_out(content: Content, storage: Storage, image_url_seconds: int) -> C
         batch_id=content.batch_id,
         image_url=images[0].url if images else None,
         images=images,
-        parameters=content.parameters,
-        loras=[{**reports.get(lora["sha256"], {}), **lora} for lora in content.loras],
+        parameters=ParametersOut.model_validate(content.parameters),
+        loras=[
+            UsedLora.model_validate({**reports.get(lora["sha256"], {}), **lora})
+            for lora in content.loras
+        ],
         timings=content.timings,
         cost=cost,
         error=None if content.error is None else ErrorOut(**content.error),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from app.schemas.common import Out
 
 
-class CostGroup(BaseModel):
+class CostGroup(Out):
     """Sums of some contents. `day`, or `id` and `name`, say which."""
 
     day: str | None = None
@@ -28,7 +30,7 @@ class CostGroup(BaseModel):
     unpriced_seconds: float = Field(description="on devices without a price, such as a CPU")
 
 
-class CostSummary(BaseModel):
+class CostSummary(Out):
     """`GET /costs/summary`."""
 
     days: int

@@ -62,7 +62,9 @@ class LoraService:
         maximum = min(self._max_bytes, limits.lora_max_bytes)
         if size > maximum:
             raise TooLarge(
-                f"The file has {size} bytes: a LoRA may have at most {maximum}.", field="file"
+                f"The file has {size} bytes: a LoRA may have at most {maximum}.",
+                field="file",
+                details={"maximum": maximum},
             )
         there = await self._by_sha256(owner, sha256)
         if there is not None:
@@ -119,7 +121,8 @@ class LoraService:
             avatars, contents = await repository.users(lora_id)
             if avatars or contents:
                 raise Conflict(
-                    f"{avatars} avatars and {contents} waiting contents still use this LoRA."
+                    f"{avatars} avatars and {contents} waiting contents still use this LoRA.",
+                    details={"reason": "in_use", "avatars": avatars, "contents": contents},
                 )
             await repository.delete(lora)
         removed = False

@@ -250,6 +250,23 @@ def field_path(location: Sequence[str | int]) -> str:
     return text
 
 
+_BOUNDS = {
+    "ge": "minimum",
+    "le": "maximum",
+    "min_length": "min_length",
+    "max_length": "max_length",
+}
+
+
+def _bounds(context: Mapping[str, Any]) -> dict[str, float]:
+    """The bounds that a value broke, for programs that word it themselves."""
+    return {
+        name: context[bound]
+        for bound, name in _BOUNDS.items()
+        if isinstance(context.get(bound), int | float)
+    }
+
+
 def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ContractError:
     """The contract's error for what pydantic found (`ValidationError.errors()`).
 
@@ -283,6 +300,8 @@ def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ContractError:
         )
     details = {
         "field": field,
+        "kind": first["type"],
+        **_bounds(context),
         "problems": [
             {
                 "field": field_path([p for p in e["loc"] if p != "body"])

@@ -24,10 +24,9 @@ export function Picture(props: { content: Content; place?: number; small?: boole
   const { content, place = 0, small, eager } = props;
   const picture = content.images[place] ?? content.images[0];
   if (!picture) return null;
-  const thumbnail = picture.thumbnail_url ?? (place === 0 ? content.thumbnail_url : null);
   return (
     <img
-      src={pictureUrl((small && thumbnail) || picture.url)}
+      src={pictureUrl((small && picture.thumbnail_url) || picture.url)}
       alt={content.prompt || t('picture.noPrompt')}
       width={picture.width}
       height={picture.height}

@@ -86,7 +86,7 @@ function Loras({ content }: { content: Content }) {
               {[
                 used.format,
                 used.rank ? t('lora.rank', { rank: used.rank }) : '',
-                used.modules_matched !== undefined
+                used.modules_matched !== null
                   ? plural('lora.matched', used.modules_matched)
                   : '',
                 used.modules_unmatched?.length

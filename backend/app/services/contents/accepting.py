@@ -241,7 +241,10 @@ class ContentService:
             found = await LoraRepository(session, owner).get_many(ids) if ids else {}
             for lora_id, lora in zip(ids, old.loras, strict=True):
                 if lora_id not in found:
-                    raise Conflict(f"The LoRA {lora['name']!r} of this content was deleted.")
+                    raise Conflict(
+                        f"The LoRA {lora['name']!r} of this content was deleted.",
+                        details={"reason": "lora_deleted", "name": lora["name"]},
+                    )
             again_request(old).check_limits(limits)
             usual = await repository.usual_usd()
             images = int(old.parameters["num_images"])
@@ -286,7 +289,10 @@ class ContentService:
                 content.cancel_requested_at = content.cancel_requested_at or utc_now()
                 await EventRepository(await driver_connection(session)).ask_to_stop(content_id)
             elif content.status != Status.CANCELLED:
-                raise Conflict(f"This content has ended already: {content.status}.")
+                raise Conflict(
+                    f"This content has ended already: {content.status}.",
+                    details={"reason": "ended", "status": content.status},
+                )
         self._waiters.announce(content_id, ended=Status(content.status).is_final)
         return content
 

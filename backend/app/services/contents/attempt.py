@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from app.core.db import DATABASE_LOST, Database
@@ -41,6 +41,10 @@ from sdxl_contract.result import GenerateResult, PreviewEvent, ProgressEvent, Wo
 _PROGRESS_SECONDS = 0.5
 _PREVIEW_MAX_CHARS = 200_000
 _WORKER_STOP_SECONDS = 2.0
+# Facts of a failure that a page can put into a sentence of its own.
+_KEPT_DETAILS = frozenset(
+    {"reason", "field", "width", "height", "http_status", "timeout_seconds", "maximum", "nearest"}
+)
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +124,7 @@ class Drawing:
         except DATABASE_LOST:
             raise  # no end can be written now; the rescue takes it up again
         except ContractError as error:
-            await self._fail(content, error.code, error.message)
+            await self._fail(content, error.code, error.message, error.details)
         except (JobFailed, StorageFailed) as error:
             await self._fail(content, error.code, error.message)
         except Exception:
@@ -312,12 +316,15 @@ class Drawing:
             "error": None,
         }
 
-    async def _fail(self, content: Content, code: str, message: str) -> None:
+    async def _fail(
+        self, content: Content, code: str, message: str, details: Mapping[str, Any] | None = None
+    ) -> None:
         # A worker's text is not ours: PostgreSQL's JSON holds no NUL and no half surrogates.
         message = message.replace("\x00", "").encode("utf-8", "replace").decode()[:2000]
         log.warning("content %s failed: %s: %s", content.id, code, message)
         status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
-        values = {"status": status, "error": {"code": str(code), "message": message}}
+        error = {"code": str(code), "message": message, "details": _facts(details)}
+        values = {"status": status, "error": error}
         async with self._database.direct() as connection:
             kept = await AttemptRepository(connection).finish(content.id, content.attempt, values)
         if kept:
@@ -341,6 +348,18 @@ class Drawing:
         for key in keys:
             with contextlib.suppress(StorageFailed):
                 await self._storage.delete(key)
+
+
+def _facts(details: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of an error's details is kept with the content: short, and nothing but what is known."""
+    kept: dict[str, Any] = {}
+    for name in _KEPT_DETAILS & set(details or {}):
+        value = (details or {})[name]
+        if isinstance(value, str):
+            kept[name] = value.replace("\x00", "").encode("utf-8", "replace").decode()[:200]
+        elif isinstance(value, bool | int) and abs(value) < 2**53:
+            kept[name] = value
+    return kept
 
 
 def _folder(content: Content) -> str:
