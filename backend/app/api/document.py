@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from app.core.errors import PROBLEM_JSON, ProblemCode
 from app.schemas.common import Problem
@@ -41,9 +42,10 @@ def install_document(app: FastAPI) -> None:
 
 
 def _name_shapes(document: dict[str, Any]) -> None:
-    models = dict.fromkeys([Problem, *EVENTS.values()])
+    models: dict[type[BaseModel], None] = dict.fromkeys([Problem, *EVENTS.values()])
+    mode: JsonSchemaMode = "serialization"
     _, shapes = models_json_schema(
-        [(model, "serialization") for model in models], ref_template=_REF + "{model}"
+        [(model, mode) for model in models], ref_template=_REF + "{model}"
     )
     schemas = document["components"]["schemas"]
     for name, schema in shapes["$defs"].items():
