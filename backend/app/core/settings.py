@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.store_address import clean_url, public_url, store, unwrapped
+
 _MIB = 2**20
 
 
@@ -179,16 +181,47 @@ class Settings(BaseSettings):
         default="INFO", description="least severe level that is written"
     )
 
-    @field_validator(
-        "modal_endpoint_url", "r2_endpoint_url", "r2_public_url", "public_base_url", mode="after"
-    )
+    @model_validator(mode="before")
     @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must start with https:// or http://")
-        return value.rstrip("/")
+    def _as_meant(cls, values: Any) -> Any:
+        """Values as their sources display them: quoted, with blanks, a bucket in its address."""
+        if not isinstance(values, dict):
+            return values
+        clean = {
+            name: unwrapped(value) if isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        # What is blank is unset, as what is empty is.
+        values = {name: value for name, value in clean.items() if value != ""}
+        endpoint, bucket = values.get("r2_endpoint_url"), values.get("r2_bucket_name")
+        if isinstance(endpoint, str) and isinstance(bucket, str):
+            found = store(endpoint, bucket, str(values.get("r2_region", "auto")))
+            values |= {
+                "r2_endpoint_url": found.endpoint,
+                "r2_bucket_name": found.bucket,
+                "r2_region": found.region,
+            }
+        return values
+
+    @field_validator("modal_endpoint_url", mode="after")
+    @classmethod
+    def _is_worker(cls, value: str | None) -> str | None:
+        return value and clean_url(value, example="https://<worker>/generate-image")
+
+    @field_validator("public_base_url", mode="after")
+    @classmethod
+    def _is_base(cls, value: str | None) -> str | None:
+        return value and clean_url(value, example="https://studio.example")
+
+    @field_validator("r2_endpoint_url", mode="after")
+    @classmethod
+    def _is_store(cls, value: str | None) -> str | None:
+        return value and clean_url(value, example="https://<account>.r2.cloudflarestorage.com")
+
+    @field_validator("r2_public_url", mode="after")
+    @classmethod
+    def _is_public(cls, value: str | None) -> str | None:
+        return value and public_url(value)
 
     @field_validator("data_dir", mode="after")
     @classmethod
@@ -198,6 +231,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _whole_storage(self) -> Settings:
         if self.r2_bucket_name is None:
+            if self.r2_endpoint_url and urlsplit(self.r2_endpoint_url).path:
+                raise ValueError(
+                    "R2_ENDPOINT_URL holds a path: write the bucket's name into R2_BUCKET_NAME"
+                )
             return self
         missing = [
             name.upper()
@@ -228,7 +265,7 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", mode="after")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in _split(value):
+        for origin in _origins(value):
             if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
                 raise ValueError(
                     "must be origins like https://studio.example, without a path, between commas"
@@ -238,7 +275,7 @@ class Settings(BaseSettings):
     @property
     def allowed_origins(self) -> list[str]:
         """`cors_origins` as a list."""
-        return _split(self.cors_origins)
+        return _origins(self.cors_origins)
 
     @property
     def base_url(self) -> str:
@@ -271,8 +308,8 @@ class Settings(BaseSettings):
         return _is_loopback(self.host)
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _origins(text: str) -> list[str]:
+    return [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
 
 
 def _is_loopback(host: str) -> bool:
