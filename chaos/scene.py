@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from app.core.db import EmbeddedPostgres, migrate
+from app.core.db import migrate
+from app.core.embedded_postgres import EmbeddedPostgres
 from app.core.settings import Settings, load_settings
 from scripts.stack import LOOPBACK, REPOSITORY, Service, StackError, free_port, port_is_taken
 
@@ -150,8 +151,9 @@ class Scene:
 
     def crash_postgres(self, away_seconds: float) -> None:
         """Stop PostgreSQL at once, as a crash would, and let it recover after a while."""
-        assert self._postgres._server is not None
-        process = psutil.Process(self._postgres._server.get_pid())
+        pid = self._postgres.pid
+        assert pid is not None
+        process = psutil.Process(pid)
         process.send_signal(signal.SIGQUIT)
         with contextlib.suppress(psutil.NoSuchProcess):
             process.wait(20)

@@ -68,7 +68,7 @@ class Service:
     def start(self) -> None:
         """Start the process in a session of its own, so that Ctrl-C reaches only the parent."""
         if self.log is not None:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._log_file = self.log.open("ab")
         self.process = subprocess.Popen(
             self.command,

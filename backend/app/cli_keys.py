@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.core.db import Database, DatabaseError
+from app.core.db import Database
+from app.core.embedded_postgres import DatabaseError
 from app.core.security import key_digest, new_api_key
 from app.core.settings import load_settings
 from app.models import LOCAL_OWNER

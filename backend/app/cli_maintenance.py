@@ -14,7 +14,8 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from app.core.db import Database, DatabaseError
+from app.core.db import Database
+from app.core.embedded_postgres import DatabaseError
 from app.core.errors import StorageFailed
 from app.core.settings import Settings, load_settings
 from app.services.storage import Storage, build_storage

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from pydantic import ValidationError
 
-from app.core.db import DatabaseError
+from app.core.embedded_postgres import DatabaseError
 from app.core.logging import configure_logging
 from app.core.settings import Settings, SettingsError, load_settings
 from app.core.tracing import configure_tracing
@@ -96,6 +96,7 @@ def explain(error: ValidationError) -> str:
 def main() -> int:
     """0 after a clean stop, 1 where the server could not start."""
     signal.signal(signal.SIGTERM, _exit)
+    os.umask(0o077)  # what it writes is for its own user
     try:
         settings = load_settings()
     except ValidationError as error:

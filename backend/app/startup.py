@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import URL
 
-from app.core.db import Database, EmbeddedPostgres, database_url, migrate
+from app.core.db import Database, database_url, migrate
+from app.core.embedded_postgres import EmbeddedPostgres, make_private_folder
 from app.core.settings import Settings
 from app.repositories.api_keys import ApiKeyRepository
 
@@ -44,7 +45,7 @@ def prepare(settings: Settings) -> Prepared:
         DatabaseError: no usable database.
         StartRefused: others could reach the server, and no API key exists.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.data_dir)
     embedded = None
     if settings.database_url is None:
         embedded = EmbeddedPostgres(settings.data_dir / "postgres")

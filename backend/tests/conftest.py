@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL
 
-from app.core.db import EmbeddedPostgres, migrate
+from app.core.db import migrate
+from app.core.embedded_postgres import EmbeddedPostgres
 from app.core.settings import Settings, load_settings
 from app.main import create_app
 from app.services.storage import Storage

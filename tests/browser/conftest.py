@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy import URL
 
-from app.core.db import EmbeddedPostgres, migrate
+from app.core.db import migrate
+from app.core.embedded_postgres import EmbeddedPostgres
 from scripts.stack import LOOPBACK, REPOSITORY, Service, build_stack, free_port
 from testkit.browser import SMALL, WAIT_MS, OpenPage, Studio, Watch
 

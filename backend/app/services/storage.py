@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 import obstore
 from obstore.store import S3Store
 
+from app.core.embedded_postgres import make_private_folder
 from app.core.errors import StorageFailed, is_disk_full
 from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
@@ -109,7 +110,10 @@ class LocalStorage:
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self.root = (settings.data_dir / "objects").resolve()
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.data_dir)
+        make_private_folder(self.root)
+        with contextlib.suppress(PermissionError):  # another user's, who has let us in
+            self.root.chmod(0o700)  # earlier versions made it for everybody
         self._incoming = self.root / ".incoming"
         self._incoming.mkdir(exist_ok=True)
         self._secret = _load_or_make_secret(settings.data_dir / "signing.key")

@@ -15,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Index, text
 
-from app.core.db import EmbeddedPostgres, migrate
+from app.core.db import migrate
+from app.core.embedded_postgres import EmbeddedPostgres
 from app.core.settings import Settings
 from app.main import create_app
 from app.models import Base
@@ -192,7 +193,7 @@ async def test_a_lost_database_is_a_503_and_comes_back(settings: Settings) -> No
             await backend.generate()
             inference.gate.clear()
             running = await backend.generate(expected=202, headers=ASYNC)
-            await asyncio.to_thread(server._server._stop)
+            await asyncio.to_thread(server.shut_down)
             inference.gate.set()  # this one's end cannot be written now
             problem = await backend.generate(expected=503)
             assert problem["error_code"] == "DATABASE_UNAVAILABLE"
