@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import tempfile
 import traceback
 import warnings
@@ -26,6 +27,7 @@ from deploy.modal_server_double import modal_server_double
 
 MODEL = deploy_check.REPOSITORY / "demo_model" / "sdxl-demo"
 TOKEN = "deploy-check"
+ROTATED = "deploy-check-rotated"
 SIDE = 64  # px: the smallest that the small model allows
 
 
@@ -74,6 +76,27 @@ def cuda_questions(function: str) -> Iterator[list[str]]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def rotated_after_the_snapshot() -> Iterator[None]:
+    """The bearer token changes where a snapshot would be taken: Modal restores a snapshot with the
+    secrets of the day."""
+    from sdxl_worker.deploying import starting
+
+    real = starting.read_weights
+
+    def read_weights(*arguments: Any) -> starting.Weights:
+        try:
+            return real(*arguments)
+        finally:
+            os.environ["WORKER_API_TOKEN"] = ROTATED
+
+    setattr(starting, "read_weights", read_weights)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(starting, "read_weights", real)  # noqa: B010
 
 
 class _Filled(Exception):
@@ -152,7 +175,7 @@ def _check_container(path: Path) -> list[str]:
             warnings.filterwarnings("ignore", message=".*executing locally.*")
             with contextlib.redirect_stdout(io.StringIO()) as said:
                 module.download_weights.local()
-            with cuda_questions("load") as asked:
+            with cuda_questions("load") as asked, rotated_after_the_snapshot():
                 worker = module.Worker()
                 web_app = worker.web.local()
             problems = [
@@ -182,8 +205,11 @@ async def _check_http(web_app: Any) -> list[str]:
         refused = await http.post("/generate-image", json=request)
         if refused.status_code != 401:
             problems.append(f"a request without the bearer token gets {refused.status_code}")
+        old = {"Authorization": f"Bearer {TOKEN}"}
+        if (await http.post("/generate-image", json=request, headers=old)).status_code != 401:
+            problems.append("a token that was rotated after the snapshot still opens the door")
         answer = await http.post(
-            "/generate-image", json=request, headers={"Authorization": f"Bearer {TOKEN}"}
+            "/generate-image", json=request, headers={"Authorization": f"Bearer {ROTATED}"}
         )
     if answer.status_code != 200:
         return [*problems, f"a request gets {answer.status_code}: {answer.text[:300]}"]
@@ -197,13 +223,21 @@ async def _check_http(web_app: Any) -> list[str]:
 
 
 def _check_damage(module: ModuleType, weights: Path) -> list[str]:
-    """The control of the hashes: one changed byte keeps a container from starting."""
+    """The control of the hashes: with one changed byte a container serves nobody, and says why."""
     victim = next((weights / MODEL.name / "unet").glob("*.safetensors"))
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    try:
-        module.Worker().web.local()
-    except Exception as error:
-        return [] if victim.name in str(error) else [f"damaged weights raise {error!r}"]
-    return ["a container starts with damaged weights"]
+    health = asyncio.run(_health(module.Worker().web.local()))
+    if health.get("status") != "failed":
+        return ["a container starts with damaged weights"]
+    if victim.name not in str(health.get("error")):
+        return [f"damaged weights are reported as {health.get('error')}"]
+    return []
+
+
+async def _health(web_app: Any) -> dict[str, Any]:
+    transport = httpx2.ASGITransport(web_app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://worker") as http:
+        health: dict[str, Any] = (await http.get("/health")).json()
+        return health

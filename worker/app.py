@@ -31,7 +31,10 @@ UV = "0.9.7"
 CONSTRAINTS = "/constraints.txt"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-deployment = Deployment.from_environment()
+try:
+    deployment = Deployment.from_environment()
+except ValueError as error:  # `modal deploy` by hand: the setting's name, and no traceback
+    raise SystemExit(f"{error}") from None
 app = modal.App(deployment.app_name)
 
 # torch comes from PyPI, so with CUDA. The project's own packages are added last, as files: a change
@@ -81,40 +84,32 @@ class Worker:
     def load(self) -> None:
         """Weights checked and in the CPU's memory: the part that a snapshot keeps.
 
-        Nothing here may ask CUDA anything: the answer, that there is no GPU, would be kept too.
+        Nothing here may ask CUDA anything, or read a secret: both would be kept as they are now.
         """
-        from sdxl_worker.deploying.volume import verify
-        from sdxl_worker.loading.imports import import_libraries
-        from sdxl_worker.loading.snapshot import without_cuda
-        from sdxl_worker.loading.weight_reader import start_reading
-        from sdxl_worker.settings import Dtype
+        from sdxl_worker.deploying.starting import read_weights
         from sdxl_worker.watching.logs import configure_logging
 
-        self.settings = settings = deployment.worker_settings()
+        settings = deployment.settings_without_secrets()
         configure_logging(settings.log_format)
-        folder = deployment.model_folder
-        # Read, not mapped: a snapshot keeps memory, not the files that it is a view of. The volume
-        # is read in the background while it is hashed and while torch is imported.
-        half = settings.dtype is not Dtype.FLOAT32
-        reading = start_reading(folder, half=half, mapped=False)
-        verify(folder.parent, folder.name)
-        with without_cuda():  # around torch and diffusers, which ask while they are imported
-            import_libraries(lean=reading is not None and not settings.compile_unet)
-            from sdxl_worker.loading.pipeline import load_model
-
-            on_cpu = settings.model_copy(update={"device": "cpu", "map_weights": False})
-            self.model = load_model(on_cpu, reading)
+        self.weights = read_weights(deployment, settings)
 
     @modal.enter()
     def start(self) -> None:
-        """Weights onto the GPU, the pristine copy made, one small picture drawn."""
+        """Secrets read, weights onto the GPU, the pristine copy made, one small picture drawn."""
+        from sdxl_worker.deploying.starting import still_current
         from sdxl_worker.engine import Engine
         from sdxl_worker.loading.pipeline import choose_device, move_model
 
         if not modal.is_local():
-            loras.reload()  # what other containers have kept since the snapshot
-        model = move_model(self.model, choose_device(self.settings.device))
-        self.engine = Engine(self.settings, load=lambda _: model)
+            # What was written since the snapshot, by other containers or by `download_weights`.
+            loras.reload()
+            weights.reload()
+        self.settings = settings = deployment.worker_settings()
+        held = still_current(self.weights, deployment, settings)
+        del self.weights
+        self.engine = Engine(
+            settings, load=lambda _: move_model(held.loaded(), choose_device(settings.device))
+        )
         # Before the first request, not beside it: Modal sends requests once this returns.
         asyncio.run(self.engine.load())
 
@@ -129,6 +124,7 @@ class Worker:
             RetireWhenFailed,
             failed=lambda: self.engine.health().status is HealthStatus.FAILED,
             retire=modal.experimental.stop_fetching_inputs.aio,
+            patience_s=deployment.failed_start_seconds,
         )
         return web_app
 

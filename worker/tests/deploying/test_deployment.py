@@ -27,7 +27,7 @@ def read(**values: str) -> Deployment:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("DEPLOY_GPU", "l40s", "'l40s' is no GPU's name"),
+        ("DEPLOY_GPU", "L40S:2", "'L40S:2' is not a GPU's name"),
         ("DEPLOY_GPU", " , ", "at least one GPU"),
         ("DEPLOY_MAX_CONTAINERS", "0", "greater than or equal to 1"),
         ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "1", "greater than or equal to 2"),
@@ -173,3 +173,30 @@ async def test_a_failed_worker_asks_for_a_fresh_container_once() -> None:
 
     # After the third answer, not before it, and only once.
     assert retired == [3]
+
+
+async def test_a_container_whose_start_failed_is_kept_for_a_while() -> None:
+    """Each retirement is followed by a paid start: one every five minutes, not one a request."""
+    clock, retired = [1000.0], []
+
+    async def app(*_: Any) -> None:
+        pass
+
+    async def retire() -> None:
+        retired.append(clock[0])
+
+    middleware = RetireWhenFailed(app, lambda: True, retire, patience_s=300, clock=lambda: clock[0])
+    for clock[0] in (1000.0, 1001.0, 1299.0, 1300.0, 1301.0):
+        await middleware({"type": "http"}, None, None)
+
+    assert retired == [1300.0]
+
+
+def test_no_secret_is_in_the_settings_that_a_snapshot_keeps() -> None:
+    secret = "never-in-a-snapshot"
+    values = {"WORKER_API_TOKEN": secret, "HUGGINGFACE_HUB_TOKEN": secret}
+    with deploy_check.environment(values):
+        settings = Deployment.from_environment().settings_without_secrets()
+
+    assert settings.worker_api_token is None
+    assert settings.huggingface_hub_token is None

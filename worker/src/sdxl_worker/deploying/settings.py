@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import time
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -105,6 +106,13 @@ class Deployment(BaseSettings):
     )
     startup_timeout_seconds: int = Field(
         default=900, ge=60, le=86400, description="of a container's start, checks included"
+    )
+    failed_start_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        le=3600,
+        description="how long a container whose start failed answers 503 before another one is "
+        "tried; each try is a paid start",
     )
     region: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="comma-separated; empty: anywhere, which is cheapest"
@@ -252,6 +260,18 @@ class Deployment(BaseSettings):
         }
         return Settings(**(given | decided))
 
+    def settings_without_secrets(self) -> Settings:
+        """The worker's settings for what runs before a snapshot, in which no secret may stay."""
+        hidden = {
+            name.upper()
+            for name, field in Settings.model_fields.items()
+            if SecretStr in _types(field.annotation)
+        }
+        plain = {name: value for name, value in os.environ.items() if name not in hidden}
+        return self.worker_settings(plain | {"WORKER_API_TOKEN": _ANY_TOKEN}).model_copy(
+            update={name.lower(): None for name in hidden}
+        )
+
     def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
         """What the image's environment holds: these settings, and the worker's that are set here.
         Never a secret."""
@@ -350,13 +370,23 @@ class RetireWhenFailed:
 
     Args:
         failed: whether it has.
+        patience_s: seconds before a container that never could serve is given up. It answers 503
+            until then: every retirement is followed by another paid start, which would most
+            likely fail in the same way.
         retire: tells the platform to send no more; called once, after the answer is out.
     """
 
     def __init__(
-        self, app: Any, failed: Callable[[], bool], retire: Callable[[], Awaitable[None]]
+        self,
+        app: Any,
+        failed: Callable[[], bool],
+        retire: Callable[[], Awaitable[None]],
+        patience_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
+        self._clock = clock
+        self._not_before = clock() + (patience_s if failed() else 0.0)
         self._failed = failed
         self._retire = retire
         self._retired = False
@@ -364,6 +394,8 @@ class RetireWhenFailed:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI scope, then look."""
         await self._app(scope, receive, send)
-        if scope["type"] == "http" and not self._retired and self._failed():
+        if scope["type"] != "http" or self._retired or self._clock() < self._not_before:
+            return
+        if self._failed():
             self._retired = True
             await self._retire()

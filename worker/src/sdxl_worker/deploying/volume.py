@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,6 +169,11 @@ def fill(
     commit: str | None = None
     try:
         path = root / source
+        if not path.exists() and _is_path(source):
+            raise WeightsError(
+                f"{source} is not on the volume: BASE_MODEL names a path there, a hub name "
+                "(owner/repository) or an https URL of a .safetensors file"
+            )
         if path.is_dir():
             _copy_folder(path, staging, half=half)
         elif path.is_file():
@@ -207,21 +212,33 @@ def fill(
     return manifest
 
 
-def verify(root: Path, name: str) -> Manifest:
-    """The manifest of `name`, after every file below `root` has been hashed against it.
+def read_manifest(root: Path, name: str) -> Manifest:
+    """What `name` must be.
 
     Raises:
-        WeightsError: no manifest, or a file is missing, too much, or not what it was.
+        WeightsError: there is no manifest, or it cannot be read.
     """
-    path = _manifest_path(root, name)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(_manifest_path(root, name).read_bytes())
     except FileNotFoundError:
         raise WeightsError(
             f"the volume holds no {name}: run modal run worker/app.py::download_weights"
         ) from None
     except (OSError, ValidationError) as error:
         raise WeightsError(f"the manifest of {name} cannot be read: {_FILL_AGAIN}") from error
+
+
+def verify(root: Path, name: str, known: Mapping[Path, str] | None = None) -> Manifest:
+    """The manifest of `name`, after every file below `root` has been hashed against it.
+
+    Args:
+        known: SHA-256 of files that were read already, and hashed while they were: these are not
+            read a second time.
+
+    Raises:
+        WeightsError: no manifest, or a file is missing, too much, or not what it was.
+    """
+    manifest = read_manifest(root, name)
     folder = root / name
     present = _relative_files(folder)
     for relative, record in manifest.files.items():
@@ -234,10 +251,21 @@ def verify(root: Path, name: str) -> Manifest:
             )
     if extra := sorted(set(present) - set(manifest.files)):
         raise WeightsError(f"{name}/{extra[0]} is not in the manifest: {_FILL_AGAIN}")
-    for relative, record in _hash_all(folder).items():
-        if record.sha256 != manifest.files[relative].sha256:
+    hashes = {p.relative_to(folder).as_posix(): h for p, h in (known or {}).items()}
+    rest = [relative for relative in manifest.files if relative not in hashes]
+    hashes |= {relative: record.sha256 for relative, record in _hash_all(folder, rest).items()}
+    for relative, sha256 in hashes.items():
+        if relative in manifest.files and sha256 != manifest.files[relative].sha256:
             raise WeightsError(f"{name}/{relative} is not what was downloaded: {_FILL_AGAIN}")
     return manifest
+
+
+def _is_path(source: str) -> bool:
+    """Whether `source` can only be a path: neither a hub's name nor a URL has this form."""
+    return "://" not in source and (
+        source.startswith(("/", "./", "../", "~"))
+        or not (_HUB_NAME.fullmatch(source) or _HUB_FILE.fullmatch(source))
+    )
 
 
 def _manifest_path(root: Path, name: str) -> Path:
@@ -253,15 +281,15 @@ def _relative_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def _hash_all(folder: Path) -> dict[str, FileRecord]:
-    """SHA-256 of every file, several at once: hashing lets other threads run."""
+def _hash_all(folder: Path, names: list[str] | None = None) -> dict[str, FileRecord]:
+    """SHA-256 of every file, or of `names`; several at once: hashing lets other threads run."""
 
     def one(relative: str) -> FileRecord:
         with (folder / relative).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return FileRecord(sha256=digest, bytes=file.tell())
 
-    names = _relative_files(folder)
+    names = _relative_files(folder) if names is None else names
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(one, names), strict=True))
 

@@ -14,6 +14,7 @@ Two ways:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -65,6 +66,19 @@ class _File:
     memory: mmap.mmap | MappedFile
     data_start: int
     parts: list[Future[None]]
+    prefix: bytes = b""  # the header as it lies in the file
+
+    def sha256(self) -> str:
+        """Of the whole file, part after part as it is read; hashing lets other threads run."""
+        digest = hashlib.sha256(self.prefix)
+        assert isinstance(self.memory, mmap.mmap)
+        view = memoryview(self.memory)
+        place = 0
+        for part in self.parts:
+            part.result()
+            digest.update(view[place : place + _CHUNK_BYTES])
+            place += _CHUNK_BYTES
+        return digest.hexdigest()
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
@@ -96,6 +110,7 @@ class Reading:
         folder: a diffusers pipeline's.
         half: prefer the `fp16` variant where there is one.
         mapped: map the files instead of reading them.
+        hashed: compute each file's SHA-256 from what is read, while it is read; not if mapped.
 
     Attributes:
         half: whether some of the files are that variant.
@@ -105,7 +120,9 @@ class Reading:
         NotThere: a component has no safetensors file.
     """
 
-    def __init__(self, folder: Path, *, half: bool, mapped: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, half: bool, mapped: bool = False, hashed: bool = False
+    ) -> None:
         paths = {
             name: _weight_files(folder / name, stem, half) for name, stem in COMPONENTS.items()
         }
@@ -115,10 +132,21 @@ class Reading:
         begin = _map if mapped else self._begin
         self._files = {name: [begin(path) for path in files] for name, files in paths.items()}
         self._pool.shutdown(wait=False)
+        self._hashes: dict[Path, Future[str]] = {}
+        if hashed and not mapped:
+            hashing = ThreadPoolExecutor(threads, thread_name_prefix="hashes")
+            for name, files in paths.items():
+                for path, file in zip(files, self._files[name], strict=True):
+                    self._hashes[path] = hashing.submit(file.sha256)
+            hashing.shutdown(wait=False)
         held = [file.memory for files in self._files.values() for file in files]
         self.mapped: MappedFiles | None = None
         if mapped:
             self.mapped = MappedFiles([memory for memory in held if isinstance(memory, MappedFile)])
+
+    def sha256s(self) -> dict[Path, str]:
+        """SHA-256, in hexadecimal, of each file as it was read; waits until all are read."""
+        return {path: future.result() for path, future in self._hashes.items()}
 
     def tensors(self, component: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The component's weights by name, once they are read; floating ones as `dtype`.
@@ -129,7 +157,8 @@ class Reading:
         return {name: tensor for file in files for name, tensor in file.tensors(dtype)}
 
     def _begin(self, path: Path) -> _File:
-        header, start, total = _header(path)
+        prefix, total = _prefix(path)
+        header, start = json.loads(prefix[8:]), len(prefix)
         memory = mmap.mmap(-1, max(total, 1))
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Fewer, larger pages: most of the time to fill fresh memory goes into making pages.
@@ -140,22 +169,23 @@ class Reading:
             )
             for place in range(0, total, _CHUNK_BYTES)
         ]
-        return _File(header, memory, start, parts)
+        return _File(header, memory, start, parts, prefix)
 
 
 def _map(path: Path) -> _File:
-    header, start, _ = _header(path)
-    return _File(header, MappedFile(path), start, [])
+    prefix, _ = _prefix(path)
+    return _File(json.loads(prefix[8:]), MappedFile(path), len(prefix), [])
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The safetensors header, where the data starts, and how many bytes of it there are."""
+def _prefix(path: Path) -> tuple[bytes, int]:
+    """The bytes before the data (length and header), and how many bytes of data there are."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
         if not 0 < length <= min(_HEADER_MAX_BYTES, size - 8):
             raise ValueError(f"{path.name} is no safetensors file")
-        return json.loads(file.read(length)), 8 + length, size - 8 - length
+        return first + file.read(length), size - 8 - length
 
 
 def _read_part(path: Path, memory: mmap.mmap, start: int, place: int, count: int) -> None:
@@ -195,9 +225,13 @@ def is_plain_sdxl(folder: Path) -> bool:
     )
 
 
-def start_reading(folder: Path, *, half: bool, mapped: bool = False) -> Reading | None:
+def start_reading(
+    folder: Path, *, half: bool, mapped: bool = False, hashed: bool = False
+) -> Reading | None:
     """Begin to read the folder's weights; None if it is not one that can be loaded so."""
     try:
-        return Reading(folder, half=half, mapped=mapped) if is_plain_sdxl(folder) else None
+        if not is_plain_sdxl(folder):
+            return None
+        return Reading(folder, half=half, mapped=mapped, hashed=hashed)
     except (NotThere, ValueError, OSError):
         return None
