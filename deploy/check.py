@@ -122,6 +122,7 @@ PROBES: dict[str, Probe] = {
         lambda s: list(_first(s).scheduler_placement.regions),
     ),
     "DEPLOY_MEMORY_SNAPSHOT": Probe("false", False, lambda s: _first(s).checkpointing_enabled),
+    "DEPLOY_FAILED_START_SECONDS": Probe("77", "77.0", _variable("DEPLOY_FAILED_START_SECONDS")),
     "DEPLOY_PROXY_AUTH": Probe(
         "false",
         False,

@@ -1,9 +1,9 @@
 """The worker on Modal: `modal deploy worker/app.py`.
 
     BASE_MODEL=stabilityai/stable-diffusion-xl-base-1.0 modal run worker/app.py::download_weights
-    modal run worker/app.py                # one picture, saved here as smoke.png
-    modal run worker/app.py::bench         # seconds and dollars per picture
     modal deploy worker/app.py
+    modal run worker/app.py                # one picture of the deployed worker, as smoke.png
+    modal run worker/app.py::bench --cold  # seconds and dollars per phase, with a cold start
 
 Duty: what Modal must know (image, GPU, volumes, scaling) and when each part of the worker runs.
 Every number comes from `sdxl_worker.deploying.settings`, where the settings are described; the
@@ -16,7 +16,6 @@ import asyncio
 import base64
 import json
 import os
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -159,38 +158,52 @@ def download_weights(force: bool = False) -> None:
     print(f"{manifest.source}: {len(manifest.files)} files, {gigabytes:.2f} GB, hashes recorded")
 
 
+def _deployed() -> Any:
+    """The deployed worker: what a user gets, with its snapshot and its volumes."""
+    return modal.Cls.from_name(deployment.app_name, "Worker")()
+
+
 @app.local_entrypoint()
 def smoke(
     prompt: str = "a lighthouse at dusk, photograph", lora_url: str = "", output: str = "smoke.png"
 ) -> None:
-    """Draw one picture on Modal and save it here."""
+    """Draw one picture with the deployed worker and save it here."""
     request = {"prompt": prompt, "seed": 1} | ({"lora_url": lora_url} if lora_url else {})
     began = time.perf_counter()
-    result = Worker().generate.remote(request)
+    result = _deployed().generate.remote(request)
     Path(output).write_bytes(base64.b64decode(result.pop("image_base64")))
     print(json.dumps(result, indent=1))
     print(f"{output}: {time.perf_counter() - began:.1f} s, the container's start included")
 
 
-@app.function(image=image, secrets=[secret], timeout=7200)
-def bench(images: int = 10, lora_url: str = "") -> None:
-    """Draw `images` pictures one after the other; the last line is JSON (seconds, USD)."""
-    results, waits = [], []
-    for seed in range(images + 1):
+@app.local_entrypoint()
+def bench(images: int = 10, lora_url: str = "", cold: bool = False, output: str = "") -> None:
+    """Measure the deployed worker: `images` pictures one after the other, on a running container.
+
+    With `--cold`, first wait until no container runs, so that the first one measures a start. The
+    last line is JSON: each phase in seconds and USD.
+    """
+    from sdxl_worker.deploying.measured import Sample, report
+
+    worker = _deployed()
+
+    def draw(seed: int) -> Sample:
         request = {"prompt": "a lighthouse at dusk, photograph", "seed": seed, "timeout": 300}
         began = time.perf_counter()
-        results.append(
-            Worker().generate.remote(request | ({"lora_url": lora_url} if lora_url else {}))
-        )
-        waits.append(time.perf_counter() - began)
-    # The first one may have waited for a container, and fetched the LoRA.
-    costs = [r["cost"]["usd"] for r in results[1:] if "cost" in r]
-    report = {
-        "images": images,
-        "gpu": results[-1].get("cost", {}).get("gpu"),
-        "first_seconds": round(waits[0], 3),
-        "median_seconds": round(statistics.median(waits[1:]), 3),
-        "median_usd": statistics.median(costs) if costs else None,
-        "timings": results[-1]["timings"],
-    }
-    print(json.dumps(report))
+        result = worker.generate.remote(request | ({"lora_url": lora_url} if lora_url else {}))
+        return Sample(result, time.perf_counter() - began)
+
+    if cold:
+        window = deployment.scaledown_window_seconds
+        print(f"waiting until no container runs (at most {window + 120} s) ...", flush=True)
+        until = time.monotonic() + window + 120
+        while worker.generate.get_current_stats().num_total_runners:
+            if time.monotonic() > until:
+                raise SystemExit("a container still runs: DEPLOY_MIN_CONTAINERS, or other requests")
+            time.sleep(5)
+    first = draw(0)  # may have waited for a container, and fetched the LoRA
+    samples = [draw(seed) for seed in range(1, max(1, images) + 1)]
+    text = json.dumps(report(first if cold else None, samples, deployment.scaledown_window_seconds))
+    if output:
+        Path(output).write_text(text + "\n")
+    print(text)

@@ -266,7 +266,7 @@ def test_modal_finds_what_to_run_by_the_documented_commands() -> None:
     )
 
     kinds = [line.split()[0] for line in result.stdout.splitlines()]
-    assert kinds == ["LocalEntrypoint", "LocalEntrypoint", "Function", "Function"]
+    assert kinds == ["LocalEntrypoint", "LocalEntrypoint", "Function", "LocalEntrypoint"]
     assert "download_weights" in result.stdout.splitlines()[2]
 
 
