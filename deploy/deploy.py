@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"\n{endpoint}\n"
         f"What the backend needs is in {place}:\n"
         f"  set -a; . {place}; set +a; cd backend && ../.venv/bin/python -m app.serve\n"
-        "One picture, saved as smoke.png: .venv/bin/modal run worker/app.py\n"
+        "One picture, saved as smoke.png: .venv/bin/modal run worker/app.py::smoke\n"
         f"To end it: .venv/bin/modal app stop {deployment.app_name}"
     )
     return 0

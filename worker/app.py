@@ -2,7 +2,7 @@
 
     BASE_MODEL=stabilityai/stable-diffusion-xl-base-1.0 modal run worker/app.py::download_weights
     modal deploy worker/app.py
-    modal run worker/app.py                # one picture of the deployed worker, as smoke.png
+    modal run worker/app.py::smoke         # one picture of the deployed worker, as smoke.png
     modal run worker/app.py::bench --cold  # seconds and dollars per phase, with a cold start
 
 Duty: what Modal must know (image, GPU, volumes, scaling) and when each part of the worker runs.
