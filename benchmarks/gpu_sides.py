@@ -6,6 +6,7 @@ Must not know: repeats, comparisons, tables.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from sdxl_contract.request import GenerateRequest
 from sdxl_worker.drawing.drawer import Drawer, image_seeds
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
+from sdxl_worker.run import Run
 from sdxl_worker.settings import Dtype, Settings
-from sdxl_worker.watching.timings import Stopwatch
 
 _T = TypeVar("_T")
 
@@ -199,15 +200,17 @@ class Worker:
         """The variant's pictures, on the model as it stands."""
         if variant.at_once not in self._drawers:
             self._drawers[variant.at_once] = Drawer(self._model, variant.at_once)
-        drawn = self._drawers[variant.at_once].draw(
-            GenerateRequest(prompt=PROMPT, steps=self._task.steps, cfg=CFG),
-            (self._task.size, self._task.size),
-            image_seeds(variant.seed, variant.at_once),
-            watch=Stopwatch(self._task.device),
-            on_phase=lambda _: None,
-            on_step=lambda *_: None,
-            should_stop=lambda: None,
+        request = GenerateRequest(
+            prompt=PROMPT,
+            steps=self._task.steps,
+            cfg=CFG,
+            width=self._task.size,
+            height=self._task.size,
+            num_images=variant.at_once,
+            seed=variant.seed,
         )
+        run = Run(request, device=self._task.device, timeout_s=math.inf)
+        drawn = self._drawers[variant.at_once].draw(run)
         return [one.image for one in drawn]
 
     def draw_with_lora(self, variant: Variant, clock: Clock) -> list[Image.Image]:

@@ -15,7 +15,7 @@ from sdxl_worker.drawing.denoising import Denoising, StepInputs, start_noise
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.prompts import Conditioning
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
-from sdxl_worker.watching.timings import Stopwatch
+from sdxl_worker.run import Run
 from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
 from testkit.worker import RunningWorker
 
@@ -260,10 +260,9 @@ def test_a_run_that_is_stopped_leaves_nothing_on_the_pipeline(pipe: Any) -> None
 
 
 def draw(drawer: Drawer, request: GenerateRequest, size: tuple[int, int], seeds: list[int]) -> Any:
-    return drawer.draw(
-        request, size, seeds, watch=Stopwatch(), on_phase=lambda _: None,
-        on_step=lambda *_: None, should_stop=lambda: None,
-    )  # fmt: skip
+    width, height = size
+    wanted = {"width": width, "height": height, "seed": seeds[0], "num_images": len(seeds)}
+    return drawer.draw(Run(request.model_copy(update=wanted)))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def _model_stays_pristine(worker: RunningWorker) -> Any:
     before = hashes(worker.engine)
     yield
     deadline = time.monotonic() + 20
-    while worker.engine.jobs.running and time.monotonic() < deadline:
+    while worker.engine.runs.running and time.monotonic() < deadline:
         time.sleep(0.02)
     assert hashes(worker.engine) == before
 
@@ -388,7 +388,7 @@ def test_a_client_that_goes_away_stops_the_work(
     with pytest.raises(httpx2.ReadTimeout), httpx2.Client(base_url=worker.url, timeout=1) as hasty:
         hasty.post("/generate-image", json=body)
 
-    _wait_for(lambda: worker.engine.jobs.running == 0, 5)
+    _wait_for(lambda: worker.engine.runs.running == 0, 5)
 
 
 # --- progress, repetition, the line --------------------------------------------------------------
@@ -477,9 +477,9 @@ def test_a_full_line_says_when_to_come_again(worker: RunningWorker) -> None:
 
         callers = [threading.Thread(target=call, args=(n,), daemon=True) for n in range(2)]
         callers[0].start()
-        _wait_for(lambda: busy.engine.jobs.running == 1 and busy.engine._waiting == 0)
+        _wait_for(lambda: busy.engine.runs.running == 1 and busy.engine.runs.waiting == 0)
         callers[1].start()
-        _wait_for(lambda: busy.engine._waiting == 1)
+        _wait_for(lambda: busy.engine.runs.waiting == 1)
         with httpx2.Client(base_url=busy.url, timeout=60) as http:
             status, body = refused(http)
             for n in range(2):

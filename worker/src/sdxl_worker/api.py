@@ -30,7 +30,7 @@ from sdxl_contract.request import parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
 from sdxl_worker.engine import Engine
-from sdxl_worker.line.registry import Job
+from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 
 log = structlog.get_logger()
@@ -88,18 +88,18 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         """Draw a picture. With `Accept: text/event-stream` progress comes first."""
         try:
             authorise(request)
-            job = engine.submit(parse_request(await _read_body(request)))
+            run = engine.submit(parse_request(await _read_body(request)))
         except ContractError as error:
             engine.metrics.request_refused(error.code.value)
             raise
-        structlog.contextvars.bind_contextvars(request_id=job.request_id)
+        structlog.contextvars.bind_contextvars(request_id=run.id)
         if "text/event-stream" in request.headers.get("accept", ""):
             return StreamingResponse(
-                _events(job),
+                _events(run),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
-        return _json(await _result_or_gone(job, request))
+        return _json(await _result_or_gone(run, request))
 
     @app.get("/health")
     async def health(include: str = "") -> Response:
@@ -117,14 +117,14 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     async def request_state(request: Request, request_id: str) -> Response:
         """`running`, `succeeded` (a repeated call gets the kept result) or `unknown`."""
         authorise(request)
-        state = engine.jobs.state(request_id) or "unknown"
+        state = engine.runs.state(request_id) or "unknown"
         return _json(RequestState(request_id=request_id, state=state))
 
     @app.post("/requests/{request_id}/cancel", status_code=202)
     async def cancel(request: Request, request_id: str) -> Response:
         """Stop a running request within one step; `state` says whether there was one."""
         authorise(request)
-        state = "cancelling" if engine.jobs.cancel(request_id) else "unknown"
+        state = "cancelling" if engine.runs.cancel(request_id) else "unknown"
         return _json(RequestState(request_id=request_id, state=state), 202)
 
     return app
@@ -166,9 +166,9 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _result_or_gone(job: Job, request: Request) -> GenerateResult:
-    """The job's result; leaves the job when the client's connection closes."""
-    result = asyncio.ensure_future(job.result())
+async def _result_or_gone(run: Run, request: Request) -> GenerateResult:
+    """The run's result; leaves the run when the client's connection closes."""
+    result = asyncio.ensure_future(run.result())
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -186,10 +186,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _events(job: Job) -> AsyncIterator[str]:
+async def _events(run: Run) -> AsyncIterator[str]:
     """Server-sent events: queued, progress, preview …, then one result or error."""
-    queue = job.listen()
-    result = asyncio.ensure_future(job.result())
+    queue = run.listen()
+    result = asyncio.ensure_future(run.result())
     try:
         while not result.done() or not queue.empty():
             getter = asyncio.ensure_future(queue.get())

@@ -5,6 +5,7 @@ Duty: model → patcher, drawer, LoRA source, caches, description. Must not know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.loading.gpu_memory import holds_second_copy
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
+from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
-from sdxl_worker.watching.timings import Stopwatch
 
 log = structlog.get_logger()
 
@@ -84,12 +85,5 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
 
 def _warm_up(drawer: Drawer, model: LoadedModel) -> None:
     side = model.limits.nearest_side(model.limits.min_side)
-    drawer.draw(
-        GenerateRequest(prompt="warm-up", steps=2),
-        (side, side),
-        [0],
-        watch=Stopwatch(model.device),
-        on_phase=lambda _: None,
-        on_step=lambda *_: None,
-        should_stop=lambda: None,
-    )
+    request = GenerateRequest(prompt="warm-up", steps=2, width=side, height=side, seed=0)
+    drawer.draw(Run(request, device=model.device, timeout_s=math.inf))

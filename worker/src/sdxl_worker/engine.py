@@ -8,17 +8,15 @@ verified. Must not know: HTTP, buckets, users.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import uuid
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
 from sdxl_contract.errors import (
     ContractError,
-    CudaOutOfMemory,
     GenerationFailed,
     ModelLoadFailed,
     Overloaded,
@@ -30,45 +28,26 @@ from sdxl_contract.result import (
     Health,
     HealthStatus,
     Phase,
-    PreviewEvent,
-    ProgressEvent,
     QueuedEvent,
 )
 from sdxl_worker import __version__
 from sdxl_worker.answering.result import MEDIA_TYPES, Answer
 from sdxl_worker.assembly import Ready, assemble
-from sdxl_worker.drawing.drawer import Drawn, image_seeds
+from sdxl_worker.drawing.drawer import Drawn
 from sdxl_worker.drawing.prompt_syntax import parse_weights
 from sdxl_worker.drawing.schedulers import scheduler_name
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
-from sdxl_worker.fetching.lora_source import Origin, lora_report
 from sdxl_worker.line.lane import Lane
-from sdxl_worker.line.registry import Job, Registry
+from sdxl_worker.line.registry import Registry
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, too_little_for
 from sdxl_worker.loading.pipeline import LoadedModel, load_model
-from sdxl_worker.lora import ModelCorrupted, ParsedLora, content_key
+from sdxl_worker.lora import ModelCorrupted, RestoreReport, content_key
+from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 from sdxl_worker.watching.metrics import Metrics
-from sdxl_worker.watching.timings import Stopwatch
 
 log = structlog.get_logger()
-T = TypeVar("T")
-_LOOK_S = 0.1
 _SECONDS_GUESSED = 10.0
-
-
-async def _unless_stopped(job: Job, work: Awaitable[T]) -> T:
-    """What `work` gives; stops waiting for it at the job's deadline or cancellation."""
-    task = asyncio.ensure_future(work)
-    while True:
-        done, _ = await asyncio.wait({task}, timeout=_LOOK_S)
-        if done:
-            return task.result()
-        try:
-            job.token.check()
-        except ContractError:
-            task.cancel()
-            raise
 
 
 class Engine:
@@ -91,9 +70,8 @@ class Engine:
         self._ready: Ready | None = None
         self._failure: ContractError | None = None
         self.metrics = Metrics()
-        self.jobs = Registry(settings.result_keep_seconds, settings.result_keep_bytes)
+        self.runs = Registry(settings.result_keep_seconds, settings.result_keep_bytes)
         self._lane = Lane(settings.same_lora_run_max)
-        self._waiting = 0
         # Of the lane's recent work; a guess until there was some.
         self._seconds_per_request = _SECONDS_GUESSED
         self._fetcher = fetcher or Fetcher(
@@ -128,13 +106,13 @@ class Engine:
 
     async def aclose(self) -> None:
         """Cancel what runs, wait for the lane to be clean, close connections."""
-        self.jobs.cancel_all()
+        self.runs.cancel_all()
         await asyncio.to_thread(self._lane.close)
         await self._fetcher.aclose()
 
     def health(self, *, include_modules: bool = False) -> Health:
         """What `GET /health` says."""
-        common = {"version": __version__, "queue_length": self._waiting}
+        common = {"version": __version__, "queue_length": self.runs.waiting}
         if self._failure is not None:
             return Health(status=HealthStatus.FAILED, error=self._failure.body(), **common)
         if self._ready is None:
@@ -159,7 +137,7 @@ class Engine:
         """What `GET /metrics` says."""
         ready = self._ready
         self.metrics.holdings(
-            queue_length=self._waiting,
+            queue_length=self.runs.waiting,
             cache=ready.cache.stats if ready is not None else None,
             disk=ready.disk.stats if ready is not None and ready.disk is not None else None,
         )
@@ -167,7 +145,7 @@ class Engine:
 
     # --- a request's life ---------------------------------------------------------------------
 
-    def submit(self, request: GenerateRequest) -> Job:
+    def submit(self, request: GenerateRequest) -> Run:
         """Accept `request`, or join the running or kept one with its request_id.
 
         Raises:
@@ -177,30 +155,30 @@ class Engine:
             raise self._failure
         if self._ready is None:
             raise ModelLoadFailed("the base model is still loading", retry_after=5.0)
-        joined = self.jobs.find(request)
+        joined = self.runs.find(request)
         if joined is not None:
             return joined
         request.check_limits(self._ready.limits)
         parse_weights(request.prompt)
         parse_weights(request.negative_prompt, "negative_prompt")
-        if self._waiting >= self._settings.queue_max:
+        waiting = self.runs.waiting
+        if waiting >= self._settings.queue_max:
             raise Overloaded(
-                f"{self._waiting} requests are waiting: the line is full",
-                details={"queue_length": self._waiting},
-                retry_after=round(max(1.0, self._waiting * self._seconds_per_request / 2), 1),
+                f"{waiting} requests are waiting: the line is full",
+                details={"queue_length": waiting},
+                retry_after=round(max(1.0, waiting * self._seconds_per_request / 2), 1),
             )
-        job = Job(request, request.request_id or uuid.uuid4().hex)
-        ready = self._ready
-        self.jobs.start(job, lambda j: asyncio.create_task(self._live(j, ready)))
-        return job
+        run = Run(request, device=self._ready.model.device)
+        self.runs.start(run, self._live(run, self._ready))
+        run.emit(QueuedEvent(position=waiting))
+        return run
 
-    async def _live(self, job: Job, ready: Ready) -> GenerateResult:
-        """`_run`, counted and logged, with every foreign error mapped once."""
-        started = time.perf_counter()
-        bound = log.bind(request_id=job.request_id)
+    async def _live(self, run: Run, ready: Ready) -> GenerateResult:
+        """`_answer`, counted and logged, with every foreign error mapped once."""
+        bound = log.bind(request_id=run.id)
         outcome = "ok"
         try:
-            return await self._run(job, ready, started)
+            return await self._answer(run, ready)
         except ContractError as error:
             outcome = error.code.value
             bound.warning("request_failed", code=outcome, error=error.message)
@@ -210,185 +188,100 @@ class Engine:
             bound.exception("request_failed")
             raise GenerationFailed("the picture could not be made: an internal error") from error
         finally:
-            seconds = time.perf_counter() - started
+            run.loras.clear()  # a kept result needs no weights
+            seconds = time.perf_counter() - run.started
             self.metrics.request_done(outcome, seconds)
             if outcome == "ok":
                 bound.info("request_done", seconds=round(seconds, 3))
 
-    async def _run(self, job: Job, ready: Ready, started: float) -> GenerateResult:
-        request, token = job.request, job.token
-        watch = Stopwatch(ready.model.device)
-        self._waiting += 1
-        waiting = True
+    async def _answer(self, run: Run, ready: Ready) -> GenerateResult:
+        """Fetch, line up, draw, encode, upload, answer."""
+        request = run.request
+        if request.output_url is not None:
+            await run.until(self._fetcher.check_output(request.output_url))
+        with self._memory_guard(run, ready):
+            fetched = (ready.source.get(ref, run) for ref in request.lora_refs())
+            run.loras.extend(await run.until(asyncio.gather(*fetched)))
+        for lora in run.loras:
+            self.metrics.lora_cache.labels(lora.origin).inc()
 
-        def left_the_line() -> None:
-            nonlocal waiting
-            if waiting:
-                waiting = False
-                self._waiting -= 1
+        run.line_up()
+        key = content_key(run.scaled_loras) or None
+        drawn = await self._lane.run(key, partial(self._draw, run, ready), run.until)
+        run.check()
 
-        def on_phase(phase: Phase) -> None:
-            job.emit(ProgressEvent(phase=phase, steps=request.steps * request.num_images))
-
-        try:
-            job.emit(QueuedEvent(position=self._waiting - 1))
-            refs = request.lora_refs()
-            loras = await self._fetch_all(job, ready, watch, on_phase)
-            reports = [
-                lora_report(lora, ref, origin)
-                for (lora, origin), ref in zip(loras, refs, strict=True)
-            ]
-            for _, origin in loras:
-                self.metrics.lora_cache.labels(origin).inc()
-            seed = (
-                request.seed if request.seed is not None else int.from_bytes(os.urandom(4), "big")
-            )
-            seeds = image_seeds(seed, request.num_images)
-            queued = time.perf_counter()
-            loop = asyncio.get_running_loop()
-
-            pairs = [(lora, ref.scale) for (lora, _), ref in zip(loras, refs, strict=True)]
-
-            def on_lane(hand_over: Callable[[], bool]) -> tuple[list[Drawn], bool]:
-                watch.add(Phase.QUEUE, time.perf_counter() - queued)
-                loop.call_soon_threadsafe(left_the_line)
-                return self._on_lane(job, ready, pairs, seeds, watch, on_phase, hand_over)
-
-            key = content_key(pairs) or None
-            drawn, clean = await self._lane.run(key, on_lane, token.check)
-        finally:
-            left_the_line()
-        token.check()
         answer = Answer(
-            request=request,
-            request_id=job.request_id,
+            run=run,
             drawn=drawn,
-            reports=reports,
+            reports=[lora.report() for lora in run.loras],
             base_model=ready.model.name,
             scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
             gpu=ready.gpu,
             usd_per_second=self._settings.usd_per_second,
-            clean=clean,
         )
-        on_phase(Phase.IMAGE_ENCODE)
-        with watch.phase(Phase.IMAGE_ENCODE):
+        with run.phase(Phase.IMAGE_ENCODE):
             files = await asyncio.to_thread(answer.files)
         if request.output_url is not None:
-            on_phase(Phase.UPLOAD)
-            with watch.phase(Phase.UPLOAD):
+            with run.phase(Phase.UPLOAD):
                 media_type = MEDIA_TYPES[request.output_format.value]
-                upload = self._fetcher.upload(request.output_url, files[0], media_type)
-                await _unless_stopped(job, upload)
-        timings = watch.timings()
-        self.metrics.phases(timings)
-        return answer.result(files, timings, started)
+                await run.until(self._fetcher.upload(request.output_url, files[0], media_type))
+        self.metrics.phases(run.timings())
+        return answer.result(files)
 
-    async def _fetch_all(
-        self, job: Job, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]
-    ) -> list[tuple[ParsedLora, Origin]]:
-        """The request's LoRAs, all at once; also looks at where the picture is to go."""
-        request = job.request
-        if request.output_url is not None:
-            await _unless_stopped(job, self._fetcher.check_output(request.output_url))
-        found = asyncio.gather(
-            *(ready.source.get(ref, watch, on_phase) for ref in request.lora_refs())
-        )
-        try:
-            return list(await _unless_stopped(job, found))
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise self._out_of_memory(request, ready, error) from error
-            raise
-
-    def _on_lane(
-        self,
-        job: Job,
-        ready: Ready,
-        loras: list[tuple[ParsedLora, float]],
-        seeds: list[int],
-        watch: Stopwatch,
-        on_phase: Callable[[Phase], None],
-        hand_over: Callable[[], bool],
-    ) -> tuple[list[Drawn], bool]:
+    def _draw(self, run: Run, ready: Ready, hand_over: Callable[[], bool]) -> list[Drawn]:
         """Apply, draw, restore, verify. Runs on the lane's thread, alone.
 
-        Returns:
-            The pictures, and whether the model is restored and verified: not where the next
-            request takes over the LoRA set that is applied; that one then restores it.
+        The model is not restored where the next request takes over the LoRA set that is applied;
+        that one then restores it.
         """
-        request, token = job.request, job.token
         if self._failure is not None:
             raise self._failure
-        begun = time.monotonic()
-        handed_over = False
+        run.begin()
 
-        def on_step(done: int, total: int, preview: Callable[[], str] | None) -> None:
-            token.check()
-            spent = time.monotonic() - begun
-            job.emit(
-                ProgressEvent(
-                    phase=Phase.DENOISE,
-                    step=done,
-                    steps=total,
-                    eta_seconds=round(spent / done * (total - done), 2),
-                )
-            )
-            if preview is not None and job.has_listeners:
-                job.emit(PreviewEvent(image_base64=preview(), step=done))
+        @contextmanager
+        def phase(phase: Phase) -> Iterator[None]:
+            with run.phase(phase), self._memory_guard(run, ready):
+                yield
+
+        def restored(report: RestoreReport) -> None:
+            run.clean = True
+            self.metrics.restores.inc()
+            self.metrics.restored_bytes.inc(report.nbytes)
 
         try:
-            token.check()
-            on_phase(Phase.APPLY)
-            try:
-                with watch.phase(Phase.APPLY):
-                    report = ready.patcher.apply(loras, should_stop=token.check)
-                self.metrics.swaps.labels(report.kind.value).inc()
-                drawn = ready.drawer.draw(
-                    request,
-                    request.size(ready.limits),
-                    seeds,
-                    watch=watch,
-                    on_phase=on_phase,
-                    on_step=on_step,
-                    should_stop=token.check,
-                )
-                handed_over = hand_over()
-                return drawn, not handed_over
-            except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    raise self._out_of_memory(request, ready, error) from error
-                raise
+            with (
+                ready.patcher.applied(
+                    run.scaled_loras,
+                    check=run.check,
+                    phase=phase,
+                    hand_over=hand_over,
+                    restored=restored,
+                ) as swap,
+                # Inside: a restore needs some memory itself.
+                self._memory_guard(run, ready),
+            ):
+                self.metrics.swaps.labels(swap.kind.value).inc()
+                return ready.drawer.draw(run)
+        except ModelCorrupted as error:
+            self._failure = error
+            log.exception("model_not_restored")
+            raise
         finally:
-            if not handed_over:
-                self._restore(ready, watch, on_phase)
-            self._learn_speed(time.monotonic() - begun)
+            self._learn_speed(run.seconds_on_lane)
 
     def _learn_speed(self, seconds: float) -> None:
         known = self._seconds_per_request
         first = known == _SECONDS_GUESSED
         self._seconds_per_request = seconds if first else known + 0.2 * (seconds - known)
 
-    def _restore(self, ready: Ready, watch: Stopwatch, on_phase: Callable[[Phase], None]) -> None:
-        """Put the model back and verify it; a model that cannot be put back ends the service."""
-        on_phase(Phase.RESTORE)
+    @contextmanager
+    def _memory_guard(self, run: Run, ready: Ready) -> Iterator[None]:
+        """Frees what can be freed when memory runs out, and names what needs less of it."""
         try:
-            with watch.phase(Phase.RESTORE):
-                report = ready.patcher.restore()
-            self.metrics.restores.inc()
-            self.metrics.restored_bytes.inc(report.nbytes)
-        except Exception as error:
-            self._failure = (
-                error
-                if isinstance(error, ModelCorrupted)
-                else ModelLoadFailed("the model could not be put back after a request")
-            )
-            log.exception("model_not_restored")
-            raise self._failure from error
-
-    def _out_of_memory(
-        self, request: GenerateRequest, ready: Ready, error: BaseException
-    ) -> CudaOutOfMemory:
-        """What the caller is told; before the restore, which needs some memory itself."""
-        ready.cache.clear()
-        let_go(error)
-        return too_little_for(request, ready.limits)
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            ready.cache.clear()
+            let_go(error)
+            raise too_little_for(run.request, ready.limits) from error

@@ -15,7 +15,7 @@ from sdxl_contract.request import GenerateRequest, Scheduler, parse_request, sch
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.lms import multistep_weights
 from sdxl_worker.drawing.schedulers import build_scheduler
-from sdxl_worker.watching.timings import Stopwatch
+from sdxl_worker.run import Run
 from testkit.worker import RunningWorker
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "demo_model"
@@ -46,17 +46,14 @@ def references() -> Any:
 
 def draw(drawer: Drawer, name: Scheduler, steps: int, side: int) -> Pixels:
     request = GenerateRequest(
-        prompt="a slice of pizza, white background", scheduler=name, steps=steps
+        prompt="a slice of pizza, white background",
+        scheduler=name,
+        steps=steps,
+        seed=3,
+        width=side,
+        height=side,
     )
-    drawn = drawer.draw(
-        request,
-        (side, side),
-        [3],
-        watch=Stopwatch(),
-        on_phase=lambda _: None,
-        on_step=lambda *_: None,
-        should_stop=lambda: None,
-    )
+    drawn = drawer.draw(Run(request))
     return np.asarray(drawn[0].image)
 
 

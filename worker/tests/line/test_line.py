@@ -19,7 +19,7 @@ from sdxl_contract.result import ProgressEvent
 from sdxl_worker.assembly import assemble
 from sdxl_worker.drawing import drawer as drawing
 from sdxl_worker.engine import Engine
-from sdxl_worker.line.registry import CancelToken, Job
+from sdxl_worker.run import Run
 from testkit.worker import (
     SIDE,
     FileServer,
@@ -49,7 +49,7 @@ def busy(worker: RunningWorker, tmp_path: Path) -> Iterator[RunningWorker]:
     config = settings(same_lora_run_max=3, lora_cache_dir=str(tmp_path))
     with running_worker(config, _Borrowing(config, worker)) as running:
         yield running
-        assert running.engine.jobs.running == 0
+        assert running.engine.runs.running == 0
     assert hashes(worker.engine) == before
 
 
@@ -156,10 +156,10 @@ def test_a_client_that_leaves_a_stream_stops_the_work_within_one_step(
     a, _ = two_loras(files, busy)
     steps: list[int] = []
     at_cancel: list[int] = []
-    emit, cancel = Job.emit, CancelToken.cancel
+    emit, cancel = Run.emit, Run.cancel
     left = threading.Event()
 
-    def emitting(self: Job, event: Any) -> None:
+    def emitting(self: Run, event: Any) -> None:
         if isinstance(event, ProgressEvent) and event.step:
             steps.append(event.step)
             # The model's steps take milliseconds here, far less than noticing takes: once the
@@ -169,12 +169,12 @@ def test_a_client_that_leaves_a_stream_stops_the_work_within_one_step(
                 wait_for(lambda: bool(at_cancel))
         emit(self, event)
 
-    def cancelling(self: CancelToken) -> None:
+    def cancelling(self: Run) -> None:
         at_cancel.append(len(steps))
         cancel(self)
 
-    monkeypatch.setattr(Job, "emit", emitting)
-    monkeypatch.setattr(CancelToken, "cancel", cancelling)
+    monkeypatch.setattr(Run, "emit", emitting)
+    monkeypatch.setattr(Run, "cancel", cancelling)
     headers = {"Accept": "text/event-stream"}
     with (
         httpx2.Client(base_url=busy.url, timeout=120) as http,
@@ -186,7 +186,7 @@ def test_a_client_that_leaves_a_stream_stops_the_work_within_one_step(
             if line.startswith("data: ") and json.loads(line[6:]).get("step") == 4:
                 break
     left.set()
-    wait_for(lambda: busy.engine.jobs.running == 0)
+    wait_for(lambda: busy.engine.runs.running == 0)
 
     assert len(steps) - at_cancel[0] <= 1
     assert len(steps) < 60
@@ -243,30 +243,24 @@ def test_metrics_count_outcomes_phases_caches_swaps_and_restores(
 
 
 def test_pictures_of_a_batch_equal_those_drawn_one_by_one_up_to_rounding(
-    worker: RunningWorker,
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import numpy as np
 
     from sdxl_contract.request import GenerateRequest
-    from sdxl_worker.drawing.drawer import image_seeds
-    from sdxl_worker.watching.timings import Stopwatch
 
     assert worker.engine._ready is not None
     model = worker.engine._ready.model
-    request = GenerateRequest(prompt="a tree", steps=3, num_images=3)
+    request = GenerateRequest(
+        prompt="a tree", steps=3, num_images=3, seed=7, width=SIDE, height=SIDE
+    )
     drawn, steps = {}, {}
     for batch in (1, 2):
         seen: list[int] = []
         parts = assemble(settings(images_per_batch=batch), model, worker.engine._fetcher)
-        drawn[batch] = parts.drawer.draw(
-            request,
-            (SIDE, SIDE),
-            image_seeds(7, 3),
-            watch=Stopwatch(),
-            on_phase=lambda _: None,
-            on_step=lambda done, total, _, seen=seen: seen.append(done),  # type: ignore[misc]
-            should_stop=lambda: None,
-        )
+        run = Run(request)
+        monkeypatch.setattr(run, "step", lambda done, *_, seen=seen: seen.append(done))
+        drawn[batch] = parts.drawer.draw(run)
         steps[batch] = seen
 
     assert steps == {1: [1, 2, 3, 4, 5, 6, 7, 8, 9], 2: [2, 4, 6, 7, 8, 9]}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sdxl_contract.errors import ContractError
-from sdxl_contract.request import LoraRef
+from sdxl_contract.request import GenerateRequest, LoraRef
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, lora_targets
-from sdxl_worker.watching.timings import Stopwatch
+from sdxl_worker.run import Run
 from testkit.worker import FileServer, RunningWorker, kohya_lora
 
 
@@ -55,11 +55,11 @@ class Worker:
             forget()
             try:
                 found = await asyncio.gather(
-                    *(source.get(ref, Stopwatch(), lambda _: None) for ref in refs)
+                    *(source.get(ref, Run(GenerateRequest(prompt="x"))) for ref in refs)
                 )
             finally:
                 await fetcher.aclose()
-            return [origin for _, origin in found]
+            return [lora.origin for lora in found]
 
         return asyncio.run(run())
 

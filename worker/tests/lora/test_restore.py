@@ -172,7 +172,7 @@ def test_a_fault_before_any_tensor_leaves_the_model_pristine(
     for position in range(0, len(names), 3 if kind is Fault else 9):
         with (
             pytest.raises(kind),
-            rig.patcher.applied([(lora, 1.0)], should_stop=_at(position, kind)),
+            rig.patcher.applied([(lora, 1.0)], check=_at(position, kind)),
         ):
             pytest.fail("the block must not be entered")
         assert rig.patcher.dirty_tensors == 0
@@ -227,7 +227,7 @@ def test_a_fault_while_switching_leaves_the_model_pristine(rig: Rig) -> None:
         rig.patcher.apply([(first, 1.0)])
         with (
             pytest.raises(Fault),
-            rig.patcher.applied([(second, 1.0)], should_stop=_at(position, Fault)),
+            rig.patcher.applied([(second, 1.0)], check=_at(position, Fault)),
         ):
             pass
         assert rig.is_pristine()
@@ -235,10 +235,10 @@ def test_a_fault_while_switching_leaves_the_model_pristine(rig: Rig) -> None:
 
 def test_a_block_that_raises_restores_even_if_it_was_to_be_kept(rig: Rig) -> None:
     lora = parsed(rig)
-    with pytest.raises(Fault), rig.patcher.applied([(lora, 1.0)], keep=True):
+    with pytest.raises(Fault), rig.patcher.applied([(lora, 1.0)], hand_over=lambda: True):
         raise Fault
     assert rig.is_pristine()
-    with rig.patcher.applied([(lora, 1.0)], keep=True):
+    with rig.patcher.applied([(lora, 1.0)], hand_over=lambda: True):
         pass
     assert not rig.is_pristine()
     with rig.patcher.applied([(lora, 1.0)]) as swap:

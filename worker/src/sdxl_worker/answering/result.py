@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from sdxl_contract import prices
-from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import (
     Cost,
     GeneratedImage,
@@ -22,38 +21,35 @@ from sdxl_contract.result import (
     LoraReport,
     Metadata,
     ModelInfo,
-    Timings,
 )
 from sdxl_worker.answering.image_file import encode_image, parameters_text
 from sdxl_worker.drawing.drawer import Drawn
+from sdxl_worker.run import Run
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one request whose pictures are drawn.
+    """What is known of a run whose pictures are drawn.
 
     Attributes:
         scheduler: the sampler's name as results have it.
         gpu: row of the price table, or what the device calls itself.
         usd_per_second: used instead of the table's price.
-        clean: whether the model was compared with its pristine copy after this request.
     """
 
-    request: GenerateRequest
-    request_id: str
+    run: Run
     drawn: Sequence[Drawn]
     reports: list[LoraReport]
     base_model: str
     scheduler: str
     gpu: str
     usd_per_second: float | None
-    clean: bool
 
     def files(self) -> list[bytes]:
         """Each picture as the bytes of a file, with its settings inside."""
-        request = self.request
+        request = self.run.request
         return [
             encode_image(
                 one.image,
@@ -73,9 +69,10 @@ class Answer:
             for one in self.drawn
         ]
 
-    def result(self, files: Sequence[bytes], timings: Timings, started: float) -> GenerateResult:
-        """The 200 answer; `started` is a reading of `time.perf_counter`."""
-        request, drawn = self.request, self.drawn
+    def result(self, files: Sequence[bytes]) -> GenerateResult:
+        """The 200 answer with these files, or without them where they were uploaded."""
+        run, request, drawn = self.run, self.run.request, self.drawn
+        timings = run.timings()
         keep = request.output_url is None
         texts = [base64.b64encode(data).decode() if keep else None for data in files]
         hashes = [hashlib.sha256(data).hexdigest() for data in files]
@@ -83,7 +80,7 @@ class Answer:
         return GenerateResult(
             image_base64=texts[0],
             image_size=drawn[0].image.size,
-            generation_time_seconds=round(time.perf_counter() - started, 6),
+            generation_time_seconds=round(time.perf_counter() - run.started, 6),
             model_info=ModelInfo(
                 base_model=self.base_model,
                 lora_applied=bool(self.reports),
@@ -108,8 +105,8 @@ class Answer:
             ]
             if len(files) > 1
             else [],
-            model_clean=True if self.clean else None,
-            request_id=self.request_id,
+            model_clean=True if run.clean else None,
+            request_id=run.id,
         )
 
     def _cost(self, seconds: float) -> Cost | None:

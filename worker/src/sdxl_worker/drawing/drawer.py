@@ -6,7 +6,7 @@ Must not know: LoRAs, HTTP, queues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from sdxl_contract.errors import GenerationFailed
-from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
 from sdxl_worker.drawing.denoising import Denoising, StepInputs, start_noise
 from sdxl_worker.drawing.latents import to_image, unscaled, upcast_where_needed
@@ -23,12 +22,10 @@ from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.loading.pipeline import LoadedModel
-from sdxl_worker.watching.timings import Stopwatch
+from sdxl_worker.run import Run
 
 SEED_RANGE = 2**32
 _PREVIEW_EVERY = 4
-
-StepHook = Callable[[int, int, Callable[[], str] | None], None]
 
 
 @dataclass(frozen=True)
@@ -59,61 +56,39 @@ class Drawer:
         return self._own_scheduler
 
     @torch.no_grad()
-    def draw(
-        self,
-        request: GenerateRequest,
-        size: tuple[int, int],
-        seeds: list[int],
-        *,
-        watch: Stopwatch,
-        on_phase: Callable[[Phase], None],
-        on_step: StepHook,
-        should_stop: Callable[[], None],
-    ) -> list[Drawn]:
-        """The request's pictures, `size` (width, height) px, one for each of `seeds`.
-
-        `on_step(done, total, preview)` is called after each denoising step and may raise to stop;
-        `preview()` gives a small JPEG as base64 where one is due.
+    def draw(self, run: Run) -> list[Drawn]:
+        """The pictures that `run` asks for; stops wherever the run must.
 
         Raises:
             GenerationFailed: the latents or the picture are not finite.
         """
-        on_phase(Phase.TEXT_ENCODE)
-        with watch.phase(Phase.TEXT_ENCODE):
+        request = run.request
+        seeds = image_seeds(run.seed, request.num_images)
+        with run.phase(Phase.TEXT_ENCODE):
             conditioning = encode_prompts(self._model.pipe, request.prompt, request.negative_prompt)
-        should_stop()
+        run.check()
         drawn: list[Drawn] = []
         for start in range(0, len(seeds), self._batch):
             batch = seeds[start : start + self._batch]
-            on_phase(Phase.DENOISE)
-            with watch.phase(Phase.DENOISE):
-                latents = self._denoise(
-                    request, size, batch, conditioning, start, len(seeds), on_step
-                )
-            should_stop()
-            on_phase(Phase.DECODE)
-            with watch.phase(Phase.DECODE):
+            with run.phase(Phase.DENOISE):
+                latents = self._denoise(run, batch, conditioning, start)
+            run.check()
+            with run.phase(Phase.DECODE):
                 # One by one: decoding takes most of the memory of all that is done here.
                 for number, seed in enumerate(batch):
                     drawn.append(Drawn(self._decode(latents[number : number + 1]), seed))
-            should_stop()
+            run.check()
         return drawn
 
     def _denoise(
-        self,
-        request: GenerateRequest,
-        size: tuple[int, int],
-        seeds: list[int],
-        conditioning: Conditioning,
-        before: int,
-        count: int,
-        on_step: StepHook,
+        self, run: Run, seeds: list[int], conditioning: Conditioning, before: int
     ) -> Tensor:
         """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own.
 
-        `before` pictures of the request's `count` are done.
+        `before` pictures of the run are done.
         """
-        model, steps = self._model, request.steps
+        model, request = self._model, run.request
+        steps, size = request.steps, request.size(model.limits)
         scheduler = build_scheduler(request.scheduler, self._own_scheduler, steps)
         scheduler.set_timesteps(steps, device=model.device)
         generators = [
@@ -127,9 +102,9 @@ class Drawer:
             # Samplers of two stages call the UNet about twice for each step.
             step = -(-(index + 1) * steps // calls)
             due = index % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and index + 1 < calls
-            on_step(
+            run.step(
                 before * steps + len(seeds) * step,
-                steps * count,
+                steps * request.num_images,
                 (lambda: self.preview(latents)) if due else None,
             )
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal, TypeVar
 
 from sdxl_contract.request import LoraRef
-from sdxl_contract.result import LoraReport, Phase
+from sdxl_contract.result import Phase
 from sdxl_worker.fetching.download import Fetcher, stable_key
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, ParsedLora, parse_lora
-from sdxl_worker.watching.timings import Stopwatch
+from sdxl_worker.run import Origin, Run, RunLora
 
-Origin = Literal["memory", "disk", "miss"]
-T = TypeVar("T")
 _ALIASES_MAX = 10_000
 
 
@@ -46,10 +43,9 @@ class LoraSource:
         self._aliases: dict[str, tuple[str, str]] = {}
         self._in_flight: dict[str, asyncio.Task[tuple[ParsedLora, Origin]]] = {}
 
-    async def get(
-        self, ref: LoraRef, watch: Stopwatch, on_phase: Callable[[Phase], None]
-    ) -> tuple[ParsedLora, Origin]:
-        """The LoRA that `ref` names, and where it came from.
+    async def get(self, ref: LoraRef, run: Run) -> RunLora:
+        """The LoRA that `ref` names, ready to apply. Phases count for `run`, or for the run that
+        began to fetch the same file before.
 
         Raises:
             LoraDownloadFailed, LoraLoadFailed: as the contract says; nothing is kept then.
@@ -57,30 +53,27 @@ class LoraSource:
         if ref.sha256 is not None:
             held = self._cache.get(ref.sha256)
             if held is not None:
-                return held, "memory"
+                return RunLora(ref, held, "memory")
         key = ref.sha256 or stable_key(ref.url)
         task = self._in_flight.get(key)
         if task is None:
-            task = asyncio.create_task(self._fetch(ref, watch, on_phase))
+            task = asyncio.create_task(self._fetch(ref, run))
             self._in_flight[key] = task
             task.add_done_callback(lambda _: self._in_flight.pop(key, None))
             # A caller that left must not make the failure an unread exception.
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
-        return await asyncio.shield(task)
+        return RunLora(ref, *await asyncio.shield(task))
 
-    async def _fetch(
-        self, ref: LoraRef, watch: Stopwatch, on_phase: Callable[[Phase], None]
-    ) -> tuple[ParsedLora, Origin]:
+    async def _fetch(self, ref: LoraRef, run: Run) -> tuple[ParsedLora, Origin]:
         if ref.sha256 is not None:
-            on_disk = await self._from_disk(ref.sha256, ref, watch, on_phase)
+            on_disk = await self._from_disk(ref.sha256, ref, run)
             if on_disk is not None:
                 return on_disk, "disk"
         # Without a hash: what this address held last, if its server says that it holds it still.
         alias = self._aliases.get(stable_key(ref.url)) if ref.sha256 is None else None
         if alias is not None and self._disk is None and self._cache.get(alias[1]) is None:
             alias = None
-        on_phase(Phase.DOWNLOAD)
-        with watch.phase(Phase.DOWNLOAD):
+        with run.phase(Phase.DOWNLOAD):
             fetched = await self._fetcher.download(
                 ref.url, sha256=ref.sha256, etag=alias[0] if alias else None
             )
@@ -89,15 +82,15 @@ class LoraSource:
             held = self._cache.get(alias[1])
             if held is not None:
                 return held, "memory"
-            on_disk = await self._from_disk(alias[1], ref, watch, on_phase)
+            on_disk = await self._from_disk(alias[1], ref, run)
             if on_disk is not None:
                 return on_disk, "disk"
             # Held nowhere any more: fetch it whole.
-            with watch.phase(Phase.DOWNLOAD):
+            with run.phase(Phase.DOWNLOAD):
                 fetched = await self._fetcher.download(ref.url)
             assert fetched is not None
         held = self._cache.get(fetched.sha256)
-        lora = held or await self._parse(fetched.data, fetched.sha256, ref.name, watch, on_phase)
+        lora = held or await self._parse(fetched.data, fetched.sha256, ref.name, run)
         if held is None and self._disk is not None:
             await asyncio.to_thread(self._disk.put, fetched.sha256, fetched.data)
         if fetched.etag and ref.sha256 is None:
@@ -106,41 +99,22 @@ class LoraSource:
             self._aliases[stable_key(ref.url)] = (fetched.etag, fetched.sha256)
         return lora, "miss"
 
-    async def _from_disk(
-        self,
-        sha256: str,
-        ref: LoraRef,
-        watch: Stopwatch,
-        on_phase: Callable[[Phase], None],
-    ) -> ParsedLora | None:
+    async def _from_disk(self, sha256: str, ref: LoraRef, run: Run) -> ParsedLora | None:
         """The LoRA from the disk tier, which hashes what it reads; None if not there whole."""
         if self._disk is None:
             return None
-        with watch.phase(Phase.DOWNLOAD):
+        with run.phase(Phase.DOWNLOAD):
             data = await asyncio.to_thread(self._disk.get, sha256)
         if data is None:
             return None
-        return await self._parse(data, sha256, ref.name, watch, on_phase)
+        return await self._parse(data, sha256, ref.name, run)
 
     async def _parse(
-        self,
-        data: bytes | bytearray,
-        sha256: str,
-        name: str | None,
-        watch: Stopwatch,
-        on_phase: Callable[[Phase], None],
+        self, data: bytes | bytearray, sha256: str, name: str | None, run: Run
     ) -> ParsedLora:
-        on_phase(Phase.PARSE)
-        with watch.phase(Phase.PARSE):
+        with run.phase(Phase.PARSE):
             lora = await asyncio.to_thread(
                 lambda: self._prepare(parse_lora(data, self._targets, sha256=sha256, name=name))
             )
         self._cache.put(lora)
         return lora
-
-
-def lora_report(lora: ParsedLora, ref: LoraRef, origin: Origin) -> LoraReport:
-    """What a result says of one LoRA of its request."""
-    return lora.report(ref.scale).model_copy(
-        update={"name": ref.name or lora.name, "cache": origin}
-    )

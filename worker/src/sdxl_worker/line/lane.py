@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# How often a waiting caller looks whether it should stop waiting.
-_LOOK_S = 0.1
+# How a caller waits for its work: the outcome, or an exception once it should wait no longer.
+Until = Callable[[Awaitable[Any]], Awaitable[Any]]
+
+
+async def _without_end(work: Awaitable[T]) -> T:
+    return await work
 
 
 @dataclass(eq=False)
@@ -66,35 +70,33 @@ class Lane:
         self,
         key: Hashable | None,
         work: Callable[[Callable[[], bool]], T],
-        check: Callable[[], None] = lambda: None,
+        until: Until = _without_end,
     ) -> T:
-        """What `work` returns, once it has run on the lane's thread.
+        """The outcome of `work`, once it has run on the lane's thread.
 
         Args:
             work: gets a function that it may call once, at its end and only if what `key` names
                 is still applied: True means that the next piece takes it over, so it stays.
-            check: raises when the caller should wait no longer; then the work leaves the line,
-                unless it has begun or was promised the applied set: it runs, and must check too.
+            until: awaits what it is given and raises when the caller should wait no longer; then
+                the work leaves the line, unless it has begun or was promised the applied set: it
+                runs, and must notice for itself that it should stop.
         """
         waiting = Waiting(key, work)
         with self._lock:
             self._line.append(waiting)
         self._executor.submit(self._serve_one)
         future = asyncio.wrap_future(waiting.future)
-        while True:
-            done, _ = await asyncio.wait({future}, timeout=_LOOK_S)
-            if done:
-                result: T = future.result()
-                return result
-            try:
-                check()
-            except BaseException:
-                if self._left(waiting):
-                    raise
-                # On the lane, or next on it: its own checks end it.
+        try:
+            await until(asyncio.shield(future))
+        except BaseException as error:
+            if self._left(waiting) or isinstance(error, asyncio.CancelledError):
+                raise
+            # On the lane, or next on it: its own checks end it. Or it has raised already.
+        result: T = await future
+        return result
 
     async def call(self, work: Callable[[], T]) -> T:
-        """`work` on the lane's thread, sharing with nobody."""
+        """The outcome of `work` on the lane's thread; shares with nobody."""
         return await self.run(None, lambda _: work())
 
     def close(self) -> None:

@@ -79,22 +79,31 @@ def first_difference(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
 
 
 def copy_checked(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
-    """Copy each pair's second tensor over its first and compare the bits; on the CPU.
+    """Copy each pair's second tensor over its first and compare the bits.
 
-    Each piece is compared right after it was copied, while the processor still holds it, which
-    takes little more than the copying: a second pass over gigabytes takes as long as the first.
+    On the CPU each piece is compared right after it was copied, while the processor still holds it,
+    which takes little more than the copying: a second pass over gigabytes takes as long as the
+    first. Pairs of which one is elsewhere are all copied, then all compared.
 
     Returns:
         Name of a pair whose bits differ all the same, or None. All pairs are copied either way.
     """
-    work = [(name, to, source) for name, to, source in pairs]
+    here: list[tuple[str, Tensor, Tensor]] = []
+    elsewhere: list[tuple[str, Tensor, Tensor]] = []
+    for name, to, source in pairs:
+        on_cpu = to.device.type == source.device.type == "cpu"
+        (here if on_cpu else elsewhere).append((name, to, source))
+    with torch.no_grad():
+        for _, to, source in elsewhere:
+            to.copy_(source)
     threads = min(_COPY_THREADS_MAX, torch.get_num_threads())
-    if threads == 1 or len(work) < threads:
-        found = [_copy_one(*one) for one in work]
+    if threads == 1 or len(here) < threads:
+        found = [_copy_one(*one) for one in here]
     else:
         with ThreadPoolExecutor(threads, thread_name_prefix="copy") as pool:
-            found = list(pool.map(lambda one: _copy_one(*one), work))
-    return next((name for name in found if name is not None), None)
+            found = list(pool.map(lambda one: _copy_one(*one), here))
+    different = next((name for name in found if name is not None), None)
+    return different or first_difference(elsewhere)
 
 
 def _copy_one(name: str, to: Tensor, source: Tensor) -> str | None:

@@ -16,16 +16,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.lora.safetensors import load_failed
+from sdxl_contract.result import Phase
 from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
@@ -60,17 +61,11 @@ class SwapReport:
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """What `restore` did: all of it verified against W0.
-
-    Attributes:
-        copy_seconds: of copying; on the CPU with the comparison, which goes along with it.
-        verify_seconds: of comparing in a pass of its own, as a GPU does.
-    """
+    """What `restore` did: all of it verified against W0."""
 
     tensors: int
     nbytes: int
-    copy_seconds: float
-    verify_seconds: float
+    seconds: float
 
 
 class Keeper(Protocol):
@@ -96,6 +91,10 @@ class _Identity:
     @classmethod
     def of(cls, tensor: Tensor) -> _Identity:
         return cls(tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def nothing(*_: Any) -> None:
+    """The hook of a caller who wants none."""
 
 
 class LoraPatcher:
@@ -171,7 +170,7 @@ class LoraPatcher:
         self,
         loras: Sequence[tuple[ParsedLora, float]],
         *,
-        should_stop: Callable[[], None] | None = None,
+        check: Callable[[], None] = nothing,
     ) -> SwapReport:
         """Makes the model base + `loras`, whatever LoRAs it holds now.
 
@@ -181,7 +180,7 @@ class LoraPatcher:
 
         Args:
             loras: parsed against the same model, each with its strength.
-            should_stop: called before each tensor is written; whatever it raises ends the work.
+            check: called before each tensor is written; whatever it raises ends the work.
 
         Raises:
             LoraLoadFailed: a LoRA was parsed against another model, or a scale is not finite
@@ -201,7 +200,7 @@ class LoraPatcher:
         plan = tensor_plan(active)
         self._wanted = None
         leaving = [name for name in self._dirty if name not in plan]
-        restored = self._put_back(leaving, should_stop)
+        self._put_back(leaving)
         changing = [
             name
             for name, contributions in plan.items()
@@ -209,8 +208,7 @@ class LoraPatcher:
         ]
 
         def write(name: str) -> None:
-            if should_stop is not None:
-                should_stop()
+            check()
             # Of the thread that this runs in.
             with torch.no_grad():
                 self._write(name, [(layer, scale) for _, scale, layer in plan[name]])
@@ -222,7 +220,7 @@ class LoraPatcher:
         kind = SwapKind.SWITCH if before else SwapKind.FRESH
         seconds = time.perf_counter() - started
         nbytes = _sum_bytes(self._live, changing) + _sum_bytes(self._live, leaving)
-        return SwapReport(kind, len(changing), restored, nbytes, seconds)
+        return SwapReport(kind, len(changing), len(leaving), nbytes, seconds)
 
     def restore(self) -> RestoreReport:
         """Puts every dirty tensor back to W0 and compares it with W0, bit for bit.
@@ -235,25 +233,10 @@ class LoraPatcher:
         self._check_identities()
         names = list(self._dirty)
         started = time.perf_counter()
-        here = [name for name in names if self._on_cpu(name)]
-        there = [name for name in names if not self._on_cpu(name)]
-        different = copy_checked((n, self._live[n], self._pristine[n]) for n in here)
-        with torch.no_grad():
-            for name in there:
-                self._live[name].copy_(self._pristine[name])
-        self._synchronise(there)
-        copied = time.perf_counter()
-        if different is None:
-            different = first_difference((n, self._live[n], self._pristine[n]) for n in there)
-        if different is not None:
-            self._fail(f"{different} still differs from its pristine copy after a restore")
-        # Only now: until it is proven, a tensor stays in the set that a second try puts back.
-        for name in names:
-            del self._dirty[name]
+        self._put_back(names)
         self._wanted = ()
-        verified = time.perf_counter()
-        nbytes = _sum_bytes(self._live, names)
-        return RestoreReport(len(names), nbytes, copied - started, verified - copied)
+        seconds = time.perf_counter() - started
+        return RestoreReport(len(names), _sum_bytes(self._live, names), seconds)
 
     def verify_full(self) -> None:
         """Checks every parameter and buffer against the state at start; the slow path.
@@ -292,22 +275,49 @@ class LoraPatcher:
         self,
         loras: Sequence[tuple[ParsedLora, float]],
         *,
-        keep: bool = False,
-        should_stop: Callable[[], None] | None = None,
+        check: Callable[[], None] = nothing,
+        phase: Callable[[Phase], AbstractContextManager[None]] = lambda _: nullcontext(),
+        hand_over: Callable[[], bool] = lambda: False,
+        restored: Callable[[RestoreReport], None] = nothing,
     ) -> Iterator[SwapReport]:
-        """The model with `loras` for the length of a `with` block.
+        """The model with `loras` for the length of a `with` block; then W0 again, verified.
 
         Args:
-            keep: leave the set in place at the end, so that `apply` of the same set writes
-                nothing; after an exception the model is restored all the same.
+            check: as `apply`'s; also called before anything else, since what an earlier block
+                handed over is restored here even if this one must not begin.
+            phase: entered around `apply` and around the restore.
+            hand_over: asked once, after a block that raised nothing: True leaves the set in place
+                for the next block, which writes nothing if it wants the same.
+            restored: called with the report of each restore, also where the block raised.
+
+        Raises:
+            ModelCorrupted: the model could not be put back, for whatever reason. The patcher then
+                refuses all work.
         """
-        done = False
+        stays = False
         try:
-            yield self.apply(loras, should_stop=should_stop)
-            done = True
+            with phase(Phase.APPLY):
+                check()
+                swap = self.apply(loras, check=check)
+            yield swap
+            stays = hand_over()
         finally:
-            if not (keep and done):
-                self.restore()
+            if not stays:
+                restored(self._surely_restored(phase))
+
+    def _surely_restored(
+        self, phase: Callable[[Phase], AbstractContextManager[None]]
+    ) -> RestoreReport:
+        try:
+            with phase(Phase.RESTORE):
+                report = self.restore()
+        except ModelCorrupted:
+            raise
+        except Exception as error:
+            self._fail(f"the restore failed with {type(error).__name__}", error)
+        if self._dirty:
+            self._fail(f"{len(self._dirty)} tensors were not put back by a restore")
+        return report
 
     def _each(self, write: Callable[[str], None], names: list[str]) -> None:
         """`write` each tensor: side by side on a CPU, in the stream's order on a GPU."""
@@ -330,27 +340,15 @@ class LoraPatcher:
                 "not_finite",
             )
 
-    def _put_back(self, names: list[str], should_stop: Callable[[], None] | None) -> int:
-        different = None
-        for name in names:
-            if should_stop is not None:
-                should_stop()
-            self._dirty[name] = None
-            if self._on_cpu(name):
-                pair = (name, self._live[name], self._pristine[name])
-                different = different or copy_checked([pair])
-            else:
-                with torch.no_grad():
-                    self._live[name].copy_(self._pristine[name])
-        if different is None:
-            different = first_difference(
-                (n, self._live[n], self._pristine[n]) for n in names if not self._on_cpu(n)
-            )
+    def _put_back(self, names: list[str]) -> None:
+        """Copies W0 over the tensors and compares them with it, bit for bit."""
+        self._dirty.update(dict.fromkeys(names))
+        different = copy_checked((n, self._live[n], self._pristine[n]) for n in names)
         if different is not None:
             self._fail(f"{different} still differs from its pristine copy after a restore")
+        # Only now: until it is proven, a tensor stays in the set that a second try puts back.
         for name in names:
             del self._dirty[name]
-        return len(names)
 
     def _check_fits(self, active: list[tuple[ParsedLora, float]]) -> None:
         for lora, _ in active:
@@ -370,18 +368,14 @@ class LoraPatcher:
     def _on_cpu(self, name: str) -> bool:
         return self._live[name].device.type == self._pristine[name].device.type == "cpu"
 
-    def _synchronise(self, names: list[str]) -> None:
-        if any(self._live[name].device.type == "cuda" for name in names[:1]):
-            torch.cuda.synchronize()
-
     def _refuse_if_failed(self) -> None:
         if self._failed is not None:
             raise ModelCorrupted(f"The model is corrupted: {self._failed}.")
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, cause: BaseException | None = None) -> NoReturn:
         self._failed = why
         self._wanted = None
-        raise ModelCorrupted(f"The model is corrupted: {why}.")
+        raise ModelCorrupted(f"The model is corrupted: {why}.") from cause
 
 
 def _copied(tensor: Tensor, device: torch.device | str | None) -> Tensor:
