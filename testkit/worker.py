@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import torch
 import uvicorn
@@ -230,3 +231,37 @@ def png_of(body: Mapping[str, Any]) -> Image.Image:
     import base64
 
     return Image.open(io.BytesIO(base64.b64decode(body["image_base64"])))
+
+
+class Borrowing(Engine):
+    """An engine around a running worker's model, with a patcher, caches and settings of its own."""
+
+    def __init__(self, config: Settings, worker: RunningWorker) -> None:
+        assert worker.engine._ready is not None
+        loaded = worker.engine._ready.model
+        super().__init__(config, load=lambda _: loaded)
+
+
+def traces_of_a_lora(running: RunningWorker, body: dict[str, Any], lora_url: str) -> set[str]:
+    """What a picture with a LoRA leaves behind or fails to prove, in words; empty if all is well.
+
+    Asked over HTTP, before and after: the same picture without it, and every weight's bytes.
+    """
+    found: set[str] = set()
+    weights = hashes(running.engine)
+    with httpx2.Client(base_url=running.url, timeout=60) as http:
+        before = http.post("/generate-image", json=body).json()
+        styled = http.post("/generate-image", json=body | {"lora_url": lora_url}).json()
+        after = http.post("/generate-image", json=body).json()
+        health = http.get("/health").json()
+    if styled.get("image_base64") == before["image_base64"]:
+        found.add("the LoRA changes nothing")
+    if styled.get("model_clean") is not True:
+        found.add("nobody states that the model is clean")
+    if after.get("image_base64") != before["image_base64"]:
+        found.add("the next picture differs")
+    if health["status"] != "ready":
+        found.add("no longer ready")
+    if hashes(running.engine) != weights:
+        found.add("weights differ")
+    return found

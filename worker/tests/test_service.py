@@ -566,27 +566,3 @@ def test_metrics_count_what_happened(client: httpx2.Client) -> None:
 
     assert re.search(r'sdxl_worker_requests_total\{outcome="ok"\} [1-9]', text)
     assert re.search(r"sdxl_worker_restores_verified_total [1-9]", text)
-
-
-def test_a_model_that_cannot_be_put_back_ends_the_service(
-    worker: RunningWorker, files: FileServer, lora_data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control of all the above: a restore that fails is noticed, and nobody is served."""
-    config = settings()
-    with running_worker(config, _Loaded(config, worker)) as doomed:
-        assert worker.engine._ready is not None
-        with monkeypatch.context() as patch:
-
-            def failing() -> None:
-                raise RuntimeError("planted")
-
-            patch.setattr(worker.engine._ready.patcher, "restore", failing)
-            with httpx2.Client(base_url=doomed.url, timeout=60) as http:
-                status, body = refused(http, lora_url=files.add(lora_data))
-                after, _ = refused(http)
-                health = http.get("/health")
-        worker.engine._ready.patcher.restore()
-
-    assert (status, body["error_code"]) == (503, "MODEL_LOAD_FAILED")
-    assert after == 503
-    assert health.json()["status"] == "failed"

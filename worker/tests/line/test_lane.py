@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -102,7 +102,7 @@ def test_a_caller_that_stops_waiting_leaves_the_line_and_its_work_never_runs() -
     ran: list[str] = []
     release = threading.Event()
 
-    def impatient() -> None:
+    async def impatient(_: Awaitable[Any]) -> None:
         raise TimeoutError("enough")
 
     async def main() -> None:
@@ -133,11 +133,11 @@ def test_work_that_was_promised_the_set_runs_although_its_caller_gave_up() -> No
         promised.set()
         assert go_on.wait(30)
 
-    def check() -> None:
-        if promised.is_set():
-            gave_up.set()
-            go_on.set()
-            raise TimeoutError("enough")
+    async def until(_: Awaitable[Any]) -> None:
+        assert await asyncio.to_thread(promised.wait, 30)
+        gave_up.set()
+        go_on.set()
+        raise TimeoutError("enough")
 
     in_line = threading.Event()
 
@@ -145,7 +145,7 @@ def test_work_that_was_promised_the_set_runs_although_its_caller_gave_up() -> No
         lane = Lane(2)
         one = asyncio.create_task(lane.run("a", first))
         await asyncio.sleep(0)
-        two = asyncio.create_task(lane.run("a", lambda _: ran.append("restored"), check))
+        two = asyncio.create_task(lane.run("a", lambda _: ran.append("restored"), until))
         await asyncio.sleep(0)
         in_line.set()
         await asyncio.gather(one, two)

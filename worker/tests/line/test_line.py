@@ -18,10 +18,10 @@ import pytest
 from sdxl_contract.result import ProgressEvent
 from sdxl_worker.assembly import assemble
 from sdxl_worker.drawing import drawer as drawing
-from sdxl_worker.engine import Engine
 from sdxl_worker.run import Run
 from testkit.worker import (
     SIDE,
+    Borrowing,
     FileServer,
     RunningWorker,
     hashes,
@@ -33,21 +33,12 @@ from testkit.worker import (
 BODY: dict[str, Any] = {"prompt": "a tree", "width": SIDE, "height": SIDE, "steps": 2, "seed": 1}
 
 
-class _Borrowing(Engine):
-    """An engine around the shared worker's model, with caches and settings of its own."""
-
-    def __init__(self, config: Any, worker: RunningWorker) -> None:
-        assert worker.engine._ready is not None
-        loaded = worker.engine._ready.model
-        super().__init__(config, load=lambda _: loaded)
-
-
 @pytest.fixture
 def busy(worker: RunningWorker, tmp_path: Path) -> Iterator[RunningWorker]:
     """A worker that shares a LoRA set among up to three requests, with a disk tier."""
     before = hashes(worker.engine)
     config = settings(same_lora_run_max=3, lora_cache_dir=str(tmp_path))
-    with running_worker(config, _Borrowing(config, worker)) as running:
+    with running_worker(config, Borrowing(config, worker)) as running:
         yield running
         assert running.engine.runs.running == 0
     assert hashes(worker.engine) == before
