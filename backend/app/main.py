@@ -22,6 +22,7 @@ from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
 from app.api.middleware import KeyBeforeUpload, RequestLog
 from app.core.db import Database
+from app.core.dialect import Dialect, Dialects
 from app.core.errors import install_error_handlers
 from app.core.security import BodyLimit
 from app.core.settings import Settings
@@ -91,14 +92,17 @@ def create_app(
     app.state.metrics = metrics
     install_error_handlers(app)
     install_document(app)
-    app.add_middleware(KeyBeforeUpload, path=_UPLOAD)
-    app.add_middleware(RequestLog)
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=settings.max_request_bytes,
-        upload_path=_UPLOAD,
-        max_upload_bytes=settings.max_upload_bytes,
+    own = Dialect(
+        "",
+        takes_cookie=True,
+        any_key_while_open=False,
+        large_bodies={_UPLOAD: settings.max_upload_bytes},
+        key_first=frozenset({_UPLOAD}),
     )
+    dialects = app.state.dialects = Dialects(own)
+    app.add_middleware(KeyBeforeUpload)
+    app.add_middleware(RequestLog)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes, dialects=dialects)
     if settings.allowed_origins:
         # No cookies across origins: another site's page brings an API key of its own.
         app.add_middleware(

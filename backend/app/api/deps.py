@@ -10,12 +10,12 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from app.core.db import Database
+from app.core.dialect import Dialect, dialect_of
 from app.core.errors import Forbidden
 from app.core.security import (
     PAGE_HEADER,
     PAGE_HEADER_VALUE,
     SESSION_COOKIE,
-    bearer_token,
     is_foreign_page,
     key_digest,
 )
@@ -82,8 +82,9 @@ class Caller:
 
 async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
     """Who proves itself by a key or a cookie; None where neither is sent or valid."""
-    token = bearer_token(request.headers.get("authorization"))
-    cookie = request.cookies.get(SESSION_COOKIE)
+    dialect = dialect_of(request.scope)
+    token = dialect.api_key(request.headers)
+    cookie = request.cookies.get(SESSION_COOKIE) if dialect.takes_cookie else None
     if token is None and cookie is None:
         return None
     async with services.database.direct() as connection:
@@ -123,6 +124,25 @@ def refuse_foreign_page(request: Request, services: ServicesDep) -> None:
         )
 
 
+def _key_needed(dialect: Dialect) -> str:
+    schemes = " or ".join(scheme.capitalize() for scheme in sorted(dialect.schemes))
+    sign_in = ", or sign in" if dialect.takes_cookie else ""
+    return f"An API key is needed: send Authorization: {schemes} <api key>{sign_in}."
+
+
+def refuse_other_origin(request: Request, services: ServicesDep) -> None:
+    """Refuse a page of another site, unless CORS_ORIGINS lets it call.
+
+    Raises:
+        Forbidden: it is one.
+    """
+    origin = request.headers.get("origin")
+    if origin is None or origin in services.settings.allowed_origins:
+        return
+    if is_foreign_page(request.headers, services.settings.base_url):
+        raise Forbidden("Pages of this origin may not call the server: see CORS_ORIGINS.")
+
+
 async def get_caller(request: Request, services: ServicesDep) -> Caller:
     """Who asks, once for each request.
 
@@ -135,19 +155,21 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     if known is not None:
         return known
     caller = await find_caller(request, services)
-    by_key = bearer_token(request.headers.get("authorization")) is not None
+    dialect = dialect_of(request.scope)
+    by_key = dialect.api_key(request.headers) is not None
     if caller is None:
-        if by_key:
+        if by_key and not dialect.any_key_while_open:
             raise Unauthorized("This API key is not valid.")
         async with services.database.direct() as connection:
             if await CallerRepository(connection).any_made():
-                raise Unauthorized(
-                    "An API key is needed: send Authorization: Bearer <api key>, or sign in."
-                )
+                raise Unauthorized("This API key is not valid." if by_key else _key_needed(dialect))
         refuse_foreign_page(request, services)
         caller = Caller(LOCAL_OWNER, allowance=Allowance.of(services.settings, None))
     elif not by_key:
         check_page_header(request)
+    elif "basic" in dialect.schemes:
+        # Browsers add a Basic credential unasked, also to what another site's page sends.
+        refuse_other_origin(request, services)
     request.state.caller = caller
     await take_call(services.database, str(caller.key_id or caller.owner), caller.allowance)
     return caller

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import get_caller
 from app.core.db import DATABASE_LOST
-from app.core.errors import BackendError, backend_problem, contract_problem
+from app.core.dialect import dialect_of
+from app.core.errors import BackendError, fault_of
 from app.core.tracing import continued
 from sdxl_contract.errors import ContractError
 
@@ -59,26 +60,24 @@ class RequestLog:
 
 
 class KeyBeforeUpload:
-    """Asks for the key before a large file streams in: the framework reads a form first."""
+    """Asks for the key before a large body streams in: the framework reads a form first."""
 
-    def __init__(self, app: ASGIApp, *, path: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, unless it is an upload by nobody."""
-        if scope["type"] == "http" and scope["path"] == self._path and scope["method"] == "POST":
-            request = Request(scope, receive)
-            try:
-                await get_caller(request, request.app.state.services)
-            except ContractError as error:
-                await contract_problem(error)(scope, receive, send)
-                return
-            except BackendError as error:
-                await backend_problem(error)(scope, receive, send)
-                return
-            except DATABASE_LOST:
-                pass  # the route meets the same, and says so
+        if scope["type"] == "http" and scope["method"] == "POST":
+            dialect = dialect_of(scope)
+            if scope["path"] in dialect.key_first:
+                request = Request(scope, receive)
+                try:
+                    await get_caller(request, request.app.state.services)
+                except (ContractError, BackendError) as error:
+                    await dialect.shape(fault_of(error))(scope, receive, send)
+                    return
+                except DATABASE_LOST:
+                    pass  # the route meets the same, and says so
         await self._app(scope, receive, send)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import http
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -129,16 +129,23 @@ class StorageFailed(BackendError):
     code = ProblemCode.STORAGE_FAILED
 
 
-def problem(
-    status: int,
-    code: str,
-    detail: str,
-    *,
-    field: str | None = None,
-    details: Mapping[str, Any] | None = None,
-    retry_after: float | None = None,
-) -> JSONResponse:
-    """An `application/problem+json` answer; `retry_after` in seconds."""
+class Fault(NamedTuple):
+    """What went wrong, before it takes the shape that the caller's dialect has for errors."""
+
+    status: int
+    code: str
+    detail: str
+    field: str | None = None
+    details: Mapping[str, Any] | None = None
+    retry_after: float | None = None  # seconds
+
+
+Shape = Callable[[Fault], JSONResponse]
+
+
+def as_problem(fault: Fault) -> JSONResponse:
+    """`fault` as `application/problem+json`: the shape of the API's own paths."""
+    status = fault.status
     try:
         title = http.HTTPStatus(status).phrase
     except ValueError:
@@ -147,43 +154,35 @@ def problem(
         "type": "about:blank",
         "title": title,
         "status": status,
-        "detail": detail,
-        "error_code": code,
+        "detail": fault.detail,
+        "error_code": fault.code,
     }
-    if field is not None:
-        body["field"] = field
-    if details:
-        body["details"] = dict(details)
-    headers = {}
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(retry_after)))
+    if fault.field is not None:
+        body["field"] = fault.field
+    if fault.details:
+        body["details"] = dict(fault.details)
+    headers = retry_header(fault)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers, media_type=PROBLEM_JSON)
 
 
-def contract_problem(error: ContractError) -> JSONResponse:
-    """A contract's error as the backend's caller sees it."""
-    field = (error.details or {}).get("field")
-    return problem(
-        error.status,
-        error.code,
-        error.message,
-        field=field if isinstance(field, str) else None,
-        details=error.details,
-        retry_after=error.retry_after,
-    )
+def retry_header(fault: Fault) -> dict[str, str]:
+    """`Retry-After`, where the fault says when to come again."""
+    if fault.retry_after is None:
+        return {}
+    return {"Retry-After": str(max(1, round(fault.retry_after)))}
 
 
-def backend_problem(error: BackendError) -> JSONResponse:
-    """An error of the backend's own as its caller sees it."""
-    return problem(
-        error.status,
-        error.code,
-        error.message,
-        field=error.field,
-        details=error.details,
-        retry_after=error.retry_after,
+def fault_of(error: ContractError | BackendError) -> Fault:
+    """An error that a caller may read, as a fault."""
+    if isinstance(error, ContractError):
+        field = (error.details or {}).get("field")
+        field = field if isinstance(field, str) else None
+    else:
+        field = error.field
+    return Fault(
+        error.status, str(error.code), error.message, field, error.details, error.retry_after
     )
 
 
@@ -201,7 +200,7 @@ def _allowed_methods(request: Request) -> list[str]:
     """What this path answers to: the framework names one route's methods, not all of them."""
     app: FastAPI = request.app
     paths = app.openapi()["paths"]
-    here = request.url.path
+    here = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     matching = [here] if here in paths else [p for p in paths if compile_path(p)[0].match(here)]
     return sorted({method.upper() for path in matching for method in paths[path]})
 
@@ -224,44 +223,45 @@ def _plain(found: Mapping[str, Any]) -> str:
     return message.replace("Input should be", "must be", 1)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of `app` in the one shape."""
+def install_error_handlers(app: FastAPI, shape: Shape = as_problem) -> None:
+    """Answer every error of `app` in one shape."""
 
     def on_contract(_: Request, error: Exception) -> Response:
         assert isinstance(error, ContractError)
-        return contract_problem(error)
+        return shape(fault_of(error))
 
     def on_backend(request: Request, error: Exception) -> Response:
         assert isinstance(error, BackendError)
         if isinstance(error, LimitReached):
             request.app.state.metrics.refused.labels(error.code.value).inc()
-        return backend_problem(error)
+        return shape(fault_of(error))
 
     def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = [dict(item) for item in error.errors()]
         if found[0]["loc"][0] == "path":
-            return problem(404, ProblemCode.NOT_FOUND, "There is nothing with this id.")
+            return shape(Fault(404, ProblemCode.NOT_FOUND, "There is nothing with this id."))
         if found[0]["loc"] == ("body",) and not _says_json(request):
-            return problem(
-                415,
-                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                "The body must be JSON, and its header Content-Type: application/json.",
-                field="Content-Type",
+            return shape(
+                Fault(
+                    415,
+                    ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                    "The body must be JSON, and its header Content-Type: application/json.",
+                    field="Content-Type",
+                )
             )
         for item in found:
             place = tuple(item["loc"])
             item["loc"] = place[1:] if place[0] in ("query", "header") else place
             item["msg"] = _plain(item)
-        return contract_problem(explain_validation(found))
+        return shape(fault_of(explain_validation(found)))
 
     def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:  # the framework could not read the body
             reason = _UNREADABLE.get(str(error.detail), str(error.detail))
-            return contract_problem(
-                InvalidRequest(f"request: {reason}", details={"field": "request"})
-            )
+            error = InvalidRequest(f"request: {reason}", details={"field": "request"})
+            return shape(fault_of(error))
         code = {
             401: "UNAUTHORIZED",
             403: ProblemCode.FORBIDDEN,
@@ -272,7 +272,7 @@ def install_error_handlers(app: FastAPI) -> None:
         detail = str(error.detail)
         if error.status_code == 404 and detail == "Not Found":
             detail = "There is nothing here: a wrong path, or an id that is none."
-        answer = problem(error.status_code, code, detail)
+        answer = shape(Fault(error.status_code, code, detail))
         answer.headers.update(error.headers or {})
         if error.status_code == 405 and (methods := _allowed_methods(request)):
             answer.headers["Allow"] = ", ".join(methods)
@@ -280,28 +280,26 @@ def install_error_handlers(app: FastAPI) -> None:
 
     def on_database(_: Request, error: Exception) -> Response:
         log.error("the database does not answer: %s", type(error).__name__)
-        return problem(
-            503,
-            ProblemCode.DATABASE_UNAVAILABLE,
-            "The database does not answer at the moment. Please try again.",
-            retry_after=_DATABASE_RETRY_SECONDS,
+        return shape(
+            Fault(
+                503,
+                ProblemCode.DATABASE_UNAVAILABLE,
+                "The database does not answer at the moment. Please try again.",
+                retry_after=_DATABASE_RETRY_SECONDS,
+            )
         )
 
     def on_os_error(request: Request, error: Exception) -> Response:
         if is_disk_full(error):
             log.error("no space left on the server's disk")
-            return problem(
-                507, ProblemCode.STORAGE_FAILED, "There is no space left on the server's disk."
-            )
+            full = "There is no space left on the server's disk."
+            return shape(Fault(507, ProblemCode.STORAGE_FAILED, full))
         return on_unexpected(request, error)
 
     def on_unexpected(request: Request, error: Exception) -> Response:
         log.error("unexpected error at %s", request.url.path, exc_info=error)
-        return problem(
-            500,
-            ProblemCode.INTERNAL_ERROR,
-            "The server has a fault here; its log says what.",
-        )
+        hidden = "The server has a fault here; its log says what."
+        return shape(Fault(500, ProblemCode.INTERNAL_ERROR, hidden))
 
     app.add_exception_handler(ContractError, on_contract)
     app.add_exception_handler(BackendError, on_backend)

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import ProblemCode, problem
+from app.core.dialect import Dialects
+from app.core.errors import Fault, ProblemCode
 
 SESSION_COOKIE = "studio_session"
 # What a page of ours sends with each change: no page of another site can add it unasked.
@@ -47,12 +48,6 @@ def key_digest(key: str) -> str:
 def same_digest(left: str, right: str) -> bool:
     """Equality in constant time."""
     return hmac.compare_digest(left.encode(), right.encode())
-
-
-def bearer_token(authorization: str | None) -> str | None:
-    """The token of an `Authorization: Bearer …` header."""
-    scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def is_loopback_name(host: str | None) -> bool:
@@ -127,15 +122,16 @@ class _Unread:
 
 
 class BodyLimit:
-    """Refuses a request body over its limit while it streams in, before it fills anything."""
+    """Refuses a request body over its limit while it streams in, before it fills anything.
 
-    def __init__(
-        self, app: ASGIApp, *, max_bytes: int, upload_path: str, max_upload_bytes: int
-    ) -> None:
+    Args:
+        max_bytes: of a body, unless its dialect says otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, dialects: Dialects) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._upload_path = upload_path
-        self._max_upload_bytes = max_upload_bytes
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting its bytes."""
@@ -144,12 +140,13 @@ class BodyLimit:
             return
         exchange = _Unread(scope, receive, send)
         receive, send = exchange.receive, exchange.send
+        dialect = self._dialects.of(scope)
         limit = shown = self._max_bytes
-        if scope["path"] == self._upload_path:
-            shown = self._max_upload_bytes
+        if scope["path"] in dialect.large_bodies:
+            shown = dialect.large_bodies[scope["path"]]
             limit = shown + _MULTIPART_EXTRA_BYTES
-        refusal = problem(
-            413, ProblemCode.TOO_LARGE, f"The request is too large: at most {shown} bytes."
+        refusal = dialect.shape(
+            Fault(413, ProblemCode.TOO_LARGE, f"The request is too large: at most {shown} bytes.")
         )
         length = Headers(scope=scope).get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > limit:

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import content, costs, files, health, identities, loras, session, studio
 from app.api.content import wait_seconds
 from app.core import security
+from app.core.dialect import Dialect, Dialects
 from app.core.security import BodyLimit
 from testkit.backend import Backend
 from testkit.lora_bytes import kohya_lora
@@ -193,7 +194,7 @@ def served() -> Iterator[tuple[str, int]]:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"read"})
 
-    limited = BodyLimit(app, max_bytes=1000, upload_path="/none", max_upload_bytes=1000)
+    limited = BodyLimit(app, max_bytes=1000, dialects=Dialects(Dialect("")))
     config = uvicorn.Config(limited, host="127.0.0.1", port=0, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
