@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import URL
 
@@ -68,3 +70,20 @@ async def ended(backend: Backend, content_id: str) -> dict[str, Any]:
             return content
         await asyncio.sleep(0.05)
     raise AssertionError(f"still {content['status']}")
+
+
+@contextlib.asynccontextmanager
+async def listening(backend: Backend) -> AsyncIterator[str]:
+    """The running app on a port of loopback; its URL."""
+    config = uvicorn.Config(
+        backend.app, host="127.0.0.1", port=0, lifespan="off", log_level="warning"
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

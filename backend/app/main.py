@@ -26,6 +26,7 @@ from app.core.dialect import Dialect, Dialects
 from app.core.errors import install_error_handlers
 from app.core.security import BodyLimit
 from app.core.settings import Settings
+from app.dialects.mounting import DIALECTS, mount_dialects
 from app.services.avatars import AvatarService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
@@ -99,18 +100,19 @@ def create_app(
         large_bodies={_UPLOAD: settings.max_upload_bytes},
         key_first=frozenset({_UPLOAD}),
     )
-    dialects = app.state.dialects = Dialects(own)
+    dialects = app.state.dialects = Dialects(own, DIALECTS)
     app.add_middleware(KeyBeforeUpload)
     app.add_middleware(RequestLog)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes, dialects=dialects)
     if settings.allowed_origins:
-        # No cookies across origins: another site's page brings an API key of its own.
+        # No cookies across origins: another site's page brings an API key of its own, and with
+        # it may send what headers its client library likes.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer"],
-            expose_headers=["Location", "Preference-Applied", "Retry-After"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Location", "Preference-Applied", "Retry-After", "x-request-id"],
         )
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     api.include_router(session.router)
@@ -123,6 +125,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(studio.router)
+    mount_dialects(app)
     Instrumentator(registry=registry, excluded_handlers=["/metrics"]).instrument(app).expose(
         app, include_in_schema=False
     )

@@ -48,6 +48,7 @@ class InferenceDouble:
         self.limits = limits or ModelLimits()
         self.failures: list[BaseException] = []
         self.events: list[WorkerEvent] = []
+        self.event_pause = 0.0  # seconds before each
         self.requests: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.is_up = True
@@ -67,6 +68,7 @@ class InferenceDouble:
         self.requests.append(request)
         if on_event is not None:
             for event in self.events:
+                await asyncio.sleep(self.event_pause)
                 await on_event(event)
         await self.gate.wait()
         if request_id in self.cancelled:

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     cors_origins: str = Field(
         default="", description="origins whose pages may call the API, between commas; empty: none"
     )
+    openai_model_aliases: str = Field(
+        default="sdxl,gpt-image-1,gpt-image-1-mini,gpt-image-1.5,dall-e-3,dall-e-2",
+        description="names that /v1 takes for the base model, between commas",
+    )
     session_seconds: int = Field(
         default=7 * 86400, ge=60, le=90 * 86400, description="seconds that a page stays signed in"
     )
@@ -276,6 +280,11 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> list[str]:
         """`cors_origins` as a list."""
         return _origins(self.cors_origins)
+
+    @property
+    def model_aliases(self) -> list[str]:
+        """`openai_model_aliases` as a list."""
+        return _split(self.openai_model_aliases)
 
     @property
     def base_url(self) -> str:

@@ -12,7 +12,11 @@ class LoraModel(Base):
     """One file per owner and SHA-256; the bytes lie in the object store under `object_key`."""
 
     __tablename__ = "lora_model"
-    __table_args__ = (UniqueConstraint("owner", "sha256"), Index(None, "object_key"))
+    __table_args__ = (
+        UniqueConstraint("owner", "sha256"),
+        Index(None, "object_key"),
+        Index(None, "owner", "name"),
+    )
 
     id: Mapped[UuidPk]
     owner: Mapped[str]

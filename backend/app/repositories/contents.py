@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import and_, delete, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
@@ -98,6 +98,26 @@ class ContentRepository:
         return await self._session.scalar(
             select(Content)
             .where(Content.owner == self._owner, Content.idempotency_key == key)
+            .options(selectinload(Content.images))
+        )
+
+    async def same(
+        self, digest: str, *, opened_after: datetime, ended_after: datetime
+    ) -> Content | None:
+        """The newest of the same request that is open, or was drawn after a moment."""
+        return await self._session.scalar(
+            select(Content)
+            .where(
+                Content.owner == self._owner,
+                Content.request_sha256 == digest,
+                Content.created_at > opened_after,
+                or_(
+                    Content.finished_at.is_(None),
+                    and_(Content.status == Status.SUCCEEDED, Content.finished_at > ended_after),
+                ),
+            )
+            .order_by(Content.created_at.desc(), Content.id.desc())
+            .limit(1)
             .options(selectinload(Content.images))
         )
 

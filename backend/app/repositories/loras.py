@@ -49,6 +49,19 @@ class LoraRepository:
             select(LoraModel).where(LoraModel.owner == self._owner, LoraModel.sha256 == sha256)
         )
 
+    async def names(self) -> dict[uuid.UUID, str]:
+        """Every LoRA's name, the newest LoRA first."""
+        rows = await self._session.execute(
+            select(LoraModel.id, LoraModel.name)
+            .where(LoraModel.owner == self._owner)
+            .order_by(LoraModel.created_at.desc(), LoraModel.id)
+        )
+        return {row.id: row.name for row in rows}
+
+    async def hold_names(self) -> None:
+        """Keep others of this owner from taking a name until the transaction's end."""
+        await self.hold(f"owners/{self._owner}/lora-names")
+
     async def hold(self, object_key: str) -> None:
         """Wait until no other transaction works on this object, and keep others waiting."""
         digest = hashlib.sha256(object_key.encode()).digest()

@@ -6,10 +6,19 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from app.models import Batch, Content, Status
-from app.schemas.common import NUMBER, VISIBLE, Out, Side, Storable, storable
+from app.schemas.common import NUMBER, VISIBLE, Name, Out, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
 
@@ -27,12 +36,19 @@ Count = Annotated[int, Field(ge=1, le=100), NUMBER]
 
 
 class LoraUse(BaseModel):
-    """A LoRA of the library, and how strongly to apply it."""
+    """A LoRA of the library, by its id or by its name, and how strongly to apply it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    lora_model_id: uuid.UUID
+    lora_model_id: uuid.UUID | None = None
+    name: Name | None = Field(default=None, description="in place of lora_model_id")
     scale: Scale = 1.0
+
+    @model_validator(mode="after")
+    def _named_once(self) -> LoraUse:
+        if (self.lora_model_id is None) == (self.name is None):
+            raise PydanticCustomError("one_of", "send either lora_model_id or name")
+        return self
 
 
 class GenerateIn(BaseModel):

@@ -20,6 +20,7 @@ from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
 from app.services.foreign_files import foreign_files
+from app.services.lora_names import free_name
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 from app.services.worker.base_model import BaseModel
@@ -53,6 +54,8 @@ class LoraService:
     ) -> Uploaded:
         """Take `file` in; the same bytes again give the LoRA that is there.
 
+        A name that another of the owner's LoRAs has gets a number behind it.
+
         Raises:
             LoraLoadFailed: the file is no LoRA for the base model; says what it seems to be.
             TooLarge, StorageFailed: it cannot be kept.
@@ -82,6 +85,8 @@ class LoraService:
                 return Uploaded(there, is_new=False)
             file.seek(0)
             await self._storage.put(key, file)
+            await repository.hold_names()
+            lora.name = free_name(lora.name, (await repository.names()).values())
             await repository.add(lora)
         return Uploaded(lora, is_new=True)
 

@@ -52,6 +52,13 @@ class Storage(Protocol):
             StorageFailed: it could not be stored; the message is safe to show.
         """
 
+    async def get(self, key: str) -> bytes:
+        """All bytes of `key`.
+
+        Raises:
+            StorageFailed: it is not there, or cannot be read.
+        """
+
     async def delete(self, key: str) -> None:
         """Remove `key`; no error where it is not there."""
 
@@ -155,6 +162,10 @@ class LocalStorage:
             raise
         _sync_folder(path.parent)
 
+    async def get(self, key: str) -> bytes:
+        """Read the file."""
+        return await _in_thread(lambda: self.path(key).read_bytes())
+
     async def delete(self, key: str) -> None:
         """Remove the file."""
         await _in_thread(lambda: self.path(key).unlink(missing_ok=True))
@@ -256,6 +267,10 @@ class S3Storage:
             await _in_thread(
                 lambda: obstore.put(self._store, check_key(key), data), duty=_duty(data)
             )
+
+    async def get(self, key: str) -> bytes:
+        """One GET."""
+        return await _in_thread(lambda: bytes(obstore.get(self._store, check_key(key)).bytes()))
 
     async def delete(self, key: str) -> None:
         """Remove the object."""

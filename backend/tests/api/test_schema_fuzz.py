@@ -7,39 +7,19 @@ ids. No answer may be the server's fault, or one that the document does not name
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from sqlalchemy import URL
 
 from sdxl_contract.limits import ModelLimits
-from testkit.backend import Backend, StartBackend, add_key
+from testkit.backend import Backend, StartBackend, add_key, listening
 from testkit.doubles.inference_double import InferenceDouble
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SMALL = ModelLimits(native_size=64, min_side=64, max_side=64)
-
-
-@contextlib.asynccontextmanager
-async def listening(backend: Backend) -> AsyncIterator[str]:
-    """The running app on a port of loopback; its URL."""
-    config = uvicorn.Config(
-        backend.app, host="127.0.0.1", port=0, lifespan="off", log_level="warning"
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    try:
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
 
 
 async def fuzz(url: str, *arguments: str, examples: int) -> str:

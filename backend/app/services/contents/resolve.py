@@ -15,6 +15,7 @@ from app.models import Avatar, Content, LoraModel
 from app.repositories.avatars import AvatarRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import GenerateIn
+from app.services.lora_names import find_by_name
 from sdxl_contract.errors import InvalidPrompt, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS
 from sdxl_contract.request import GenerateRequest, LoraRef, explain_validation
@@ -46,19 +47,22 @@ async def find_loras(
     scales: dict[uuid.UUID, float] = {}
     if avatar is not None and avatar.lora_model_id is not None:
         scales[avatar.lora_model_id] = avatar.lora_scale
+    repository = LoraRepository(session, owner)
+    names = await repository.names() if any(use.name for use in asked.loras) else {}
+    wanted: dict[uuid.UUID, str] = {}  # and the field that asks for it
     for position, use in enumerate(asked.loras):
-        if any(use.lora_model_id == other.lora_model_id for other in asked.loras[:position]):
-            raise InvalidRequest(
-                f"loras[{position}].lora_model_id: this LoRA is named twice",
-                details={"field": f"loras[{position}].lora_model_id"},
-            )
-        scales[use.lora_model_id] = use.scale
-    found = await LoraRepository(session, owner).get_many(scales) if scales else {}
-    for position, use in enumerate(asked.loras):
-        if use.lora_model_id not in found:
-            raise NotFound(
-                "There is no LoRA with this id.", field=f"loras[{position}].lora_model_id"
-            )
+        field, lora_id = f"loras[{position}].lora_model_id", use.lora_model_id
+        if lora_id is None:
+            field = f"loras[{position}].name"
+            lora_id = find_by_name(use.name or "", names, field)
+        if lora_id in wanted:
+            raise InvalidRequest(f"{field}: this LoRA is named twice", details={"field": field})
+        wanted[lora_id] = field
+        scales[lora_id] = use.scale
+    found = await repository.get_many(scales) if scales else {}
+    for lora_id, field in wanted.items():
+        if lora_id not in found:
+            raise NotFound("There is no LoRA with this id.", field=field)
     if len(scales) > MAX_LORAS:
         raise InvalidRequest(
             f"loras: with the avatar's there are {len(scales)}: at most {MAX_LORAS}",

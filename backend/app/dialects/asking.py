@@ -1,0 +1,130 @@
+"""From a dialect's call to an ended content: what all dialects share.
+
+Must not know: any dialect's fields or shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from app.api.deps import Caller, Services
+from app.core.db import DATABASE_LOST
+from app.core.errors import BackendError, Fault, NotFound, fault_of
+from app.models import Content, Status
+from app.schemas.content import GenerateIn
+from app.services.contents.joining import find_same
+from sdxl_contract.errors import ERRORS, ContractError, ErrorCode, InvalidRequest
+from sdxl_contract.request import explain_validation
+
+WAIT_SECONDS = 600.0
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body's JSON object, whatever its Content-Type says; an empty body is an empty object.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    body = await request.body()
+    if not body.strip():
+        return {}
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise InvalidRequest(
+            "request: must be a JSON object in UTF-8", details={"field": "request"}
+        )
+    return data
+
+
+def read_as(model: type[Model], data: Mapping[str, Any]) -> Model:
+    """`data` as `model`.
+
+    Raises:
+        InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise explain_validation([dict(item) for item in found]) from None
+
+
+@contextlib.contextmanager
+def fields_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Names a wrong field as the caller called it: our name → the caller's."""
+    try:
+        yield
+    except (ContractError, BackendError) as error:
+        fault = fault_of(error)
+        theirs = names.get(fault.field or "")
+        if theirs is None:
+            raise
+        message = error.message
+        if message.startswith(str(fault.field)):
+            message = theirs + message.removeprefix(str(fault.field))
+        error.message = message
+        if isinstance(error, BackendError):
+            error.field = theirs
+        else:
+            error.details = {**(error.details or {}), "field": theirs}
+        raise
+
+
+async def submit(
+    services: Services, caller: Caller, asked: GenerateIn, *, joins: bool = False
+) -> tuple[Content, bool]:
+    """The content of `asked`, and whether it is new.
+
+    Args:
+        joins: the call repeats one whose answer was lost: where the same is open or has just
+            ended, it is that.
+    """
+    if joins:
+        same = await find_same(services.database, caller.owner, asked)
+        if same is not None:
+            return same, False
+    accepted = await services.contents.accept(caller.owner, asked, None, caller.allowance)
+    return accepted.content, accepted.is_new
+
+
+async def until_ended(
+    services: Services, caller: Caller, content: Content, seconds: float = WAIT_SECONDS
+) -> Content:
+    """`content` as it is when it has ended, or when `seconds` are over."""
+    with contextlib.suppress(*DATABASE_LOST):
+        await services.contents.wait(content.id, seconds)
+    return await services.contents.get(caller.owner, content.id)
+
+
+def failure_of(content: Content) -> Fault | None:
+    """Why `content` has no pictures; None where it has them.
+
+    Asking again would not help, or would draw it twice: the fault says nothing of a retry.
+    """
+    if content.status == Status.SUCCEEDED:
+        return None
+    where = f"content {content.id}"
+    if not Status(content.status).is_final:
+        return Fault(504, ErrorCode.TIMEOUT, f"It is still being drawn: {where}.")
+    error = content.error or {}
+    code = str(error.get("code", ErrorCode.GENERATION_FAILED))
+    known = code in tuple(ErrorCode)
+    status = ERRORS[ErrorCode(code)].default_status if known else 500
+    return Fault(status, code, f"{error.get('message', 'It failed')} ({where})")
+
+
+async def read_images(services: Services, content: Content) -> Sequence[bytes]:
+    """The bytes of the content's pictures, in order."""
+    if not content.images:
+        raise NotFound("This content has no pictures.")
+    return [await services.storage.get(image.object_key) for image in content.images]

@@ -1,0 +1,113 @@
+"""`/v1/images/generations` and `/v1/models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from app.api.deps import CallerDep, Services, ServicesDep
+from app.core.errors import BackendError
+from app.dialects.asking import failure_of, fields_called, read_as, read_json, submit, until_ended
+from app.dialects.openai.answers import images_response, request_id, stream
+from app.dialects.openai.errors import MODEL_NOT_FOUND, REQUEST_ID, as_openai
+from app.dialects.openai.schemas import ImagesIn
+from sdxl_contract.errors import InvalidRequest
+
+OWNED_BY = "modal-sdxl-lora"
+_RETRY_COUNT = "x-stainless-retry-count"
+_FIELDS = {"num_images": "n", "width": "size", "height": "size"}
+# A day without meaning: which moment a model's file was made is not known.
+_CREATED = 1_690_000_000
+
+router = APIRouter()
+
+
+class ModelNotFound(BackendError):
+    """A model's name that is not served here."""
+
+    status = 404
+    code = MODEL_NOT_FOUND  # type: ignore[assignment]
+
+
+async def served_models(services: Services) -> list[str]:
+    """The base model's own name, then its aliases."""
+    signature = await services.base_model.signature()
+    return list(dict.fromkeys([signature.name, *services.settings.model_aliases]))
+
+
+async def _check_model(services: Services, model: str | None) -> None:
+    if not model:
+        return
+    models = await served_models(services)
+    if model not in models:
+        raise ModelNotFound(
+            f"The model {model[:80]!r} is not served here; served: {', '.join(models)}.",
+            field="model",
+        )
+
+
+@router.post(
+    "/images/generations",
+    response_model=None,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ImagesIn.model_json_schema()}},
+        }
+    },
+)
+async def generate(request: Request, caller: CallerDep, services: ServicesDep) -> Response:
+    """Draw, and answer with the pictures: all at once, or as a stream."""
+    with fields_called(_FIELDS):
+        asked = read_as(ImagesIn, await read_json(request))
+        await _check_model(services, asked.model)
+        retries = request.headers.get(_RETRY_COUNT, "0")
+        content, _ = await submit(services, caller, asked.as_asked(), joins=retries != "0")
+    if asked.stream:
+        return StreamingResponse(
+            stream(services, caller, content, asked),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", REQUEST_ID: request_id(content)},
+        )
+    content = await until_ended(services, caller, content)
+    failure = failure_of(content)
+    if failure is not None:
+        return as_openai(failure, retries=False)
+    body = await images_response(services, content, asked)
+    return JSONResponse(body, headers={REQUEST_ID: request_id(content)})
+
+
+@router.options("/images/generations", status_code=204, include_in_schema=False)
+async def ping() -> Response:
+    """SillyTavern asks so whether anybody is there."""
+    return Response(status_code=204, headers={"Allow": "OPTIONS, POST"})
+
+
+@router.post("/images/edits", include_in_schema=False)
+async def edit(caller: CallerDep) -> Response:
+    """Say that pictures cannot be edited yet."""
+    raise InvalidRequest(
+        "image: pictures are drawn from words only: this server cannot edit pictures. "
+        "Use /v1/images/generations.",
+        details={"field": "image"},
+    )
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _CREATED, "owned_by": OWNED_BY}
+
+
+@router.get("/models")
+async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """The base model, and the names that clients have built in."""
+    return {"object": "list", "data": [_model(name) for name in await served_models(services)]}
+
+
+@router.get("/models/{model}")
+async def read_model(model: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """One of them."""
+    if model not in await served_models(services):
+        raise ModelNotFound(f"The model {model[:80]!r} is not served here.", field="model")
+    return _model(model)

@@ -1,0 +1,52 @@
+"""Pictures as dialects hand them out: in another file format, or as base64.
+
+Must not know: contents, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+
+from PIL import Image
+
+QUALITY_DEFAULT = 90
+
+
+async def encoded(data: bytes, format_name: str, quality: int | None = None) -> bytes:
+    """The picture `data` as png, jpeg or webp; `data` itself where it is that already.
+
+    Args:
+        quality: 0 to 100, of jpeg and webp.
+    """
+    if quality is None and _format_of(data) == format_name:
+        return data
+    if format_name == "png" and _format_of(data) == "png":
+        return data
+    return await asyncio.to_thread(_encode, data, format_name, quality)
+
+
+def _encode(data: bytes, format_name: str, quality: int | None) -> bytes:
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        if format_name == "png":
+            image.save(file, "PNG")
+        else:
+            image.convert("RGB").save(
+                file, format_name.upper(), quality=QUALITY_DEFAULT if quality is None else quality
+            )
+    return file.getvalue()
+
+
+def _format_of(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    if data.startswith(b"\xff\xd8"):
+        return "jpeg"
+    return "webp" if data[8:12] == b"WEBP" else ""
+
+
+def as_base64(data: bytes) -> str:
+    """`data` as base64 text."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,24 @@
+"""A dialect as an application of its own, mounted below its prefix.
+
+Its own document (`{prefix}/openapi.json`), its own errors' shape; the services are the server's.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+from starlette.datastructures import State
+
+from app.core.dialect import Dialect
+from app.core.errors import install_error_handlers
+
+
+def dialect_app(title: str, dialect: Dialect, state: State, *routers: APIRouter) -> FastAPI:
+    """The application to mount at `dialect.prefix`."""
+    app = FastAPI(
+        title=title, version="0.1.0", docs_url=None, redoc_url=None, strict_content_type=False
+    )
+    app.state = state
+    install_error_handlers(app, dialect.shape)
+    for router in routers:
+        app.include_router(router)
+    return app

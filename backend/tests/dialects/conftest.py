@@ -1,0 +1,32 @@
+"""A server that real clients can reach, and a key for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from sqlalchemy import URL
+
+from testkit.backend import Backend, StartBackend, add_key, listening
+
+
+@dataclass(frozen=True)
+class Served:
+    """A backend on a port of loopback; `key` is its user's, `other_key` another user's."""
+
+    backend: Backend
+    url: str
+    key: str
+    other_key: str
+
+
+@pytest.fixture
+async def served(start_backend: StartBackend, database_url: URL) -> AsyncIterator[Served]:
+    keys = [
+        (await add_key(database_url, owner))["Authorization"].removeprefix("Bearer ")
+        for owner in ("local", "other")
+    ]
+    async with start_backend() as backend, listening(backend) as url:
+        backend.http.headers["Authorization"] = f"Bearer {keys[0]}"
+        yield Served(backend, url, *keys)

@@ -1,0 +1,26 @@
+"""No route of a dialect shows or does anything without a key, nor what is another user's."""
+
+from __future__ import annotations
+
+from app.dialects.mounting import DIALECTS
+
+from .conftest import Served
+
+METHODS = {"get", "post", "put", "delete", "patch"}
+
+
+async def test_every_route_of_every_dialect_asks_for_a_key(served: Served) -> None:
+    """Walks the dialects' documents, so that a new route is not forgotten."""
+    walked = 0
+    for dialect in DIALECTS:
+        paths = (await served.backend.http.get(f"{dialect.prefix}/openapi.json")).json()["paths"]
+        for path, methods in paths.items():
+            for method in METHODS & set(methods):
+                place = dialect.prefix + path.replace("{", "").replace("}", "")
+                for authorization in ("", "Bearer wrong"):
+                    answer = await served.backend.http.request(
+                        method, place, json={}, headers={"Authorization": authorization}
+                    )
+                    assert answer.status_code == 401, (method, place, answer.text)
+                walked += 1
+    assert walked >= 3
