@@ -927,14 +927,16 @@ export interface components {
         };
         /**
          * LoraUse
-         * @description A LoRA of the library, and how strongly to apply it.
+         * @description A LoRA of the library, by its id or by its name, and how strongly to apply it.
          */
         LoraUse: {
+            /** Lora Model Id */
+            lora_model_id?: string | null;
             /**
-             * Lora Model Id
-             * Format: uuid
+             * Name
+             * @description in place of lora_model_id
              */
-            lora_model_id: string;
+            name?: string | null;
             /**
              * Scale
              * @default 1

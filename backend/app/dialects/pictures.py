@@ -5,11 +5,12 @@ Must not know: contents, HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 
 from PIL import Image
+
+from app.core.pools import Duty, in_pool
 
 QUALITY_DEFAULT = 90
 
@@ -24,7 +25,7 @@ async def encoded(data: bytes, format_name: str, quality: int | None = None) -> 
         return data
     if format_name == "png" and _format_of(data) == "png":
         return data
-    return await asyncio.to_thread(_encode, data, format_name, quality)
+    return await in_pool(Duty.IMAGES, _encode, data, format_name, quality)
 
 
 def _encode(data: bytes, format_name: str, quality: int | None) -> bytes:
