@@ -284,7 +284,7 @@ class Settings(BaseSettings):
     @property
     def model_aliases(self) -> list[str]:
         """`openai_model_aliases` as a list."""
-        return _split(self.openai_model_aliases)
+        return [name.strip() for name in self.openai_model_aliases.split(",") if name.strip()]
 
     @property
     def base_url(self) -> str:
