@@ -37,6 +37,13 @@ MADE_LATER = {"backend/.env", "demo-output", "smoke.png"}
 PICTURES = "docs/images"
 # Variables of the shell and of libraries.
 FOREIGN = {"EDITOR", "PATH", "HOME", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+# What other programs read that are pointed at this server (docs/clients).
+FOREIGN |= {
+    *("OPENAI_BASE_URL", "OPENAI_API_KEY", "IMAGE_GEN_OAI_BASEURL", "IMAGE_GEN_OAI_API_KEY"),
+    *("SD_WEBUI_URL", "AUTOMATIC1111_PARAMS", "IMAGES_OPENAI_API_PARAMS"),
+    *("REPLICATE_BASE_URL", "REPLICATE_API_TOKEN", "FAL_KEY", "FAL_RUN_HOST"),
+    *("FAL_QUEUE_RUN_HOST", "SSL_CERT_FILE", "NO_COLOR"),
+}
 SETTINGS: tuple[type[BaseSettings], ...] = (BackendSettings, WorkerSettings, Deployment)
 
 Check = Callable[[Path, str], list[str]]
@@ -254,7 +261,23 @@ def routes() -> frozenset[tuple[str, str]]:
         for owner, method, path in re.findall(decorators, source):
             path = re.sub(r"\{\w+(:\w+)?\}", "{}", prefixes.get(owner, "") + path)
             found.add((method.upper(), path))
-    return frozenset(found | {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")})
+    found |= {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")}
+    return frozenset(found | dialect_routes())
+
+
+def dialect_routes() -> set[tuple[str, str]]:
+    """The same of the dialects, each below its prefix."""
+    found = set()
+    folder = REPOSITORY / "backend/app/dialects"
+    prefixes = re.findall(
+        r'^([A-Z0-9]+) = Dialect\(\s*"([^"]+)"', (folder / "mounting.py").read_text(), re.M
+    )
+    for name, prefix in prefixes:
+        for file in (folder / name.lower()).glob("*.py"):
+            calls = re.findall(r'@router\.(get|post|put|delete)\(\s*"([^"]*)"', file.read_text())
+            for method, path in calls:
+                found.add((method.upper(), re.sub(r"\{\w+(:\w+)?\}", "{}", prefix + path)))
+    return found
 
 
 def unknown_calls(_: Path, text: str) -> list[str]:
