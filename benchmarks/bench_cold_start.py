@@ -126,13 +126,13 @@ def _load(folder: Path, reading: Any) -> Any:
     from structlog.testing import capture_logs
 
     from sdxl_worker.loading.pipeline import load_model
-    from sdxl_worker.settings import Dtype, Settings
+    from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 
     if reading is None:
         raise Problem("the folder is not one that the worker's own loader reads")
     settings = Settings(
         base_model=str(folder), device="cpu", dtype=Dtype.FLOAT16, vae_model=None,
-        channels_last=None, compile_unet=False,
+        channels_last=None, draw_speed=DrawSpeed.EXACT,
     )  # fmt: skip
     with capture_logs() as lines:
         model = load_model(settings, reading)

@@ -4,7 +4,7 @@ One run measures plain diffusers and the worker's own loader and drawer on the s
 same prompt, seeds, steps and sampler, in these variants:
   fp16 / bf16     the precision; the worker's `auto` is bf16 where the GPU has it
   channels-last   the memory layout CHANNELS_LAST
-  compiled        the UNet's repeated blocks through torch.compile, COMPILE_UNET
+  compiled        the UNet's repeated blocks through torch.compile
   without-sdpa    attention by plain products and a softmax: what PyTorch's own attention saves
   other-vae       the VAE that --vae names, VAE_MODEL, in the first precision
   n-at-once       n pictures of one request denoised together, IMAGES_PER_BATCH

@@ -91,6 +91,20 @@ class GeneratedImage(_Answer):
     seed: int
 
 
+class DrawingReport(_Answer):
+    """How the denoising steps were made; the pictures do not depend on it, but for `speed`.
+
+    `speed`: what drew: `exact`, `compiled`, or both joined by `+`. Steps are calls of the UNet:
+    replayed from a recording, made while recording it, or launched one kernel at a time, and why.
+    """
+
+    speed: str
+    steps_replayed: int
+    steps_captured: int
+    steps_eager: int
+    eager_because: dict[str, int] = Field(default_factory=dict)
+
+
 class GenerateResult(_Answer):
     """The 200 answer of `POST /generate-image`.
 
@@ -116,6 +130,7 @@ class GenerateResult(_Answer):
         "its pristine copy and found equal, bit for bit",
     )
     request_id: str | None = None
+    drawing: DrawingReport | None = None
 
 
 class Phase(StrEnum):

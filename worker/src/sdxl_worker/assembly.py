@@ -6,22 +6,28 @@ Duty: model → patcher, drawer, LoRA source, caches, description. Must not know
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
+import torch
 
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
 from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.lora_source import LoraSource
-from sdxl_worker.loading.gpu_memory import holds_second_copy
+from sdxl_worker.graphs.calls import Recorder, StaticCalls, Why
+from sdxl_worker.graphs.cuda import CudaRecorder, without_captures
+from sdxl_worker.loading.budgets import MemoryPlan
+from sdxl_worker.loading.gpu_memory import plan_for
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
 from sdxl_worker.run import Run
-from sdxl_worker.settings import Settings
+from sdxl_worker.settings import DrawSpeed, Settings
 
 log = structlog.get_logger()
 
@@ -49,23 +55,27 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     """All parts around `model`; draws the warm-up picture if the settings ask for it."""
     pipe = model.pipe
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
-    roomy = holds_second_copy(
+    plan = plan_for(
         model.device,
         [pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2],
         copied=sum(parameter.nbytes for _, parameter in targets.patchable()),
-        more=settings.lora_cache_bytes,
+        loras=settings.lora_cache_bytes,
+        graphs=settings.graph_bytes,
     )
+    roomy = plan is None or plan.pristine > 0
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
     patcher = LoraPatcher(
         targets,
         pristine_device=None if roomy else "cpu",
-        fingerprint_later=True,
+        # On a GPU it is quick, and nothing else may use the device while graphs are recorded.
+        fingerprint_later=model.device.type == "cpu",
         kept=model.mapped,
     )
-    drawer = Drawer(model, settings.images_per_batch)
+    calls = _model_calls(settings, model, plan)
+    drawer = Drawer(model, settings.images_per_batch, calls)
     if settings.warmup:
-        _warm_up(drawer, model)
+        _warm_up(settings, drawer, model, calls.static)
     cache = LoraCache(settings.lora_cache_bytes)
     disk = (
         DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
@@ -74,7 +84,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     )
     on_gpu = roomy and model.device.type == "cuda"
     move: Callable[[ParsedLora], ParsedLora] = (
-        (lambda lora: lora.to(model.device)) if on_gpu else (lambda lora: lora)
+        (lambda lora: _moved(lora, model.device)) if on_gpu else (lambda lora: lora)
     )
     source = LoraSource(fetcher, cache, targets, disk, move)
     gpu = settings.gpu_name or gpu_name(model.device)
@@ -83,7 +93,49 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Ready:
     return Ready(model, limits, patcher, drawer, source, cache, disk, describe(model, targets), gpu)
 
 
-def _warm_up(drawer: Drawer, model: LoadedModel) -> None:
-    side = model.limits.nearest_side(model.limits.min_side)
-    request = GenerateRequest(prompt="warm-up", steps=2, width=side, height=side, seed=0)
-    drawer.draw(Run(request, device=model.device, timeout_s=math.inf))
+def _model_calls(settings: Settings, model: LoadedModel, plan: MemoryPlan | None) -> ModelCalls:
+    """How the model's parts are called: from recordings where the GPU has room for them."""
+    recorder: Recorder | None = None
+    without = Why.NO_GPU
+    if plan is not None and settings.graph_bytes == 0:
+        without = Why.TURNED_OFF
+    elif plan is not None and not plan.native_graphs:
+        without = Why.BUDGET
+    elif plan is not None:
+        try:
+            recorder = CudaRecorder(model.device)
+        except RuntimeError as error:
+            without = Why.FAILED
+            log.warning("no_graphs", error=repr(error))
+    static = StaticCalls(recorder, plan.guest_graphs if plan else 0, without=without)
+    compiled = None
+    if settings.draw_speed is DrawSpeed.COMPILED:
+        if settings.compile_cache_dir is not None:
+            # Where torch looks when it compiles the first time.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.compile_cache_dir)
+        compiled = compile_unet(model.pipe.unet)
+    return ModelCalls(model.pipe, static, compiled, native_side=model.limits.native_size)
+
+
+def _moved(lora: ParsedLora, device: torch.device) -> ParsedLora:
+    with without_captures():
+        return lora.to(device)
+
+
+def _warm_up(settings: Settings, drawer: Drawer, model: LoadedModel, static: StaticCalls) -> None:
+    """Draw what a first request may need: where it is recorded or compiled, the native size, with
+    guidance and without; else the smallest."""
+    limits = model.limits
+    native = model.device.type == "cuda" or settings.draw_speed is not DrawSpeed.EXACT
+    side = limits.nearest_side(limits.native_size if native else limits.min_side)
+    static.warming = True
+    try:
+        for cfg in (5.5, 1.0) if native else (5.5,):
+            request = GenerateRequest(
+                prompt="warm-up", steps=2, cfg=cfg, width=side, height=side, seed=0
+            )
+            drawer.draw(Run(request, device=model.device, timeout_s=math.inf))
+    finally:
+        static.warming = False
+    if len(static):
+        log.info("graphs_recorded", shapes=len(static), bytes=static.nbytes)

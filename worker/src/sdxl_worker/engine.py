@@ -140,6 +140,7 @@ class Engine:
             queue_length=self.runs.waiting,
             cache=ready.cache.stats if ready is not None else None,
             disk=ready.disk.stats if ready is not None and ready.disk is not None else None,
+            graph_bytes=ready.drawer.graph_bytes if ready is not None else 0,
         )
         return self.metrics.text()
 
@@ -267,6 +268,7 @@ class Engine:
             log.exception("model_not_restored")
             raise
         finally:
+            self.metrics.model_calls(ready.drawer.counts)
             self._learn_speed(run.seconds_on_lane)
 
     def _learn_speed(self, seconds: float) -> None:

@@ -26,6 +26,7 @@ import torch
 from sdxl_contract.errors import Cancelled, RequestTimeout
 from sdxl_contract.request import GenerateRequest, LoraRef
 from sdxl_contract.result import (
+    DrawingReport,
     GenerateResult,
     LoraReport,
     Phase,
@@ -70,6 +71,7 @@ class Run:
         seed: of the first picture; random unless the request states one.
         loras: filled once they are fetched and parsed.
         clean: whether the model was restored and verified after this run.
+        drawing: how the denoising steps were made, once they are.
         task: the work itself, once started; ends with the result.
     """
 
@@ -85,6 +87,7 @@ class Run:
         self.seed = int.from_bytes(os.urandom(4), "big") if request.seed is None else request.seed
         self.loras: list[RunLora] = []
         self.clean = False
+        self.drawing: DrawingReport | None = None
         self.task: asyncio.Task[GenerateResult] | None = None
         self.started = time.perf_counter()
         self._watch = Stopwatch(device)

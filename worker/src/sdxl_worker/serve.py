@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from sdxl_worker.loading.imports import import_libraries
 from sdxl_worker.loading.weight_reader import start_reading
-from sdxl_worker.settings import Dtype, Settings
+from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 from sdxl_worker.watching.logs import configure_logging
 
 
@@ -41,7 +41,7 @@ def main() -> int:
         mapped=settings.maps_weights(on_cpu=_expects_cpu(settings)),
     )
     # Compiling, and the loaders of diffusers for all other kinds of models, need more of them.
-    import_libraries(lean=reading is not None and not settings.compile_unet)
+    import_libraries(lean=reading is not None and settings.draw_speed is DrawSpeed.EXACT)
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import load_model

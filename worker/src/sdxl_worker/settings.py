@@ -7,6 +7,7 @@ Must not know: what the settings are used for.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from enum import StrEnum
 from functools import cached_property
@@ -26,6 +27,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class DrawSpeed(StrEnum):
+    """How the UNet is called; what each promises is in docs/worker-speed.md."""
+
+    EXACT = "exact"
+    COMPILED = "compiled"
 
 
 class Settings(BaseSettings):
@@ -91,12 +99,26 @@ class Settings(BaseSettings):
     )
     result_keep_bytes: int = Field(default=256 * 2**20, ge=0)
     channels_last: bool | None = Field(
-        default=None, description="memory layout of UNet and VAE; unset: on a GPU only"
+        default=None,
+        description="memory layout of UNet and VAE; unset: no, which is also plain diffusers' "
+        "and was measured to be faster on an H200",
     )
-    compile_unet: bool = Field(
-        default=False,
-        description="torch.compile of the UNet's repeated blocks: faster steps, a longer start, "
-        "pictures equal up to rounding instead of bit for bit",
+    draw_speed: DrawSpeed = Field(
+        default=DrawSpeed.EXACT,
+        description="exact: plain diffusers' bytes, launched from CUDA graphs. compiled: one "
+        "picture of the native size is drawn by a compiled UNet, equal to itself at every start, "
+        "and all else as by exact",
+    )
+    compile_cache_dir: Path | None = Field(
+        default=None,
+        description="where compiled code is kept from one start to the next; unset: torch's own "
+        "folder",
+    )
+    graph_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="of CUDA graphs of other shapes than the native size; 0: no graphs at all; "
+        "unset: by the GPU's memory",
     )
     images_per_batch: int = Field(
         default=1,
@@ -143,6 +165,15 @@ class Settings(BaseSettings):
         if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
             raise ValueError("must be visible ASCII characters without blanks")
         return value
+
+    @model_validator(mode="after")
+    def _old_names(self) -> Settings:
+        if os.environ.get("COMPILE_UNET"):
+            raise ValueError(
+                "COMPILE_UNET is no setting any more: remove it, and set DRAW_SPEED=compiled "
+                "where it was true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Settings:

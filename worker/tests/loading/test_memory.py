@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from sdxl_contract.result import Phase
+from sdxl_worker.loading.budgets import DRAWING_BYTES, GIB, plan_memory
 from sdxl_worker.loading.gpu_memory import (
-    DRAWING_BYTES,
-    holds_second_copy,
     is_out_of_memory,
     let_go,
+    plan_for,
 )
 from sdxl_worker.lora import LoraPatcher, ParsedLora
 from sdxl_worker.watching.timings import Stopwatch
@@ -178,11 +178,14 @@ def test_a_gpu_is_large_enough_when_all_of_it_fits(monkeypatch: pytest.MonkeyPat
 
     def fits(gib: float) -> bool:
         device = gpu_of(gib, monkeypatch)
-        return holds_second_copy(device, modules, copied=1_000_000, more=2_000_000)
+        plan = plan_for(device, modules, copied=1_000_000, loras=2_000_000, graphs=None)
+        assert plan is not None
+        return plan.pristine > 0
 
     assert fits(needed + 1e-6)
     assert not fits(needed - 1e-6)
-    assert holds_second_copy(torch.device("cpu"), modules, copied=10**15, more=0)
+    on_cpu = plan_for(torch.device("cpu"), modules, copied=10**15, loras=0, graphs=None)
+    assert on_cpu is None
 
 
 @pytest.mark.parametrize(("roomy", "expected"), [(True, None), (False, "cpu")])
@@ -192,6 +195,8 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     from sdxl_worker import assembly
 
     assert worker.engine._ready is not None
+    total = 60 * GIB if roomy else GIB
+    plan = plan_memory(total, weights=1, copied=1, loras=1)
     model = replace(worker.engine._ready.model, device=torch.device("cuda"))
     placed: list[object] = []
     patcher = assembly.LoraPatcher
@@ -201,7 +206,7 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
         return patcher(targets, **options)
 
     monkeypatch.setattr(assembly, "LoraPatcher", noted)
-    monkeypatch.setattr(assembly, "holds_second_copy", lambda *_, **__: roomy)
+    monkeypatch.setattr(assembly, "plan_for", lambda *_, **__: plan)
     monkeypatch.setattr(assembly, "gpu_name", lambda _: "T4")
     ready = assembly.assemble(settings(), model, worker.engine._fetcher)
     moved: list[object] = []

@@ -107,6 +107,7 @@ class Answer:
             else [],
             model_clean=True if run.clean else None,
             request_id=run.id,
+            drawing=run.drawing,
         )
 
     def _cost(self, seconds: float) -> Cost | None:

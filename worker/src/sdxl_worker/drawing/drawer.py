@@ -6,7 +6,7 @@ Must not know: LoRAs, HTTP, queues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch import Tensor
 
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase
-from sdxl_worker.drawing.denoising import Denoising, StepInputs, start_noise
-from sdxl_worker.drawing.latents import to_image, unscaled, upcast_where_needed
+from sdxl_worker.drawing.denoising import Denoising, start_noise
+from sdxl_worker.drawing.latents import to_image
+from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
+from sdxl_worker.graphs.calls import Count
+from sdxl_worker.graphs.cuda import Pace
 from sdxl_worker.loading.pipeline import LoadedModel
 from sdxl_worker.run import Run
 
@@ -44,16 +47,31 @@ def image_seeds(seed: int, count: int) -> list[int]:
 class Drawer:
     """Draws on one loaded model. One caller at a time."""
 
-    def __init__(self, model: LoadedModel, images_per_batch: int = 1) -> None:
+    def __init__(
+        self, model: LoadedModel, images_per_batch: int = 1, calls: ModelCalls | None = None
+    ) -> None:
         self._model = model
         self._own_scheduler = model.pipe.scheduler
         self._batch = images_per_batch
+        self._calls = calls or ModelCalls(model.pipe)
+        self._pace = Pace(model.device)
+        self._counts: Counter[Count] = Counter()
         self._previews = Previews(model.pipe.vae)
 
     @property
     def own_scheduler(self) -> Any:
         """The scheduler that the model's folder states."""
         return self._own_scheduler
+
+    @property
+    def counts(self) -> Counter[Count]:
+        """(part, how, why) → calls of the last request that was drawn, whole or not."""
+        return self._counts
+
+    @property
+    def graph_bytes(self) -> int:
+        """Memory of the recorded calls."""
+        return self._calls.static.nbytes
 
     @torch.no_grad()
     def draw(self, run: Run) -> list[Drawn]:
@@ -62,10 +80,20 @@ class Drawer:
         Raises:
             GenerationFailed: the latents or the picture are not finite.
         """
+        self._calls.begin()
+        try:
+            return self._draw(run)
+        finally:
+            self._counts = self._calls.static.take_counts()
+            run.drawing = self._calls.report(self._counts)
+
+    def _draw(self, run: Run) -> list[Drawn]:
         request = run.request
         seeds = image_seeds(run.seed, request.num_images)
         with run.phase(Phase.TEXT_ENCODE):
-            conditioning = encode_prompts(self._model.pipe, request.prompt, request.negative_prompt)
+            conditioning = encode_prompts(
+                self._model.pipe, request.prompt, request.negative_prompt, self._calls.encode_text
+            )
         run.check()
         drawn: list[Drawn] = []
         for start in range(0, len(seeds), self._batch):
@@ -99,6 +127,7 @@ class Drawer:
         calls = len(scheduler.timesteps)
 
         def step_done(index: int, latents: Tensor) -> None:
+            self._pace.mark()
             # Samplers of two stages call the UNet about twice for each step.
             step = -(-(index + 1) * steps // calls)
             due = index % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and index + 1 < calls
@@ -109,7 +138,7 @@ class Drawer:
             )
 
         latents = Denoising(
-            predict=self._predict,
+            predict=self._calls.unet,
             scheduler=scheduler,
             latents=self._noise(generators, size, conditioning.prompt) * scheduler.init_noise_sigma,
             conditioning=conditioning,
@@ -123,18 +152,6 @@ class Drawer:
         if not bool(torch.isfinite(latents).all()):
             raise GenerationFailed("the latents are not finite: the weights and scales do not fit")
         return latents
-
-    def _predict(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
-        predicted: Tensor = self._model.pipe.unet(
-            inputs.sample,
-            inputs.timestep,
-            encoder_hidden_states=inputs.embeds,
-            timestep_cond=inputs.timestep_cond,
-            added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
-            return_dict=False,
-            **attached,
-        )[0]
-        return predicted
 
     def _noise(
         self, generators: list[torch.Generator], size: tuple[int, int], like: Tensor
@@ -157,9 +174,7 @@ class Drawer:
 
     def _decode(self, latents: Tensor) -> Image.Image:
         """RGB picture of `latents` (1, C, h, w)."""
-        vae = self._model.pipe.vae
-        with upcast_where_needed(vae):
-            pixels = vae.decode(unscaled(latents, vae), return_dict=False)[0]
+        pixels = self._calls.decode(latents)
         if not bool(torch.isfinite(pixels).all()):
             raise GenerationFailed("the picture is not finite: the VAE overflowed")
         return to_image(pixels[0])

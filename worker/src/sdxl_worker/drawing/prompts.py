@@ -15,6 +15,7 @@ one window without weights gives exactly what the diffusers pipeline computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ _WINDOW = 75
 
 # Token ids with their weights, in order.
 _Tokens = list[tuple[int, float]]
+# Which encoder, 1 or 2, and token ids (n, 77) → hidden states (n, 77, C) and the first output.
+EncodeText = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,24 @@ class Conditioning:
     negative_pooled: Tensor
 
 
-def encode_prompts(pipe: Any, prompt: str, negative_prompt: str) -> Conditioning:
+def encode_prompts(
+    pipe: Any, prompt: str, negative_prompt: str, encode: EncodeText | None = None
+) -> Conditioning:
     """The conditioning for classifier-free guidance, both sides of the same length.
 
     An empty negative prompt means zeros where the model's folder says so
     (`force_zeros_for_empty_prompt`, as SDXL's does).
+
+    Args:
+        encode: how encoder 1 or 2 is called; as it is unless given.
 
     Raises:
         InvalidPrompt: a weight in one of the texts cannot be read.
     """
     sides = (parse_weights(prompt), parse_weights(negative_prompt, "negative_prompt"))
     encoders = (
-        _Encoder(pipe.text_encoder, pipe.tokenizer),
-        _Encoder(pipe.text_encoder_2, pipe.tokenizer_2),
+        _Encoder(1, pipe.text_encoder, pipe.tokenizer, encode),
+        _Encoder(2, pipe.text_encoder_2, pipe.tokenizer_2, encode),
     )
     windows = [[encoder.windows(fragments) for encoder in encoders] for fragments in sides]
     count = max(len(split) for side in windows for split in side)
@@ -72,7 +80,9 @@ def encode_prompts(pipe: Any, prompt: str, negative_prompt: str) -> Conditioning
 class _Encoder:
     """One text encoder with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, number: int, model: Any, tokenizer: Any, encode: EncodeText | None) -> None:
+        self._number = number
+        self._encode = encode
         self._model = model
         self._tokenizer = tokenizer
 
@@ -96,20 +106,22 @@ class _Encoder:
         """Embeddings (1, 77·n, C) of n windows, weighted, and the first window's pooled (1, P)."""
         weighted = any(weight != 1.0 for window in windows for _, weight in window)
         rows = [self._padded([token for token, _ in window]) for window in windows]
-        output = self._run(rows)
-        # SDXL was trained on the last layer but one.
-        hidden = output.hidden_states[-2]
+        hidden, output = self._run(rows)
         if weighted:
             hidden = self._weigh(hidden, windows)
-        return hidden.reshape(1, -1, hidden.shape[-1]), output[0][:1]
+        return hidden.reshape(1, -1, hidden.shape[-1]), output[:1]
 
-    def _run(self, rows: list[list[int]]) -> Any:
+    def _run(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """The last hidden state but one, on which SDXL was trained, and the first output."""
         ids = torch.tensor(rows, device=self._model.device)
-        return self._model(ids, output_hidden_states=True)
+        if self._encode is not None:
+            return self._encode(self._number, ids)
+        output = self._model(ids, output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
 
     def _weigh(self, hidden: Tensor, windows: list[_Tokens]) -> Tensor:
         """`hidden` (n, 77, C) with each token drawn away from, or towards, the empty prompt's."""
-        empty = self._run([self._padded([])]).hidden_states[-2].float()
+        empty = self._run([self._padded([])])[0].float()
         weights = torch.ones(hidden.shape[:2])
         for number, window in enumerate(windows):
             # Place 0 is the start token.

@@ -15,6 +15,7 @@ from torch import nn
 from sdxl_contract.errors import CudaOutOfMemory
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.request import GenerateRequest
+from sdxl_worker.loading.budgets import MemoryPlan, plan_memory
 
 # Of errors that have no class of their own.
 _WORDS = (
@@ -23,8 +24,6 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-# What one picture of 1024x1024 takes beside the weights, decoded in 16 bit, and some to spare.
-DRAWING_BYTES = 4 * 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -63,13 +62,12 @@ def too_little_for(request: GenerateRequest, limits: ModelLimits) -> CudaOutOfMe
     )
 
 
-def holds_second_copy(
-    device: torch.device, modules: list[nn.Module], copied: int, more: int
-) -> bool:
-    """Whether `device` has room for `modules`, `copied` bytes of them once more, `more` bytes of
-    other things, and a picture being drawn."""
+def plan_for(
+    device: torch.device, modules: list[nn.Module], *, copied: int, loras: int, graphs: int | None
+) -> MemoryPlan | None:
+    """How `device` is used; None on a CPU. LoRAs may change `copied` bytes of `modules`."""
     if device.type != "cuda":
-        return True
-    total = torch.cuda.get_device_properties(device).total_memory
+        return None
+    total = int(torch.cuda.get_device_properties(device).total_memory)
     weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
-    return bool(total >= weights + copied + more + DRAWING_BYTES)
+    return plan_memory(total, weights=weights, copied=copied, loras=loras, graphs=graphs)

@@ -152,9 +152,6 @@ def _load(
     _place(pipe, device, settings.channels_last)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         module.eval().requires_grad_(False)
-    if settings.compile_unet:
-        # Block by block: one graph for each kind of block, in a fraction of the whole's time.
-        pipe.unet.compile_repeated_blocks(fullgraph=True)
     return pipe
 
 
@@ -167,7 +164,7 @@ def move_model(model: LoadedModel, device: torch.device) -> LoadedModel:
 
 def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:
     pipe.to(device)
-    if device.type == "cuda" if channels_last is None else channels_last:
+    if channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
 

@@ -5,12 +5,18 @@ Must not know: how requests are run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sdxl_contract.result import Timings
+from sdxl_worker.graphs.calls import Count
 from sdxl_worker.lora.cache import CacheStats
 
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+
+
+Counts = Mapping[Count, int]
 
 
 class Metrics:
@@ -54,6 +60,15 @@ class Metrics:
         self.queue_length = Gauge(
             "sdxl_worker_queue_length", "Requests waiting for the lane", registry=self._registry
         )
+        self.calls = Counter(
+            "sdxl_worker_model_calls",
+            "Calls of the model's parts: replayed, captured or eager, and why eager",
+            ["part", "how", "why"],
+            registry=self._registry,
+        )
+        self.graph_bytes = Gauge(
+            "sdxl_worker_graph_bytes", "Memory of recorded calls", registry=self._registry
+        )
         self.swaps = Counter(
             "sdxl_worker_lora_swaps",
             "Applications of a LoRA set by kind",
@@ -83,11 +98,22 @@ class Metrics:
         for phase, seconds in timings.model_dump().items():
             self.phase_seconds.labels(phase).observe(seconds)
 
+    def model_calls(self, counts: Counts) -> None:
+        """Count how one request's calls of the model's parts were made."""
+        for (part, how, why), count in counts.items():
+            self.calls.labels(part, how.value, why.value if why else "").inc(count)
+
     def holdings(
-        self, *, queue_length: int, cache: CacheStats | None, disk: CacheStats | None
+        self,
+        *,
+        queue_length: int,
+        cache: CacheStats | None,
+        disk: CacheStats | None,
+        graph_bytes: int,
     ) -> None:
         """Set what is held at this moment; None where there is no such cache (yet)."""
         self.queue_length.set(queue_length)
+        self.graph_bytes.set(graph_bytes)
         if cache is not None:
             self.cache_bytes.set(cache.nbytes)
         if disk is not None:

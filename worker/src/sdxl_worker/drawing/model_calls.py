@@ -1,0 +1,167 @@
+"""How the model's parts are called: eagerly, from recordings, or compiled.
+
+Duty: UNet, text encoders and VAE as functions of tensors; which speed draws a step, by rules that
+know its shape alone, so that the same request is always drawn the same way; what was replayed,
+recorded and made eagerly.
+Must not know: requests, LoRAs, samplers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdxl_contract.result import DrawingReport
+from sdxl_worker.drawing.denoising import StepInputs
+from sdxl_worker.drawing.latents import unscaled, upcast_where_needed
+from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
+from sdxl_worker.settings import DrawSpeed
+
+UNET, UNET_COMPILED = "unet", "unet_compiled"
+_WINDOW = 77
+
+
+class ModelCalls:
+    """One pipeline's parts as functions. One caller at a time.
+
+    Args:
+        pipe: the pipeline.
+        static: records and replays; of its own unless given, recording nothing.
+        compiled: the UNet compiled, if that is to draw what it covers.
+        native_side: px of the square that is compiled.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        static: StaticCalls | None = None,
+        compiled: Callable[..., Any] | None = None,
+        native_side: int = 0,
+    ) -> None:
+        self._pipe = pipe
+        self.static = StaticCalls(None) if static is None else static
+        self._compiled = compiled
+        self._native = native_side // pipe.vae_scale_factor
+        self._own_processors = _identities(pipe.unet)
+        self._attached: Why | None = None
+        self._speeds: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Before each request: see what is attached to the UNet now, and count from zero.
+
+        A recording holds the attention processors that it was made with, and no argument shows
+        others.
+        """
+        self._attached = None if _identities(self._pipe.unet) == self._own_processors else (
+            Why.ATTACHED
+        )  # fmt: skip
+        self._speeds.clear()
+
+    def unet(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
+        """The UNet's prediction for one step; a `UNetCall`."""
+        arguments = {
+            "sample": inputs.sample,
+            "timestep": inputs.timestep,
+            "encoder_hidden_states": inputs.embeds,
+            "timestep_cond": inputs.timestep_cond,
+            "added_cond_kwargs": {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+            **attached,
+        }
+        if self._compiled is not None and not attached and self._covers(inputs):
+            self._speeds[DrawSpeed.COMPILED.value] += 1
+            return self._call(UNET_COMPILED, self._run_compiled, arguments, self._attached)
+        self._speeds[DrawSpeed.EXACT.value] += 1
+        return self._call(UNET, self._run_unet, arguments, self._attached)
+
+    def encode_text(self, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden state but one (n, 77, C) and the first output of encoder 1 or 2."""
+        model = self._pipe.text_encoder if number == 1 else self._pipe.text_encoder_2
+
+        def run(ids: Tensor) -> tuple[Tensor, Tensor]:
+            output = model(ids, output_hidden_states=True)
+            return output.hidden_states[-2], output[0]
+
+        # Such as words of a textual inversion, put in by a hook.
+        hooked = bool(model.get_input_embeddings()._forward_hooks)
+        bypass = Why.ATTACHED if hooked else None
+        found: tuple[Tensor, Tensor] = self.static.call(
+            f"text_encoder_{number}", run, {"ids": ids}, bypass=bypass
+        )
+        return found
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (1, 3, H, W) in [-1, 1] of latents (1, C, h, w)."""
+        vae = self._pipe.vae
+        # Its kernels are long: a graph saves nothing (measured), and would hold gigabytes.
+        with upcast_where_needed(vae):
+            pixels: Tensor = vae.decode(unscaled(latents, vae), return_dict=False)[0]
+        return pixels
+
+    def report(self, counts: Counter[Count]) -> DrawingReport:
+        """What a result says of the steps since `begin`."""
+        by_how: Counter[How] = Counter()
+        reasons: Counter[str] = Counter()
+        for (name, how, why), count in counts.items():
+            if name not in (UNET, UNET_COMPILED):
+                continue
+            by_how[how] += count
+            if why is not None:
+                reasons[why.value] += count
+        return DrawingReport(
+            speed="+".join(sorted(self._speeds)) or DrawSpeed.EXACT.value,
+            steps_replayed=by_how[How.REPLAYED],
+            steps_captured=by_how[How.RECORDED],
+            steps_eager=by_how[How.EAGER],
+            eager_because=dict(reasons),
+        )
+
+    def _covers(self, inputs: StepInputs) -> bool:
+        """Whether the compiled UNet draws a step: one picture, native size, one window of text.
+
+        By the shape alone: what was compiled until now, or is recorded, must not show in pictures.
+        """
+        return (
+            inputs.sample.shape[0] <= 2
+            and tuple(inputs.sample.shape[2:]) == (self._native, self._native)
+            and inputs.embeds.shape[1] == _WINDOW
+            and inputs.timestep_cond is None
+        )
+
+    def _call(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        arguments: dict[str, Any],
+        bypass: Why | None,
+    ) -> Tensor:
+        found: Tensor = self.static.call(name, function, arguments, bypass=bypass)
+        return found
+
+    def _run_unet(self, **arguments: Any) -> Tensor:
+        found: Tensor = self._pipe.unet(**arguments, return_dict=False)[0]
+        return found
+
+    def _run_compiled(self, **arguments: Any) -> Tensor:
+        assert self._compiled is not None
+        found: Tensor = self._compiled(**arguments, return_dict=False)[0]
+        return found
+
+
+def compile_unet(unet: Any) -> Callable[..., Any]:
+    """The UNet compiled as a whole, once for each shape that it meets; its own weights."""
+    options: dict[str, Any] = {}
+    if hasattr(torch._inductor.config, "deterministic"):
+        # Kernels are chosen by rule, not by a race that another start might decide otherwise.
+        options["deterministic"] = True
+    compiled: Callable[..., Any] = torch.compile(
+        unet, fullgraph=True, dynamic=False, options=options
+    )
+    return compiled
+
+
+def _identities(unet: Any) -> tuple[int, ...]:
+    return tuple(id(processor) for processor in unet.attn_processors.values())

@@ -1,0 +1,161 @@
+"""Drawing by recordings and by a compiled UNet: the same bytes, and what results say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import DrawingReport
+from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.drawing.model_calls import ModelCalls
+from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.lora import parse_lora
+from sdxl_worker.run import Run
+from testkit.graphs import FakeRecorder
+from testkit.worker import SIDE, RunningWorker
+
+REPORTS: list[DrawingReport] = []
+
+
+@pytest.fixture
+def ready(worker: RunningWorker) -> Any:
+    assert worker.engine._ready is not None
+    return worker.engine._ready
+
+
+def draw(drawer: Drawer, side: int = SIDE, on_step: Any = None, **fields: Any) -> bytes:
+    values = {"prompt": "a red apple", "steps": 3, "width": side, "height": side, "seed": 5}
+    run = Run(GenerateRequest(**(values | fields)))
+    if on_step is not None:
+        run.step = on_step  # type: ignore[method-assign]
+    try:
+        return drawer.draw(run)[0].image.tobytes()
+    finally:
+        assert run.drawing is not None
+        REPORTS.append(run.drawing)
+
+
+def report() -> DrawingReport:
+    """Of the last request."""
+    return REPORTS[-1]
+
+
+def recording(ready: Any, **options: Any) -> Drawer:
+    calls = ModelCalls(ready.model.pipe, StaticCalls(FakeRecorder(), 10_000), **options)
+    return Drawer(ready.model, calls=calls)
+
+
+def test_recordings_draw_the_same_bytes_whatever_lora_is_applied(
+    ready: Any, lora_data: bytes
+) -> None:
+    eager, drawer = Drawer(ready.model), recording(ready)
+    lora = parse_lora(lora_data, ready.source._targets)
+    base = draw(eager)
+    assert draw(drawer) == base
+    assert report().model_dump() == {
+        "speed": "exact", "steps_replayed": 2, "steps_captured": 1, "steps_eager": 0,
+        "eager_because": {},
+    }  # fmt: skip
+    with ready.patcher.applied([(lora, 0.8)]):
+        with_lora = draw(drawer)
+        assert report().steps_replayed == 3
+        assert with_lora == draw(eager)
+    assert with_lora != base
+    assert draw(drawer) == base
+    # Both text encoders, too.
+    replayed = {part for part, how, _ in drawer.counts if how.value == "replayed"}
+    assert replayed == {"unet", "text_encoder_1", "text_encoder_2"}
+
+
+def test_a_long_text_another_size_and_no_guidance_are_shapes_of_their_own(ready: Any) -> None:
+    eager, drawer = Drawer(ready.model), recording(ready)
+    for fields in ({}, {"prompt": "apple, " * 60}, {"cfg": 1.0}, {"side": 2 * SIDE}):
+        expected = draw(eager, **fields)
+        assert draw(drawer, **fields) == expected
+        assert report().steps_captured == 1
+    draw(drawer)
+    assert report().steps_captured == 0
+
+
+def test_on_a_cpu_every_step_is_eager_and_says_why(ready: Any) -> None:
+    drawer = Drawer(ready.model)
+    draw(drawer)
+
+    assert report().eager_because == {"no_gpu": 3}
+
+
+def test_other_attention_processors_than_the_recorded_ones_draw_eagerly(ready: Any) -> None:
+    class Halved:
+        """A plain object, as control and reference adapters are attached."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return self.inner(*args, **options) / 2
+
+    drawer, unet = recording(ready), ready.model.pipe.unet
+    plain, before = draw(drawer), dict(unet.attn_processors)
+    unet.set_attn_processor({name: Halved(one) for name, one in before.items()})
+    try:
+        assert draw(drawer) != plain
+        assert report().eager_because == {"attached": 3}
+    finally:
+        unet.set_attn_processor(before)
+    assert draw(drawer) == plain
+    assert report().steps_replayed == 3
+
+
+def test_a_word_put_in_by_a_hook_is_seen(ready: Any) -> None:
+    drawer = recording(ready)
+    plain = draw(drawer)
+    embedding: nn.Module = ready.model.pipe.text_encoder.get_input_embeddings()
+    hook: Callable[..., Any] = lambda module, inputs, output: output * 1.5  # noqa: E731
+    handle = embedding.register_forward_hook(hook)
+    try:
+        assert draw(drawer) != plain
+    finally:
+        handle.remove()
+    assert draw(drawer) == plain
+
+
+def test_what_a_stopped_request_did_is_counted_and_leaves_the_next_one_right(ready: Any) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, *_: Any) -> None:
+        if done == 2:
+            raise Stop
+
+    drawer = recording(ready)
+    expected = draw(Drawer(ready.model))
+    with pytest.raises(Stop):
+        draw(drawer, on_step=stop)
+    assert report().steps_captured + report().steps_replayed == 2
+    assert draw(drawer) == expected
+
+
+def test_the_compiled_unet_draws_what_its_rule_covers_and_exact_the_rest(ready: Any) -> None:
+    asked: list[tuple[int, ...]] = []
+    pipe = ready.model.pipe
+
+    def compiled(sample: torch.Tensor, timestep: torch.Tensor, **options: Any) -> Any:
+        asked.append(tuple(sample.shape))
+        return pipe.unet(sample, timestep, **options)
+
+    drawer = recording(ready, compiled=compiled, native_side=SIDE)
+    expected = draw(Drawer(ready.model))
+    assert draw(drawer) == expected
+    assert report().speed == "compiled"
+    # By the shape alone: neither order nor company may decide.
+    for fields in ({"prompt": "apple, " * 60}, {"side": 2 * SIDE}):
+        asked.clear()
+        draw(drawer, **fields)
+        assert (report().speed, asked) == ("exact", [])
+    draw(drawer, cfg=1.0)
+    assert report().speed == "compiled"
