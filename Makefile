@@ -48,8 +48,8 @@ lint: $(INSTALLED) ## ruff: style and common mistakes
 	@$(VENV)/bin/ruff format --check .
 
 .PHONY: types
-types: $(INSTALLED) ## mypy, strict
-	@$(VENV)/bin/mypy
+types: $(INSTALLED) ## mypy, strict, over every Python file
+	@$(PY) -m scripts.check_types
 
 .PHONY: format
 format: $(INSTALLED) ## Rewrite the code in the one style

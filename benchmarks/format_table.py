@@ -169,7 +169,7 @@ def attempt(load: Callable[[], str]) -> str:
 
 def by_diffusers(model: TinyModel, row: Row, base: Weights, right: Weights) -> str:
     """diffusers' own way from the file to fused weights."""
-    pipeline: Any = StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+    pipeline: Any = StableDiffusionXLPipeline(
         vae=None, tokenizer=None, tokenizer_2=None, scheduler=None, unet=model.unet,
         text_encoder=model.text_encoder, text_encoder_2=model.text_encoder_2,
     )  # fmt: skip

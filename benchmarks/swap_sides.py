@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def best_run(action: Callable[[], Seconds], runs: int) -> Seconds:
     return min((action() for _ in range(runs)), key=lambda run: run["total_s"])
 
 
-def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """sha256 of each tensor's bytes."""
     return {
         name: hashlib.sha256(tensor.detach().view(torch.uint8).numpy().data).hexdigest()
@@ -113,7 +113,7 @@ def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
     }
 
 
-def changed_weights(tensors: dict[str, Tensor], before: dict[str, Tensor]) -> tuple[int, int]:
+def changed_weights(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
     """How many elements differ from `before`, and of how many."""
     different = sum(int((tensors[name] != old).sum()) for name, old in before.items())
     return different, sum(old.numel() for old in before.values())
@@ -210,7 +210,7 @@ class Peer:
     """
 
     def __init__(self, roots: dict[str, nn.Module]) -> None:
-        self._pipe: Any = StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+        self._pipe: Any = StableDiffusionXLPipeline(
             vae=None, tokenizer=None, tokenizer_2=None, scheduler=None, **roots
         )
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic_settings import BaseSettings
 
 from app.core.settings import Settings as BackendSettings
 from sdxl_worker.settings import Settings as WorkerSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCKERFILES = ["backend/Dockerfile", "worker/Dockerfile"]
-SETTINGS = {"backend": BackendSettings, "worker": WorkerSettings}
+SETTINGS: dict[str, type[BaseSettings]] = {"backend": BackendSettings, "worker": WorkerSettings}
 # Of the interpreter, of Hugging Face's libraries, and of the shell.
 FOREIGN = {"PYTHONUNBUFFERED", "PATH", "HF_HOME"}
 SECONDS = re.compile(r"(\d+)s")

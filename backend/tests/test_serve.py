@@ -34,6 +34,7 @@ def refusal(folder: Path, **environment: str) -> str:
     process = Process(
         [sys.executable, "-m", "app.serve"],
         folder / "refused.log",
+        BACKEND,
         **{"DATA_DIR": str(folder / "data"), **environment},
     )
     assert process.popen.wait(90) == 1, process.output()

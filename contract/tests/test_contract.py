@@ -136,7 +136,7 @@ def test_a_signed_url_stays_out_of_messages_and_reprs() -> None:
 
     assert "hunter2" not in error.message + json.dumps(error.details)
     assert "hunter2" not in repr(GenerateRequest(prompt="a", lora_url=url))
-    assert "hunter2" not in repr(GenerateRequest(prompt="a", loras=[{"url": url}]))  # type: ignore[list-item]
+    assert "hunter2" not in repr(GenerateRequest(prompt="a", loras=[{"url": url}]))
 
 
 def test_the_short_form_is_one_lora() -> None:

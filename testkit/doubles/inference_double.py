@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.services.modal_sdxl_lora_client import InferenceOutcome, OnEvent
 from sdxl_contract.errors import Cancelled, ModelLoadFailed
-from sdxl_contract.limits import ModelLimits
+from sdxl_contract.limits import BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import (
     Cost,
@@ -52,7 +52,7 @@ class InferenceDouble:
         self.requests: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.is_up = True
-        self.signature = None
+        self.signature: BaseModelSignature | None = None
         self.gate = asyncio.Event()  # drawing waits for it
         self.gate.set()
 

@@ -76,7 +76,7 @@ async def test_what_the_worker_refuses_fails_the_row_and_not_the_next_one(
     ):
         edge.plan(*[Run(says=error)] * posts)
         lora = await backend.upload(kohya_lora())
-        asked = SMALL | {"loras": [{"lora_model_id": lora["id"]}]}
+        asked: dict[str, Any] = SMALL | {"loras": [{"lora_model_id": lora["id"]}]}
         content = await backend.generate(**asked)
         kept = await row_of(backend, content)
         assert (kept["status"], kept["error"]["code"]) == ("failed", error.code.value)

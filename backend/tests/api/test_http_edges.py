@@ -151,7 +151,7 @@ async def test_two_prefer_headers_are_one_list(backend: Backend) -> None:
 @pytest.mark.parametrize("key", ["a\tb", "", "x" * 256, "\u00e9"])
 async def test_an_idempotency_key_is_printable(backend: Backend, key: str) -> None:
     answer = await backend.http.post(
-        f"{CONTENT}/generate", json={"prompt": "x"}, headers={"Idempotency-Key": key.encode()}
+        f"{CONTENT}/generate", json={"prompt": "x"}, headers=[(b"Idempotency-Key", key.encode())]
     )
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 

@@ -197,7 +197,7 @@ async def test_no_route_shows_or_changes_what_is_anothers(
             continue
         for method in methods:
             place = path.format(**ids)
-            body = {"json": {}} if method in ("patch", "put") else {}
+            body: dict[str, Any] = {"json": {}} if method in ("patch", "put") else {}
             answer = await backend.http.request(method, place, **body)
             # The page's login is the one door that opens without a key; it shows nothing.
             if path != "/api/v1/session":

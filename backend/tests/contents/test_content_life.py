@@ -96,7 +96,7 @@ async def test_a_stop_whose_announcement_was_lost_is_seen_at_the_next_progress(
             await asyncio.sleep(0.05)
 
     monkeypatch.setattr(EventRepository, "ask_to_stop", lost)
-    inference.generate = draw_for_ever  # type: ignore[method-assign]
+    inference.generate = draw_for_ever  # type: ignore[assignment, method-assign]
     async with start_backend() as backend:
         content = await backend.generate(expected=202, headers=ASYNC)
         await begun(inference)

@@ -224,7 +224,9 @@ async def test_the_migrations_make_exactly_the_tables_of_the_models(backend: Bac
             for change in compare_metadata(context, Base.metadata)
             if not getattr(change[-1], "name", "").startswith("procrastinate_")
             and not (
-                isinstance(change[-1], Index) and change[-1].table.name.startswith("procrastinate_")
+                isinstance(change[-1], Index)
+                and change[-1].table is not None
+                and change[-1].table.name.startswith("procrastinate_")
             )
         ]
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from app.core.settings import Settings
 from app.repositories.attempts import AttemptRepository
 from app.services.contents import accepting as content
-from app.services.contents.drafts import Draft
+from app.services.contents.drafts import Draft, draft_content
 from app.services.storage import LocalStorage
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
@@ -45,7 +45,6 @@ async def test_an_avatar_that_goes_while_a_content_is_accepted_is_a_404(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     avatar_id = ""
-    draft_content = content.draft_content
 
     async def draft_then_remove(*arguments: Any) -> Draft:
         draft = await draft_content(*arguments)

@@ -129,7 +129,11 @@ async def test_nothing_that_a_worker_repeats_is_shown_or_logged(
         )
         async with start_backend(inference=inference) as backend:
             lora = await backend.upload(kohya_lora())
-            asked = {"width": 512, "height": 512, "loras": [{"lora_model_id": lora["id"]}]}
+            asked: dict[str, Any] = {
+                "width": 512,
+                "height": 512,
+                "loras": [{"lora_model_id": lora["id"]}],
+            }
             await backend.generate(**asked)
             steps = worker_says(edge.posts[0].body)
             for step in steps:

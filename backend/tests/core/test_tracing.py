@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.headers: list[str | None] = []
-        self.answer = good
+        self.answer: Callable[[GenerateRequest], httpx2.Response] = good
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.path != "/generate-image":
@@ -72,7 +72,9 @@ async def test_the_callers_trace_goes_through_to_the_worker(
     found = {one.name: one for one in spans.get_finished_spans()}
     assert set(found) == {"content.accept", "content.draw", "worker.call", "object.put"}
     assert {f"{one.context.trace_id:032x}" for one in found.values()} == {TRACE}
-    assert found["content.draw"].parent.span_id == found["content.accept"].context.span_id
+    parent = found["content.draw"].parent
+    assert parent is not None
+    assert parent.span_id == found["content.accept"].context.span_id
     assert found["worker.call"].attributes == {
         "content": content["id"], "provider": "modal_sdxl_lora", "attempts": 1,
     }  # fmt: skip

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
@@ -334,7 +335,8 @@ async def test_behind_many_containers_only_a_known_end_allows_a_second_post(
     state: State, how: str
 ) -> None:
     async with ModalEdgeDouble(state=state) as edge:
-        edge.plan(Run(seconds=300, **{f"{how}_after": 20}))
+        after: dict[str, Any] = {f"{how}_after": 20}
+        edge.plan(Run(seconds=300, **after))
         if state == "truth":
             assert (await draw(edge, wanted())).attempts == 2
             assert len(edge.works) == 1  # the second got what the first had drawn

@@ -47,7 +47,7 @@ ASKS = {"no place", "cut", "gateway", "gateway's own word", "preempted, then cut
 
 def histories() -> list[tuple[str, ...]]:
     """Every fault alone, a known end before each fault that may leave a run, random triples."""
-    told = [(name,) for name in FAULTS]
+    told: list[tuple[str, ...]] = [(name,) for name in FAULTS]
     told += [
         (first, second) for first in ENDED for second in MAY_RUN if not second.startswith("look")
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app.core.settings import load_settings
-from app.services.lora_inference import CircuitBreaker, LoraInference
+from app.services.lora_inference import CircuitBreaker, InferenceProvider, LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from app.services.worker.replicate import ReplicateClient
 from app.services.worker.retry import RetryPolicy
@@ -235,7 +235,7 @@ async def test_a_refusal_is_no_reason_for_the_fallback_and_closes_the_circuit(
     breaker = CircuitBreaker(threshold=2)
     breaker.failed()
     client = ReplicateClient(TOKEN, VERSION, api_url=replicate.url)
-    router = LoraInference(_Refuses(), client, breaker)
+    router = LoraInference(cast(InferenceProvider, _Refuses()), client, breaker)
     with pytest.raises(LoraLoadFailed):
         await router.generate(build_wanted, request_id="job-1", deadline_s=20)
     assert replicate.calls == []

@@ -156,7 +156,9 @@ def test_an_unpinned_dependency_stops_the_deployment(tmp_path: Path) -> None:
 
 
 async def test_a_failed_worker_asks_for_a_fresh_container_once() -> None:
-    failed, answered, retired = False, [], []
+    failed = False
+    answered: list[int] = []
+    retired: list[int] = []
 
     async def app(*_: Any) -> None:
         answered.append(len(retired))

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -290,9 +291,7 @@ def test_a_replica_killed_while_it_draws_costs_one_request_and_is_replaced(
         answers = [pool.submit(draw, number) for number in range(REPLICAS)]
         with httpx2.Client(base_url=fleet.url, timeout=300) as http:
             for number in range(REPLICAS):
-                wait_until(
-                    lambda n=number: http.get(f"/requests/doomed-{n}").json()["state"] == "running"
-                )
+                wait_until(partial(is_running, http, f"doomed-{number}"))
         before[0].kill()
         ends = sorted(answers, key=lambda answer: answer.result().status_code)
     told = [answer.result().text for answer in ends]
@@ -314,6 +313,11 @@ def test_a_replica_killed_while_it_draws_costs_one_request_and_is_replaced(
 
     wait_until(both_are_there)
     assert set(found.values()) == pristine
+
+
+def is_running(http: httpx2.Client, request_id: str) -> bool:
+    """Whether the fleet says that this request is being worked on."""
+    return bool(http.get(f"/requests/{request_id}").json()["state"] == "running")
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:

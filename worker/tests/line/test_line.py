@@ -18,6 +18,7 @@ import pytest
 from sdxl_contract.result import ProgressEvent
 from sdxl_worker.assembly import assemble
 from sdxl_worker.drawing import drawer as drawing
+from sdxl_worker.drawing.prompts import encode_prompts
 from sdxl_worker.run import Run
 from testkit.worker import (
     SIDE,
@@ -54,7 +55,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     held = Gate()
-    encode = drawing.encode_prompts
+    encode = encode_prompts
 
     def gated(pipe: Any, prompt: str, negative: str) -> Any:
         if prompt == "hold the lane":

@@ -199,7 +199,7 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     plan = plan_memory(total, weights=1, copied=1, loras=1)
     model = replace(worker.engine._ready.model, device=torch.device("cuda"))
     placed: list[object] = []
-    patcher = assembly.LoraPatcher
+    patcher = LoraPatcher
 
     def noted(targets: Any, **options: Any) -> LoraPatcher:
         placed.append(options.pop("pristine_device"))

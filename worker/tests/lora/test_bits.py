@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 
@@ -85,13 +87,13 @@ def test_a_copy_that_did_not_arrive_is_named(monkeypatch: pytest.MonkeyPatch) ->
     """The control: memory that keeps one old byte, at the end of a late piece."""
     source = torch.randn(300, 1000)
     pairs = [("x", torch.zeros(5), torch.ones(5)), ("y", torch.zeros_like(source), source)]
-    move = bits.ctypes.memmove
+    move = ctypes.memmove
 
     def forgetful(to: int, origin: int, count: int) -> None:
         last = 300 * 1000 * 4 - (300 * 1000 * 4 // (1 << 18)) * (1 << 18)
         move(to, origin, count - 1 if count == last else count)
 
-    monkeypatch.setattr(bits.ctypes, "memmove", forgetful)
+    monkeypatch.setattr(ctypes, "memmove", forgetful)
     assert copy_checked(pairs) == "y"
 
 

@@ -147,7 +147,7 @@ def test_diffusers_fuses_to_the_same_weights(exact_rig: Rig, spelling: str) -> N
     names = attention_modules(model)[:40] + text_modules(model)
     tensors = respelled(model, names, spelling)
     merged = ours(exact_rig, tensors, 0.7)
-    pipeline: Any = StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+    pipeline: Any = StableDiffusionXLPipeline(
         vae=None,
         text_encoder=model.text_encoder,
         text_encoder_2=model.text_encoder_2,

@@ -39,7 +39,11 @@ def test_each_item_is_worked_on_once_by_threads_of_one_core_each() -> None:
 
 def test_items_are_really_worked_on_at_the_same_time() -> None:
     together = threading.Barrier(3, timeout=20)
-    CorePool().each(lambda _: together.wait() and None, range(3))
+
+    def meet(_: int) -> None:
+        together.wait()
+
+    CorePool().each(meet, range(3))
 
 
 def test_a_failure_ends_the_work_and_nothing_runs_when_it_is_told() -> None:
