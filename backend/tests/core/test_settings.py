@@ -26,7 +26,7 @@ def test_a_serverless_endpoint_is_looked_at_rarely_unless_told(
     assert Settings(**values).model_look_seconds == seconds
 
 
-KEYS = {"r2_access_key_id": "id", "r2_secret_access_key": "secret"}
+KEYS: dict[str, Any] = {"r2_access_key_id": "id", "r2_secret_access_key": "secret"}
 ACCOUNT = "https://0123abc.r2.cloudflarestorage.com"
 
 

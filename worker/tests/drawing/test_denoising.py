@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ OWN: Any = EulerDiscreteScheduler(
 CASE: dict[str, Any] = {
     "steps": 3, "guidance": 5.5, "rescale": 0.0, "size": (64, 64), "seeds": [7], "windows": 1,
 }  # fmt: skip
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "no guidance": {"guidance": 1.0},
     "rescaled": {"guidance": 4.0, "rescale": 0.7},
@@ -90,11 +90,12 @@ def ours(
     side = pipe.vae_scale_factor
     shape = (4, case["size"][1] // side, case["size"][0] // side)
 
-    def predict(inputs: StepInputs, extra: Any) -> Tensor:
+    def predict(inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
         found: Tensor = pipe.unet(
             inputs.sample, inputs.timestep, encoder_hidden_states=inputs.embeds,
             timestep_cond=inputs.timestep_cond,
-            added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids}, **extra,
+            added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+            **attached,
         ).sample  # fmt: skip
         return found
 
@@ -150,9 +151,10 @@ def test_samplers_that_put_noise_back_take_it_from_each_picture_s_own_generator(
 def test_a_loop_that_differed_in_anything_would_be_found(pipe: Any) -> None:
     made = [build_scheduler(Scheduler.EULER, OWN, 3) for _ in range(6)]
     expected = theirs(pipe, made[0], 0.0, CASE)
-    for other, change in enumerate(
-        ({"guidance": 5.4}, {"rescale": 0.1}, {"seeds": [8]}, {"size": (64, 96)}, {"steps": 4}), 1
-    ):
+    changes: list[dict[str, Any]] = [
+        {"guidance": 5.4}, {"rescale": 0.1}, {"seeds": [8]}, {"size": (64, 96)}, {"steps": 4}
+    ]  # fmt: skip
+    for other, change in enumerate(changes, 1):
         found = ours(pipe, made[other], 0.0, CASE | change)
         assert not torch.equal(found.sum(), expected.sum()), change
 
