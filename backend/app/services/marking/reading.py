@@ -1,0 +1,130 @@
+"""What a picture says of itself: manifest, signature, trust, text; and what was changed.
+
+Duty: bytes of anybody's file and the roots that are trusted → a report. Runs in a process of its
+own (`python -m app.services.marking.reading`), since the file is a stranger's.
+Must not know: HTTP, the database. Fetches nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import struct
+import sys
+from typing import Any
+
+import c2pa
+from PIL import Image, UnidentifiedImageError
+
+from app.services.marking.marker import FACTS_LABEL, GENERATOR, reading_settings
+from app.services.marking.unsigned import without_manifest
+
+_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_MAX_PIXELS = 2**26
+_TEXT_CHARS = 20_000
+_MEMORY_BYTES = 2 * 2**30
+# C2PA's codes (specification 2.x, section 15) in the words of the person who asked.
+_MEANINGS = {
+    "assertion.dataHash.mismatch": "The picture was changed after it was signed, or the manifest "
+    "belongs to another picture.",
+    "assertion.hashedURI.mismatch": "What the manifest says was changed after it was signed.",
+    "claimSignature.mismatch": "The manifest was changed after it was signed.",
+    "claim.malformed": "The manifest is damaged.",
+    "signingCredential.untrusted": "The signer is not one that this server trusts.",
+    "signingCredential.expired": "The signer's certificate had expired.",
+    "signingCredential.invalid": "The signer's certificate may not sign pictures.",
+}
+
+
+def read(picture: bytes, trusted: str) -> dict[str, Any]:
+    """The report on `picture`, with `trusted` PEM roots; see `app.schemas.marking`."""
+    try:
+        with Image.open(io.BytesIO(picture), formats=tuple(_FORMATS)) as opened:
+            kind, size = str(opened.format), opened.size
+            if size[0] * size[1] > _MAX_PIXELS:
+                return {"refused": f"it has more than {_MAX_PIXELS} pixels"}
+            text = str(opened.info.get("parameters", "")) if kind == "PNG" else ""
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return {"refused": "it is not a PNG, JPEG or WebP picture"}
+    report: dict[str, Any] = {
+        "media_type": _FORMATS[kind],
+        "width": size[0],
+        "height": size[1],
+        "file_sha256": hashlib.sha256(picture).hexdigest(),
+        "parameters": text[:_TEXT_CHARS] or None,
+        "manifest": _manifest(picture, _FORMATS[kind], trusted),
+    }
+    bare = without_manifest(picture)
+    if bare is not None:
+        report["unsigned_sha256"] = hashlib.sha256(bare).hexdigest()
+    return report
+
+
+def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] | None:
+    try:
+        with c2pa.Context(settings=reading_settings(trusted)) as context:
+            reader = c2pa.Reader(media_type, io.BytesIO(picture), context=context)
+            state = str(reader.get_validation_state()).lower()
+            store: dict[str, Any] = json.loads(reader.json())
+    except c2pa.C2paError.ManifestNotFound:
+        return None
+    except c2pa.C2paError as error:
+        return {"state": "invalid", "problems": [f"The manifest is damaged ({_kind(error)})."]}
+    active: dict[str, Any] = store.get("manifests", {}).get(store.get("active_manifest"), {})
+    signer = active.get("signature_info", {})
+    facts = _assertion(active, FACTS_LABEL)
+    actions = _assertion(active, "c2pa.actions.v2").get("actions", [])
+    source = next((a.get("digitalSourceType") for a in reversed(actions) if "digitalSourceType" in a), None)
+    generator = (active.get("claim_generator_info") or [{}])[0]
+    return {
+        "state": state,
+        "problems": [
+            _MEANINGS.get(problem.get("code", ""), f"C2PA: {problem.get('code', 'unknown')}.")
+            for problem in store.get("validation_status", [])
+        ],
+        "signed_by": signer.get("issuer"),
+        "signed_at": signer.get("time"),
+        "generator": generator.get("name"),
+        "made_by_this_software": generator.get("name") == GENERATOR,
+        "digital_source_type": source,
+        "made_at": actions[0].get("when") if actions else None,
+        "facts": facts or None,
+        "made_from_a_picture": any(
+            ingredient.get("relationship") == "parentOf"
+            for ingredient in active.get("ingredients", [])
+        ),
+    }
+
+
+def _assertion(manifest: dict[str, Any], label: str) -> dict[str, Any]:
+    for assertion in manifest.get("assertions", []):
+        if assertion.get("label") == label and isinstance(assertion.get("data"), dict):
+            data: dict[str, Any] = assertion["data"]
+            return data
+    return {}
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__.removeprefix("_C2pa")
+
+
+def _bound_memory() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """On stdin the length of the roots (4 bytes), the roots, the picture; on stdout the report."""
+    _bound_memory()
+    (length,) = struct.unpack(">I", sys.stdin.buffer.read(4))
+    trusted = sys.stdin.buffer.read(length).decode()
+    print(json.dumps(read(sys.stdin.buffer.read(), trusted)))
+
+
+if __name__ == "__main__":
+    main()
