@@ -17,7 +17,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
-from app.api import content, costs, files, health, identities, loras, session, studio
+from app import __version__
+from app.api import content, costs, files, health, identities, loras, session, studio, verify
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
 from app.api.middleware import KeyBeforeUpload, RequestLog
@@ -37,6 +38,7 @@ from app.services.contents.queue import JobQueue
 from app.services.contents.waiters import Waiters
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
+from app.services.marking.marking import Marking
 from app.services.storage import Storage, build_storage
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
@@ -85,7 +87,7 @@ def create_app(
     metrics = Metrics(registry, settings.daily_alert_usd)
     app = FastAPI(
         title="SDXL with LoRAs",
-        version="0.1.0",
+        version=__version__,
         description="Avatars, LoRAs and pictures. Errors are application/problem+json.",
         lifespan=lifespan,
     )
@@ -121,6 +123,7 @@ def create_app(
         health.model_router,
     ):
         api.include_router(router, dependencies=KEY_OR_COOKIE)
+    api.include_router(verify.router)  # whoever has a picture may ask what it is
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(files.router)
@@ -152,11 +155,13 @@ async def _start(
         stack.push_async_callback(inference.aclose)
         base_model = BaseModel(inference, database, settings.modal_endpoint_url or "none")
         contents = ContentService(database, storage, base_model, inference, waiters)
+        marking = await asyncio.to_thread(Marking.from_settings, settings, __version__)
         drawing = Drawing(
             settings,
             database,
             storage,
             inference,
+            marking,
             on_end=metrics.on_end(waiters.announce),
             gpu=lambda: base_model.known.gpu if base_model.known else None,
         )
@@ -193,6 +198,7 @@ async def _start(
             batches=BatchService(database),
             events=EventService(database, waiters),
             queue=queue,
+            marking=marking,
         )
         return services, stack.pop_all().aclose
 

@@ -29,6 +29,7 @@ from app.services.contents.events import EventService
 from app.services.contents.queue import JobQueue
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
+from app.services.marking.marking import Marking
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import Unauthorized
@@ -57,6 +58,7 @@ class Services:
     batches: BatchService
     events: EventService
     queue: JobQueue
+    marking: Marking
 
 
 # Dependencies are `async` although they wait for nothing: the framework sends others through a

@@ -159,6 +159,29 @@ class Settings(BaseSettings):
         description="seconds between looks at the queue and the cost for /metrics",
     )
 
+    # Marks in pictures
+    marking: Literal["c2pa", "off"] = Field(
+        default="c2pa",
+        description="c2pa: a signed manifest in every picture and thumbnail; off: none",
+    )
+    marking_certificate_file: Path | None = Field(
+        default=None,
+        description="PEM of the signer's certificate, then of those above it but the root; unset: "
+        "a development root of this installation's own",
+    )
+    marking_key_file: Path | None = Field(
+        default=None, description="PEM of that certificate's private key"
+    )
+    marking_sign_command: str | None = Field(
+        default=None,
+        description="for a key in a KMS: a program that gets bytes on stdin and writes the raw "
+        "signature to stdout; instead of MARKING_KEY_FILE",
+    )
+    marking_trust_file: Path | None = Field(
+        default=None,
+        description="PEM of more roots whose signatures verification calls trusted",
+    )
+
     # Limits of a key, where it has none of its own; unset: none
     requests_per_minute: int | None = Field(
         default=None, ge=1, le=1_000_000, description="API calls a key may make in a minute"

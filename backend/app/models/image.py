@@ -30,7 +30,8 @@ class Image(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     width: Mapped[int]
     height: Mapped[int]
-    sha256: Mapped[str]
+    sha256: Mapped[str]  # before it was signed: what the same request always gives
+    file_sha256: Mapped[str | None]  # of the stored file; None: the same
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
     created_at: Mapped[Created]

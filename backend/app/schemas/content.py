@@ -137,7 +137,10 @@ class ImageOut(BaseModel):
     seed: int
     width: int
     height: int
-    sha256: str
+    sha256: str = Field(
+        description="of the picture before it was signed: the same for the same request"
+    )
+    file_sha256: str = Field(description="of the file at `url`, its signed manifest included")
 
 
 class CostPart(BaseModel):
@@ -236,6 +239,7 @@ def content_out(content: Content, storage: Storage, image_url_seconds: int) -> C
             width=image.width,
             height=image.height,
             sha256=image.sha256,
+            file_sha256=image.file_sha256 or image.sha256,
         )
         for image in content.images
     ]

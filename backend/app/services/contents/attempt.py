@@ -30,6 +30,8 @@ from app.repositories.loras import LoraRepository
 from app.services.contents.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from app.services.costs import CallClock, price
 from app.services.modal_sdxl_lora_client import InferenceOutcome
+from app.services.marking.marker import MarkingFailed
+from app.services.marking.marking import Marking
 from app.services.storage import Storage
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode
@@ -67,6 +69,7 @@ class Drawing:
         database: Database,
         storage: Storage,
         inference: Inference,
+        marking: Marking,
         on_end: Callable[[uuid.UUID, Status], None],
         gpu: Callable[[], str | None],
     ) -> None:
@@ -74,6 +77,7 @@ class Drawing:
         self._database = database
         self._storage = storage
         self._inference = inference
+        self._marking = marking
         self._on_end = on_end
         self._gpu = gpu
         # Runs of this process by content: one that was held for dead may overlap with the next.
@@ -125,6 +129,8 @@ class Drawing:
             raise  # no end can be written now; the rescue takes it up again
         except ContractError as error:
             await self._fail(content, error.code, error.message, error.details)
+        except MarkingFailed as error:
+            await self._fail(content, ErrorCode.GENERATION_FAILED, str(error))
         except (JobFailed, StorageFailed) as error:
             await self._fail(content, error.code, error.message)
         except Exception:
@@ -153,8 +159,11 @@ class Drawing:
             for position, data in enumerate(outcome.images):
                 image = _image(content, outcome.result, position, data)
                 images.append(image)
-                await self._storage.put(image.object_key, data)
-                await self._add_thumbnail(image, data)
+                signed = await self._marking.picture(content, outcome.result, image, data)
+                image.file_sha256 = hashlib.sha256(signed).hexdigest()
+                image.size_bytes = len(signed)
+                await self._storage.put(image.object_key, signed)
+                await self._add_thumbnail(content, outcome.result, image, data)
             kept = None  # until the database answers, which it may do too late to be heard
             async with self._database.direct() as connection:
                 kept = await AttemptRepository(connection).finish(
@@ -173,7 +182,9 @@ class Drawing:
         else:
             log.warning("content %s: attempt %d came too late", content.id, content.attempt)
 
-    async def _add_thumbnail(self, image: Image, data: bytes) -> None:
+    async def _add_thumbnail(
+        self, content: Content, result: GenerateResult, image: Image, data: bytes
+    ) -> None:
         """Store a small copy beside the picture; a picture without one is whole all the same."""
         if max(image.width, image.height) <= THUMBNAIL_SIDE:
             return
@@ -182,7 +193,7 @@ class Drawing:
             if small is None:
                 return
             key = image.object_key.removesuffix(".png") + ".webp"
-            await self._storage.put(key, small)
+            await self._storage.put(key, await self._marking.picture(content, result, image, small))
             image.thumbnail_key = key
         except (OSError, StorageFailed) as error:
             log.warning("%s: no thumbnail: %s", image.generation_id, type(error).__name__)

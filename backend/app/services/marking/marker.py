@@ -88,7 +88,9 @@ class Marker:
             with (
                 self._signer() as signer,
                 c2pa.Context(settings=reading_settings(self._identity.root)) as context,
-                c2pa.Builder(json.dumps(self._manifest(media_type, facts, parent)), context) as made,
+                c2pa.Builder(
+                    json.dumps(self._manifest(media_type, facts, parent)), context
+                ) as made,
             ):
                 if parent is not None:
                     made.set_intent(c2pa.C2paBuilderIntent.EDIT)  # it was opened, then edited
@@ -99,7 +101,9 @@ class Marker:
                     )
                 made.sign(signer, media_type, io.BytesIO(picture), signed)
         except (c2pa.C2paError, OSError, ValueError) as error:
-            raise MarkingFailed(f"the picture could not be signed: {type(error).__name__}") from error
+            raise MarkingFailed(
+                f"the picture could not be signed: {type(error).__name__}"
+            ) from error
         return signed.getvalue()
 
     def _signer(self) -> c2pa.Signer:

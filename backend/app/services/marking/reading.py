@@ -76,7 +76,9 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
     signer = active.get("signature_info", {})
     facts = _assertion(active, FACTS_LABEL)
     actions = _assertion(active, "c2pa.actions.v2").get("actions", [])
-    source = next((a.get("digitalSourceType") for a in reversed(actions) if "digitalSourceType" in a), None)
+    source = next(
+        (a.get("digitalSourceType") for a in reversed(actions) if "digitalSourceType" in a), None
+    )
     generator = (active.get("claim_generator_info") or [{}])[0]
     return {
         "state": state,

@@ -22,7 +22,9 @@ _COMMAND = (sys.executable, "-m", "app.services.marking.reading")
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 
 
-async def verify(picture: bytes, trusted: str, command: tuple[str, ...] = _COMMAND) -> dict[str, Any]:
+async def verify(
+    picture: bytes, trusted: str, command: tuple[str, ...] = _COMMAND
+) -> dict[str, Any]:
     """The report on `picture`; `trusted` are PEM roots.
 
     Raises:

@@ -1,0 +1,43 @@
+"""How often one caller may do something that needs no key, within this process.
+
+Must not know: what is done, HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from app.core.errors import RateLimited
+
+_CALLERS_MAX = 10_000
+
+
+class Rate:
+    """A bucket of calls for each caller that fills again evenly; the longest silent are forgotten."""
+
+    def __init__(
+        self, calls: int, *, per_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._calls = calls
+        self._every_s = per_seconds / calls
+        self._clock = clock
+        # When each caller's bucket would be full again, oldest use first.
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+
+    def take(self, caller: str) -> None:
+        """Count one call.
+
+        Raises:
+            RateLimited: the bucket is empty; it says when the next call is free.
+        """
+        now = self._clock()
+        full_at = max(now, self._full_at.get(caller, now)) + self._every_s
+        wait = full_at - now - self._calls * self._every_s
+        if wait > 1e-9:
+            raise RateLimited("Too many calls without a key.", retry_after=max(1.0, round(wait, 1)))
+        self._full_at[caller] = full_at
+        self._full_at.move_to_end(caller)
+        while len(self._full_at) > _CALLERS_MAX:
+            self._full_at.popitem(last=False)

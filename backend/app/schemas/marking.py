@@ -1,0 +1,50 @@
+"""What verification answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class ManifestOut(BaseModel):
+    """The signed manifest (C2PA) that a picture carries."""
+
+    state: Literal["trusted", "valid", "invalid"] = Field(
+        description="trusted: unchanged, by a signer that this server trusts; valid: unchanged, by "
+        "another signer; invalid: changed, damaged or of another picture"
+    )
+    problems: list[str] = Field(description="what is wrong, a sentence each")
+    signed_by: str | None = None
+    signed_at: str | None = Field(default=None, description="by a time-stamping authority")
+    generator: str | None = Field(default=None, description="the software that wrote it")
+    made_by_this_software: bool = False
+    digital_source_type: str | None = Field(
+        default=None, description="IPTC's term; trainedAlgorithmicMedia: made by a trained model"
+    )
+    made_at: str | None = None
+    made_from_a_picture: bool = False
+    facts: dict[str, Any] | None = Field(
+        default=None, description="the receipt: model, prompt, seed, LoRAs by hash and scale"
+    )
+
+
+class VerificationOut(BaseModel):
+    """What a picture says of itself, and whether that is so."""
+
+    media_type: str
+    width: int
+    height: int
+    file_sha256: str
+    unsigned_sha256: str | None = Field(
+        default=None, description="of the file without its manifest; null for a JPEG"
+    )
+    manifest: ManifestOut | None = Field(description="null: there is none, or it was removed")
+    matches_receipt: bool | None = Field(
+        description="whether the file without its manifest is, byte for byte, the one that the "
+        "manifest names; null where that cannot be told"
+    )
+    parameters: str | None = Field(
+        description="the text that a PNG carries, unsigned: anyone can change it"
+    )
+    summary: str = Field(description="one sentence for a person")

@@ -1,0 +1,111 @@
+"""Marks what leaves the backend: each picture and thumbnail of a content, with its receipt.
+
+Duty: a content, the worker's result and a picture → the signed file. Which key signs is decided
+once, at start. Must not know: storage, HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from app.core.pools import Duty, in_pool
+from app.core.settings import Settings
+from app.models import Content, Image
+from app.services.marking.keys import (
+    Identity,
+    UnusableKey,
+    development_identity,
+    operators_identity,
+)
+from app.services.marking.marker import Facts, Marker
+from sdxl_contract.result import GenerateResult
+
+log = logging.getLogger(__name__)
+
+
+class Marking:
+    """Signs, or leaves pictures as they are where the operator has turned it off."""
+
+    def __init__(self, marker: Marker | None, roots: str) -> None:
+        self._marker = marker
+        self.roots = roots  # PEM of what verification calls trusted
+
+    @classmethod
+    def from_settings(cls, settings: Settings, version: str) -> Marking:
+        """What the settings ask for.
+
+        Raises:
+            UnusableKey: a file cannot be used; the message names it.
+        """
+        roots = ""
+        if settings.marking_trust_file is not None:
+            try:
+                roots = settings.marking_trust_file.read_text()
+            except OSError as error:
+                raise UnusableKey(f"MARKING_TRUST_FILE cannot be read: {error.strerror}") from error
+        if settings.marking == "off":
+            log.warning(
+                "MARKING=off: pictures carry no signed manifest. Where the law asks for a mark that "
+                "machines can read (EU 2024/1689, article 50), whoever runs this must add one"
+            )
+            return cls(None, roots)
+        identity = _identity(settings)
+        if identity.is_development:
+            log.warning(
+                "pictures are signed with a development certificate that only this installation "
+                "trusts: set MARKING_CERTIFICATE_FILE for one that others do"
+            )
+        return cls(
+            Marker(identity, version), "\n".join(part for part in (identity.root, roots) if part)
+        )
+
+    async def picture(
+        self, content: Content, result: GenerateResult, image: Image, data: bytes
+    ) -> bytes:
+        """`data`, the picture's or its thumbnail's file, signed; `image` says which picture it is.
+
+        Raises:
+            MarkingFailed: it could not be signed.
+        """
+        if self._marker is None:
+            return data
+        media_type = "image/png" if data.startswith(b"\x89PNG") else _sniffed(data)
+        facts = Facts(
+            unsigned_sha256=image.sha256,
+            receipt=receipt(content, result, image),
+            when=image.created_at.isoformat().replace("+00:00", "Z"),
+            software={"base_model": result.model_info.base_model},
+        )
+        return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts)
+
+
+def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str, Any]:
+    """All that is needed to draw the picture again: no names of people, keys or addresses."""
+    return {
+        "content_id": str(content.id),
+        "image": image.position,
+        "seed": image.seed,
+        "prompt": content.prompt,
+        "negative_prompt": content.negative_prompt,
+        "parameters": dict(content.parameters) | {"width": image.width, "height": image.height},
+        "base_model": result.model_info.base_model,
+        "loras": [
+            {"name": lora["name"], "sha256": lora["sha256"], "scale": lora["scale"]}
+            for lora in content.loras
+        ],
+    }
+
+
+def _identity(settings: Settings) -> Identity:
+    if settings.marking_certificate_file is None:
+        return development_identity(settings.data_dir / "marking")
+    return operators_identity(
+        settings.marking_certificate_file,
+        settings.marking_key_file,
+        settings.marking_sign_command,
+    )
+
+
+def _sniffed(data: bytes) -> str:
+    return "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
