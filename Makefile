@@ -76,6 +76,10 @@ bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against p
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
 	@$(PY) -m benchmarks.bench_png
 
+.PHONY: bench-marking
+bench-marking: $(INSTALLED) ## A signed manifest: milliseconds and bytes a picture
+	@$(PY) -m benchmarks.bench_marking --json benchmarks/results/marking.json
+
 .PHONY: deploy-check
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
 	@$(PY) -m deploy.check

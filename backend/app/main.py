@@ -39,6 +39,7 @@ from app.services.contents.waiters import Waiters
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
+from app.services.marking.verifying import FILE_MAX_BYTES
 from app.services.storage import Storage, build_storage
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
@@ -58,6 +59,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     )
 }
 _UPLOAD = f"{API}/loras/models/upload"
+_VERIFY = f"{API}/verify"
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +101,7 @@ def create_app(
         "",
         takes_cookie=True,
         any_key_while_open=False,
-        large_bodies={_UPLOAD: settings.max_upload_bytes},
+        large_bodies={_UPLOAD: settings.max_upload_bytes, _VERIFY: FILE_MAX_BYTES},
         key_first=frozenset({_UPLOAD}),
     )
     dialects = app.state.dialects = Dialects(own, DIALECTS)

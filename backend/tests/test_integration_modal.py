@@ -79,14 +79,14 @@ class Stack:
         assert content["status"] == "succeeded", content["error"]
         picture = httpx2.get(content["image_url"])
         assert picture.status_code == 200
-        assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["sha256"]
+        assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["file_sha256"]
         return content, picture.content
 
     def row(self, content_id: str) -> dict[str, Any]:
         """A content's row with its picture's, straight from PostgreSQL."""
         with psycopg.connect(self.conninfo, row_factory=dict_row) as connection:
             found = connection.execute(
-                "SELECT g.*, p.object_key, p.sha256 FROM generation g "
+                "SELECT g.*, p.object_key, p.file_sha256 FROM generation g "
                 "JOIN content_piece p ON p.generation_id = g.id WHERE g.id = %s",
                 [content_id],
             ).fetchone()
@@ -163,7 +163,7 @@ def test_a_lora_changes_the_picture_and_leaves_nothing_behind(stack: Stack) -> N
     assert styled["cost"]["gpu"] == "cpu"
     row = stack.row(styled["id"])
     assert (row["status"], row["attempt"], row["provider_attempts"]) == ("succeeded", 1, 1)
-    assert row["sha256"] == hashlib.sha256(styled_png).hexdigest()
+    assert row["file_sha256"] == hashlib.sha256(styled_png).hexdigest()
 
 
 def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:
@@ -224,7 +224,7 @@ def test_the_command_line_does_the_same(stack: Stack, tmp_path: Path) -> None:
     avatar = json.loads(run("create-avatar", "Ann", "an apple", "--lora", lora["id"]))
     options = ["--steps", "2", "--width", "64", "--height", "64", "--output", str(output)]
     content = json.loads(run("generate", "red", "--avatar", avatar["id"], *options))
-    assert hashlib.sha256(output.read_bytes()).hexdigest() == content["images"][0]["sha256"]
+    assert hashlib.sha256(output.read_bytes()).hexdigest() == content["images"][0]["file_sha256"]
     assert json.loads(run("show", content["id"]))["id"] == content["id"]
     assert "succeeded" in run("show")
     assert "INVALID_REQUEST" in run("generate", "red", "--width", "700", code=1)

@@ -356,6 +356,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Verify Picture
+         * @description Read a picture's marks. The file is not kept.
+         */
+        post: operations["verify_picture_api_v1_verify_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health/live": {
         parameters: {
             query?: never;
@@ -597,6 +617,14 @@ export interface components {
             description?: string;
             /** Tags */
             tags?: string[] | null;
+        };
+        /** Body_verify_picture_api_v1_verify_post */
+        Body_verify_picture_api_v1_verify_post: {
+            /**
+             * File
+             * @description PNG, JPEG or WebP, at most 32 MiB
+             */
+            file: string;
         };
         /**
          * ContentOut
@@ -871,8 +899,16 @@ export interface components {
             width: number;
             /** Height */
             height: number;
-            /** Sha256 */
+            /**
+             * Sha256
+             * @description of the picture before it was signed: the same for the same request
+             */
             sha256: string;
+            /**
+             * File Sha256
+             * @description of the file at `url`, its signed manifest included
+             */
+            file_sha256: string;
         };
         /**
          * LoraOut
@@ -942,6 +978,59 @@ export interface components {
              * @default 1
              */
             scale?: number;
+        };
+        /**
+         * ManifestOut
+         * @description The signed manifest (C2PA) that a picture carries.
+         */
+        ManifestOut: {
+            /**
+             * State
+             * @description trusted: unchanged, by a signer that this server trusts; valid: unchanged, by another signer; invalid: changed, damaged or of another picture
+             * @enum {string}
+             */
+            state: "trusted" | "valid" | "invalid";
+            /**
+             * Problems
+             * @description what is wrong, a sentence each
+             */
+            problems: string[];
+            /** Signed By */
+            signed_by?: string | null;
+            /**
+             * Signed At
+             * @description by a time-stamping authority
+             */
+            signed_at?: string | null;
+            /**
+             * Generator
+             * @description the software that wrote it
+             */
+            generator?: string | null;
+            /**
+             * Made By This Software
+             * @default false
+             */
+            made_by_this_software?: boolean;
+            /**
+             * Digital Source Type
+             * @description IPTC's term; trainedAlgorithmicMedia: made by a trained model
+             */
+            digital_source_type?: string | null;
+            /** Made At */
+            made_at?: string | null;
+            /**
+             * Made From A Picture
+             * @default false
+             */
+            made_from_a_picture?: boolean;
+            /**
+             * Facts
+             * @description the receipt: model, prompt, seed, LoRAs by hash and scale
+             */
+            facts?: {
+                [key: string]: unknown;
+            } | null;
         };
         /**
          * ModelLimits
@@ -1273,6 +1362,42 @@ export interface components {
             cache: string | null;
         } & {
             [key: string]: unknown;
+        };
+        /**
+         * VerificationOut
+         * @description What a picture says of itself, and whether that is so.
+         */
+        VerificationOut: {
+            /** Media Type */
+            media_type: string;
+            /** Width */
+            width: number;
+            /** Height */
+            height: number;
+            /** File Sha256 */
+            file_sha256: string;
+            /**
+             * Unsigned Sha256
+             * @description of the file without its manifest; null for a JPEG
+             */
+            unsigned_sha256?: string | null;
+            /** @description null: there is none, or it was removed */
+            manifest: components["schemas"]["ManifestOut"] | null;
+            /**
+             * Matches Receipt
+             * @description whether the file without its manifest is, byte for byte, the one that the manifest names; null where that cannot be told
+             */
+            matches_receipt: boolean | null;
+            /**
+             * Parameters
+             * @description the text that a PNG carries, unsigned: anyone can change it
+             */
+            parameters: string | null;
+            /**
+             * Summary
+             * @description one sentence for a person
+             */
+            summary: string;
         };
     };
     responses: never;
@@ -2247,6 +2372,48 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ModelOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    verify_picture_api_v1_verify_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["Body_verify_picture_api_v1_verify_post"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VerificationOut"];
                 };
             };
             /** @description The call cannot be answered as it is; the detail says why. */

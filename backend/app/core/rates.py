@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from app.core.errors import RateLimited
 
@@ -15,12 +16,13 @@ _CALLERS_MAX = 10_000
 
 
 class Rate:
-    """A bucket of calls for each caller that fills again evenly; the longest silent are forgotten."""
+    """A bucket of calls for each caller, filled evenly; who was silent longest is forgotten."""
 
     def __init__(
         self, calls: int, *, per_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._calls = calls
+        self._per_s = per_seconds
         self._every_s = per_seconds / calls
         self._clock = clock
         # When each caller's bucket would be full again, oldest use first.
@@ -36,7 +38,13 @@ class Rate:
         full_at = max(now, self._full_at.get(caller, now)) + self._every_s
         wait = full_at - now - self._calls * self._every_s
         if wait > 1e-9:
-            raise RateLimited("Too many calls without a key.", retry_after=max(1.0, round(wait, 1)))
+            wait = max(1.0, round(wait, 1))
+            free_at = datetime.now(UTC) + timedelta(seconds=wait)
+            raise RateLimited(
+                f"Too many calls without a key: at most {self._calls} in {self._per_s:g} s.",
+                free_at=free_at,
+                retry_after=wait,
+            )
         self._full_at[caller] = full_at
         self._full_at.move_to_end(caller)
         while len(self._full_at) > _CALLERS_MAX:

@@ -30,7 +30,7 @@ async def test_a_picture_is_drawn_stored_and_read_back(backend: Backend) -> None
     answer = await backend.http.get(content["image_url"])
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
-    assert hashlib.sha256(answer.content).hexdigest() == content["images"][0]["sha256"]
+    assert hashlib.sha256(answer.content).hexdigest() == content["images"][0]["file_sha256"]
     assert Image.open(io.BytesIO(answer.content)).size == (512, 768)
     again = (await backend.http.get(f"/api/v1/content/{content['id']}")).json()
     assert again["images"][0]["sha256"] == content["images"][0]["sha256"]

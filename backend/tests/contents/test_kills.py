@@ -52,7 +52,7 @@ async def test_a_job_ends_once_wherever_its_server_was_killed(
         assert len(content["images"]) == BODY["num_images"]
         for image in content["images"]:
             picture = await backend.http.get(image["url"])
-            assert hashlib.sha256(picture.content).hexdigest() == image["sha256"]
+            assert hashlib.sha256(picture.content).hexdigest() == image["file_sha256"]
         stored = await storage.keys(f"owners/local/images/{content['id']}")
         assert len(stored) == 2 * BODY["num_images"]  # each with its thumbnail
 

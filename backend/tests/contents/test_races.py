@@ -74,7 +74,7 @@ async def test_a_picture_whose_end_was_written_but_not_heard_of_keeps_its_file(
     assert content["status"] == "succeeded"
     picture = await backend.http.get(content["images"][0]["url"])
     assert picture.status_code == 200
-    assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["sha256"]
+    assert hashlib.sha256(picture.content).hexdigest() == content["images"][0]["file_sha256"]
 
 
 class BreaksConnections(LocalStorage):

@@ -29,9 +29,9 @@ from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
 from app.services.contents.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from app.services.costs import CallClock, price
-from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.marking.marker import MarkingFailed
 from app.services.marking.marking import Marking
+from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode

@@ -46,8 +46,8 @@ class Marking:
                 raise UnusableKey(f"MARKING_TRUST_FILE cannot be read: {error.strerror}") from error
         if settings.marking == "off":
             log.warning(
-                "MARKING=off: pictures carry no signed manifest. Where the law asks for a mark that "
-                "machines can read (EU 2024/1689, article 50), whoever runs this must add one"
+                "MARKING=off: pictures carry no signed manifest. Where the law asks for a mark "
+                "that machines can read (EU 2024/1689, article 50), add one elsewhere"
             )
             return cls(None, roots)
         identity = _identity(settings)

@@ -1,0 +1,216 @@
+"""Signed manifests: what they say, who signed, and that any change is found."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app.services.marking.keys import (
+    Identity,
+    UnusableKey,
+    development_identity,
+    operators_identity,
+)
+from app.services.marking.marker import EDITED, Facts, Marker, MarkingFailed
+from app.services.marking.reading import read
+from app.services.marking.unsigned import without_manifest
+from app.services.marking.verifying import verify
+from sdxl_contract.errors import InvalidRequest
+
+MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+
+def picture(kind: str = "PNG", colour: tuple[int, int, int] = (10, 200, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), colour).save(file, kind)
+    return file.getvalue()
+
+
+def facts(data: bytes) -> Facts:
+    receipt = {"seed": 7, "prompt": "un café", "loras": [{"sha256": "a" * 64, "scale": 0.8}]}
+    return Facts(hashlib.sha256(data).hexdigest(), receipt, "2026-11-26T20:00:00Z")
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return development_identity(tmp_path_factory.mktemp("keys") / "marking")
+
+
+@pytest.fixture(scope="module")
+def marker(identity: Identity) -> Marker:
+    return Marker(identity, "1.2.3")
+
+
+@pytest.mark.parametrize("kind", MEDIA)
+def test_a_signed_picture_is_trusted_by_its_root_and_valid_to_everyone(
+    marker: Marker, identity: Identity, kind: str
+) -> None:
+    plain = picture(kind)
+    signed = marker.mark(plain, MEDIA[kind], facts(plain))
+
+    trusted = read(signed, identity.root)["manifest"]
+    assert (trusted["state"], trusted["problems"]) == ("trusted", [])
+    assert trusted["digital_source_type"].endswith("/trainedAlgorithmicMedia")
+    assert trusted["facts"]["prompt"] == "un café"
+    assert trusted["facts"]["unsigned_sha256"] == hashlib.sha256(plain).hexdigest()
+    assert trusted["generator"] == "modal-sdxl-lora"
+    assert read(signed, "")["manifest"]["state"] == "valid"
+    assert len(signed) - len(plain) < 10_000
+    with Image.open(io.BytesIO(signed)) as one, Image.open(io.BytesIO(plain)) as other:
+        assert one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
+
+
+def test_a_png_without_its_manifest_is_the_picture_that_was_signed(marker: Marker) -> None:
+    plain = picture()
+    signed = marker.mark(plain, "image/png", facts(plain))
+
+    assert without_manifest(signed) == plain
+    assert without_manifest(plain) == plain
+    assert read(signed, "")["unsigned_sha256"] == hashlib.sha256(plain).hexdigest()
+
+
+@pytest.mark.parametrize("kind", MEDIA)
+@pytest.mark.parametrize("where", ["in the picture", "in what the manifest says"])
+def test_a_changed_byte_is_found(marker: Marker, identity: Identity, kind: str, where: str) -> None:
+    plain = picture(kind)
+    signed = bytearray(marker.mark(plain, MEDIA[kind], facts(plain)))
+    if where == "in the picture":
+        data = plain[-14:-10]  # of the last piece of picture data, whatever the format
+        signed[signed.rindex(data)] ^= 1
+    else:
+        signed[signed.index(b"caf")] ^= 1
+
+    report = read(bytes(signed), identity.root)
+
+    assert "refused" in report or report["manifest"]["state"] == "invalid"
+
+
+def test_a_removed_manifest_is_not_there(marker: Marker, identity: Identity) -> None:
+    signed = marker.mark(picture(), "image/png", facts(picture()))
+    again = io.BytesIO()
+    with Image.open(io.BytesIO(signed)) as opened:
+        opened.save(again, "PNG")
+
+    assert read(again.getvalue(), identity.root)["manifest"] is None
+
+
+def test_another_picture_s_manifest_is_found(marker: Marker, identity: Identity) -> None:
+    mine, other = picture(), picture(colour=(200, 10, 30))
+    signed = marker.mark(other, "image/png", facts(other))
+    start = signed.index(b"caBX") - 4
+    end = start + 12 + int.from_bytes(signed[start : start + 4], "big")
+    after_header = 8 + 25  # signature and IHDR
+    swapped = mine[:after_header] + signed[start:end] + mine[after_header:]
+
+    manifest = read(swapped, identity.root)["manifest"]
+
+    assert manifest["state"] == "invalid"
+    assert "belongs to another picture" in manifest["problems"][0]
+
+
+def test_a_stranger_s_signature_is_valid_but_not_trusted(
+    marker: Marker, identity: Identity, tmp_path: Path
+) -> None:
+    stranger = Marker(development_identity(tmp_path / "other"), "1")
+    manifest = read(stranger.mark(picture(), "image/png", facts(picture())), identity.root)
+
+    assert manifest["manifest"]["state"] == "valid"
+    assert "not one that this server trusts" in manifest["manifest"]["problems"][0]
+
+
+def test_what_was_made_from_a_picture_keeps_that_picture_s_manifest(
+    marker: Marker, identity: Identity
+) -> None:
+    source = marker.mark(picture("JPEG"), "image/jpeg", facts(picture("JPEG")))
+    edited = marker.mark(picture(), "image/png", facts(picture()), (source, "image/jpeg"))
+
+    manifest = read(edited, identity.root)["manifest"]
+
+    assert manifest["state"] == "trusted"
+    assert manifest["made_from_a_picture"]
+    assert manifest["digital_source_type"] == EDITED
+
+
+def test_the_root_stays_and_an_expiring_signer_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = development_identity(tmp_path / "keys")
+    assert development_identity(tmp_path / "keys") == first
+    old = Marker(first, "1").mark(picture(), "image/png", facts(picture()))
+    monkeypatch.setattr("app.services.marking.keys._RENEW_DAYS", 400)
+
+    renewed = development_identity(tmp_path / "keys")
+
+    assert (renewed.root, renewed.key != first.key) == (first.root, True)
+    assert read(old, renewed.root)["manifest"]["state"] == "trusted"
+    for file in (tmp_path / "keys").iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_an_operator_s_key_signs_as_a_file_and_as_a_command(
+    identity: Identity, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    certificate.write_text(identity.certificates)
+    key.write_text(identity.key)
+    program = tmp_path / "kms.py"
+    program.write_text(
+        "import sys\n"
+        "from backend_kms import sign\n"
+        "sys.stdout.buffer.write(sign(sys.stdin.buffer.read()))\n"
+    )
+    (tmp_path / "backend_kms.py").write_text(
+        "from cryptography.hazmat.primitives import hashes, serialization\n"
+        "from cryptography.hazmat.primitives.asymmetric import ec\n"
+        "from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature\n"
+        f"KEY = serialization.load_pem_private_key(open({str(key)!r}, 'rb').read(), None)\n"
+        "def sign(data):\n"
+        "    r, s = decode_dss_signature(KEY.sign(data, ec.ECDSA(hashes.SHA256())))\n"
+        "    return r.to_bytes(32, 'big') + s.to_bytes(32, 'big')\n"
+    )
+    by_file = operators_identity(certificate, key)
+    by_command = operators_identity(certificate, None, f"{sys.executable} {program}")
+
+    for who in (by_file, by_command):
+        assert not who.is_development
+        signed = Marker(who, "1").mark(picture(), "image/png", facts(picture()))
+        assert read(signed, identity.root)["manifest"]["state"] == "trusted"
+
+
+def test_an_unusable_key_is_named(identity: Identity, tmp_path: Path) -> None:
+    certificate, other = tmp_path / "c.pem", tmp_path / "k.pem"
+    certificate.write_text(identity.certificates)
+    other.write_text(development_identity(tmp_path / "other").key)
+
+    with pytest.raises(UnusableKey, match=r"k\.pem is not the key of the certificate in c\.pem"):
+        operators_identity(certificate, other)
+    with pytest.raises(UnusableKey, match=r"gone\.pem cannot be read"):
+        operators_identity(tmp_path / "gone.pem", other)
+    with pytest.raises(UnusableKey, match=r"k\.pem holds no PEM certificate"):
+        operators_identity(other, other)
+
+
+def test_what_is_no_picture_is_refused(marker: Marker) -> None:
+    with pytest.raises(MarkingFailed):
+        marker.mark(b"<svg/>", "image/png", facts(b""))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", picture()[:40]]
+)
+async def test_a_stranger_s_file_is_read_in_a_process_of_its_own(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="file: "):
+        await verify(data, "")
+
+
+async def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.services.marking.verifying._DEADLINE_S", 0.2)
+    slow = (sys.executable, "-c", "import time; time.sleep(60)")
+
+    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
+        await verify(picture(), "", slow)

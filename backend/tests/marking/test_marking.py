@@ -1,0 +1,95 @@
+"""Every picture that leaves the backend is signed, and anyone may ask what a picture is."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from app.core.errors import RateLimited
+from app.core.rates import Rate
+from app.core.settings import Settings
+from app.services.marking.reading import read
+from app.services.marking.unsigned import without_manifest
+from testkit.backend import Backend, StartBackend
+
+VERIFY = "/api/v1/verify"
+
+
+async def ask(backend: Backend, data: bytes, expected: int = 200) -> dict[str, Any]:
+    answer = await backend.http.post(VERIFY, files={"file": ("x.png", data)})
+    assert answer.status_code == expected, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+async def test_pictures_and_thumbnails_are_signed_and_known_by_their_unsigned_hash(
+    backend: Backend, settings: Settings
+) -> None:
+    size = {"width": 512, "height": 512}
+    first = await backend.generate(prompt="an apple", seed=5, num_images=2, **size)
+    again = await backend.generate(prompt="an apple", seed=5, num_images=2, **size)
+
+    root = (settings.data_dir / "marking" / "root.pem").read_text()
+    for image, twin in zip(first["images"], again["images"], strict=True):
+        data = (await backend.http.get(image["url"])).content
+        assert hashlib.sha256(data).hexdigest() == image["file_sha256"]
+        assert hashlib.sha256(without_manifest(data) or b"").hexdigest() == image["sha256"]
+        assert (image["sha256"], image["file_sha256"] != twin["file_sha256"]) == (
+            twin["sha256"],
+            True,
+        )
+        small = (await backend.http.get(image["thumbnail_url"])).content
+        for file in (data, small):
+            manifest = read(file, root)["manifest"]
+            assert manifest["state"] == "trusted"
+            assert manifest["facts"]["seed"] == image["seed"]
+            assert manifest["facts"]["unsigned_sha256"] == image["sha256"]
+
+
+async def test_anyone_may_ask_what_a_picture_is(backend: Backend) -> None:
+    content = await backend.generate(prompt="an apple", seed=5)
+    data = (await backend.http.get(content["image_url"])).content
+
+    known = await ask(backend, data)
+    assert known["manifest"]["state"] == "trusted"
+    assert known["matches_receipt"] is True
+    assert known["manifest"]["facts"]["content_id"] == content["id"]
+    assert "was made by a model and is unchanged" in known["summary"]
+
+    changed = bytearray(data)
+    changed[-30] ^= 1
+    bare = without_manifest(data)
+    assert bare is not None
+    stripped = await ask(backend, bare)
+    assert (stripped["manifest"], stripped["matches_receipt"]) == (None, None)
+    assert "no signed manifest" in stripped["summary"]
+    refused = await ask(backend, b"no picture", 422)
+    assert "file: it is not a PNG, JPEG or WebP picture" in refused["detail"]
+
+
+async def test_marking_can_only_be_turned_off_by_saying_so(
+    start_backend: StartBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start_backend(marking="off") as backend:
+        content = await backend.generate(prompt="an apple")
+        data = (await backend.http.get(content["image_url"])).content
+
+    assert read(data, "")["manifest"] is None
+    assert content["images"][0]["sha256"] == content["images"][0]["file_sha256"]
+    assert "MARKING=off" in caplog.text
+
+
+def test_a_caller_without_a_key_may_ask_so_often_and_no_more() -> None:
+    now = [0.0]
+    rate = Rate(2, per_seconds=60, clock=lambda: now[0])
+    rate.take("a")
+    rate.take("a")
+    with pytest.raises(RateLimited):
+        rate.take("a")
+    rate.take("b")
+    now[0] = 30.0
+    rate.take("a")
+    with pytest.raises(RateLimited):
+        rate.take("a")
