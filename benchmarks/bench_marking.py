@@ -1,7 +1,7 @@
 """What a signed manifest costs: milliseconds and bytes a picture, against writing the same PNG.
 
-The last line is JSON: the median of signing, of writing the picture with Pillow in the same run, their
-ratio, and the bytes that a manifest adds.
+The last line is JSON: the median of signing, of writing the picture with Pillow in the same run,
+their ratio, and the bytes that a manifest adds.
 """
 
 from __future__ import annotations
