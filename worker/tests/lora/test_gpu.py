@@ -41,6 +41,8 @@ def test_merge_and_restore_are_exact_on_a_gpu(
                 exact = weight.double() + change
                 size = torch.maximum(exact.abs(), 1e-3 * (weight.double().abs() + change.abs()))
                 unit = torch.ldexp(torch.ones_like(exact), torch.frexp(size)[1] - mantissa)
+                # Below its normal numbers a type has no finer steps.
+                unit = unit.clamp(min=torch.finfo(dtype).smallest_normal * 2.0 ** (1 - mantissa))
                 found = targets.modules[name].weight.detach().cpu().double()
                 assert ((found - exact).abs() / unit).max() <= 1, name
     for name, tensor in targets.patchable():
