@@ -23,9 +23,8 @@ def only_the_operator(request: Request, services: ServicesDep) -> None:
         raise Unauthorized("This needs the operator's token (ADMIN_API_TOKEN).")
 
 
-router = APIRouter(
-    prefix="/admin/takedowns", tags=["admin"], dependencies=[Depends(only_the_operator)]
-)
+_OPERATOR = [Depends(only_the_operator)]
+router = APIRouter(prefix="/admin/takedowns", tags=["admin"], dependencies=_OPERATOR)
 
 
 @router.post("", status_code=201)
