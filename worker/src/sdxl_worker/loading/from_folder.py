@@ -8,8 +8,6 @@ Must not know: settings, devices, LoRAs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
     """
     import diffusers
     import transformers
+    from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
     diffusers_any: Any = diffusers
@@ -37,7 +36,9 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
     }
     scheduler_class = getattr(diffusers_any, index["scheduler"][-1])
     parts["scheduler"] = scheduler_class.from_pretrained(folder / "scheduler")
-    with no_init_weights(), _parameters_without_memory():
+    # Parameters without memory. Buffers are real: what is not in the file, such as position
+    # numbers, must have its values.
+    with no_init_weights(), init_empty_weights(include_buffers=False):
         for name in ("text_encoder", "text_encoder_2"):
             config = transformers.CLIPTextConfig.from_pretrained(folder / name)
             parts[name] = getattr(transformers, CLASSES[name])(config)
@@ -56,27 +57,6 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
         force_zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
         add_watermarker=False,
     )
-
-
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Modules that are built meanwhile have their parameters on the device `meta`.
-
-    Buffers stay real: what is not in the file, such as position numbers, must have its values.
-    """
-
-    before = nn.Module.register_parameter
-
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        before(self, name, param)
-        if param is not None:
-            self._parameters[name] = nn.Parameter(param.to("meta"), param.requires_grad)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = before  # type: ignore[method-assign]
 
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], component: str) -> None:
