@@ -11,7 +11,6 @@ from app.models.image import Image
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
 from app.models.removed_cost import RemovedCost
-from app.models.takedown import Takedown
 
 __all__ = [
     "LOCAL_OWNER",
@@ -28,5 +27,4 @@ __all__ = [
     "RemovedCost",
     "SeenBaseModel",
     "Status",
-    "Takedown",
 ]

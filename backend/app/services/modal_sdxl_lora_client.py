@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import httpx2
 import stamina
 
-from app.core.logging import long_enough
 from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import add_trace_header
@@ -38,6 +37,7 @@ from app.services.worker.exchange import (
 )
 from app.services.worker.retry import Failures, RetryPolicy, retry_after
 from sdxl_contract.errors import ContractError, ModelLoadFailed, RequestTimeout
+from sdxl_contract.redaction import long_enough
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import GenerateResult, Health
 

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import URL
 
 from app.core import security
-from app.core.logging import redact
 from app.core.settings import Settings
 from app.repositories.api_keys import ApiKeyRepository
 from app.services.storage import LocalStorage, check_key
+from sdxl_contract.redaction import redact
 from testkit.backend import BASE_URL, Backend, add_key
 from testkit.lora_bytes import kohya_lora
 

@@ -19,11 +19,12 @@ from sqlalchemy import URL
 
 from app.core import logging as app_logging
 from app.core.errors import StorageFailed
-from app.core.logging import configure_logging, redact, redact_for_people
+from app.core.logging import configure_logging
 from app.core.settings import Settings
 from app.services.lora_inference import build_lora_inference
 from app.services.storage import LocalStorage
 from sdxl_contract.errors import ErrorBody, ErrorCode, LoraDownloadFailed
+from sdxl_contract.redaction import redact, redact_for_people
 from sdxl_contract.request import parse_request
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.http_server import Reply, as_json

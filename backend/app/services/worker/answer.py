@@ -20,7 +20,6 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
-from app.core.logging import redact_for_people
 from sdxl_contract.errors import (
     ERRORS,
     ContractError,
@@ -33,6 +32,7 @@ from sdxl_contract.errors import (
     from_body,
 )
 from sdxl_contract.limits import SEED_MAX
+from sdxl_contract.redaction import redact_for_people
 from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import GenerateResult, Health, WorkerEvent
 

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
-from sdxl_worker.watching.redact import redact, redact_event
+from sdxl_contract.redaction import redact, redact_value
+
+
+def redact_event(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """A structlog processor: secrets and signatures out of every value of the event."""
+    redacted: dict[str, Any] = redact_value(event)
+    return redacted
 
 
 class _RedactingFormatter(logging.Formatter):
