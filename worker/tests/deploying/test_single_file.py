@@ -134,7 +134,7 @@ def test_files_of_every_precision_are_taken_in_the_one_wanted(
     [
         ("model.diffusion_model.", "its UNet is missing"),
         ("conditioner.embedders.0.", "its first text encoder is missing"),
-        ("conditioner.embedders.1.", "it has no text encoders"),
+        ("conditioner.embedders.1.", "it lacks text encoders"),
         ("model.diffusion_model.input_blocks.0.", "could not be turned into a pipeline"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_single_file_of_another_kind_is_named(tmp_path: Path, tensor: str, say
     path = tmp_path / "other.safetensors"
     path.write_bytes(safetensors_bytes({tensor: np.zeros((1, 1))}))
 
-    with pytest.raises(WeightsError, match=f"other.safetensors is no SDXL checkpoint.*{says}"):
+    with pytest.raises(WeightsError, match=f"other.safetensors is not an SDXL checkpoint.*{says}"):
         check_single_file(path)
 
 
@@ -238,5 +238,5 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> 
     path = tmp_path / "broken.safetensors"
     path.write_bytes(data)
 
-    with pytest.raises(WeightsError, match=r"broken.safetensors is no .safetensors file"):
+    with pytest.raises(WeightsError, match=r"broken.safetensors is not a .safetensors file"):
         check_single_file(path)

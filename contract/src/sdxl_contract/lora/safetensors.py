@@ -33,6 +33,13 @@ DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
+# What torch and NumPy call those that they have.
+DTYPE_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+# A base model's header; the safetensors library reads no larger one either.
+MODEL_HEADER_MAX_BYTES = 100 * 2**20
 _FIELDS = {"dtype", "shape", "data_offsets"}
 FACTOR_DTYPES = frozenset({"F16", "BF16", "F32"})
 
@@ -98,6 +105,25 @@ def read_header(file: Readable, size: int) -> SafetensorsHeader:
     if not raw.startswith(b"{"):
         raise _not_safetensors(head + raw[:_SNIFF_BYTES], size, length)
     return _check(_decode(raw), 8 + length, size)
+
+
+def read_prefix(file: Readable, size: int) -> bytes:
+    """What comes before the data of a base model's weight file: the header and its length.
+
+    Its JSON begins at byte 8 and is not checked: a model's owner chose the file, and such files
+    hold what a LoRA must not, such as empty tensors. For a stranger's file use `read_header`.
+
+    Raises:
+        ValueError: the file is no safetensors file, or ends inside its header.
+    """
+    head = _read(file, 8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or not 0 < length <= min(MODEL_HEADER_MAX_BYTES, size - 8):
+        raise ValueError("not a safetensors file")
+    raw = _read(file, length)
+    if len(raw) < length:
+        raise ValueError("truncated inside its header")
+    return head + raw
 
 
 def read_header_bytes(data: bytes | memoryview) -> SafetensorsHeader:

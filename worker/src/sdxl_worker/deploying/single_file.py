@@ -6,15 +6,14 @@ Duty: say what a file is by its header, and convert it. Must not know: where it 
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
-_HEADER_MAX_BYTES = 100_000_000
+from sdxl_contract.lora.safetensors import read_prefix
 
 
 class WeightsError(RuntimeError):
-    """The weights cannot be had or trusted; the message says which file and what to do."""
+    """The weights are missing or cannot be trusted; the message names the file and the remedy."""
 
 
 # What tells checkpoints apart by the names of their tensors; the first that fits counts.
@@ -47,29 +46,25 @@ def check_single_file(path: Path) -> frozenset[str]:
     Raises:
         WeightsError: it is not, and what it seems to be.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < length <= _HEADER_MAX_BYTES:
-            raise WeightsError(f"{path.name} is no .safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            names = frozenset(str(name) for name in header)
-        except (ValueError, TypeError) as error:
-            raise WeightsError(f"{path.name} is no .safetensors file") from error
+    try:
+        with path.open("rb") as file:
+            header = json.loads(read_prefix(file, path.stat().st_size)[8:])
+        names = frozenset(str(name) for name in header)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path.name} is not a .safetensors file") from error
     for mark, kind in _SINGLE_FILE_KINDS:
         if any(mark in name for name in names):
             if kind is None:
                 break
-            raise WeightsError(f"{path.name} is no SDXL checkpoint: it seems to be {kind}")
+            raise WeightsError(f"{path.name} is not an SDXL checkpoint: it looks like {kind}")
     else:
         raise WeightsError(
-            f"{path.name} is no SDXL checkpoint: it has no text encoders "
+            f"{path.name} is not an SDXL checkpoint: it lacks text encoders "
             "(conditioner.embedders.1…), so it may be a UNet or a VAE alone"
         )
     for prefix, part in _PARTS.items():
         if not any(name.startswith(prefix) for name in names):
-            raise WeightsError(f"{path.name} is no whole checkpoint: its {part} is missing")
+            raise WeightsError(f"{path.name} is incomplete: its {part} is missing")
     return names
 
 
@@ -80,8 +75,8 @@ def convert(path: Path, folder: Path, config: str, *, half: bool) -> None:
     VAE for a file that has none.
 
     Raises:
-        WeightsError: it is no SDXL checkpoint, it does not fit the configuration, or a weight is
-            no finite number in the precision asked for.
+        WeightsError: it is not an SDXL checkpoint, it does not fit the configuration, or a weight
+            is not finite in the precision asked for.
     """
     names = check_single_file(path)
     # Imported late: these take seconds, and most uses of this module need neither.
@@ -110,7 +105,7 @@ def convert(path: Path, folder: Path, config: str, *, half: bool) -> None:
         ) from error
     if wrong is not None:
         raise WeightsError(
-            f"{path.name} cannot be used: {wrong} holds values that are no finite numbers in "
+            f"{path.name} cannot be used: {wrong} holds values that are not finite in "
             + ("16 bit: try DTYPE=float32" if half else "32 bit")
         )
 

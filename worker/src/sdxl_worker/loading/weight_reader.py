@@ -8,8 +8,8 @@ Two ways:
 - read, by several threads at once, into memory that nothing else shares: for weights that go on
   to a GPU or into a snapshot of this process, and for network volumes, where page faults read
   little by little;
-- mapped (`mapping`): nothing is read before it is used, and nothing twice. For weights that stay
-  on the CPU.
+- mapped (`mapped_weights`): nothing is read before it is used, and nothing twice. For weights that
+  stay on the CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdxl_contract.lora.safetensors import DTYPE_NAMES, read_prefix
 from sdxl_worker.loading.mapped_weights import MappedFile, MappedFiles
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ COMPONENTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-# What such a folder's index says its parts are.
+# The classes that such a folder's index names.
 CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
@@ -46,16 +47,11 @@ CLASSES = {
     "tokenizer_2": "CLIPTokenizer",
 }
 _PIPELINE = "StableDiffusionXLPipeline"
-_HEADER_MAX_BYTES = 100 * 2**20
 _CHUNK_BYTES = 32 * 2**20
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 
 
 class NotThere(Exception):
-    """The folder has no safetensors weights in the usual places: load it in the slow way."""
+    """The folder lacks safetensors weights in the usual places: use the slow loader."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,9 @@ class _File:
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
-            kind = getattr(torch, _DTYPES[entry["dtype"]])
+            kind = getattr(torch, DTYPE_NAMES[entry["dtype"]])
             if end > whole.numel():
-                raise ValueError("a file of weights is shorter than it says")
+                raise ValueError("a weight file is shorter than its header states")
             part = whole[start:end]
             if part.data_ptr() % kind.itemsize:
                 part = part.clone()  # files of old writers are not aligned
@@ -117,7 +113,7 @@ class Reading:
         mapped: the files, if they are mapped.
 
     Raises:
-        NotThere: a component has no safetensors file.
+        NotThere: a component lacks a safetensors file.
     """
 
     def __init__(
@@ -181,11 +177,11 @@ def _prefix(path: Path) -> tuple[bytes, int]:
     """The bytes before the data (length and header), and how many bytes of data there are."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if not 0 < length <= min(_HEADER_MAX_BYTES, size - 8):
-            raise ValueError(f"{path.name} is no safetensors file")
-        return first + file.read(length), size - 8 - length
+        try:
+            prefix = read_prefix(file, size)
+        except ValueError as error:
+            raise ValueError(f"{path.name} is not a safetensors file") from error
+    return prefix, size - len(prefix)
 
 
 def _read_part(path: Path, memory: mmap.mmap, start: int, place: int, count: int) -> None:
@@ -195,7 +191,7 @@ def _read_part(path: Path, memory: mmap.mmap, start: int, place: int, count: int
         while done < count:
             got = os.preadv(file.fileno(), [view[done:]], start + place + done)
             if got <= 0:
-                raise ValueError(f"{path.name} is shorter than it says")
+                raise ValueError(f"{path.name} is shorter than its header states")
             done += got
 
 
@@ -208,11 +204,11 @@ def _weight_files(folder: Path, stem: str, half: bool) -> list[Path]:
         if index.is_file():
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return [folder / Path(shard).name for shard in shards]
-    raise NotThere(f"{folder.name} has no {stem}.safetensors")
+    raise NotThere(f"{folder.name} lacks {stem}.safetensors")
 
 
 def is_plain_sdxl(folder: Path) -> bool:
-    """Whether the folder holds just the classes that `folder.pipeline_from_folder` builds."""
+    """Whether the folder holds just the classes that `from_folder.pipeline_from_folder` builds."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError):

@@ -21,18 +21,20 @@ from torch import Tensor
 
 from sdxl_contract.limits import LORA_MAX_BYTES
 from sdxl_contract.lora.layout import MAX_ALPHA, LayerTensors, LoraLayout, lay_out
-from sdxl_contract.lora.safetensors import SafetensorsHeader, load_failed, read_header, shown
+from sdxl_contract.lora.safetensors import (
+    DTYPE_NAMES,
+    SafetensorsHeader,
+    load_failed,
+    read_header,
+    shown,
+)
 from sdxl_contract.lora.shapes import Algorithm
 from sdxl_contract.lora.spelling import Slot
 from sdxl_contract.result import LoraReport
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.layers import LayerDelta
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
 
 _CHUNK_BYTES = 1 << 23
 
@@ -63,7 +65,7 @@ class ParsedLora:
         return any(not name.startswith("unet.") for name in self.layers)
 
     def report(self, scale: float) -> LoraReport:
-        """What is said of this LoRA in a result."""
+        """This LoRA's entry in a result."""
         return LoraReport(
             sha256=self.sha256,
             name=self.name,
