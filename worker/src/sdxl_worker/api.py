@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -77,7 +77,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     @app.exception_handler(Exception)
     async def _unexpected(_request: Request, error: Exception) -> Response:
         log.error("unexpected_error", error=repr(error))
-        return _error_response(GenerationFailed("an internal error"))
+        return _error_response(GenerationFailed("internal error"))
 
     @app.post(
         "/generate-image",
@@ -94,9 +94,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
             raise
         structlog.contextvars.bind_contextvars(request_id=run.id)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return StreamingResponse(
+            return EventSourceResponse(
                 _events(run),
-                media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
         return _json(await _result_or_gone(run, request))
@@ -122,7 +121,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
     @app.post("/requests/{request_id}/cancel", status_code=202)
     async def cancel(request: Request, request_id: str) -> Response:
-        """Stop a running request within one step; `state` says whether there was one."""
+        """Stop a running request within one step; `state` reports whether one was running."""
         authorise(request)
         state = "cancelling" if engine.runs.cancel(request_id) else "unknown"
         return _json(RequestState(request_id=request_id, state=state), 202)
@@ -186,7 +185,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _events(run: Run) -> AsyncIterator[str]:
+async def _events(run: Run) -> AsyncIterator[bytes]:
     """Server-sent events: queued, progress, preview …, then one result or error."""
     queue = run.listen()
     result = asyncio.ensure_future(run.result())
@@ -203,7 +202,7 @@ async def _events(run: Run) -> AsyncIterator[str]:
             getter.cancel()
             if not done:
                 # Keeps proxies from closing, and finds out that the client has gone.
-                yield ": ping\n\n"
+                yield KEEPALIVE_COMMENT
         try:
             final: BaseModel = ResultEvent(result=result.result())
         except ContractError as error:
@@ -214,5 +213,5 @@ async def _events(run: Run) -> AsyncIterator[str]:
             result.cancel()
 
 
-def _sse(name: str, event: BaseModel) -> str:
-    return f"event: {name}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
+def _sse(name: str, event: BaseModel) -> bytes:
+    return format_sse_event(event=name, data_str=event.model_dump_json(exclude_none=True))
