@@ -7,6 +7,24 @@ from torch import Tensor
 
 from testkit.lora import Tensors
 
+# Bits of mantissa, the hidden one included, and the exponent of the smallest subnormal number.
+MANTISSA = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
+SMALLEST = {torch.bfloat16: -133, torch.float16: -24, torch.float32: -149}
+
+
+def ulps(found: Tensor, exact: Tensor, floor: Tensor) -> float:
+    """Largest error in units of the last place of the exact result.
+
+    Where W0 and the change cancel each other to less than a thousandth of themselves, the
+    unit is that of `floor`: no sum in float32 can be relatively exact there. Below the smallest
+    normal number units shrink no further.
+    """
+    # Not 0, which has no exponent of its own.
+    size = torch.maximum(exact.abs(), floor * 1e-3).clamp_min(2.0 ** SMALLEST[found.dtype])
+    exponent = torch.frexp(size)[1] - MANTISSA[found.dtype]
+    unit = torch.ldexp(torch.ones_like(exact), exponent.clamp_min(SMALLEST[found.dtype]))
+    return float(((found.double() - exact).abs() / unit).max())
+
 
 def exact_change(parts: Tensors, weight: Tensor) -> Tensor:
     """ΔW in float64 at strength 1, element formulas spelled out; `weight` is W0."""

@@ -6,26 +6,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from sdxl_worker.lora import parse_lora
 from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save
-from testkit.lora_oracle import exact_change
-
-MANTISSA = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
-SMALLEST = {torch.bfloat16: -133, torch.float16: -24, torch.float32: -149}
-
-
-def ulps(found: Tensor, exact: Tensor, floor: Tensor) -> float:
-    """Largest error in units of the last place of the exact result.
-
-    Where W0 and the change cancel each other to less than a thousandth of themselves, the
-    unit is that of `floor`: no sum in float32 can be relatively exact there.
-    """
-    size = torch.maximum(exact.abs(), floor * 1e-3)
-    exponent = torch.frexp(size)[1] - MANTISSA[found.dtype]
-    unit = torch.ldexp(torch.ones_like(exact), exponent.clamp_min(SMALLEST[found.dtype]))
-    return float(((found.double() - exact).abs() / unit).max())
+from testkit.lora_oracle import MANTISSA, exact_change, ulps
 
 
 def worst_ulps(rig: Rig, files: list[tuple[Tensors, float]]) -> float:
