@@ -72,6 +72,13 @@ class Scheduler(StrEnum):
     TCD = "tcd"
 
 
+# Names that are still understood and no longer drawn → what to use: diffusers' LMS needs SciPy, and
+# DPM++ 2M is a multistep method of the same cost that needs fewer steps.
+RETIRED_SCHEDULERS = {
+    Scheduler.LMS: Scheduler.DPMPP_2M,
+    Scheduler.LMS_KARRAS: Scheduler.DPMPP_2M_KARRAS,
+}
+
 # Parts of other tools' names → ours, applied in this order to a name without blanks and signs.
 _SAMPLER_PARTS = (
     ("++", "pp"),
@@ -216,8 +223,15 @@ class GenerateRequest(BaseModel):
 
         Raises:
             InvalidPrompt: the prompt is longer than the model's limit.
-            InvalidRequest: a side, or the number of LoRAs or images, is not allowed.
+            InvalidRequest: the sampler is retired, or a side, or the number of LoRAs or images, is
+                not allowed.
         """
+        instead = RETIRED_SCHEDULERS.get(self.scheduler)
+        if instead is not None:
+            raise InvalidRequest(
+                f"scheduler '{self.scheduler}' is no longer available: use '{instead}'",
+                details={"field": "scheduler", "instead": instead.value},
+            )
         for field, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
             if len(text) > model.prompt_max_chars:
                 raise InvalidPrompt(

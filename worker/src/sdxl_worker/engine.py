@@ -32,7 +32,7 @@ from sdxl_contract.result import (
 )
 from sdxl_worker import __version__
 from sdxl_worker.answering.result import MEDIA_TYPES, Answer
-from sdxl_worker.assembly import Ready, assemble
+from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.drawer import Drawn
 from sdxl_worker.drawing.prompt_syntax import parse_weights
 from sdxl_worker.drawing.schedulers import scheduler_name
@@ -67,7 +67,7 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._load_model = load
-        self._ready: Ready | None = None
+        self._ready: Assembly | None = None
         self._failure: ContractError | None = None
         self.metrics = Metrics()
         self.runs = Registry(settings.result_keep_seconds, settings.result_keep_bytes)
@@ -87,7 +87,7 @@ class Engine:
     # --- its own life -------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Load the model, once; after a failure `health` says why."""
+        """Load the model, once; after a failure `health` explains why."""
         if self._ready is not None:
             return
         try:
@@ -101,7 +101,7 @@ class Engine:
         else:
             log.info("model_ready", base_model=self._ready.model.name, gpu=self._ready.gpu)
 
-    def _build(self) -> Ready:
+    def _build(self) -> Assembly:
         return assemble(self._settings, self._load_model(self._settings), self._fetcher)
 
     async def aclose(self) -> None:
@@ -111,7 +111,7 @@ class Engine:
         await self._fetcher.aclose()
 
     def health(self, *, include_modules: bool = False) -> Health:
-        """What `GET /health` says."""
+        """The answer of `GET /health`."""
         common = {"version": __version__, "queue_length": self.runs.waiting}
         if self._failure is not None:
             return Health(status=HealthStatus.FAILED, error=self._failure.body(), **common)
@@ -134,7 +134,7 @@ class Engine:
         )
 
     def metrics_text(self) -> bytes:
-        """What `GET /metrics` says."""
+        """The answer of `GET /metrics`."""
         ready = self._ready
         self.metrics.holdings(
             queue_length=self.runs.waiting,
@@ -165,7 +165,7 @@ class Engine:
         waiting = self.runs.waiting
         if waiting >= self._settings.queue_max:
             raise Overloaded(
-                f"{waiting} requests are waiting: the line is full",
+                f"{waiting} requests are waiting: the queue is full",
                 details={"queue_length": waiting},
                 retry_after=round(max(1.0, waiting * self._seconds_per_request / 2), 1),
             )
@@ -174,7 +174,7 @@ class Engine:
         run.emit(QueuedEvent(position=waiting))
         return run
 
-    async def _live(self, run: Run, ready: Ready) -> GenerateResult:
+    async def _live(self, run: Run, ready: Assembly) -> GenerateResult:
         """`_answer`, counted and logged, with every foreign error mapped once."""
         bound = log.bind(request_id=run.id)
         outcome = "ok"
@@ -187,7 +187,7 @@ class Engine:
         except Exception as error:
             outcome = "GENERATION_FAILED"
             bound.exception("request_failed")
-            raise GenerationFailed("the picture could not be made: an internal error") from error
+            raise GenerationFailed("the image could not be generated: internal error") from error
         finally:
             run.loras.clear()  # a kept result needs no weights
             seconds = time.perf_counter() - run.started
@@ -195,7 +195,7 @@ class Engine:
             if outcome == "ok":
                 bound.info("request_done", seconds=round(seconds, 3))
 
-    async def _answer(self, run: Run, ready: Ready) -> GenerateResult:
+    async def _answer(self, run: Run, ready: Assembly) -> GenerateResult:
         """Fetch, line up, draw, encode, upload, answer."""
         request = run.request
         if request.output_url is not None:
@@ -229,7 +229,7 @@ class Engine:
         self.metrics.phases(run.timings())
         return answer.result(files)
 
-    def _draw(self, run: Run, ready: Ready, hand_over: Callable[[], bool]) -> list[Drawn]:
+    def _draw(self, run: Run, ready: Assembly, hand_over: Callable[[], bool]) -> list[Drawn]:
         """Apply, draw, restore, verify. Runs on the lane's thread, alone.
 
         The model is not restored where the next request takes over the LoRA set that is applied;
@@ -277,7 +277,7 @@ class Engine:
         self._seconds_per_request = seconds if first else known + 0.2 * (seconds - known)
 
     @contextmanager
-    def _memory_guard(self, run: Run, ready: Ready) -> Iterator[None]:
+    def _memory_guard(self, run: Run, ready: Assembly) -> Iterator[None]:
         """Frees what can be freed when memory runs out, and names what needs less of it."""
         try:
             yield

@@ -209,7 +209,7 @@ class Run:
     def _steps(self) -> int:
         return self.request.steps * self.request.num_images
 
-    # --- whoever waits for it -----------------------------------------------------------------
+    # --- callers ------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
         """Send `event` to every listener."""
@@ -235,7 +235,7 @@ class Run:
         return queue
 
     async def result(self) -> GenerateResult:
-        """Wait for the outcome as one of the run's callers; the last one to leave cancels it."""
+        """Wait for the outcome as a caller; the last caller to leave cancels the run."""
         assert self.task is not None
         self._callers += 1
         try:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from sdxl_worker.loading.imports import import_libraries
 from sdxl_worker.loading.weight_reader import start_reading
-from sdxl_worker.settings import DrawSpeed, Dtype, Settings
+from sdxl_worker.settings import Dtype, Settings
 from sdxl_worker.watching.logs import configure_logging
 
 
@@ -31,7 +31,7 @@ def main() -> int:
             print(f"{name}: {problem['msg']}".lstrip(": "), file=sys.stderr)
         return 2
     configure_logging(settings.log_format)
-    # transformers says at import that it does without torchvision, which nothing here needs.
+    # transformers warns at import that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module="transformers")
     # Before torch and diffusers, whose imports take seconds: the disk can work meanwhile.
@@ -40,8 +40,7 @@ def main() -> int:
         half=_expects_half(settings),
         mapped=settings.maps_weights(on_cpu=_expects_cpu(settings)),
     )
-    # Compiling, and the loaders of diffusers for all other kinds of models, need more of them.
-    import_libraries(lean=reading is not None and settings.draw_speed is DrawSpeed.EXACT)
+    import_libraries()
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import load_model
@@ -59,7 +58,7 @@ def main() -> int:
 
 
 def _expects_half(settings: Settings) -> bool:
-    """A guess without torch at what `auto` will mean; a wrong one costs only time."""
+    """Guess, without torch, what `auto` will resolve to; a wrong guess costs only time."""
     if settings.dtype is not Dtype.AUTO:
         return settings.dtype is not Dtype.FLOAT32
     return not _expects_cpu(settings)

@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from sdxl_contract.errors import ContractError
-from sdxl_contract.request import GenerateRequest, Scheduler, parse_request, scheduler_named
+from sdxl_contract.limits import ModelLimits
+from sdxl_contract.request import (
+    RETIRED_SCHEDULERS,
+    GenerateRequest,
+    Scheduler,
+    parse_request,
+    scheduler_named,
+)
 from sdxl_worker.drawing.drawer import Drawer
-from sdxl_worker.drawing.lms import multistep_weights
 from sdxl_worker.drawing.schedulers import build_scheduler
 from sdxl_worker.run import Run
 from testkit.worker import RunningWorker
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "demo_model"
 Pixels = NDArray[np.uint8]
+OFFERED = [name for name in Scheduler if name not in RETIRED_SCHEDULERS]
 # Names that are one sampler, for a model whose own spacing is trailing.
 SAME = [
     {Scheduler.DEFAULT, Scheduler.EULER, Scheduler.EULER_TRAILING},
@@ -63,9 +69,8 @@ def test_every_sampler_draws_what_the_words_say_and_each_its_own_way(
     known = references.load()
     candidates = known.flat("white")
     pictures, missed = {}, {}
-    for name in Scheduler:
-        # Plain LMS takes its first steps on faith, and needs more of them.
-        picture = draw(drawer, name, 24 if name is Scheduler.LMS else 10, 128)
+    for name in OFFERED:
+        picture = draw(drawer, name, 10, 128)
         found = known.names[references.nearest(picture, candidates)[0]]
         if found != "pizza":
             missed[name.value] = found
@@ -77,7 +82,7 @@ def test_every_sampler_draws_what_the_words_say_and_each_its_own_way(
     assert len(set(pictures.values())) == len(pictures) - sum(len(group) - 1 for group in SAME)
 
 
-@pytest.mark.parametrize("name", list(Scheduler))
+@pytest.mark.parametrize("name", OFFERED)
 def test_a_sampler_takes_one_step_or_a_few_and_repeats_itself(
     drawer: Drawer, name: Scheduler
 ) -> None:
@@ -87,7 +92,7 @@ def test_a_sampler_takes_one_step_or_a_few_and_repeats_itself(
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-@pytest.mark.parametrize("name", list(Scheduler))
+@pytest.mark.parametrize("name", OFFERED)
 def test_a_sampler_takes_as_many_steps_as_a_request_may_ask_for(
     drawer: Drawer, name: Scheduler
 ) -> None:
@@ -99,7 +104,7 @@ def test_a_sampler_takes_as_many_steps_as_a_request_may_ask_for(
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", list(Scheduler))
+@pytest.mark.parametrize("name", OFFERED)
 def test_samplers_keep_what_the_model_s_folder_states(
     drawer: Drawer, name: Scheduler, prediction: str
 ) -> None:
@@ -146,12 +151,14 @@ def test_what_is_not_offered_is_refused_with_what_is(spelled: str) -> None:
     assert len(caught.value.message) < 1000
 
 
-def test_weights_of_the_multistep_method_integrate_cubics_exactly() -> None:
-    levels, target = [9.0, 14.5, 30.0, 4096.0], 7.25
-    weights = multistep_weights(levels, target)
-    for coefficients in ([2.0], [1.0, -3.0], [0.5, 0.0, 0.25], [1.0, 2.0, -0.5, 0.125]):
-        slope = Polynomial(coefficients)
-        exact = slope.integ()(target) - slope.integ()(levels[0])
-        found = sum(w * slope(level) for w, level in zip(weights, levels, strict=True))
-        assert found == pytest.approx(exact, rel=1e-6)
-    assert multistep_weights([9.0], 7.25) == [pytest.approx(-1.75)]
+@pytest.mark.parametrize("retired", list(RETIRED_SCHEDULERS))
+def test_a_retired_sampler_is_refused_by_name_with_what_to_use(retired: Scheduler) -> None:
+    request = GenerateRequest(prompt="a", scheduler=retired)
+    with pytest.raises(ContractError) as caught:
+        request.check_limits(ModelLimits())
+
+    instead = RETIRED_SCHEDULERS[retired]
+    assert caught.value.message == f"scheduler '{retired}' is no longer available: use '{instead}'"
+    assert caught.value.details == {"field": "scheduler", "instead": instead.value}
+    GenerateRequest(prompt="a", scheduler=instead).check_limits(ModelLimits())
+    assert instead in OFFERED

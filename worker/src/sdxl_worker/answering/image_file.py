@@ -94,7 +94,7 @@ def _exif(comment: bytes) -> bytes:
     """Exif data that holds a user comment and nothing else.
 
     By hand, because readers want the comment in the sub-directory that is called Exif, and of the
-    type UNDEFINED, as the standard says: Pillow writes another type.
+    type UNDEFINED, as the standard requires: Pillow writes another type.
     """
     directories = struct.pack(
         ">2sHI HHHIII HHHIII", b"MM", 42, 8,

@@ -69,7 +69,7 @@ def _coded(rows: _Bytes, strategy: int, level: int) -> bytes:
 
 
 def _repeats(pixels: _Bytes) -> bool:
-    """Whether bands of rows from all over the picture have much that is said twice."""
+    """Whether bands of rows from all over the picture repeat themselves a lot."""
     height = pixels.shape[0]
     starts = np.linspace(0, max(0, height - _SAMPLE_ROWS), _SAMPLE_BANDS).astype(int)
     bands = np.concatenate([_filtered(pixels[s : s + _SAMPLE_ROWS])[1:] for s in starts])

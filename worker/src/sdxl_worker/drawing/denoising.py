@@ -61,7 +61,7 @@ class Denoising:
         scheduler: with its timesteps set; its state belongs to this run.
         latents: (n, C, h, w) at the noise level of step `first`.
         conditioning: of the n pictures, or of one for all.
-        size: width and height in px that the UNet is told.
+        size: width and height in px, as the UNet is conditioned on.
         guidance: classifier-free guidance; none at 1 and below.
         rescale: of guidance (Lin et al. 2023, arXiv 2305.08891): 0 leaves it as it is.
         eta: noise that samplers which know it put back.

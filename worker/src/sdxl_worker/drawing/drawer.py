@@ -150,7 +150,7 @@ class Drawer:
             timestep_cond=self._guidance_embedding(request.cfg, len(seeds)),
         ).run()
         if not bool(torch.isfinite(latents).all()):
-            raise GenerationFailed("the latents are not finite: the weights and scales do not fit")
+            raise GenerationFailed("the latents are not finite: try lower LoRA scales")
         return latents
 
     def _noise(
@@ -163,7 +163,7 @@ class Drawer:
         return start_noise(generators, shape, like)
 
     def _guidance_embedding(self, guidance: float, count: int) -> Tensor | None:
-        """What a UNet that was distilled for its guidance is told of it; None for all others."""
+        """The guidance embedding of a UNet distilled for it; None for any other UNet."""
         pipe = self._model.pipe
         width = pipe.unet.config.time_cond_proj_dim
         if width is None:
@@ -176,7 +176,7 @@ class Drawer:
         """RGB picture of `latents` (1, C, h, w)."""
         pixels = self._calls.decode(latents)
         if not bool(torch.isfinite(pixels).all()):
-            raise GenerationFailed("the picture is not finite: the VAE overflowed")
+            raise GenerationFailed("the image is not finite: the VAE overflowed")
         return to_image(pixels[0])
 
     def preview(self, latents: Tensor) -> str:

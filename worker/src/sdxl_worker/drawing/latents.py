@@ -17,7 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def upcast_where_needed(vae: Any) -> Iterator[None]:
-    """The VAE in float32 for a block's length, if it says that it overflows in float16."""
+    """The VAE in float32 for a block's length, if float16 overflows in it."""
     upcast = vae.dtype is torch.float16 and vae.config.force_upcast
     if upcast:
         vae.to(torch.float32)

@@ -124,7 +124,7 @@ def _close(text: str, place: int, stack: list[_Group], field: str) -> int:
         weight = _number(number, field, whole + number)
         place += 1 + len(number)
     if not "".join(part.text for part in group.parts).strip():
-        raise _malformed(field, whole, "there are no words to weigh")
+        raise _malformed(field, whole, "the parentheses are empty")
     group.scaled_into(outer, weight)
     return place
 
@@ -136,7 +136,7 @@ def _ends_in_text(group: _Group, tail: str) -> bool:
 
 def _number(text: str, field: str, whole: str) -> float:
     if not _NUMBER.fullmatch(text):
-        what = f"{text[:20]!r} is no number" if text else "the number is missing"
+        what = f"{text[:20]!r} is not a number" if text else "the number is missing"
         raise _malformed(field, whole, what)
     weight = float(text)
     if not WEIGHT_MIN <= weight <= WEIGHT_MAX:

@@ -34,7 +34,7 @@ EncodeText = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told. Shapes: (1, 77·n, C), (1, P); the negative ones likewise."""
+    """What the UNet is conditioned on. Shapes: (1, 77·n, C), (1, P); the negative ones likewise."""
 
     prompt: Tensor
     pooled: Tensor
@@ -47,7 +47,7 @@ def encode_prompts(
 ) -> Conditioning:
     """The conditioning for classifier-free guidance, both sides of the same length.
 
-    An empty negative prompt means zeros where the model's folder says so
+    An empty negative prompt means zeros where the model's folder asks for it
     (`force_zeros_for_empty_prompt`, as SDXL's does).
 
     Args:

@@ -16,7 +16,6 @@ _DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 _EULER, _HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 _ANCESTRAL = "EulerAncestralDiscreteScheduler"
 _DPMPP, _DPMPP_2S = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
-_LMS = "LmsScheduler"  # ours: see `lms`
 _DPM2, _DPM2_A = "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"
 
 _CLASSES: dict[Scheduler, tuple[str, dict[str, Any]]] = {
@@ -44,8 +43,6 @@ _CLASSES: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     Scheduler.DEIS: ("DEISMultistepScheduler", {}),
     Scheduler.HEUN: (_HEUN, {}),
     Scheduler.HEUN_KARRAS: (_HEUN, _KARRAS),
-    Scheduler.LMS: (_LMS, {}),
-    Scheduler.LMS_KARRAS: (_LMS, _KARRAS),
     Scheduler.UNIPC: ("UniPCMultistepScheduler", {}),
     Scheduler.LCM: ("LCMScheduler", {}),
     Scheduler.TCD: ("TCDScheduler", {}),
@@ -59,7 +56,8 @@ _TCD_ETA = 0.3
 def build_scheduler(name: Scheduler, own: Any, steps: int) -> Any:
     """A fresh scheduler of that name for `steps` steps; `own` is the one the model's folder states.
 
-    A scheduler keeps state from step to step, so every picture gets its own.
+    A scheduler keeps state from step to step, so every picture gets its own. Retired names never
+    come here: `check_limits` refuses them.
     """
     if name is Scheduler.DEFAULT:
         return type(own).from_config(own.config)
@@ -67,10 +65,6 @@ def build_scheduler(name: Scheduler, own: Any, steps: int) -> Any:
     if name in (Scheduler.LCM, Scheduler.TCD):
         changes = changes | {"original_inference_steps": max(_CONSISTENCY_STEPS, steps)}
     # Imported late: it takes seconds, which a start has better uses for.
-    if class_name == _LMS:
-        from sdxl_worker.drawing.lms import LmsScheduler
-
-        return LmsScheduler.from_config(own.config, **changes)
     import diffusers
 
     return getattr(diffusers, class_name).from_config(own.config, **changes)
@@ -82,5 +76,5 @@ def scheduler_eta(name: Scheduler) -> float:
 
 
 def scheduler_name(name: Scheduler, own: Any) -> str:
-    """What a result says was used."""
+    """The sampler's name as results report it."""
     return type(own).__name__ if name is Scheduler.DEFAULT else name.value

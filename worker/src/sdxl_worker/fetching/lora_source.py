@@ -48,7 +48,7 @@ class LoraSource:
         began to fetch the same file before.
 
         Raises:
-            LoraDownloadFailed, LoraLoadFailed: as the contract says; nothing is kept then.
+            LoraDownloadFailed, LoraLoadFailed: see the contract; nothing is cached then.
         """
         if ref.sha256 is not None:
             held = self._cache.get(ref.sha256)
@@ -69,7 +69,7 @@ class LoraSource:
             on_disk = await self._from_disk(ref.sha256, ref, run)
             if on_disk is not None:
                 return on_disk, "disk"
-        # Without a hash: what this address held last, if its server says that it holds it still.
+        # Without a hash: what this address served last, if its server confirms it.
         alias = self._aliases.get(stable_key(ref.url)) if ref.sha256 is None else None
         if alias is not None and self._disk is None and self._cache.get(alias[1]) is None:
             alias = None

@@ -1,1 +1,1 @@
-"""The line before the model: who waits, who is next, and what is kept for whoever asks again."""
+"""The queue for the model: who waits, who is next, and the results kept for repeated requests."""

@@ -105,7 +105,7 @@ def _load(
     dtype: torch.dtype,
     reading: Reading | None,
 ) -> Any:
-    # Imported late: diffusers takes seconds, and a worker that only says why it cannot start
+    # Imported late: diffusers takes seconds, and a worker that only explains why it cannot start
     # should not wait for it.
     import diffusers
     import transformers

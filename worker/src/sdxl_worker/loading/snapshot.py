@@ -18,7 +18,7 @@ _QUIET = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 @contextmanager
 def without_cuda() -> Iterator[None]:
-    """Inside, torch says that there is no GPU, without having asked; afterwards it may be asked."""
+    """Inside the block torch reports no GPU without asking the driver; afterwards it asks."""
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
     try:
