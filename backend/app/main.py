@@ -18,7 +18,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from app import __version__
-from app.api import content, costs, files, health, identities, loras, session, studio, verify
+from app.api import (
+    content,
+    costs,
+    files,
+    health,
+    identities,
+    loras,
+    session,
+    studio,
+    takedowns,
+    verify,
+)
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
 from app.api.middleware import KeyBeforeUpload, RequestLog
@@ -41,6 +52,7 @@ from app.services.loras import LoraService
 from app.services.marking.marking import Marking
 from app.services.marking.verifying import FILE_MAX_BYTES
 from app.services.storage import Storage, build_storage
+from app.services.takedowns import TakedownService
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
 from app.services.worker.base_model import BaseModel
@@ -125,6 +137,7 @@ def create_app(
         health.model_router,
     ):
         api.include_router(router, dependencies=KEY_OR_COOKIE)
+    api.include_router(takedowns.router)  # for the operator, by another token than an API key
     api.include_router(verify.router)  # whoever has a picture may ask what it is
     app.include_router(api)
     app.include_router(health.router)
@@ -201,6 +214,7 @@ async def _start(
             events=EventService(database, waiters),
             queue=queue,
             marking=marking,
+            takedowns=TakedownService(database, storage, waiters),
         )
         return services, stack.pop_all().aclose
 

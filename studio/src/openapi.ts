@@ -356,6 +356,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/admin/takedowns": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Takedowns
+         * @description The newest records first.
+         */
+        get: operations["list_takedowns_api_v1_admin_takedowns_get"];
+        put?: never;
+        /**
+         * Take Down
+         * @description Remove it everywhere, at once.
+         */
+        post: operations["take_down_api_v1_admin_takedowns_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/verify": {
         parameters: {
             query?: never;
@@ -911,6 +935,12 @@ export interface components {
             file_sha256: string;
         };
         /**
+         * Kind
+         * @description What an order names.
+         * @enum {string}
+         */
+        Kind: "content" | "picture" | "near" | "lora";
+        /**
          * LoraOut
          * @description A LoRA of the library; what it is was read from its header.
          */
@@ -1332,6 +1362,47 @@ export interface components {
          * @enum {string}
          */
         Status: "queued" | "running" | "succeeded" | "failed" | "cancelled";
+        /**
+         * TakedownIn
+         * @description What is to go, for every owner.
+         */
+        TakedownIn: {
+            /** @description content: an id, its pictures and all that are the same or nearly so; picture: a SHA-256; near: a likeness; lora: a LoRA file's SHA-256, refused from then on */
+            kind: components["schemas"]["Kind"];
+            /** Value */
+            value: string;
+            /**
+             * Reason
+             * @description kept in the record
+             */
+            reason: string;
+        };
+        /**
+         * TakedownOut
+         * @description The record: without the pictures.
+         */
+        TakedownOut: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            kind: components["schemas"]["Kind"];
+            /** Value */
+            value: string;
+            /** Reason */
+            reason: string;
+            /**
+             * Contents
+             * @description what was removed
+             */
+            contents: string[];
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+        };
         /**
          * UsedLora
          * @description A LoRA of a content: as asked for and, once drawn, with the worker's report.
@@ -2372,6 +2443,88 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ModelOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_takedowns_api_v1_admin_takedowns_get: {
+        parameters: {
+            query?: {
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TakedownOut"][];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    take_down_api_v1_admin_takedowns_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TakedownIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TakedownOut"];
                 };
             };
             /** @description The call cannot be answered as it is; the detail says why. */

@@ -31,6 +31,7 @@ from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
 from app.services.storage import Storage
+from app.services.takedowns import TakedownService
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import Unauthorized
 
@@ -59,6 +60,7 @@ class Services:
     events: EventService
     queue: JobQueue
     marking: Marking
+    takedowns: TakedownService
 
 
 # Dependencies are `async` although they wait for nothing: the framework sends others through a

@@ -159,6 +159,13 @@ class Settings(BaseSettings):
         description="seconds between looks at the queue and the cost for /metrics",
     )
 
+    admin_api_token: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="the operator's token for /api/v1/admin, at least 32 characters; unset: no "
+        "such calls",
+    )
+
     # Marks in pictures
     marking: Literal["c2pa", "off"] = Field(
         default="c2pa",

@@ -11,6 +11,7 @@ from app.models.image import Image
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
 from app.models.removed_cost import RemovedCost
+from app.models.takedown import Takedown
 
 __all__ = [
     "LOCAL_OWNER",
@@ -27,4 +28,5 @@ __all__ = [
     "RemovedCost",
     "SeenBaseModel",
     "Status",
+    "Takedown",
 ]

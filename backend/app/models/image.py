@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import BigInteger, ForeignKey, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, UuidPk
@@ -18,6 +18,7 @@ class Image(Base):
         UniqueConstraint("generation_id", "position"),
         UniqueConstraint("object_key"),
         UniqueConstraint("thumbnail_key"),
+        Index("ix_content_piece_sha256", "sha256"),
     )
 
     id: Mapped[UuidPk]
@@ -32,6 +33,7 @@ class Image(Base):
     height: Mapped[int]
     sha256: Mapped[str]  # before it was signed: what the same request always gives
     file_sha256: Mapped[str | None]  # of the stored file; None: the same
+    likeness: Mapped[int | None] = mapped_column(BigInteger)  # see marking.likeness
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
     created_at: Mapped[Created]

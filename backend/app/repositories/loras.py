@@ -6,10 +6,11 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Avatar, Content, LoraModel, Status
+from app.models.takedown import Kind, Takedown
 
 
 class LoraRepository:
@@ -34,12 +35,19 @@ class LoraRepository:
         return await self._session.scalar(query.with_for_update() if lock else query)
 
     async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, LoraModel]:
-        """Those of `ids` that are there, held against deletion until the transaction's end."""
+        """Those of `ids` that are there, held against deletion until the transaction's end.
+
+        One that was taken down is not there for whoever wants to draw with it.
+        """
         rows = await self._session.scalars(
             select(LoraModel)
-            .where(LoraModel.id.in_(list(ids)), LoraModel.owner == self._owner)
+            .where(
+                LoraModel.id.in_(list(ids)),
+                LoraModel.owner == self._owner,
+                ~exists().where(Takedown.kind == Kind.LORA, Takedown.value == LoraModel.sha256),
+            )
             .order_by(LoraModel.id)
-            .with_for_update(read=True)
+            .with_for_update(read=True, of=LoraModel)
         )
         return {row.id: row for row in rows}
 

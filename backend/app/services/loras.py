@@ -19,11 +19,13 @@ from app.core.pools import Duty, in_pool
 from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
+from app.repositories.takedowns import TakedownRepository
 from app.services.foreign_files import foreign_files
 from app.services.lora_names import free_name
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 from app.services.worker.base_model import BaseModel
+from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.lora.header import LoraInspection
 
 _READ_BYTES = 1 << 20
@@ -61,6 +63,12 @@ class LoraService:
             TooLarge, StorageFailed: it cannot be kept.
         """
         sha256, size = await in_pool(Duty.UPLOADS, _measure, file)
+        async with self._database.session() as session:
+            if await TakedownRepository(session).blocked([sha256]):
+                raise LoraLoadFailed(
+                    "This LoRA was taken down and cannot be used here.",
+                    details={"reason": "taken_down"},
+                )
         limits = await self._base_model.limits()
         maximum = min(self._max_bytes, limits.lora_max_bytes)
         if size > maximum:

@@ -20,7 +20,7 @@ from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.lora_source import LoraSource
-from sdxl_worker.graphs.calls import Recorder, StaticCalls, Why
+from sdxl_worker.graphs.calls import StaticCalls, Why
 from sdxl_worker.graphs.cuda import CudaRecorder, without_captures
 from sdxl_worker.loading.budgets import MemoryPlan
 from sdxl_worker.loading.gpu_memory import plan_for
@@ -65,14 +65,24 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     roomy = plan is None or plan.pristine > 0
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
+    recorder, without = _recorder(settings, model, plan)
     patcher = LoraPatcher(
         targets,
         pristine_device=None if roomy else "cpu",
         # On a GPU it is quick, and nothing else may use the device while graphs are recorded.
         fingerprint_later=model.device.type == "cpu",
         kept=model.mapped,
+        one_block=plan is not None and roomy,
+        recorder=recorder,
+        operand_bytes=plan.operands if plan is not None else 0,
     )
-    calls = _model_calls(settings, model, plan)
+    static = StaticCalls(
+        recorder,
+        plan.guest_graphs if plan else 0,
+        without=without,
+        more_to_drop=patcher.drop_operands,
+    )
+    calls = _model_calls(settings, model, static)
     drawer = Drawer(model, settings.images_per_batch, calls)
     if settings.warmup:
         _warm_up(settings, drawer, model, calls.static)
@@ -95,21 +105,25 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     )
 
 
-def _model_calls(settings: Settings, model: LoadedModel, plan: MemoryPlan | None) -> ModelCalls:
+def _recorder(
+    settings: Settings, model: LoadedModel, plan: MemoryPlan | None
+) -> tuple[CudaRecorder | None, Why]:
+    """What records calls on the model's GPU, or why nothing does."""
+    if plan is None:
+        return None, Why.NO_GPU
+    if settings.graph_bytes == 0:
+        return None, Why.TURNED_OFF
+    if not plan.native_graphs:
+        return None, Why.BUDGET
+    try:
+        return CudaRecorder(model.device), Why.NO_GPU
+    except RuntimeError as error:
+        log.warning("no_graphs", error=repr(error))
+        return None, Why.FAILED
+
+
+def _model_calls(settings: Settings, model: LoadedModel, static: StaticCalls) -> ModelCalls:
     """How the model's parts are called: from recordings where the GPU has room for them."""
-    recorder: Recorder | None = None
-    without = Why.NO_GPU
-    if plan is not None and settings.graph_bytes == 0:
-        without = Why.TURNED_OFF
-    elif plan is not None and not plan.native_graphs:
-        without = Why.BUDGET
-    elif plan is not None:
-        try:
-            recorder = CudaRecorder(model.device)
-        except RuntimeError as error:
-            without = Why.FAILED
-            log.warning("no_graphs", error=repr(error))
-    static = StaticCalls(recorder, plan.guest_graphs if plan else 0, without=without)
     compiled = None
     if settings.draw_speed is DrawSpeed.COMPILED:
         if settings.compile_cache_dir is not None:

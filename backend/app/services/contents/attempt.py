@@ -29,6 +29,7 @@ from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
 from app.services.contents.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from app.services.costs import CallClock, price
+from app.services.marking.likeness import likeness
 from app.services.marking.marker import MarkingFailed
 from app.services.marking.marking import Marking
 from app.services.modal_sdxl_lora_client import InferenceOutcome
@@ -186,10 +187,11 @@ class Drawing:
         self, content: Content, result: GenerateResult, image: Image, data: bytes
     ) -> None:
         """Store a small copy beside the picture; a picture without one is whole all the same."""
-        if max(image.width, image.height) <= THUMBNAIL_SIDE:
-            return
         try:
-            small = await in_pool(Duty.IMAGES, make_thumbnail, data)
+            small = None
+            if max(image.width, image.height) > THUMBNAIL_SIDE:
+                small = await in_pool(Duty.IMAGES, make_thumbnail, data)
+            image.likeness = await in_pool(Duty.IMAGES, likeness, small or data)
             if small is None:
                 return
             key = image.object_key.removesuffix(".png") + ".webp"

@@ -103,6 +103,7 @@ class StaticCalls:
     Args:
         recorder: None records nothing, for the reason `without`.
         budget_bytes: of the guests; those recorded while `warming` are not counted.
+        more_to_drop: gives up what others keep on the device only to be faster.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class StaticCalls:
         *,
         without: Why = Why.NO_GPU,
         guests_max: int = _GUESTS_MAX,
+        more_to_drop: Callable[[], None] = lambda: None,
     ) -> None:
+        self._more_to_drop = more_to_drop
         self._recorder = recorder
         self._budget = budget_bytes
         self._without = without
@@ -158,6 +161,7 @@ class StaticCalls:
         for held in self._held.values():
             held.recording.discard()
         self._held.clear()
+        self._more_to_drop()
         if self._recorder is not None:
             for pool in ("kept", "guests"):
                 self._recorder.start_anew(pool)

@@ -17,6 +17,7 @@ DRAWING_BYTES = 4 * GIB
 NATIVE_GRAPH_BYTES = 2 * GIB
 # More than the usual sizes together need.
 _GUESTS_MAX_BYTES = 8 * GIB
+_OPERANDS_MAX_BYTES = 3 * GIB
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class MemoryPlan:
         pristine: the copy W0 of what LoRAs may change; 0 where it is kept on the CPU.
         loras: parsed LoRAs; 0 where they are kept on the CPU.
         native_graphs: recordings of the native size; 0 where there is no room for any.
+        operands: what is kept of sets of LoRAs that come again, to write them at once.
         guest_graphs: recordings of all other shapes.
         drawing: one picture in the making, and the driver's own part.
         left: what nothing claims; below zero the card is too small for a picture of 1024x1024.
@@ -38,6 +40,7 @@ class MemoryPlan:
     pristine: int
     loras: int
     native_graphs: int
+    operands: int
     guest_graphs: int
     drawing: int
     left: int
@@ -62,6 +65,11 @@ def plan_memory(
     left = total - weights - pristine - held - drawing
     native = NATIVE_GRAPH_BYTES if graphs != 0 and left >= NATIVE_GRAPH_BYTES else 0
     left -= native
+    # Of what the native recordings leave, half at most: four LoRAs of rank 32 want 3 GB.
+    operands = min(max(0, left) // 2, _OPERANDS_MAX_BYTES) if pristine else 0
+    left -= operands
     room = max(0, left) if native else 0
     guests = min(room, _GUESTS_MAX_BYTES if graphs is None else graphs)
-    return MemoryPlan(total, weights, pristine, held, native, guests, drawing, left - guests)
+    return MemoryPlan(
+        total, weights, pristine, held, native, operands, guests, drawing, left - guests
+    )

@@ -46,7 +46,7 @@ def merge_weight(out: Tensor, base: Tensor, contributions: Sequence[Contribution
     """
     if all(layer.is_plain for layer, _ in contributions) and out.is_contiguous():
         _merge_plain(out.view(out.shape[0], -1), base.view(out.shape[0], -1), contributions)
-        return not _surely_finite(base, contributions)
+        return not surely_finite(base, contributions)
     wide = base.to(_compute_dtype(base))
     total = wide.clone()
     for layer, strength in contributions:
@@ -64,7 +64,7 @@ def merge_bias(out: Tensor, base: Tensor, contributions: Sequence[Contribution])
     return True
 
 
-def _surely_finite(base: Tensor, contributions: Sequence[Contribution]) -> bool:
+def surely_finite(base: Tensor, contributions: Sequence[Contribution]) -> bool:
     """Whether the factors' sizes alone rule out an overflow, without reading the result.
 
     Half of the dtype's range is left to the base weight, which a model that works never uses.
@@ -83,12 +83,14 @@ def _merge_plain(out: Tensor, base: Tensor, contributions: Sequence[Contribution
     """All as one product: factors side by side along the rank, one write of `out`."""
     scales = [strength * layer.factor for layer, strength in contributions]
     pairs = [layer.matrices() for layer, _ in contributions]
-    if _has_exact_products(out):
+    if has_exact_products(out):
         common = scales[0] if all(scale == scales[0] for scale in scales) else None
         blocks = [
             block
             for (up, down), scale in zip(pairs, scales, strict=True)
-            for block in _exact_blocks(_scaled(up, scale, common, out), down.to(out.device), out)
+            for block in exact_blocks(
+                _scaled(up, scale, common, out), down.to(out.device), out.dtype
+            )
         ]
         left = torch.cat([up for up, _ in blocks], dim=1)
         right = torch.cat([down for _, down in blocks], dim=0)
@@ -120,13 +122,15 @@ def _merge_in_scratch(
         out[part].copy_(scratch.addmm_(left[part], right))
 
 
-def _exact_blocks(up: Tensor, down: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of 16-bit matrices whose products add up to `up @ down`.
+def exact_blocks(up: Tensor, down: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of 16-bit matrices of `dtype` whose products add up to `up @ down`.
+
+    Stacks of matrices are split alike.
 
     Products below 2⁻²⁴ of the leading one are left out: float32 accumulation drops them anyway.
     """
-    ups, downs = _pieces(up, out.dtype), _pieces(down, out.dtype)
-    step = _MANTISSA[out.dtype]
+    ups, downs = _pieces(up, dtype), _pieces(down, dtype)
+    step = _MANTISSA[dtype]
     for (i, left), (j, right) in product(enumerate(ups), enumerate(downs)):
         if (i + j) * step < 24:
             yield left, right
@@ -146,7 +150,7 @@ def _pieces(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return pieces
 
 
-def _has_exact_products(out: Tensor) -> bool:
+def has_exact_products(out: Tensor) -> bool:
     """Whether `addmm` into this weight accumulates in float32, rounds once, and is fast."""
     if out.dtype != torch.bfloat16:
         return False

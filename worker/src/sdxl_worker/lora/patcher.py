@@ -17,84 +17,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.lora.safetensors import load_failed
 from sdxl_contract.result import Phase
+from sdxl_worker.lora.arena import Arena, fits_arena
 from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
+from sdxl_worker.lora.grouped import GroupedWrites, Recorder
+from sdxl_worker.lora.identities import Identities
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
 from sdxl_worker.lora.parse import ParsedLora
 from sdxl_worker.lora.plan import ContentKey, canonical, content, content_key, tensor_plan
+from sdxl_worker.lora.reports import (
+    Keeper,
+    ModelCorrupted,
+    RestoreReport,
+    SwapKind,
+    SwapReport,
+    nothing,
+)
 from sdxl_worker.lora.threads import CorePool
-
-
-class ModelCorrupted(ModelLoadFailed):
-    """The model is not what it was at start and cannot be put back: stop serving."""
-
-
-class SwapKind(StrEnum):
-    """What `apply` had to do."""
-
-    NONE = "none"
-    FRESH = "fresh"
-    SWITCH = "switch"
-    SAME = "same"
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """What `apply` did. Tensors written with merged values, and others put back to W0."""
-
-    kind: SwapKind
-    tensors_written: int
-    tensors_restored: int
-    bytes_written: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class RestoreReport:
-    """What `restore` did: all of it verified against W0."""
-
-    tensors: int
-    nbytes: int
-    seconds: float
-
-
-class Keeper(Protocol):
-    """Keeps pristine copies of weights outside of the patcher, as a mapped file does."""
-
-    def twin(self, tensor: Tensor) -> Tensor | None:
-        """The copy of a weight that nobody has written yet, never to be written; None if there
-        is none."""
-
-    def changed(self) -> str | None:
-        """What has been written all the same, as a word for it, or None."""
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """What must stay the same about a tensor for graphs, hooks and kernels that hold it."""
-
-    data_ptr: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Identity:
-        return cls(tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-
-
-def nothing(*_: Any) -> None:
-    """The hook of a caller who wants none."""
 
 
 class LoraPatcher:
@@ -108,6 +54,10 @@ class LoraPatcher:
         fingerprint_later: compute in a thread, after this returns, the checksums that only
             `verify_full` needs; a second or two of a large model's start.
         kept: where pristine copies of some weights exist already; only the others are copied.
+        one_block: move the weights into one block of memory, which a GPU restores and compares in a
+            few operations; not together with the two above. Left out where it cannot be.
+        recorder: records the writing of sets that come again, on a GPU.
+        operand_bytes: of what is kept for such sets.
     """
 
     def __init__(
@@ -117,13 +67,21 @@ class LoraPatcher:
         pristine_device: torch.device | str | None = None,
         fingerprint_later: bool = False,
         kept: Keeper | None = None,
+        one_block: bool = False,
+        recorder: Recorder | None = None,
+        operand_bytes: int = 0,
     ) -> None:
         self._targets = targets
+        fits = one_block and fits_arena(parameter for _, parameter in targets.patchable())
+        # Before anything holds the weights.
+        self._arena = Arena(targets.patchable()) if fits else None
         self._live: dict[str, Tensor] = {name: p.detach() for name, p in targets.patchable()}
-        self._pristine: dict[str, Tensor] = {}
-        self._copied_bytes = 0
+        self._pristine: dict[str, Tensor] = dict(self._arena.pristine) if self._arena else {}
+        self._copied_bytes = self._arena.nbytes if self._arena else 0
         self._kept = None
         for name, tensor in self._live.items():
+            if name in self._pristine:
+                continue
             twin = kept.twin(tensor) if kept is not None else None
             if twin is None:
                 twin = _copied(tensor, pristine_device)
@@ -132,7 +90,8 @@ class LoraPatcher:
                 self._kept = kept
             self._pristine[name] = twin
         everything = dict(targets.tensors())
-        self._identities = {name: _Identity.of(tensor) for name, tensor in everything.items()}
+        self._identities = Identities(targets)
+        self._grouped = GroupedWrites(self._live, self._pristine, operand_bytes, recorder)
         patched = {id(parameter) for _, parameter in targets.patchable()}
         self._others = {name: t for name, t in everything.items() if id(t) not in patched}
         # What no pristine copy is compared with: the other tensors, and the copy itself.
@@ -161,6 +120,10 @@ class LoraPatcher:
     def pristine_bytes(self) -> int:
         """Memory of the pristine copies that were made here, in bytes."""
         return self._copied_bytes
+
+    def drop_operands(self) -> None:
+        """Give up what only makes the writing of known sets faster: when memory is short."""
+        self._grouped.drop_all()
 
     def pristine(self, module: str) -> Tensor:
         """W0 of a module's weight by full name; not to be written."""
@@ -211,11 +174,21 @@ class LoraPatcher:
             check()
             # Of the thread that this runs in.
             with torch.no_grad():
-                self._write(name, [(layer, scale) for _, scale, layer in plan[name]])
+                self._write(name, contributions[name])
             self._dirty[name] = content(plan[name])
 
+        contributions = {
+            name: [(layer, scale) for _, scale, layer in plan[name]] for name in changing
+        }
+        bulk = {n: made for n, made in contributions.items() if self._grouped.takes(n, made)}
         with full_precision():
-            self._each(write, changing)
+            if bulk:
+                check()
+                self._dirty.update(dict.fromkeys(bulk))
+                with torch.no_grad():
+                    self._grouped.write((wanted, tuple(bulk)), bulk)
+                self._dirty.update((name, content(plan[name])) for name in bulk)
+            self._each(write, [name for name in changing if name not in bulk])
         self._wanted = wanted
         kind = SwapKind.SWITCH if before else SwapKind.FRESH
         seconds = time.perf_counter() - started
@@ -233,7 +206,12 @@ class LoraPatcher:
         self._check_identities()
         names = list(self._dirty)
         started = time.perf_counter()
-        self._put_back(names)
+        if self._arena is not None and names and not self._arena.restore():
+            self._put_back(list(self._live))  # which names what differs
+            self._fail("a weight differed from its pristine copy after a restore")
+        if self._arena is None:
+            self._put_back(names)
+        self._dirty.clear()
         self._wanted = ()
         seconds = time.perf_counter() - started
         return RestoreReport(len(names), _sum_bytes(self._live, names), seconds)
@@ -248,6 +226,8 @@ class LoraPatcher:
             ModelCorrupted: anything differs.
         """
         self._check_identities()
+        if (changed := self._identities.changed_in_full()) is not None:
+            self._fail(f"{changed} was moved or replaced")
         self._fingerprinting.join()
         clean = (name for name in self._live if name not in self._dirty)
         different = first_difference((n, self._live[n], self._pristine[n]) for n in clean)
@@ -361,9 +341,8 @@ class LoraPatcher:
     def _check_identities(self) -> None:
         if self._kept is not None and (changed := self._kept.changed()) is not None:
             self._fail(f"{changed} was written while the model was using it")
-        for name, tensor in self._targets.tensors():
-            if _Identity.of(tensor) != self._identities.get(name):
-                self._fail(f"{name} was moved or replaced")
+        if (moved := self._identities.changed()) is not None:
+            self._fail(f"{moved} was moved or replaced")
 
     def _on_cpu(self, name: str) -> bool:
         return self._live[name].device.type == self._pristine[name].device.type == "cpu"

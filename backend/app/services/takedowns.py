@@ -1,0 +1,110 @@
+"""Taking things down: a content, every copy of a picture, or a LoRA, whoever owns it.
+
+Duty: rows and objects removed at once, for all owners; a LoRA's bytes refused from then on; a
+record kept without the picture. Must not know: HTTP, who is allowed to ask.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from app.core.db import Database
+from app.core.errors import StorageFailed
+from app.models.base import utc_now
+from app.models.takedown import Kind, Takedown
+from app.repositories.limits import LimitRepository
+from app.repositories.takedowns import TakedownRepository
+from app.services.contents.waiters import Waiters
+from app.services.limits import day_start
+from app.services.marking.likeness import NEAR_BITS, from_hex, is_telling
+from app.services.storage import Storage
+from sdxl_contract.errors import InvalidRequest
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+log = logging.getLogger(__name__)
+
+
+class TakedownService:
+    """Orders of the operator."""
+
+    def __init__(self, database: Database, storage: Storage, waiters: Waiters) -> None:
+        self._database = database
+        self._storage = storage
+        self._waiters = waiters
+
+    async def take_down(self, kind: Kind, value: str, reason: str) -> Takedown:
+        """Remove what `value` names, everywhere, and keep the record.
+
+        Raises:
+            InvalidRequest: `value` is not what `kind` asks for.
+        """
+        value = value.strip().lower()
+        _check(kind, value)
+        async with self._database.session() as session:
+            repository = TakedownRepository(session)
+            ids: set[uuid.UUID] = set()
+            keys: list[str] = []
+            if kind is Kind.LORA:
+                keys += await repository.lora_keys(value)
+            else:
+                hashes, likenesses = [], []
+                if kind is Kind.CONTENT:
+                    ids.add(uuid.UUID(value))
+                    images = await repository.pictures_of(uuid.UUID(value))
+                    hashes = [image.sha256 for image in images]
+                    likenesses = [
+                        image.likeness
+                        for image in images
+                        if image.likeness is not None and is_telling(image.likeness)
+                    ]
+                elif kind is Kind.PICTURE:
+                    hashes = [value]
+                else:
+                    likenesses = [from_hex(value)]
+                ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
+            removed = await repository.remove(ids)
+            for content, of_content in removed:
+                keys += of_content
+                if content.cost_usd:  # taking down gives no money back
+                    day = day_start(content.created_at).date()
+                    await LimitRepository(session).keep_cost(content.owner, day, content.cost_usd)
+            takedown = Takedown(
+                id=uuid.uuid4(),
+                kind=kind.value,
+                value=value,
+                reason=reason,
+                contents=[str(content.id) for content, _ in removed],
+                created_at=utc_now(),
+            )
+            repository.add(takedown)
+        for content, _ in removed:
+            self._waiters.announce(content.id)
+        for key in keys:
+            try:
+                await self._storage.delete(key)
+            except StorageFailed:
+                log.warning("an object that was taken down stays until the next sweep")
+        log.info("took down %s %s: %d contents", kind, value, len(removed))
+        return takedown
+
+    async def latest(self, limit: int) -> list[Takedown]:
+        """The newest records."""
+        async with self._database.session() as session:
+            return list(await TakedownRepository(session).latest(limit))
+
+
+def _check(kind: Kind, value: str) -> None:
+    try:
+        if kind is Kind.CONTENT:
+            uuid.UUID(value)
+        elif kind is Kind.NEAR:
+            if not is_telling(from_hex(value)):
+                raise ValueError("would be near every picture of one colour")
+        elif not _SHA256.fullmatch(value):
+            raise ValueError("must be a SHA-256: 64 hexadecimal digits")
+    except ValueError as error:
+        what = "must be a content's id" if kind is Kind.CONTENT else str(error)
+        raise InvalidRequest(f"value: {what}", details={"field": "value"}) from None

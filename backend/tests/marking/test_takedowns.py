@@ -1,0 +1,126 @@
+"""Takedowns: gone for everybody, at once, and a LoRA never used again."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+from pydantic import SecretStr
+
+from app.services.marking.likeness import NEAR_BITS, as_hex, from_hex, is_telling, likeness
+from testkit.backend import Backend, StartBackend
+from testkit.lora_bytes import kohya_lora
+
+ADMIN = "/api/v1/admin/takedowns"
+TOKEN = "an-operator-s-token-of-32-characters"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+async def order(backend: Backend, expected: int = 201, **body: Any) -> dict[str, Any]:
+    answer = await backend.http.post(ADMIN, json={"reason": "court order"} | body, headers=HEADERS)
+    assert answer.status_code == expected, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+async def test_a_content_goes_with_every_copy_of_its_picture(start_backend: StartBackend) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        twin = await backend.generate(prompt="somebody", seed=1)
+        other = await backend.generate(prompt="an apple", seed=2)
+        assert (await backend.http.get(first["image_url"])).status_code == 200
+
+        record = await order(backend, kind="content", value=first["id"])
+
+        assert sorted(record["contents"]) == sorted([first["id"], twin["id"]])
+        for gone in (first, twin):
+            assert (await backend.http.get(f"/api/v1/content/{gone['id']}")).status_code == 404
+            assert (await backend.http.get(gone["image_url"])).status_code == 404
+        assert (await backend.http.get(f"/api/v1/content/{other['id']}")).status_code == 200
+        records = (await backend.http.get(ADMIN, headers=HEADERS)).json()
+        assert [one["id"] for one in records] == [record["id"]]
+
+
+@pytest.mark.parametrize("which", ["sha256", "file_sha256"])
+async def test_a_picture_goes_by_its_hash(start_backend: StartBackend, which: str) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        content = await backend.generate(prompt="somebody", seed=1)
+        value = content["images"][0][which]
+        record = await order(backend, kind="picture", value=value)
+        assert record["contents"] == [content["id"]]
+
+
+async def test_a_lora_that_was_taken_down_draws_nothing_and_cannot_come_back(
+    start_backend: StartBackend,
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        lora = await backend.upload(kohya_lora())
+        await order(backend, kind="lora", value=lora["sha256"])
+
+        refused = await backend.upload(kohya_lora(), expected=422)
+        assert "was taken down" in refused["detail"]
+        wanted = [{"lora_model_id": lora["id"], "scale": 1.0}]
+        answer = await backend.http.post(
+            "/api/v1/content/generate", json={"prompt": "x", "loras": wanted}
+        )
+        assert answer.status_code in (404, 409), answer.text
+
+
+async def test_only_the_operator_may_and_only_where_a_token_is_set(
+    start_backend: StartBackend,
+) -> None:
+    async with start_backend() as backend:
+        assert (await backend.http.get(ADMIN, headers=HEADERS)).status_code == 404
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
+            answer = await backend.http.get(ADMIN, headers=headers)
+            assert answer.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "says"),
+    [
+        ("content", "7", "value: must be a content's id"),
+        ("picture", "abc", "value: must be a SHA-256"),
+        ("near", "0" * 16, "value: would be near every picture of one colour"),
+        ("near", "xyz", "value: must be 16 hexadecimal digits"),
+        ("lora", "Z" * 64, "value: must be a SHA-256"),
+    ],
+)
+async def test_a_value_that_names_nothing_is_refused(
+    start_backend: StartBackend, kind: str, value: str, says: str
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        refused = await order(backend, 422, kind=kind, value=value)
+    assert says in refused["detail"]
+
+
+def _drawn(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC)
+
+
+def _file(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_likeness_survives_what_people_do_to_a_picture_and_tells_others_apart() -> None:
+    picture = _drawn(1)
+    mine = likeness(_file(picture))
+    same = [
+        _file(picture, "JPEG", quality=60),
+        _file(picture.resize((128, 128))),
+        _file(ImageEnhance.Brightness(picture).enhance(0.9), "WEBP", quality=70),
+    ]
+    for copy in same:
+        assert ((likeness(copy) ^ mine) % (1 << 64)).bit_count() <= NEAR_BITS
+    others = [likeness(_file(_drawn(seed))) for seed in range(2, 302)]
+    assert min(((other ^ mine) % (1 << 64)).bit_count() for other in others) > NEAR_BITS
+    assert is_telling(mine)
+    assert from_hex(as_hex(mine)) == mine
+    assert not is_telling(likeness(_file(Image.new("RGB", (64, 64), (200, 10, 10)))))

@@ -1,0 +1,252 @@
+"""Weights in one block, and layers written in bulk: the same bits as one by one, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdxl_worker.graphs.cuda import CudaRecorder
+from sdxl_worker.lora import LoraPatcher, ModelCorrupted, parse_lora
+from sdxl_worker.lora import grouped as module
+from sdxl_worker.lora.arena import Arena, fits_arena
+from sdxl_worker.lora.grouped import GroupedWrites, prepare
+from sdxl_worker.lora.merge import merge_weight
+from testkit.graphs import OneRecording
+from testkit.lora import TinyModel, lora_file, model_hashes, save, tiny_model
+
+ENDS = ("attn1.to_q", "attn2.to_k", "ff.net.2", "q_proj", "conv1")
+
+
+def parsed(model: TinyModel, targets: Any, kind: str = "lora", seed: int = 0, rank: int = 4) -> Any:
+    names = [name for name in targets.shapes if name.endswith(ENDS)]
+    return parse_lora(save(lora_file(model, kind, modules=names, seed=seed, rank=rank)), targets)
+
+
+def values(targets: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in targets.tensors()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+class Recorder:
+    """Records by noting; replays by calling again."""
+
+    def __init__(self) -> None:
+        self.made: list[OneRecording] = []
+
+    def record(self, call: Callable[[], Any], pool: str) -> OneRecording:
+        self.made.append(OneRecording(call, 0))
+        return self.made[-1]
+
+
+@pytest.fixture
+def bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bulk writing on the CPU, where it is not used for good, with a GPU's exact products."""
+    made = GroupedWrites
+
+    def on_cpu(*args: Any) -> GroupedWrites:
+        return made(*args, device_type="cpu")
+
+    monkeypatch.setattr("sdxl_worker.lora.patcher.GroupedWrites", on_cpu)
+    for place in ("sdxl_worker.lora.grouped", "sdxl_worker.lora.merge"):
+        monkeypatch.setattr(f"{place}.has_exact_products", lambda out: out.dtype == torch.bfloat16)
+
+
+def test_operands_prepared_together_are_those_of_each_layer_alone(bulk: None) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    live = {name: parameter.detach() for name, parameter in targets.patchable()}
+    w0 = {name: tensor.clone() for name, tensor in live.items()}
+    first, second = parsed(model, targets), parsed(model, targets, seed=1, rank=6)
+    for loras in ([(first, 0.8)], [(first, 0.7), (second, 0.7)], [(first, 0.8), (second, -0.3)]):
+        plan = {
+            f"{name}.weight": [(lora.layers[name], scale) for lora, scale in loras]
+            for name in first.layers
+        }
+        for product in prepare(live, w0, plan):
+            product.write()
+        for name, contributions in plan.items():
+            alone = torch.empty_like(w0[name])
+            merge_weight(alone, w0[name], contributions)
+            assert torch.equal(live[name], alone), name
+            assert not torch.equal(alone, w0[name])
+
+
+def test_like_layers_are_prepared_by_a_few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    lora = parsed(model, targets)
+    live = {name: parameter.detach() for name, parameter in targets.patchable()}
+    plan = {f"{name}.weight": [(layer, 1.0)] for name, layer in lora.layers.items()}
+    stacked: list[int] = []
+    real = torch.stack
+    monkeypatch.setattr(
+        module.torch, "stack", lambda parts: stacked.append(len(parts)) or real(parts)
+    )  # type: ignore[func-returns-value]
+    products = prepare(live, live, plan)
+
+    assert len(products) == len(plan) > 20
+    assert len(stacked) < len(plan) / 3
+
+
+@pytest.mark.parametrize("one_block", [False, True])
+def test_a_patcher_that_writes_in_bulk_gives_the_same_model_and_gives_it_back(
+    bulk: None, one_block: bool
+) -> None:
+    """Random sets of every algorithm, one after the other, against a patcher that does not."""
+    model, other = tiny_model(), tiny_model()
+    targets = model.targets()
+    recorder = Recorder()
+    patcher = LoraPatcher(targets, one_block=one_block, recorder=recorder, operand_bytes=1 << 30)
+    before = model_hashes(model)
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr("sdxl_worker.lora.patcher.GroupedWrites", GroupedWrites)
+        reference = LoraPatcher(other.targets())
+    sets = [
+        [("lora", 0, 0.8)], [("loha", 2, 0.5)], [("lora", 0, 0.8)],
+        [("lora", 0, 0.8), ("lora", 1, -0.4)], [("lora", 0, 0.8), ("dora-in", 3, 0.9)],
+        [("lora", 0, 0.3)],
+    ]  # fmt: skip
+    for chosen in sets:
+        loras = [(parsed(model, targets, kind, seed), scale) for kind, seed, scale in chosen]
+        theirs = [(parsed(other, other.targets(), kind, seed), scale)
+                  for kind, seed, scale in chosen]  # fmt: skip
+        patcher.apply(loras)
+        reference.apply(theirs)
+        assert same(values(targets), values(other.targets())), chosen
+    assert recorder.made, "the set that came again was to be recorded"
+    patcher.restore()
+    assert model_hashes(model) == before
+    patcher.verify_full()
+
+
+def test_a_set_that_comes_again_is_recorded_and_only_so_many_are_kept(bulk: None) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    recorder = Recorder()
+    patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=1 << 30)
+    loras = [parsed(model, targets, seed=seed) for seed in range(6)]
+
+    def use(number: int) -> None:
+        with patcher.applied([(loras[number], 0.8)]):
+            pass
+
+    for number in (0, 1, 0, 1, 0):
+        use(number)
+    assert len(recorder.made) == 2
+    for number in (2, 3, 4, 5):
+        use(number)
+    assert all(one.discarded for one in recorder.made)
+    patcher.drop_operands()
+    use(0)
+    assert len(recorder.made) == 2
+
+
+def test_without_a_budget_nothing_is_kept(bulk: None) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    recorder = Recorder()
+    patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=0)
+    lora = parsed(model, targets)
+    for _ in range(3):
+        with patcher.applied([(lora, 0.8)]):
+            pass
+    assert recorder.made == []
+
+
+def test_a_recording_of_a_stale_factor_is_found_by_the_picture_and_not_by_the_restore(
+    bulk: None,
+) -> None:
+    """The control: a recorded swap that no longer reads what it should."""
+    model = tiny_model()
+    targets = model.targets()
+    recorder = Recorder()
+    patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=1 << 30)
+    lora = parsed(model, targets)
+    expected = None
+    for turn in range(4):
+        if turn == 3:
+            for prepared in patcher._grouped._kept.values():
+                prepared.products[0].left.zero_()
+        with patcher.applied([(lora, 0.8)]):
+            found = values(targets)
+        expected = found if expected is None else expected
+        assert same(found, expected) == (turn < 3)
+    patcher.verify_full()
+
+
+def test_weights_in_one_block_keep_their_values_types_and_strides() -> None:
+    model = tiny_model()
+    model.unet.to(memory_format=torch.channels_last)
+    targets = model.targets()
+    before = {n: (p.dtype, p.shape, p.stride(), p.detach().clone()) for n, p in targets.patchable()}
+    assert fits_arena(parameter for _, parameter in targets.patchable())
+    arena = Arena(targets.patchable())
+
+    for name, parameter in targets.patchable():
+        dtype, shape, stride, value = before[name]
+        assert (parameter.dtype, parameter.shape, parameter.stride()) == (dtype, shape, stride)
+        assert torch.equal(parameter.detach(), value)
+        assert torch.equal(arena.pristine[name], value)
+        assert parameter.data_ptr() % 64 == 0
+    assert arena.is_pristine()
+
+
+def test_a_single_changed_bit_anywhere_in_the_block_is_seen_and_put_back() -> None:
+    model = tiny_model()
+    targets = model.targets()
+    arena = Arena(targets.patchable())
+    names = [name for name, _ in targets.patchable()]
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        bits = dict(targets.patchable())[name].detach().view(torch.int16).view(-1)
+        bits[-1] ^= 1
+        assert not arena.is_pristine()
+        assert arena.restore()
+
+
+def test_a_block_that_cannot_be_put_back_ends_the_service() -> None:
+    model = tiny_model()
+    targets = model.targets()
+    patcher = LoraPatcher(targets, one_block=True)
+    assert patcher._arena is not None
+    patcher.apply([(parsed(model, targets), 1.0)])
+    patcher._arena.restore = lambda: False  # type: ignore[method-assign]
+    with pytest.raises(ModelCorrupted):
+        patcher.restore()
+    with pytest.raises(ModelCorrupted):
+        patcher.apply([])
+
+
+def test_parameters_that_share_memory_or_have_gaps_stay_where_they_are() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    assert fits_arena([weight])
+    assert not fits_arena([weight, torch.nn.Parameter(weight.detach())])
+    assert not fits_arena([torch.nn.Parameter(torch.zeros(4, 8)[:, ::2])])
+    assert not fits_arena([])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_a_gpu_bulk_and_layer_by_layer_give_the_same_bits_recorded_or_not() -> None:
+    model, other = tiny_model(), tiny_model()
+    for one in (model, other):
+        for part in one.roots().values():
+            part.to("cuda")
+    targets = model.targets()
+    patcher = LoraPatcher(targets, one_block=True, operand_bytes=1 << 30,
+                          recorder=CudaRecorder(torch.device("cuda")))  # fmt: skip
+    reference = LoraPatcher(other.targets())
+    reference._grouped.device_type = "none"
+    for seed, scale in ((0, 0.8), (1, 0.8), (0, 0.8), (1, 0.8), (0, 0.8), (0, 0.5)):
+        with (
+            patcher.applied([(parsed(model, targets, seed=seed).to("cuda"), scale)]),
+            reference.applied([(parsed(other, other.targets(), seed=seed).to("cuda"), scale)]),
+        ):
+            assert same(values(targets), values(other.targets()))
+    patcher.verify_full()
