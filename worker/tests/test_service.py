@@ -526,7 +526,13 @@ def test_a_wrong_token_is_refused_and_health_stays_open(worker: RunningWorker) -
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             answer = http.post("/generate-image", json=BASE, headers=headers)
             assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHORIZED")
+            for page in ("/docs", "/openapi.json"):
+                assert http.get(page, headers=headers).status_code == 401
         right = {"Authorization": "Bearer right"}
+        page = http.get("/docs", headers=right)
+        assert "/generate-image" in page.text
+        assert "<script" not in page.text
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
         assert http.post("/generate-image", json=BASE, headers=right).status_code == 200
 
 

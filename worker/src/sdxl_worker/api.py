@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -26,6 +27,7 @@ from sdxl_contract.errors import (
     InvalidRequest,
     Unauthorized,
 )
+from sdxl_contract.reference_page import HEADERS, reference_page
 from sdxl_contract.request import parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
@@ -52,7 +54,15 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
                 await loading
             await engine.aclose()
 
-    app = FastAPI(title="SDXL LoRA worker", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="SDXL LoRA worker",
+        version=__version__,
+        lifespan=lifespan,
+        # The framework's pages run another server's scripts, and ask for no token.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
 
     def authorise(request: Request) -> None:
         token = settings.worker_api_token
@@ -111,6 +121,18 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         """Prometheus' text format."""
         authorise(request)
         return Response(engine.metrics_text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        """The routes, for programs."""
+        authorise(request)
+        return JSONResponse(app.openapi(), headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def reference(request: Request) -> Response:
+        """The routes, for people."""
+        authorise(request)
+        return HTMLResponse(reference_page(app.openapi()), headers=HEADERS)
 
     @app.get("/requests/{request_id}")
     async def request_state(request: Request, request_id: str) -> Response:
