@@ -18,12 +18,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.cli_backup import backup, restore_backup
 from app.cli_keys import create_key, list_keys, revoke_key
 from app.cli_maintenance import remove_old_contents, sweep_storage
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Pictures from a terminal.")
-for _command in (create_key, list_keys, revoke_key, sweep_storage, remove_old_contents):
+for _command in (create_key, list_keys, revoke_key, sweep_storage, remove_old_contents, backup):
     cli.command()(_command)
+cli.command("restore")(restore_backup)
 console = Console()
 _POLL_SECONDS = 1.0
 

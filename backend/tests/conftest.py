@@ -88,12 +88,13 @@ def start_backend(
     async def start(
         *,
         storage: Storage | None = None,
+        database: URL | None = None,
         inference: InferenceDouble = inference,
         **changes: Any,
     ) -> AsyncIterator[Backend]:
         app = create_app(
             settings.model_copy(update=changes),
-            Prepared(database_url),
+            Prepared(database or database_url),
             inference=inference,
             storage=storage,
         )

@@ -74,8 +74,9 @@ class EmbeddedPostgres:
                 if not (self._folder / "PG_VERSION").exists():
                     self._initialise()
                 self._check_version()
+                # A copy of a folder names the processes that used the first.
+                users = [] if self._running() is None else self._users()
                 self._ensure_running()
-                users = self._users()
                 self._write_users([*(pid for pid in users if pid != os.getpid()), os.getpid()])
         except (OSError, subprocess.SubprocessError) as error:
             raise self._failed(type(error).__name__) from error
@@ -92,9 +93,11 @@ class EmbeddedPostgres:
         running = self._running()
         return None if running is None else running.pid
 
-    def programs(self) -> Path:
-        """The folder of `pg_dump`, `pg_restore` and the others, of the server's own version."""
-        return _binaries()[1]
+    def others(self) -> list[int]:
+        """Other processes that use it."""
+        if self._running() is None:
+            return []
+        return [pid for pid in self._users() if pid != os.getpid() and psutil.pid_exists(pid)]
 
     def ensure_running(self) -> None:
         """Start it again where it has died.
@@ -112,7 +115,7 @@ class EmbeddedPostgres:
         """Stop it, unless another process still uses it."""
         with contextlib.suppress(FileNotFoundError), self._locked():
             # A user that was killed never signed off; without this the last one would not stop it.
-            others = [pid for pid in self._users() if pid != os.getpid() and psutil.pid_exists(pid)]
+            others = self.others()
             self._write_users(others)
             if not others:
                 self.shut_down()
@@ -197,6 +200,7 @@ class EmbeddedPostgres:
 
     def _launch(self) -> None:
         self._forget_another_process()
+        self._take_over_a_copy()
         place = self._place_for_socket()
         options = ("-c", "unix_socket_permissions=0700", "-c", "listen_addresses=")
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -240,6 +244,8 @@ class EmbeddedPostgres:
             return None
         if self._ended(pid, 0) or not _is_postgres(pid):
             return None
+        if len(lines) > 1 and Path(lines[1]).resolve() != self._folder:
+            return None  # this folder is a copy, and the server that of the first
         where = Path(lines[4]) if len(lines) > 4 and lines[4] else self._folder
         return _Running(pid, where, len(lines) > 7 and lines[7].strip() == "ready")
 
@@ -248,8 +254,18 @@ class EmbeddedPostgres:
         path = self._folder / "postmaster.pid"
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(path.read_text().splitlines()[0])
-            if psutil.pid_exists(pid) and not _is_postgres(pid):
+            if psutil.pid_exists(pid):  # and yet it is none of ours: see `_running`
                 path.unlink()
+
+    def _take_over_a_copy(self) -> None:
+        """Give a folder that root has copied, or unpacked, to the user that it has to belong to."""
+        self._folder.chmod(0o700)
+        if os.geteuid() == 0 and self._folder.stat().st_uid == 0:
+            self._give(self._folder)
+            owner = self._folder.stat()
+            for place, folders, files in os.walk(self._folder):
+                for name in (*folders, *files):
+                    os.lchown(Path(place, name), owner.st_uid, owner.st_gid)
 
     def _ended(self, pid: int, seconds: float) -> bool:
         """Whether a process is gone, waiting for it so long. Reaps it where it is a child."""
@@ -314,6 +330,11 @@ class EmbeddedPostgres:
             f"the embedded PostgreSQL in {self._folder} did not start ({why}); its log is the file "
             f"{self._log}. Set DATABASE_URL to use a PostgreSQL of yours"
         )
+
+
+def programs() -> Path:
+    """The folder of `pg_dump`, `pg_restore` and the others, of the embedded server's version."""
+    return _binaries()[1]
 
 
 def make_private_folder(folder: Path) -> None:

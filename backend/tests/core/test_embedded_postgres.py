@@ -193,3 +193,24 @@ def test_what_the_server_keeps_is_readable_by_its_user_only(tmp_path: Path) -> N
     LocalStorage(load_settings(data_dir=data))
     assert (mode(data), mode(data / "objects")) == (0o750, 0o700)
     assert mode(data / "signing.key") == 0o600
+
+
+def test_a_copied_folder_starts_by_itself_also_where_root_has_copied_it_from_a_running_one(
+    running: tuple[EmbeddedPostgres, URL],
+) -> None:
+    server, _ = running
+    with tempfile.TemporaryDirectory(prefix="backend-tests-") as place:
+        # As `cp -r` does: owned by whoever copies, the pid file and the list of users included.
+        shutil.copytree(
+            server._folder,
+            Path(place, "postgres"),
+            ignore=lambda _, names: [name for name in names if name.startswith(".s.")],
+        )
+        copy = EmbeddedPostgres(Path(place, "postgres"))
+        url = copy.start()
+        assert ask(url) == ""
+        assert copy.pid not in (None, server.pid)
+        assert copy.others() == []
+        copy.stop()
+        assert copy.pid is None
+    assert server.pid is not None
