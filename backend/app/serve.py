@@ -14,8 +14,11 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from app.core.db import DATABASE_LOST
 from app.core.embedded_postgres import DatabaseError
 from app.core.logging import configure_logging
 from app.core.settings import Settings, SettingsError, load_settings
@@ -23,6 +26,11 @@ from app.core.tracing import configure_tracing
 from app.main import create_app
 from app.services.contents.waiters import Waiters
 from app.startup import Prepared, StartRefused, prepare
+from sdxl_contract.connections import (
+    ConnectionGuard,
+    ConnectionLimits,
+    descriptors_for_connections,
+)
 
 _LAST_SECONDS = 20.0
 
@@ -47,6 +55,28 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+class _NoTraceOfAFailedStart(logging.Filter):
+    """The server would write how a start failed, line by line of code: one sentence does."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__()
+        self._app = app
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        failed = getattr(self._app.state, "start_failure", None) is not None
+        return not (failed and (record.exc_info or "Traceback" in record.getMessage()))
+
+
+def _in_words(error: BaseException) -> str:
+    """What a start met, in a sentence without its trace."""
+    if isinstance(error, DATABASE_LOST):
+        return "the database went away while the server was starting: start it again"
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}: {error.filename or 'DATA_DIR'}"
+    return str(error)
+
+
 def _exit(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
@@ -59,8 +89,18 @@ def serve(settings: Settings, prepared: Prepared) -> int:
             "if PUBLIC_BASE_URL names this server as the worker reaches it, or R2_* a bucket"
         )
     app = create_app(settings, prepared)
+    guard = ConnectionGuard(
+        ConnectionLimits(
+            per_address=settings.max_connections_per_address,
+            total=descriptors_for_connections(),
+            head_seconds=settings.header_seconds,
+        ),
+        AutoHTTPProtocol,
+    )
     config = uvicorn.Config(
         app,
+        http=guard.protocol,  # type: ignore[arg-type]  # it is only called
+        ws="none",
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -79,7 +119,17 @@ def serve(settings: Settings, prepared: Prepared) -> int:
         os._exit(1)
 
     server.last_resort = end_at_once
-    server.run()
+    quiet = _NoTraceOfAFailedStart(app)
+    logging.getLogger("uvicorn.error").addFilter(quiet)
+    try:
+        server.run()
+    except SystemExit:  # a start that failed
+        pass
+    finally:
+        logging.getLogger("uvicorn.error").removeFilter(quiet)
+    failure = getattr(app.state, "start_failure", None)
+    if failure is not None:
+        print(f"The backend does not start: {_in_words(failure)}", file=sys.stderr)
     return 0 if server.started else 1
 
 
@@ -112,8 +162,8 @@ def main() -> int:
     try:
         prepared = prepare(settings)
         return serve(settings, prepared)
-    except (DatabaseError, StartRefused) as error:
-        print(f"The backend does not start: {error}", file=sys.stderr)
+    except (DatabaseError, StartRefused, OSError, *DATABASE_LOST) as error:
+        print(f"The backend does not start: {_in_words(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit) as stop:
         return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0

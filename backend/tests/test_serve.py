@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,9 +15,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
+from app.core.db import migrate
+from app.core.embedded_postgres import DatabaseError
 from app.core.settings import load_settings
-from app.serve import explain
+from app.serve import explain, main, serve
+from app.startup import Prepared
 from testkit.processes import BACKEND, Process, backend_process, free_port
 
 slow = pytest.mark.slow
@@ -155,3 +160,33 @@ def test_loras_that_a_remote_worker_cannot_fetch_are_noticed(
 def test_the_address_says_who_can_reach_the_server(host: str, loopback: bool, url: str) -> None:
     settings = load_settings(host=host)
     assert (settings.is_loopback, settings.base_url) == (loopback, url)
+
+
+def test_a_database_that_dies_during_the_start_is_a_sentence_and_no_trace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = make_url(f"postgresql+psycopg://me:s3cret@127.0.0.1:{free_port()}/x")
+    settings = load_settings(data_dir=tmp_path, port=free_port())
+    assert serve(settings, Prepared(gone)) == 1
+    said = capfd.readouterr().err
+    assert "The backend does not start: the database went away" in said
+    assert "Traceback" not in said
+    assert "s3cret" not in said
+
+
+def test_a_place_that_cannot_hold_data_is_a_sentence_and_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "umask", lambda _: 0)
+    for name in ("configure_logging", "configure_tracing"):
+        monkeypatch.setattr(f"app.serve.{name}", lambda _: None)
+    assert main() == 1
+    assert "File exists" in capfd.readouterr().err
+
+
+def test_an_option_of_another_client_in_the_database_s_url_is_named() -> None:
+    with pytest.raises(DatabaseError, match="option after its \\?"):
+        migrate(make_url("postgresql+psycopg://me:s3cret@127.0.0.1:1/x?pgbouncer=true"))

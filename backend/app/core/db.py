@@ -87,11 +87,19 @@ def migrate(url: URL) -> None:
                 return
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except exc.OperationalError as error:
+    except (exc.OperationalError, exc.InterfaceError) as error:
         raise DatabaseError(
-            f"the database at {_shown(url)} cannot be reached: is PostgreSQL running there, and "
-            "are DATABASE_URL's user and password right?"
+            f"the database at {_shown(url)} cannot be reached, or went away: is PostgreSQL running "
+            "there, and are DATABASE_URL's user and password right?"
         ) from error
+    except exc.ProgrammingError as error:
+        # Raised by libpq before it connects: an option of another client's (`?pgbouncer=true`).
+        if "connection option" in str(error.orig) or "URI query parameter" in str(error.orig):
+            raise DatabaseError(
+                "DATABASE_URL holds an option after its ? that PostgreSQL's own client does not "
+                "know: leave it out"
+            ) from error
+        raise
     finally:
         engine.dispose()
 

@@ -14,11 +14,20 @@ from pathlib import Path
 
 import uvicorn
 from pydantic import ValidationError
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from sdxl_contract.connections import (
+    ConnectionGuard,
+    ConnectionLimits,
+    descriptors_for_connections,
+)
 from sdxl_worker.loading.imports import import_libraries
 from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import Dtype, Settings
 from sdxl_worker.watching.logs import configure_logging
+
+# Idle connections of one address, and seconds until a request's head must be there.
+_PER_ADDRESS, _HEAD_SECONDS = 512, 10.0
 
 
 def main() -> int:
@@ -46,10 +55,16 @@ def main() -> int:
     from sdxl_worker.loading.pipeline import load_model
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    guard = ConnectionGuard(
+        ConnectionLimits(_PER_ADDRESS, descriptors_for_connections(), _HEAD_SECONDS),
+        AutoHTTPProtocol,
+    )
     uvicorn.run(
         create_app(Engine(settings, load=partial(load_model, reading=reading)), settings),
         host=settings.worker_host,
         port=settings.worker_port,
+        http=guard.protocol,  # type: ignore[arg-type]  # it is only called
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
