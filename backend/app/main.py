@@ -25,6 +25,7 @@ from app.api import (
     health,
     identities,
     loras,
+    reference,
     session,
     studio,
     takedowns,
@@ -32,10 +33,13 @@ from app.api import (
 )
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
+from app.api.edge.body_deadline import BodyDeadline
+from app.api.edge.compression import JsonGzip
+from app.api.edge.headers import PlainHeaders
 from app.api.middleware import KeyBeforeUpload, RequestLog
-from app.core.db import Database
+from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
-from app.core.errors import install_error_handlers
+from app.core.errors import StorageFailed, install_error_handlers
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.dialects.mounting import DIALECTS, mount_dialects
@@ -87,9 +91,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services, close = await _start(
-            settings, prepared, waiters, metrics, inference, storage
-        )
+        try:
+            app.state.services, close = await _start(
+                settings, prepared, waiters, metrics, inference, storage
+            )
+        except (*DATABASE_LOST, StorageFailed, OSError) as error:
+            app.state.start_failure = error
+            raise
         try:
             yield
         finally:
@@ -104,6 +112,8 @@ def create_app(
         version=__version__,
         description="Avatars, LoRAs and pictures. Errors are application/problem+json.",
         lifespan=lifespan,
+        docs_url=None,  # the framework's pages run another server's scripts
+        redoc_url=None,
     )
     app.state.waiters = waiters
     app.state.metrics = metrics
@@ -117,9 +127,12 @@ def create_app(
         key_first=frozenset({_UPLOAD}),
     )
     dialects = app.state.dialects = Dialects(own, DIALECTS)
-    app.add_middleware(KeyBeforeUpload)
+    app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
     app.add_middleware(RequestLog)
+    app.add_middleware(JsonGzip)
+    app.add_middleware(BodyDeadline, silence_s=settings.body_silence_seconds, dialects=dialects)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes, dialects=dialects)
+    app.add_middleware(PlainHeaders, dialects=dialects)
     if settings.allowed_origins:
         # No cookies across origins: another site's page brings an API key of its own, and with
         # it may send what headers its client library likes.
@@ -141,6 +154,7 @@ def create_app(
     api.include_router(verify.router)  # whoever has a picture may ask what it is
     app.include_router(api)
     app.include_router(health.router)
+    app.include_router(reference.router)
     app.include_router(files.router)
     app.include_router(studio.router)
     mount_dialects(app)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.deps import CallerDep, OwnerDep, ServicesDep
+from app.api.deps import CallerDep, OwnerDep, RightsDep, ServicesDep
 from app.core.cursor import CURSOR
 from app.core.db import DATABASE_LOST
 from app.core.errors import NotFound
@@ -83,6 +83,7 @@ async def generate(
     asked: GenerateIn,
     caller: CallerDep,
     services: ServicesDep,
+    rights: RightsDep,
     response: Response,
     idempotency_key: IdempotencyKey,
     prefer: Annotated[list[str] | None, Header()] = None,
@@ -97,6 +98,7 @@ async def generate(
         with contextlib.suppress(*DATABASE_LOST):
             await services.contents.wait(content.id, seconds, is_new=accepted.is_new)
             content = await services.contents.get(owner, content.id)
+        await rights.check()
     if not Status(content.status).is_final:
         response.status_code = status.HTTP_202_ACCEPTED
         response.headers["Retry-After"] = "1"
@@ -199,26 +201,34 @@ async def follow_content(
     content: Annotated[Content, Depends(_own_content)],
     owner: OwnerDep,
     services: ServicesDep,
+    rights: RightsDep,
     last_event_id: Annotated[str, Header()] = "",
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a content as it happens; resumes after `Last-Event-ID`."""
+    """What happens to a content as it happens; resumes after `Last-Event-ID`.
+
+    Ends within seconds where the key is revoked or the session ends.
+    """
     number = last_event_id.strip()
     after = int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0
-    async for event in services.events.follow(content.id, after):
-        data: dict[str, Any] = event.data
-        if event.is_final:
-            try:
-                shown = _out(services, await services.contents.get(owner, content.id))
-            except NotFound:
-                return
-            data = {"content": shown.model_dump(mode="json")}
-            if shown.error is not None:
-                data["error"] = shown.error.model_dump()
-        yield ServerSentEvent(
-            data=data,
-            event=event.type,
-            id=None if event.number is None else str(event.number),
-        )
+    events = rights.while_they_hold(
+        services.events.follow(content.id, after), lambda event: event.is_final
+    )
+    async with contextlib.aclosing(events):
+        async for event in events:
+            data: dict[str, Any] = event.data
+            if event.is_final:
+                try:
+                    shown = _out(services, await services.contents.get(owner, content.id))
+                except NotFound:
+                    return
+                data = {"content": shown.model_dump(mode="json")}
+                if shown.error is not None:
+                    data["error"] = shown.error.model_dump()
+            yield ServerSentEvent(
+                data=data,
+                event=event.type,
+                id=None if event.number is None else str(event.number),
+            )
 
 
 def _out(services: ServicesDep, content: Content) -> ContentOut:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 import uuid
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
-from app.core.db import Database
+from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, dialect_of
 from app.core.errors import Forbidden
 from app.core.security import (
@@ -20,6 +24,7 @@ from app.core.security import (
     key_digest,
 )
 from app.core.settings import Settings
+from app.core.tries import Tries
 from app.models import LOCAL_OWNER
 from app.repositories.api_keys import CallerRepository
 from app.services.avatars import AvatarService
@@ -42,6 +47,8 @@ KEY_OR_COOKIE = [
     Depends(APIKeyCookie(name=SESSION_COOKIE, scheme_name="page_session", auto_error=False)),
 ]
 
+_LOOK_SECONDS = 2.0
+E = TypeVar("E")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -61,6 +68,7 @@ class Services:
     queue: JobQueue
     marking: Marking
     takedowns: TakedownService
+    sign_in_tries: Tries = field(default_factory=lambda: Tries(10, 60.0))
 
 
 # Dependencies are `async` although they wait for nothing: the framework sends others through a
@@ -180,6 +188,76 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Whether a call that takes long may still be answered: its key may be revoked meanwhile."""
+
+    request: Request
+    services: Services
+    caller: Caller
+
+    async def hold(self) -> bool:
+        """Whether the key, the session, or being without a key is still good."""
+        try:
+            if self.caller.key_id is None:
+                async with self.services.database.direct() as connection:
+                    return not await CallerRepository(connection).any_made()
+            found = await find_caller(self.request, self.services)
+        except DATABASE_LOST:  # nobody knows; whoever needs the database says so
+            return True
+        return found is not None and found.key_id == self.caller.key_id
+
+    async def check(self) -> None:
+        """Go on only while they hold.
+
+        Raises:
+            Unauthorized: they do not.
+        """
+        if not await self.hold():
+            raise Unauthorized("This API key was revoked, or the session ended.")
+
+    async def while_they_hold(
+        self, events: AsyncGenerator[E], is_last: Callable[[E], bool]
+    ) -> AsyncGenerator[E]:
+        """`events` until their end, or until the rights end; looked at again before the last."""
+        looked = time.monotonic()
+        coming: asyncio.Future[E] | None = None
+        try:
+            while True:
+                if coming is None:
+                    coming = asyncio.ensure_future(anext(events))
+                left = looked + _LOOK_SECONDS - time.monotonic()
+                await asyncio.wait({coming}, timeout=max(0.0, left))
+                event = None
+                if coming.done():
+                    try:
+                        event = coming.result()
+                    except StopAsyncIteration:
+                        return
+                    finally:
+                        coming = None
+                if time.monotonic() - looked >= _LOOK_SECONDS or (event and is_last(event)):
+                    if not await self.hold():
+                        return
+                    looked = time.monotonic()
+                if event is not None:
+                    yield event
+        finally:
+            if coming is not None:
+                coming.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await coming
+            await events.aclose()
+
+
+async def get_rights(request: Request, services: ServicesDep, caller: CallerDep) -> Rights:
+    """The call's rights, to be looked at again."""
+    return Rights(request, services, caller)
+
+
+RightsDep = Annotated[Rights, Depends(get_rights)]
 
 
 async def get_owner(caller: CallerDep) -> str:

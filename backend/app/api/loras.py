@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 
-from app.api.deps import OwnerDep, ServicesDep
+from app.api.deps import OwnerDep, RightsDep, ServicesDep
 from app.schemas.common import Description, Name, Page, Storable, storable
 from app.schemas.loras import LoraOut
 from sdxl_contract.errors import InvalidRequest
@@ -49,11 +49,13 @@ async def upload_lora(
     name: Annotated[Name, Form()],
     owner: OwnerDep,
     services: ServicesDep,
+    rights: RightsDep,
     response: Response,
     description: Annotated[Description, Form()] = "",
     tags: Annotated[list[Storable] | None, Form()] = None,
 ) -> LoraOut:
     """Put a `.safetensors` file into the library: 201, or 200 where these bytes are there."""
+    await rights.check()  # the file may have taken hours to come
     uploaded = await services.loras.upload(
         owner, file.file, name=name, description=description, tags=read_tags(tags or [])
     )

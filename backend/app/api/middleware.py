@@ -6,8 +6,12 @@ Must not know: what the routes do.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
 
 import structlog
 from starlette.requests import Request
@@ -16,9 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.deps import get_caller
 from app.core.db import DATABASE_LOST
 from app.core.dialect import dialect_of
-from app.core.errors import BackendError, fault_of
+from app.core.errors import BackendError, RateLimited, fault_of
 from app.core.tracing import continued
+from app.models.base import utc_now
 from sdxl_contract.errors import ContractError
+
+_UPLOAD_RETRY_SECONDS = 5
 
 log = structlog.get_logger("app.main")
 
@@ -62,8 +69,10 @@ class RequestLog:
 class KeyBeforeUpload:
     """Asks for the key before a large body streams in: the framework reads a form first."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, at_once: int) -> None:
         self._app = app
+        self._at_once = at_once
+        self._uploading: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, unless it is an upload by nobody."""
@@ -72,13 +81,38 @@ class KeyBeforeUpload:
             if scope["path"] in dialect.key_first:
                 request = Request(scope, receive)
                 try:
-                    await get_caller(request, request.app.state.services)
+                    caller = await get_caller(request, request.app.state.services)
+                    place = self._place(str(caller.key_id or caller.owner))
                 except (ContractError, BackendError) as error:
                     await dialect.shape(fault_of(error))(scope, receive, send)
                     return
                 except DATABASE_LOST:
                     pass  # the route meets the same, and says so
+                else:
+                    with place:
+                        await self._app(scope, receive, send)
+                    return
         await self._app(scope, receive, send)
+
+    def _place(self, caller: str) -> contextlib.AbstractContextManager[None]:
+        """A place for one more upload, unless its caller has enough: each fills the disk."""
+        if self._uploading[caller] >= self._at_once:
+            raise RateLimited(
+                f"This key sends {self._at_once} files already: wait until one has arrived.",
+                free_at=utc_now() + timedelta(seconds=_UPLOAD_RETRY_SECONDS),
+                retry_after=_UPLOAD_RETRY_SECONDS,
+            )
+        self._uploading[caller] += 1
+        return self._held(caller)
+
+    @contextlib.contextmanager
+    def _held(self, caller: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._uploading[caller] -= 1
+            if not self._uploading[caller]:
+                del self._uploading[caller]
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import ServicesDep, check_page_header, find_caller, refuse_foreign_page
+from app.core.errors import RateLimited
 from app.core.security import SESSION_COOKIE, key_digest, new_session_token
 from app.core.settings import Settings
 from app.models.base import utc_now
@@ -24,12 +25,23 @@ _PATH = "/api/v1"
 async def sign_in(
     asked: SignIn, request: Request, services: ServicesDep, response: Response
 ) -> None:
-    """Begin a session: 204 and a cookie, or 401 where the key is not valid."""
+    """Begin a session: 204 and a cookie, or 401 where the key is not valid.
+
+    After ten keys that are not, an address waits a minute, whatever it brings then.
+    """
     settings = services.settings
+    address = request.client.host if request.client else ""
+    if wait := services.sign_in_tries.wait(address):
+        raise RateLimited(
+            "Too many keys were tried that are not valid: wait a minute.",
+            free_at=utc_now() + timedelta(seconds=wait),
+            retry_after=wait,
+        )
     token = new_session_token()
     async with services.database.direct() as connection:
         key = await CallerRepository(connection).find(key_digest(asked.api_key.get_secret_value()))
     if key is None:
+        services.sign_in_tries.fail(address)
         raise Unauthorized("This API key is not valid.", details={"field": "api_key"})
     async with services.database.session() as session:
         repository = SessionRepository(session)
@@ -85,4 +97,4 @@ async def sign_out(request: Request, services: ServicesDep, response: Response) 
 
 def _is_https(request: Request, settings: Settings) -> bool:
     """Whether browsers reach this server by https, directly or through what stands before it."""
-    return request.url.scheme == "https" or settings.base_url.startswith("https://")
+    return request.scope["scheme"] == "https" or settings.base_url.startswith("https://")

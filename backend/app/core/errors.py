@@ -27,6 +27,7 @@ from sdxl_contract.request import explain_validation
 
 PROBLEM_JSON = "application/problem+json"
 _DATABASE_RETRY_SECONDS = 2
+_DISK_RETRY_SECONDS = 30
 _STATUS_TITLES = {499: "Client Closed Request"}
 _UNREADABLE = {
     "There was an error parsing the body": "cannot be read: it must be a JSON object in UTF-8"
@@ -46,6 +47,8 @@ class ProblemCode(StrEnum):
     BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
+    RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE"
     STORAGE_FAILED = "STORAGE_FAILED"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -98,6 +101,13 @@ class TooLarge(BackendError):
 
     status = 413
     code = ProblemCode.TOO_LARGE
+
+
+class RangeNotSatisfiable(BackendError):
+    """The part that was asked for cannot be had."""
+
+    status = 416
+    code = ProblemCode.RANGE_NOT_SATISFIABLE
 
 
 class LimitReached(BackendError):
@@ -259,6 +269,8 @@ def install_error_handlers(app: FastAPI, shape: Shape = as_problem) -> None:
     def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:  # the framework could not read the body
+            if isinstance(error.__cause__, OSError):  # and that is the server's fault
+                return on_os_error(request, error.__cause__)
             reason = _UNREADABLE.get(str(error.detail), str(error.detail))
             error = InvalidRequest(f"request: {reason}", details={"field": "request"})
             return shape(fault_of(error))
@@ -291,13 +303,14 @@ def install_error_handlers(app: FastAPI, shape: Shape = as_problem) -> None:
 
     def on_os_error(request: Request, error: Exception) -> Response:
         if is_disk_full(error):
-            log.error("no space left on the server's disk")
-            full = "There is no space left on the server's disk."
-            return shape(Fault(507, ProblemCode.STORAGE_FAILED, full))
+            log.error("no space left on the server's disk or in its temporary folder")
+            full = "There is no space left on the server's disk or in its temporary folder."
+            again = _DISK_RETRY_SECONDS
+            return shape(Fault(507, ProblemCode.STORAGE_FAILED, full, retry_after=again))
         return on_unexpected(request, error)
 
     def on_unexpected(request: Request, error: Exception) -> Response:
-        log.error("unexpected error at %s", request.url.path, exc_info=error)
+        log.error("unexpected error at %s", request.scope["path"], exc_info=error)
         hidden = "The server has a fault here; its log says what."
         return shape(Fault(500, ProblemCode.INTERNAL_ERROR, hidden))
 

@@ -25,6 +25,7 @@ class Duty(StrEnum):
     UPLOADS = "uploads"  # hashing and storing whole LoRA files
     FOREIGN = "foreign"  # waiting for the processes that look at files of strangers
     IMAGES = "images"  # decoding, checking and shrinking pictures
+    ANSWERS = "answers"  # compressing large answers
     DATABASE = "database"  # starting the embedded PostgreSQL again
 
 
@@ -33,6 +34,7 @@ _THREADS = {
     Duty.UPLOADS: 4,
     Duty.FOREIGN: 2,
     Duty.IMAGES: 2,
+    Duty.ANSWERS: 2,
     Duty.DATABASE: 1,
 }
 

@@ -68,15 +68,19 @@ def is_foreign_page(headers: Headers, base_url: str) -> bool:
     Such a page can reach loopback from the user's own browser: by a form (its Origin is foreign)
     or by a name that it makes resolve to 127.0.0.1 (its Host is foreign).
     """
-    own = urlsplit(base_url)
-    host = urlsplit(f"//{headers.get('host', '')}")
-    if not (is_loopback_name(host.hostname) or host.netloc == own.netloc):
-        return True
-    origin = headers.get("origin")
-    if origin is None:
+    own = urlsplit(base_url).netloc.lower()
+    named = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
+    return not all(_is_own(place, own) for place in named)
+
+
+def _is_own(place: str, own: str) -> bool:
+    """Whether a URL names this computer, or the server by the name that others know it by."""
+    try:
+        url = urlsplit(place)
+        url.port  # noqa: B018  # a ValueError where it is none
+        return is_loopback_name(url.hostname) or url.netloc.lower() == own
+    except ValueError:  # nobody could read it
         return False
-    asked_by = urlsplit(origin)
-    return not (is_loopback_name(asked_by.hostname) or asked_by.netloc == own.netloc)
 
 
 class _Unread:

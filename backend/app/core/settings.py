@@ -109,6 +109,18 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(
         default=_MIB, ge=1024, description="largest request body but a LoRA file's, bytes"
     )
+    max_uploads_at_once: int = Field(
+        default=4, ge=1, le=1000, description="LoRA files that a key may send at the same time"
+    )
+    body_silence_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds of silence after which a body is let go"
+    )
+    header_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds in which a request's headers must come"
+    )
+    max_connections_per_address: int = Field(
+        default=512, ge=1, description="connections open at a time from one address"
+    )
     cors_origins: str = Field(
         default="", description="origins whose pages may call the API, between commas; empty: none"
     )

@@ -32,6 +32,9 @@ FILES_PATH = "/files/"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _COPY_BYTES = 1 << 20
 _LIST_AT_ONCE = 1000
+_STABLE_SECONDS = 600  # that an image's URL stays the same
+_LONGEST_SECONDS = 7 * 86400  # that SigV4 allows
+_SIGNED_KEPT = 10_000
 T = TypeVar("T")
 
 
@@ -78,7 +81,7 @@ class Storage(Protocol):
         """An absolute URL by which anyone can GET `key` for `seconds`."""
 
     def image_url(self, key: str, seconds: int) -> str:
-        """The URL that an image is shown by."""
+        """The URL that an image is shown by, for `seconds` or some minutes more."""
 
 
 def build_storage(settings: Settings) -> Storage:
@@ -221,8 +224,10 @@ class LocalStorage:
         return f"{self._base_url}{FILES_PATH}{quote(check_key(key))}?{query}"
 
     def image_url(self, key: str, seconds: int) -> str:
-        """Signed like any other."""
-        return self.sign_get(key, seconds)
+        """Signed, and the same for some minutes, so that browsers keep what they have fetched."""
+        window = min(_STABLE_SECONDS, seconds)
+        now = int(self._clock())
+        return self.sign_get(key, -(-(now + seconds) // window) * window - now)
 
     def verify(self, method: str, key: str, expires: str, signature: str) -> bool:
         """Whether this signature allows `method` on `key` now."""
@@ -240,12 +245,15 @@ class LocalStorage:
 class S3Storage:
     """A bucket of S3 or R2."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         assert settings.r2_bucket_name is not None
         assert settings.r2_access_key_id is not None
         assert settings.r2_secret_access_key is not None
         endpoint = settings.r2_endpoint_url or ""
         self._public_url = settings.r2_public_url
+        self._clock = clock
+        # Images' URLs by key and seconds, with the moment of signing; the oldest first.
+        self._signed: dict[tuple[str, int], tuple[float, str]] = {}
         self._store = S3Store(
             settings.r2_bucket_name,
             endpoint=endpoint,
@@ -324,7 +332,16 @@ class S3Storage:
         """Below R2_PUBLIC_URL where that is set: its keys hold random ids. Else signed."""
         if self._public_url:
             return f"{self._public_url}/{quote(check_key(key))}"
-        return self.sign_get(key, seconds)
+        window = min(_STABLE_SECONDS, seconds, _LONGEST_SECONDS - seconds)
+        signed = self._signed.get((key, seconds))
+        now = self._clock()
+        if signed is None or not 0 <= now - signed[0] < window:
+            signed = (now, self.sign_get(key, seconds + window))
+            self._signed.pop((key, seconds), None)
+            self._signed[key, seconds] = signed
+            if len(self._signed) > _SIGNED_KEPT:
+                del self._signed[next(iter(self._signed))]
+        return signed[1]
 
 
 def _duty(data: bytes | IO[bytes]) -> Duty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from app.core.db import Database
 from app.core.security import SESSION_COOKIE, key_digest, new_api_key
 from app.repositories.api_keys import ApiKeyRepository
 from testkit.backend import Backend, StartBackend
+from testkit.doubles.inference_double import InferenceDouble
 
 SESSION = "/api/v1/session"
 AVATARS = "/api/v1/identities/avatars"
@@ -145,3 +147,66 @@ async def test_by_https_the_cookie_is_secure(
     key = await make_key(database_url)
     async with start_backend(public_base_url="https://studio.example") as backend:
         assert "Secure" in (await sign_in(backend, key)).headers["set-cookie"]
+
+
+@pytest.mark.parametrize("by", ["key", "cookie", "nobody"])
+async def test_a_stream_of_events_is_cut_within_seconds_of_losing_its_right(
+    backend: Backend, database_url: URL, inference: InferenceDouble, by: str
+) -> None:
+    inference.gate.clear()
+    headers: dict[str, str] = {}
+    if by != "nobody":
+        key = await make_key(database_url)
+        if by == "key":
+            headers = {"Authorization": f"Bearer {key}"}
+        else:
+            await sign_in(backend, key)
+    started = await backend.http.post(
+        "/api/v1/content/generate",
+        json={"prompt": "x"},
+        headers={**headers, **OURS, "Prefer": "respond-async"},
+    )
+    content = started.json()["id"]
+    events = f"/api/v1/content/{content}/events"
+    stream = asyncio.ensure_future(backend.http.get(events, headers=headers))
+    waiting = asyncio.ensure_future(
+        backend.http.post(
+            "/api/v1/content/generate",
+            json={"prompt": "y"},
+            headers={**headers, **OURS, "Prefer": "wait=3"},
+        )
+    )
+    await asyncio.sleep(0.3)
+    if by == "key":
+        database = Database(database_url)
+        async with database.session() as session:
+            keys = ApiKeyRepository(session)
+            await keys.revoke((await keys.list())[0].id)
+        await database.close()
+    elif by == "cookie":
+        assert (await backend.http.delete(SESSION, headers=OURS)).status_code == 204
+    else:
+        await make_key(database_url)
+    try:
+        told = await asyncio.wait_for(stream, 6)
+        assert told.status_code == 200
+        assert "event: succeeded" not in told.text
+        answer = await asyncio.wait_for(waiting, 8)
+        assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHORIZED")
+    finally:
+        inference.gate.set()
+
+
+async def test_who_signs_in_with_wrong_keys_again_and_again_has_to_wait(
+    backend: Backend, database_url: URL
+) -> None:
+    key = await make_key(database_url)
+    for _ in range(10):
+        wrong = await backend.http.post(SESSION, json={"api_key": "sdxl_wrong"})
+        assert wrong.status_code == 401
+    for tried in ("sdxl_wrong", key):
+        late = await backend.http.post(SESSION, json={"api_key": tried})
+        assert (late.status_code, late.json()["error_code"]) == (429, "RATE_LIMITED")
+        assert 0 < int(late.headers["retry-after"]) <= 60
+    by_key = {"Authorization": f"Bearer {key}"}
+    assert (await backend.http.get(AVATARS, headers=by_key)).status_code == 200

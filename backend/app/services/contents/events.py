@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from app.core.db import Database
@@ -44,7 +44,7 @@ class EventService:
         self._database = database
         self._waiters = waiters
 
-    async def follow(self, content_id: uuid.UUID, after: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, content_id: uuid.UUID, after: int = 0) -> AsyncGenerator[Event]:
         """Events after number `after`; ends with the content, its deletion or the server.
 
         A number that this content never gave (another one's, or invented) is none: everything
