@@ -62,7 +62,7 @@ class Server:
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
     made = Server(ConnectionGuard(QUICK, request.param))
     config = uvicorn.Config(
-        made.app,  # type: ignore[arg-type]
+        made.app,
         port=0,
         interface="asgi3",
         http=made.guard.protocol,  # type: ignore[arg-type]
