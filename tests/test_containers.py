@@ -121,6 +121,8 @@ def test_it_runs_its_service_as_a_user_of_its_own(name: str) -> None:
     [volume] = [rest for kind, rest in found if kind == "VOLUME"]
     assert "useradd" in made
     assert f"install -d -o app -g app {volume}" in made
+    assert [rest for kind, rest in found if kind == "ENTRYPOINT"] == ['["tini", "--"]']
+    assert re.search(r"apt-get install [^&]*\btini\b", made)
     [command] = [json.loads(rest) for kind, rest in found if kind == "CMD"]
     assert command[:2] == ["python", "-m"]
     assert importlib.util.find_spec(command[2]) is not None
@@ -175,3 +177,13 @@ def test_compose_reaches_each_service_where_it_listens_and_only_from_this_comput
     grace = SECONDS.fullmatch(backend["stop_grace_period"])
     assert grace is not None
     assert int(grace[1]) > 2 * BackendSettings.model_fields["shutdown_grace_seconds"].default
+
+
+def test_no_service_keeps_rights_that_it_does_not_use() -> None:
+    for name, service in compose()["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "privileged" not in service
+    # The image's entry point begins as root and becomes another user.
+    assert "cap_add" in compose()["services"]["postgres"]
+    assert "cap_add" not in compose()["services"]["backend"]

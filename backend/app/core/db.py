@@ -71,8 +71,11 @@ def database_url(settings: Settings, embedded: EmbeddedPostgres | None) -> URL:
     return url.set(drivername=_DRIVER)
 
 
-def migrate(url: URL) -> None:
+def migrate(url: URL, revision: str = "head") -> None:
     """Bring the schema up to date; several servers may do so at once.
+
+    Args:
+        revision: where to stop, for tests of upgrades.
 
     Raises:
         DatabaseError: the database cannot be reached.
@@ -86,7 +89,7 @@ def migrate(url: URL) -> None:
                 log.warning("the database's schema is a later version's; it is left as it is")
                 return
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
     except (exc.OperationalError, exc.InterfaceError) as error:
         raise DatabaseError(
             f"the database at {_shown(url)} cannot be reached, or went away: is PostgreSQL running "
