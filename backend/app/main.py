@@ -36,6 +36,7 @@ from app.api.document import PROBLEM, install_document
 from app.api.edge.body_deadline import BodyDeadline
 from app.api.edge.compression import JsonGzip
 from app.api.edge.headers import PlainHeaders
+from app.api.edge.utf8_json import Utf8Json
 from app.api.middleware import KeyBeforeUpload, RequestLog
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
@@ -128,6 +129,7 @@ def create_app(
     )
     dialects = app.state.dialects = Dialects(own, DIALECTS)
     app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
+    app.add_middleware(Utf8Json, dialects=dialects)
     app.add_middleware(RequestLog)
     app.add_middleware(JsonGzip)
     app.add_middleware(BodyDeadline, silence_s=settings.body_silence_seconds, dialects=dialects)

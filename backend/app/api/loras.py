@@ -9,11 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Response, UploadFile
 
 from app.api.deps import OwnerDep, RightsDep, ServicesDep
+from app.api.edge.upload_form import UploadRoute
 from app.schemas.common import Description, Name, Page, Storable, storable
 from app.schemas.loras import LoraOut
 from sdxl_contract.errors import InvalidRequest
 
-router = APIRouter(prefix="/loras/models", tags=["loras"])
+router = APIRouter(prefix="/loras/models", tags=["loras"], route_class=UploadRoute)
 
 _MAX_TAGS = 50
 _MAX_TAG_CHARS = 50

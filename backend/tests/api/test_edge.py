@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import errno
 import gzip
 from pathlib import Path
@@ -262,3 +263,68 @@ async def test_a_full_temporary_folder_is_the_server_s_error_and_is_named(
     assert (answer.status_code, answer.json()["error_code"]) == (507, "STORAGE_FAILED")
     assert "temporary folder" in answer.json()["detail"]
     assert isinstance(backend.http, httpx2.AsyncClient)
+
+
+def part(disposition: str, data: bytes) -> bytes:
+    return f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + data + b"\r\n"
+
+
+async def test_an_upload_takes_one_file_however_it_is_named_and_passes_nothing_over(
+    backend: Backend,
+) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    name, data = part('name="name"', b"Ink"), kohya_lora()
+
+    async def send(*parts: bytes) -> tuple[int, Any]:
+        body = b"".join(parts) + b"--x--\r\n"
+        answer = await backend.http.post(UPLOAD, content=body, headers=form)
+        return answer.status_code, answer.json()
+
+    extended = part("name=\"file\"; filename*=UTF-8''na%C3%AFve.safetensors", data)
+    assert (await send(name, extended))[0] == 201
+    file = part('name="file"; filename="a.safetensors"', data)
+    assert (await send(name, file))[0] == 200, "the same bytes"
+    both = part('name="file"; filename="a"; filename*=UTF-8\'\'b', data)
+    assert (await send(name, both))[0] == 200
+    for parts, field, words in (
+        ((name, file, file), "file", "one file at a time"),
+        ((name, file, extended), "file", "one file at a time"),
+        ((name, file, part('name="file2"; filename="b"', data)), "file2", "is not a field"),
+        ((name, file, part('name="tag"', b"a")), "tag", "is not a field"),
+        ((name, name, file), "name", "send it once"),
+        ((name, part('name="file"', b"x")), "file", "must be a file"),
+        ((name,), "file", "is required"),
+    ):
+        status, problem = await send(*parts)
+        assert (status, problem["error_code"], problem["field"]) == (422, "INVALID_REQUEST", field)
+        assert words in problem["detail"]
+    tags = (part('name="tags"', b"a"), part('name="tags"', b"b"))
+    status, lora = await send(name, part('name="file"; filename="b"', kohya_lora(8)), *tags)
+    assert (status, lora["tags"]) == (201, ["a", "b"])
+    broken = await backend.http.post(UPLOAD, content=b"--y\r\n", headers=form)
+    assert (broken.status_code, broken.json()["field"]) == (422, "request")
+
+
+async def test_json_in_another_encoding_is_refused_as_at_the_worker(backend: Backend) -> None:
+    plain = '{"prompt": "a red apple", "name": "ñ"}'
+    others = [
+        codecs.BOM_UTF8 + plain.encode(),
+        *(plain.encode(name) for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32-le")),
+    ]
+    for path in (f"{CONTENT}/generate", "/api/v1/identities/avatars", "/api/v1/session"):
+        for body in others:
+            answer = await backend.http.post(
+                path, content=body, headers={"Content-Type": "application/json; charset=utf-16"}
+            )
+            assert (answer.status_code, answer.json()["field"]) == (422, "request")
+
+    async def slowly() -> Any:
+        for byte in b'{"prompt": "x"}':
+            yield bytes([byte])
+
+    taken = await backend.http.post(
+        f"{CONTENT}/generate",
+        content=slowly(),
+        headers={"Content-Type": "application/json", "Prefer": "respond-async"},
+    )
+    assert taken.status_code == 202
