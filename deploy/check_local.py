@@ -26,7 +26,7 @@ from deploy import check as deploy_check
 from deploy.modal_server_double import modal_server_double
 
 MODEL = deploy_check.REPOSITORY / "demo_model" / "sdxl-demo"
-TOKEN = "deploy-check"
+TOKEN = "deploy-check-and-its-token"
 ROTATED = "deploy-check-rotated"
 SIDE = 64  # px: the smallest that the small model allows
 

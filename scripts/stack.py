@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -164,6 +165,12 @@ def build_stack(
     worker_url = f"http://{LOOPBACK}:{worker_port}"
     backend_url = f"http://{LOOPBACK}:{port}"
     common = dict(extra or {})
+    # Of this start alone unless there is one: both services are started here.
+    token = (
+        os.environ.get("WORKER_API_TOKEN")
+        or os.environ.get("MODAL_API_TOKEN")
+        or secrets.token_hex(32)
+    )
     worker = Service(
         name="worker",
         command=[sys.executable, "-m", "sdxl_worker.serve"],
@@ -174,6 +181,7 @@ def build_stack(
             "WORKER_PORT": str(worker_port),
             # The backend signs URLs of its own local storage: plain http on loopback.
             "LORA_ALLOW_LOOPBACK": "true",
+            "WORKER_API_TOKEN": token,
             **common,
         },
         ready_url=f"{worker_url}/health",
@@ -188,6 +196,7 @@ def build_stack(
             "PORT": str(port),
             "DATA_DIR": str(data_dir),
             "MODAL_ENDPOINT_URL": f"{worker_url}/generate-image",
+            "MODAL_API_TOKEN": token,
             **common,
         },
         ready_url=f"{backend_url}/health/ready",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1,
-         "F8_E5M2": 1}  # fmt: skip
+         "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1}  # fmt: skip
 Shape = tuple[int, ...]
 Spec = Mapping[str, tuple[str, Shape]]
 
@@ -109,7 +109,9 @@ def broken_headers() -> Iterator[Case]:
     good = b'{"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}'
     yield Case("header_past_the_end", raw(b"{}")[:8] + b"{", "truncated")
     yield Case("header_length_huge", b"\xff" * 7 + b"\x7f" + b"{" + bytes(40), "header_too_large")
-    yield Case("header_9_mb", raw(b"{" + b" " * (9 << 20) + b"}"), "header_too_large")
+    too_long = struct.pack("<Q", 100_000_001) + b"{" + bytes(40)
+    yield Case("header_above_the_format_s_bound", too_long, "header_too_large")
+    yield Case("header_of_blanks", raw(b"{" + b" " * (9 << 20) + b"}"), "empty")
     yield Case("header_cut", raw(b'{"a": ' + good + b"}", bytes(8))[:30], "truncated")
     yield Case("not_json", raw(b"{not json at all}"), "header")
     yield Case("list", raw(b"{" + b"]"), "header")
@@ -134,6 +136,43 @@ def broken_headers() -> Iterator[Case]:
     yield Case("metadata_null", raw(f'{{"__metadata__": null, "a": {written}}}'.encode(), bytes(8)),
                "metadata")  # fmt: skip
     for name, text, reason in (
+        (
+            "raw_newline_in_metadata",
+            f'{{"__metadata__": {{"x": "a\nb"}}, "a": {written}}}',
+            "header",
+        ),
+        ("bad_escape_in_metadata", f'{{"__metadata__": {{"x": "\\q"}}, "a": {written}}}', "header"),
+        ("bad_unicode_escape", f'{{"__metadata__": {{"x": "\\u12g4"}}, "a": {written}}}', "header"),
+        (
+            "metadata_never_ends",
+            f'{{"a": {written}, "__metadata__": {{"x": "' + "y" * 5000,
+            "header",
+        ),
+        (
+            "metadata_comma_missing",
+            f'{{"__metadata__": {{"x": "1" "y": "2"}}, "a": {written}}}',
+            "header",
+        ),
+        ("comma_at_the_end", f'{{"a": {written},}}', "header"),
+        ("comma_missing", f'{{"a": {written} "b": {written}}}', "header"),
+        ("colon_missing", f'{{"a" {written}}}', "header"),
+        ("key_without_quotes", f"{{a: {written}}}", "header"),
+        ("name_of_a_megabyte", '{"' + "a" * 2**20 + f'": {written}}}', "tensor_name"),
+        ("entry_of_a_megabyte", '{"a": {' + " " * 2**20 + written[1:] + "}", "header"),
+        (
+            "pairs_without_end",
+            '{"__metadata__": {'
+            + ",".join(f'"{n}": ""' for n in range(100_001))
+            + f'}}, "a": {written}}}',
+            "header",
+        ),
+        (
+            "alphas_too_long_to_read",
+            '{"__metadata__": {"lora_adapter_metadata": "'
+            + "x" * (17 << 20)
+            + f'"}}, "a": {written}}}',
+            "metadata",
+        ),
         ("byte_order_mark", f'\ufeff{{"a": {written}}}', "not_safetensors"),
         ("blanks_before", f'  {{"a": {written}}}', "not_safetensors"),
         ("nul_padding", f'{{"a": {written}}}\0\0\0', "header"),
@@ -284,10 +323,9 @@ def misfits(modules: Mapping[str, Shape]) -> Iterator[Case]:
     def case(name: str, spec: Spec, says: str = "", reason: str = "misfit") -> Case:
         return Case(name, build(spec), reason, says)
 
-    for dtype in ("I8", "F8_E4M3", "F8_E5M2", "F64", "I64"):
+    for dtype in ("I8", "U8", "F8_E8M0", "BOOL", "I64"):
         yield case(f"factors_{dtype}", plain(STEM, linear, dtype=dtype), "must be", "dtype")
-    yield case("rank_513", plain(STEM, linear, rank=513), "rank 513")
-    yield case("rank_above_width", plain(STEM, (out, inner), rank=min(out, inner, 512) + 1), "rank")
+    yield case("rank_4097", plain(STEM, linear, rank=4097), "rank 4097")
     yield case("ranks_differ", good | {up: ("F16", (out, 8))}, "lora_up")
     yield case("too_wide", plain(STEM, (out, inner + 1)), "lora_down")
     yield case("transposed", {down: ("F16", (inner, 4)), up: ("F16", (4, out))}, "lora_up")
@@ -295,7 +333,7 @@ def misfits(modules: Mapping[str, Shape]) -> Iterator[Case]:
     yield case("scalar_factor", {down: ("F16", ()), up: ("F16", (out, 4))}, "lora_up")
     yield case("up_missing", {down: good[down]}, "lacks lora_up")
     yield case("down_missing", {up: good[up]}, "lacks lora_down")
-    yield case("alpha_alone", {f"{STEM}.alpha": ("F16", ())}, "nothing to apply")
+    yield case("alpha_alone", {f"{STEM}.alpha": ("F16", ())}, "no layer", "no_layers")
     yield case("alpha_vector", good | {f"{STEM}.alpha": ("F16", (4,))}, "alpha")
     yield case("outer_product_bomb", {down: ("F16", (1, 10**6)), up: ("F16", (10**6, 1))}, "layer")
     yield case("kron_bomb", {f"{STEM}.lokr_w1": ("F16", (2000, 2000)),

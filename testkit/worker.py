@@ -116,6 +116,7 @@ class FileServer:
     statuses: list[int] = field(default_factory=list)
     puts: dict[str, bytes] = field(default_factory=dict)
     etags: bool = True
+    ranges: bool = True
     put_status: int = 200
     put_delay_s: float = 0
     port: int = 0
@@ -161,6 +162,11 @@ def file_server() -> Iterator[FileServer]:
             etag = f'"{hashlib.md5(data).hexdigest()}"'
             if state.etags and self.headers.get("If-None-Match") == etag:
                 self._answer(304, b"", etag)
+                return
+            wanted = self.headers.get("Range") if state.ranges else None
+            if wanted:
+                first, last = (int(text) for text in wanted.removeprefix("bytes=").split("-"))
+                self._answer(206 if first < len(data) else 416, data[first : last + 1])
                 return
             self._answer(200, data, etag if state.etags else None)
 

@@ -16,7 +16,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import parse_request
-from sdxl_worker.fetching.download import stable_key
+from sdxl_worker.fetching.urls import object_key
 
 _PREFERRED = 2  # replicas tried in a LoRA's own order; then whichever has room
 
@@ -41,7 +41,7 @@ def lora_key(body: bytes) -> str | None:
         request = parse_request(body)
     except ContractError:
         return None
-    names = sorted(ref.sha256 or stable_key(ref.url) for ref in request.lora_refs())
+    names = sorted(ref.sha256 or object_key(ref.url) for ref in request.lora_refs())
     return "\n".join(names) or None
 
 

@@ -14,7 +14,13 @@ from pydantic import ValidationError
 from sdxl_contract.errors import ERRORS, ContractError, ErrorBody, ErrorCode, from_body
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.prices import USD_PER_SECOND, usd
-from sdxl_contract.request import GenerateRequest, dump_request, field_path, parse_request
+from sdxl_contract.request import (
+    GenerateRequest,
+    LoraRef,
+    dump_request,
+    field_path,
+    parse_request,
+)
 from sdxl_contract.result import GenerateResult, Timings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,7 +103,21 @@ def refusal(**fields: object) -> ContractError:
         ({"cfg": 0.5}, "INVALID_REQUEST", "cfg: must be at least 1.0"),
         ({"cfg": float("nan")}, "INVALID_REQUEST", "cfg"),
         ({"lora_scale": 1.5}, "INVALID_REQUEST", "lora_scale: must be at most 1.0"),
-        ({"loras": [{"url": "u", "scale": 2.5}]}, "INVALID_REQUEST", "loras[0].scale"),
+        (
+            {"loras": [{"url": "u", "scale": 10.5}]},
+            "INVALID_REQUEST",
+            "must be at most 10.0",
+        ),
+        ({"loras": [{"url": "u", "scale": -10.5}]}, "INVALID_REQUEST", "loras[0].scale"),
+        ({"output_url": "u", "num_images": 2}, "INVALID_REQUEST", "output_url: takes one image"),
+        ({"output_urls": ["u"], "num_images": 2}, "INVALID_REQUEST", "output_urls: has 1 URLs"),
+        ({"output_urls": ["u", "v"]}, "INVALID_REQUEST", "num_images is 1"),
+        ({"output_urls": ["u", "u"], "num_images": 2}, "INVALID_REQUEST", "one URL twice"),
+        ({"output_urls": ["u"], "output_url": "u"}, "INVALID_REQUEST", "output_urls: output_url"),
+        ({"output_urls": [""]}, "INVALID_REQUEST", "output_urls[0]"),
+        ({"output_urls": [None]}, "INVALID_REQUEST", "output_urls[0]"),
+        ({"prompt": None}, "INVALID_PROMPT", "prompt"),
+        ({"widht": None}, "INVALID_REQUEST", "widht: is not a field"),
         ({"loras": [{"scale": 1}]}, "INVALID_REQUEST", "loras[0].url: is required"),
         ({"loras": [{"url": "u"}] * 9}, "INVALID_REQUEST", "loras"),
         ({"loras": [{"url": "u"}], "lora_url": "u"}, "INVALID_REQUEST", "lora_url and loras"),
@@ -137,6 +157,30 @@ def test_a_signed_url_stays_out_of_messages_and_reprs() -> None:
     assert "hunter2" not in error.message + json.dumps(error.details)
     assert "hunter2" not in repr(GenerateRequest(prompt="a", lora_url=url))
     assert "hunter2" not in repr(GenerateRequest(prompt="a", loras=[{"url": url}]))
+
+
+def test_null_is_the_same_as_left_out_for_every_optional_field() -> None:
+    fields = set(GenerateRequest.model_fields) - {"prompt"}
+    empty = parse_request(json.dumps({"prompt": "a"} | dict.fromkeys(fields)))
+    assert empty == parse_request('{"prompt": "a"}')
+
+    ref = {"url": "u"} | dict.fromkeys(set(LoraRef.model_fields) - {"url"})
+    assert parse_request(json.dumps({"prompt": "a", "loras": [ref]})).loras == [LoraRef(url="u")]
+
+
+def test_each_image_has_its_place() -> None:
+    assert parse_request('{"prompt": "a"}').places() == []
+    one = parse_request('{"prompt": "a", "output_url": "u"}')
+    assert one.places() == [("output_url", "u")]
+    two = parse_request('{"prompt": "a", "num_images": 2, "output_urls": ["u", "v"]}')
+    assert two.places() == [("output_urls[0]", "u"), ("output_urls[1]", "v")]
+
+
+def test_sliders_may_be_pulled_to_ten_and_the_short_form_may_not() -> None:
+    for scale in (-10, 10):
+        assert parse_request(
+            json.dumps({"prompt": "a", "loras": [{"url": "u", "scale": scale}]})
+        ).loras[0].scale == scale  # fmt: skip
 
 
 def test_the_short_form_is_one_lora() -> None:

@@ -289,3 +289,21 @@ def test_a_dtype_that_is_no_text_is_refused_however_deep_it_is() -> None:
         header = {STEM: {"dtype": dtype, "shape": [1], "data_offsets": [0, 2]}}
         with pytest.raises(LoraLoadFailed, match="dtype"):
             inspect(raw(json.dumps(header).encode(), bytes(2)))
+
+
+def test_a_header_of_the_format_s_bound_takes_little_more_memory_than_itself() -> None:
+    # One value that nobody reads, beyond ASCII: as text it would take four times its bytes.
+    value = "\U0001f600" * (15 << 20)
+    header: dict[str, Any] = {"__metadata__": {"ss_tag_frequency": value, "ss_output_name": "hero"}}
+    header |= json.loads(build(kohya("sdxl"))[8:].partition(b"}}")[0] + b"}}")
+    data = raw(json.dumps(header, ensure_ascii=False).encode())
+    size = len(data) + max(entry["data_offsets"][1] for n, entry in header.items() if "." in n)
+    del header, value
+    tracemalloc.start()
+    found = read_header(io.BytesIO(data), size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert len(data) > 60 << 20
+    assert found.metadata == {"ss_output_name": "hero"}
+    assert peak < 1.5 * len(data)

@@ -104,7 +104,7 @@ def test_the_loras_fit_in_their_spellings(targets: Any, file: str, spelling: str
     from sdxl_worker.lora import parse_lora
 
     path = LORAS / f"{file}.safetensors"
-    lora = parse_lora(path, targets, name=file)
+    lora = parse_lora(path, targets)
     report = lora.report(1.0)
 
     assert not lora.strays
@@ -169,7 +169,7 @@ def test_the_other_algorithms_files_change_the_model_and_leave_no_trace(
 
     weights = load_file(MODEL / "unet" / "diffusion_pytorch_model.safetensors")
     file = save(make_test_loras.make(kind, weights, 1))
-    lora = parse_lora(file, targets, name=kind)
+    lora = parse_lora(file, targets)
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     patcher = LoraPatcher(targets)
 

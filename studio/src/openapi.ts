@@ -1429,8 +1429,6 @@ export interface components {
             modules_matched: number | null;
             /** Modules Unmatched */
             modules_unmatched: string[] | null;
-            /** Cache */
-            cache: string | null;
         } & {
             [key: string]: unknown;
         };

@@ -58,6 +58,10 @@ def _new_database(postgres: URL, name: str) -> str:
     return made.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+# Two backends share one worker.
+_TOKENS = dict.fromkeys(("WORKER_API_TOKEN", "MODAL_API_TOKEN"), "a-token-for-the-browser-tests")
+
+
 @pytest.fixture(scope="session")
 def studio(
     chromium_path: str, postgres: URL, tmp_path_factory: pytest.TempPathFactory
@@ -70,7 +74,7 @@ def studio(
         worker_port=free_port(),
         data_dir=folder / "data",
         logs=folder / "logs",
-        extra={"DATABASE_URL": database, "MODEL_REFRESH_SECONDS": "2"},
+        extra={"DATABASE_URL": database, "MODEL_REFRESH_SECONDS": "2", **_TOKENS},
     )
     try:
         stack.start()
@@ -98,6 +102,7 @@ def keyed(
             "DATA_DIR": str(folder / "data"),
             "DATABASE_URL": database,
             "MODAL_ENDPOINT_URL": f"{studio.worker_url}/generate-image",
+            **_TOKENS,
         },
         ready_url=f"{url}/health/ready",
         log=folder / "backend.log",

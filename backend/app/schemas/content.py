@@ -198,7 +198,6 @@ class UsedLora(Out):
     rank: int | None = None
     modules_matched: int | None = None
     modules_unmatched: list[str] | None = None
-    cache: str | None = None
 
 
 class ContentOut(BaseModel):

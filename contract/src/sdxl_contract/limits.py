@@ -13,7 +13,8 @@ STEPS_MIN, STEPS_MAX, STEPS_DEFAULT = 1, 100, 28
 CFG_MIN, CFG_MAX, CFG_DEFAULT = 1.0, 20.0, 5.5
 # The short form `lora_scale` keeps the range that callers of the first version know.
 SHORT_SCALE_MIN, SHORT_SCALE_MAX, SHORT_SCALE_DEFAULT = 0.0, 1.0, 1.0
-SCALE_MIN, SCALE_MAX = -2.0, 2.0
+# Sliders are made to be pulled far, and in both directions.
+SCALE_MIN, SCALE_MAX = -10.0, 10.0
 MAX_LORAS = 8
 MAX_IMAGES = 8
 SEED_MAX = 2**32 - 1
@@ -21,9 +22,11 @@ TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
 URL_MAX_CHARS = 8192
 
 # A LoRA file is untrusted: these bound what a reader will look at (bytes, tensors, rank).
-LORA_HEADER_MAX_BYTES = 8 * 2**20
+# The header's bound is the format's own: trainers write the tags of every caption into it.
+LORA_HEADER_MAX_BYTES = 100_000_000
 LORA_MAX_TENSORS = 20_000
-LORA_MAX_RANK = 512
+# Several LoRAs joined into one have their ranks' sum. No memory depends on it but the file's own.
+LORA_MAX_RANK = 4096
 LORA_MAX_BYTES = 2 * 2**30
 
 

@@ -19,10 +19,12 @@ from pydantic_core import PydanticCustomError
 from sdxl_contract import limits
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.limits import ModelLimits
+from sdxl_contract.prompt_syntax import parse_weights
 
 _SAMPLER_NAME_MAX = 80
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+Url = Annotated[str, Field(min_length=1, max_length=limits.URL_MAX_CHARS)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, description="lower-case hex")]
 
 
@@ -125,10 +127,22 @@ def _no_bool(value: object) -> object:
     return value
 
 
-class LoraRef(BaseModel):
-    """One LoRA of a request: where to fetch it, and how strongly to apply it."""
+class _NullIsLeftOut(BaseModel):
+    """Takes `null` for every field that may be left out, and reads it as just that."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {k: v for k, v in value.items() if v is not None or k not in optional}
+
+
+class LoraRef(_NullIsLeftOut):
+    """One LoRA of a request: where to fetch it, and how strongly to apply it."""
 
     url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
     scale: float = Field(default=1.0, ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False)
@@ -139,14 +153,13 @@ class LoraRef(BaseModel):
     _number = field_validator("scale", mode="before")(_no_bool)
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(_NullIsLeftOut):
     """A request for one picture (or `num_images` of them), as the worker receives it.
 
     `width` and `height` left out mean the base model's native side: 1024 px for SDXL.
     A field that this version does not know is an error, so that a misspelt one is not ignored.
+    `output_urls` holds one URL for each picture, `output_url` is its one-picture short form.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str
     negative_prompt: str = ""
@@ -175,6 +188,7 @@ class GenerateRequest(BaseModel):
     output_url: str | None = Field(
         default=None, min_length=1, max_length=limits.URL_MAX_CHARS, repr=False
     )
+    output_urls: list[Url] = Field(default_factory=list, max_length=limits.MAX_IMAGES, repr=False)
     output_format: OutputFormat = OutputFormat.PNG
     scheduler: Scheduler = Scheduler.DEFAULT
     num_images: int = Field(default=1, ge=1, le=limits.MAX_IMAGES)
@@ -207,6 +221,49 @@ class GenerateRequest(BaseModel):
                 "alone", "belongs to lora_url, which is missing", {"field": "lora_sha256"}
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_place_for_each_image(self) -> GenerateRequest:
+        if self.output_url is not None and self.output_urls:
+            raise PydanticCustomError(
+                "two_ways",
+                "output_url and output_urls are two ways to say the same: send one of them",
+                {"field": "output_urls"},
+            )
+        if self.output_url is not None and self.num_images > 1:
+            raise PydanticCustomError(
+                "one_place",
+                "takes one image and num_images is {count}: send output_urls with one URL for each",
+                {"field": "output_url", "count": self.num_images},
+            )
+        if self.output_urls and len(self.output_urls) != self.num_images:
+            raise PydanticCustomError(
+                "places",
+                "has {found} URLs and num_images is {count}: send one URL for each image",
+                {"field": "output_urls", "found": len(self.output_urls), "count": self.num_images},
+            )
+        if len(set(self.output_urls)) != len(self.output_urls):
+            raise PydanticCustomError(
+                "same_place",
+                "names one URL twice: the second image would replace the first",
+                {"field": "output_urls"},
+            )
+        return self
+
+    def places(self) -> list[tuple[str, str]]:
+        """(field, URL) to which each image is uploaded, in order; empty: they are answered."""
+        if self.output_url is not None:
+            return [("output_url", self.output_url)]
+        return [(f"output_urls[{n}]", url) for n, url in enumerate(self.output_urls)]
+
+    def check_prompts(self) -> None:
+        """Read both prompts' syntax.
+
+        Raises:
+            InvalidPrompt: a weight is malformed, or the text names a LoRA.
+        """
+        parse_weights(self.prompt)
+        parse_weights(self.negative_prompt, "negative_prompt")
 
     def lora_refs(self) -> list[LoraRef]:
         """The LoRAs asked for, the short form included, in the request's order."""

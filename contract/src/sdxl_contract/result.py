@@ -52,7 +52,6 @@ class LoraReport(_Answer):
     modules_unmatched: list[str] = Field(
         default_factory=list, description="stray keys that name no layer, skipped"
     )
-    cache: Literal["memory", "disk", "miss"] | None = None
 
 
 class Timings(_Answer):

@@ -25,19 +25,23 @@ from sdxl_contract.errors import (
     ErrorBody,
     GenerationFailed,
     InvalidRequest,
+    LoraDownloadFailed,
     Unauthorized,
 )
 from sdxl_contract.reference_page import HEADERS, reference_page
-from sdxl_contract.request import parse_request
+from sdxl_contract.request import GenerateRequest, parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
 from sdxl_worker.engine import Engine
-from sdxl_worker.run import Run
+from sdxl_worker.guard import AnswerHeaders, refuse_pages
+from sdxl_worker.run import Run, too_late
 from sdxl_worker.settings import Settings
 
 log = structlog.get_logger()
 _BODY_MAX_BYTES = 1 << 20
 _PING_S = 10.0
+# A run says itself that its time is over; this much later its callers no longer wait for that.
+_GRACE_S = 5.0
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -63,14 +67,20 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
+    app.add_middleware(AnswerHeaders)
 
-    def authorise(request: Request) -> None:
+    def has_token(request: Request) -> bool:
         token = settings.worker_api_token
         if token is None:
-            return
+            return False
         given = request.headers.get("authorization", "")
         expected = f"Bearer {token.get_secret_value()}"
-        if not hmac.compare_digest(given.encode(), expected.encode()):
+        return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+
+    def authorise(request: Request, *, has_body: bool = False) -> None:
+        if settings.worker_api_token is None:
+            refuse_pages(request.headers, has_body=has_body)
+        elif not has_token(request):
             raise Unauthorized("the bearer token is missing or wrong")
 
     @app.exception_handler(ContractError)
@@ -97,8 +107,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     async def generate_image(request: Request) -> Response:
         """Draw a picture. With `Accept: text/event-stream` progress comes first."""
         try:
-            authorise(request)
-            run = engine.submit(parse_request(await _read_body(request)))
+            authorise(request, has_body=True)
+            asked = parse_request(await _read_body(request))
+            run = await engine.admit(asked)
         except ContractError as error:
             engine.metrics.request_refused(error.code.value)
             raise
@@ -108,12 +119,23 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
                 _events(run),
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
-        return _json(await _result_or_gone(run, request))
+        try:
+            return _json(await _result_or_gone(run, request, asked))
+        except LoraDownloadFailed:
+            if run.request is asked or run.request.lora_refs() == asked.lora_refs():
+                raise
+            # Another's URL failed, and this caller's was found to work.
+            return _json(await _result_or_gone(await engine.admit(asked), request, asked))
 
     @app.get("/health")
-    async def health(include: str = "") -> Response:
-        """Whether the worker is ready, and what it can do; 503 unless ready."""
+    async def health(request: Request, include: str = "") -> Response:
+        """Whether the worker is ready, and what it can do; 503 unless ready. Which LoRAs it holds
+        is shown to whoever has the token."""
+        if settings.worker_api_token is None:
+            refuse_pages(request.headers, has_body=False)
         state = engine.health(include_modules="modules" in include.split(","))
+        if not has_token(request):
+            state = state.model_copy(update={"cached_loras": []})
         return _json(state, 200 if state.status is HealthStatus.READY else 503)
 
     @app.get("/metrics")
@@ -187,13 +209,18 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _result_or_gone(run: Run, request: Request) -> GenerateResult:
-    """The run's result; leaves the run when the client's connection closes."""
+async def _result_or_gone(run: Run, request: Request, asked: GenerateRequest) -> GenerateResult:
+    """The run's result; leaves the run when the client's connection closes, or when the caller's
+    own time is over and another's is not."""
     result = asyncio.ensure_future(run.result())
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {result, gone}, timeout=asked.timeout + _GRACE_S, return_when=asyncio.FIRST_COMPLETED
+        )
         if not result.done():
+            if not gone.done():
+                raise too_late(asked.timeout)
             raise Cancelled("the client went away")
         return result.result()
     finally:

@@ -18,6 +18,7 @@ from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
+from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
@@ -96,7 +97,8 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     move: Callable[[ParsedLora], ParsedLora] = (
         (lambda lora: _moved(lora, model.device)) if on_gpu else (lambda lora: lora)
     )
-    source = LoraSource(fetcher, cache, targets, disk, move)
+    budget = ByteBudget(settings.lora_bytes_in_flight)
+    source = LoraSource(fetcher, cache, targets, disk, move, budget)
     gpu = settings.gpu_name or gpu_name(model.device)
     smallest = min(model.limits.lora_max_bytes, settings.lora_max_bytes, LORA_MAX_BYTES)
     limits = model.limits.model_copy(update={"lora_max_bytes": smallest})

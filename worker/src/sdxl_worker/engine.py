@@ -34,7 +34,6 @@ from sdxl_worker import __version__
 from sdxl_worker.answering.result import MEDIA_TYPES, Answer
 from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.drawer import Drawn
-from sdxl_worker.drawing.prompt_syntax import parse_weights
 from sdxl_worker.drawing.schedulers import scheduler_name
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.line.lane import Lane
@@ -160,8 +159,7 @@ class Engine:
         if joined is not None:
             return joined
         request.check_limits(self._ready.limits)
-        parse_weights(request.prompt)
-        parse_weights(request.negative_prompt, "negative_prompt")
+        request.check_prompts()
         waiting = self.runs.waiting
         if waiting >= self._settings.queue_max:
             raise Overloaded(
@@ -169,10 +167,33 @@ class Engine:
                 details={"queue_length": waiting},
                 retry_after=round(max(1.0, waiting * self._seconds_per_request / 2), 1),
             )
+        in_flight = self._ready.source.budget
+        if in_flight.held >= in_flight.limit and request.lora_refs():
+            raise Overloaded(
+                "the LoRAs of waiting requests fill the memory that is kept for downloads",
+                details={"bytes_in_flight": in_flight.held},
+                retry_after=round(max(1.0, self._seconds_per_request), 1),
+            )
         run = Run(request, device=self._ready.model.device)
         self.runs.start(run, self._live(run, self._ready))
         run.emit(QueuedEvent(position=waiting))
         return run
+
+    async def admit(self, request: GenerateRequest) -> Run:
+        """`submit`; a caller that joins another's run with other URLs shows that they work, too.
+
+        Raises:
+            ContractError: as `submit`, or a LoRA's URL is refused.
+        """
+        run = self.submit(request)
+        if run.request is request or request.lora_refs() == run.request.lora_refs():
+            return run
+        assert self._ready is not None
+        source, proving = self._ready.source, Run(request)
+        with source.budget.share() as share:
+            await proving.until(source.get_all(proving, share))
+        # The run may have ended meanwhile, or been left.
+        return self.submit(request)
 
     async def _live(self, run: Run, ready: Assembly) -> GenerateResult:
         """`_answer`, counted and logged, with every foreign error mapped once."""
@@ -198,17 +219,19 @@ class Engine:
     async def _answer(self, run: Run, ready: Assembly) -> GenerateResult:
         """Fetch, line up, draw, encode, upload, answer."""
         request = run.request
-        if request.output_url is not None:
-            await run.until(self._fetcher.check_output(request.output_url))
-        with self._memory_guard(run, ready):
-            fetched = (ready.source.get(ref, run) for ref in request.lora_refs())
-            run.loras.extend(await run.until(asyncio.gather(*fetched)))
-        for lora in run.loras:
-            self.metrics.lora_cache.labels(lora.origin).inc()
+        places = request.places()
+        for field, url in places:
+            await run.until(self._fetcher.check_output(url, field))
+        # Until the pictures are drawn: then nothing here holds the files any more.
+        with ready.source.budget.share() as share:
+            with self._memory_guard(run, ready):
+                run.loras.extend(await run.until(ready.source.get_all(run, share)))
+            for lora in run.loras:
+                self.metrics.lora_cache.labels(lora.origin).inc()
 
-        run.line_up()
-        key = content_key(run.scaled_loras) or None
-        drawn = await self._lane.run(key, partial(self._draw, run, ready), run.until)
+            run.line_up()
+            key = content_key(run.scaled_loras) or None
+            drawn = await self._lane.run(key, partial(self._draw, run, ready), run.until)
         run.check()
 
         answer = Answer(
@@ -222,10 +245,11 @@ class Engine:
         )
         with run.phase(Phase.IMAGE_ENCODE):
             files = await asyncio.to_thread(answer.files)
-        if request.output_url is not None:
+        if places:
+            media_type = MEDIA_TYPES[request.output_format.value]
             with run.phase(Phase.UPLOAD):
-                media_type = MEDIA_TYPES[request.output_format.value]
-                await run.until(self._fetcher.upload(request.output_url, files[0], media_type))
+                for (field, url), data in zip(places, files, strict=True):
+                    await run.until(self._fetcher.upload(url, data, media_type, field))
         self.metrics.phases(run.timings())
         return answer.result(files)
 

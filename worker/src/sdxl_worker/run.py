@@ -53,9 +53,15 @@ class RunLora:
 
     def report(self) -> LoraReport:
         """The LoRA's entry in the result."""
-        return self.parsed.report(self.ref.scale).model_copy(
-            update={"name": self.ref.name or self.parsed.name, "cache": self.origin}
-        )
+        return self.parsed.report(self.ref.scale, self.ref.name)
+
+
+def too_late(timeout_s: float) -> RequestTimeout:
+    """The error of a request that ran out of its own time."""
+    return RequestTimeout(
+        f"the request took longer than its timeout of {timeout_s:g} s",
+        details={"field": "timeout", "timeout_seconds": timeout_s},
+    )
 
 
 class Run:
@@ -103,7 +109,9 @@ class Run:
         self._queued_at = self.started
         self._began_at: float | None = None
         self._callers = 0
+        self._abandoned = False
         self._listeners: list[asyncio.Queue[Event]] = []
+        self._queued: QueuedEvent | None = None
         self._last: Event | None = None
 
     @property
@@ -119,6 +127,17 @@ class Run:
         self._on_loop(self._stopped.set)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether it stops because its callers went away: nobody asked for that."""
+        return self._abandoned
+
+    def join(self, request: GenerateRequest) -> None:
+        """Another caller asks for the same: the run has as long as that one gives it, too."""
+        asked = time.monotonic() + request.timeout
+        if asked > self._deadline:
+            self._deadline, self._timeout_s = asked, request.timeout
+
+    @property
     def remaining_s(self) -> float:
         """Seconds until the deadline; negative after it."""
         return self._deadline - time.monotonic()
@@ -128,13 +147,7 @@ class Run:
         if self._cancelled.is_set():
             raise Cancelled("the request was cancelled, or its client went away")
         if self.remaining_s <= 0:
-            raise self._too_late()
-
-    def _too_late(self) -> RequestTimeout:
-        return RequestTimeout(
-            f"the request took longer than its timeout of {self._timeout_s:g} s",
-            details={"field": "timeout", "timeout_seconds": self._timeout_s},
-        )
+            raise too_late(self._timeout_s)
 
     async def until(self, work: Awaitable[T]) -> T:
         """The outcome of `work`, which is cancelled at the run's deadline or cancellation.
@@ -145,16 +158,18 @@ class Run:
         task = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait(
-                {task, stopped},
-                timeout=max(0.0, self.remaining_s),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            # Again where a later caller has given the run more time meanwhile.
+            while not task.done() and not stopped.done() and self.remaining_s > 0:
+                await asyncio.wait(
+                    {task, stopped},
+                    timeout=self.remaining_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
                 self.check()
-                raise self._too_late()  # a loop's clock may ring a moment early
+                raise too_late(self._timeout_s)  # a loop's clock may ring a moment early
             return task.result()
         finally:
             stopped.cancel()
@@ -222,15 +237,19 @@ class Run:
                 self._loop.call_soon_threadsafe(call, *arguments)
 
     def _deliver(self, event: Event) -> None:
-        self._last = event
+        if isinstance(event, QueuedEvent):
+            self._queued = event
+        else:
+            self._last = event
         for queue in self._listeners:
             queue.put_nowait(event)
 
     def listen(self) -> asyncio.Queue[Event]:
-        """A queue that gets every later event, and the last one so far."""
+        """A queue that gets the place in the line, the last event so far, and every later one."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        if self._last is not None:
-            queue.put_nowait(self._last)
+        for event in (self._queued, self._last):
+            if event is not None:
+                queue.put_nowait(event)
         self._listeners.append(queue)
         return queue
 
@@ -243,4 +262,5 @@ class Run:
         finally:
             self._callers -= 1
             if self._callers == 0 and not self.task.done():
+                self._abandoned = True
                 self.cancel()

@@ -20,6 +20,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*|[0-9a-f:]+")
 
 
+_TOKEN_MIN_CHARS = 16
+
+
 class Dtype(StrEnum):
     """Precision of the weights; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
 
@@ -75,6 +78,12 @@ class Settings(BaseSettings):
     lora_download_timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     lora_min_bytes_per_second: int = Field(
         default=64 * 1024, ge=0, description="slower downloads are given up after 5 s"
+    )
+    lora_bytes_in_flight: int = Field(
+        default=4 * 2**30,
+        gt=0,
+        description="of LoRA files on their way into the model, all requests together; a request "
+        "that finds too little left is OVERLOADED",
     )
     lora_cache_bytes: int = Field(default=4 * 2**30, ge=0, description="parsed LoRAs in memory")
     lora_cache_dir: Path | None = Field(
@@ -164,6 +173,11 @@ class Settings(BaseSettings):
         # What a header cannot carry as it is would lock everyone out, or let blanks in.
         if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
             raise ValueError("must be visible ASCII characters without blanks")
+        if value is not None and len(value.get_secret_value()) < _TOKEN_MIN_CHARS:
+            raise ValueError(
+                f"must have at least {_TOKEN_MIN_CHARS} characters, so that it cannot be guessed: "
+                "such as what `openssl rand -hex 32` prints"
+            )
         return value
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from typing import Any
@@ -32,6 +33,28 @@ def test_a_place_that_is_refused_is_refused_before_anything_is_drawn(
     assert (answer.status_code, answer.json()["error_code"]) == (400, "LORA_DOWNLOAD_FAILED")
     assert answer.json()["details"]["field"] == "output_url"
     assert drawn == []
+
+
+def test_each_image_is_uploaded_to_its_own_place(client: httpx2.Client, files: FileServer) -> None:
+    places = [files.url("/1.png"), files.url("/2.png")]
+    answer = client.post("/generate-image", json=BASE | {"num_images": 2, "output_urls": places})
+
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    stored = [hashlib.sha256(files.puts[f"/{n}.png"]).hexdigest() for n in (1, 2)]
+    assert [image["image_sha256"] for image in body["images"]] == stored
+    assert "image_base64" not in answer.text
+
+
+def test_no_image_is_drawn_that_would_be_lost(client: httpx2.Client, files: FileServer) -> None:
+    places = {"num_images": 2, "output_url": files.url("/1.png")}
+    answer = client.post("/generate-image", json=BASE | places)
+    assert (answer.status_code, answer.json()["details"]["field"]) == (422, "output_url")
+
+    inner = {"num_images": 2, "output_urls": [files.url("/1.png"), "https://10.0.0.1/2"]}
+    answer = client.post("/generate-image", json=BASE | inner)
+    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "output_urls[1]")
+    assert files.puts == {}
 
 
 def test_the_request_s_timeout_ends_an_upload(client: httpx2.Client, files: FileServer) -> None:

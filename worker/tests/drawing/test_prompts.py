@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdxl_contract.errors import InvalidPrompt
-from sdxl_worker.drawing.prompt_syntax import parse_weights
+from sdxl_contract.prompt_syntax import parse_weights
 from sdxl_worker.drawing.prompts import encode_prompts
 from testkit.worker import SIDE, RunningWorker
 
@@ -47,6 +47,16 @@ def parsed(text: str) -> list[tuple[str, float]]:
         ("(draft)3d print", [("(draft)3d print", 1)]),
         ("a face :) or :(", [("a face :) or :(", 1)]),
         ("1) red 2) blue", [("1) red 2) blue", 1)]),
+        ("(red: 1.5)", [("red", 1.5)]),
+        ("(red:\t1.5)", [("red", 1.5)]),
+        ("(red : 1.5 )", [("red", 1.5)]),
+        ("(red :1.5)", [("red", 1.5)]),
+        ("(style: 3d)", [("(style: 3d)", 1)]),
+        ("(style: oil 2)", [("(style: oil 2)", 1)]),
+        ("[cat] {dog}", [("[cat] {dog}", 1)]),
+        (r"\[red:1.5]", [(r"\[red:1.5]", 1)]),
+        ("\uff08red\uff09", [("\uff08red\uff09", 1)]),
+        ("a < b, <3", [("a < b, <3", 1)]),
     ],
 )
 def test_weights_are_read_and_all_else_is_text(
@@ -74,6 +84,15 @@ def test_weights_are_read_and_all_else_is_text(
         ("(red:1.3, a house", "closing parenthesis is missing"),
         ("(:1.3)", "parentheses are empty"),
         ("( )1.3", "parentheses are empty"),
+        ("(red: 1,3)", "'1,3' is no number"),
+        ("(red: 1.2.3)", "'1.2.3' is no number"),
+        ("(red: -1)", "'-1' is no number"),
+        ("(red: 9)", "9 is out of range"),
+        ("[red:1.5]", "only parentheses"),
+        ("[cat:dog: 0.5]", "only parentheses"),
+        ("{red:1.5}", "only parentheses"),
+        ("(red\uff1a1.5)", "not those of ASCII"),
+        ("\uff08red:1.5\uff09", "not those of ASCII"),
     ],
 )
 def test_a_malformed_weight_is_an_error_that_quotes_it(text: str, says: str) -> None:
@@ -83,6 +102,27 @@ def test_a_malformed_weight_is_an_error_that_quotes_it(text: str, says: str) -> 
     assert says in caught.value.message
     assert "(words:1.3)" in caught.value.message
     assert caught.value.details == {"field": "negative_prompt", "reason": "weight"}
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "<lora:x:1>",
+        "<lora:line art:0.8>",
+        "<LoRA:x>",
+        "< lora : x : 1 >",
+        "<lora:x:0.8:0.5>",
+        "<lyco:x:1>",
+        "<hypernet:x:1>",
+        "<lora:x:1",
+        "(<lora:x:1>:1.2)",
+    ],
+)
+def test_a_lora_named_in_the_prompt_is_refused_and_never_drawn_as_words(tag: str) -> None:
+    for field in ("prompt", "negative_prompt"):
+        with pytest.raises(InvalidPrompt) as caught:
+            parse_weights(f"a house {tag}", field)
+        assert caught.value.details == {"field": field, "reason": "lora_tag"}
 
 
 @given(st.text(alphabet="ab (:)1.3\\,-", max_size=40))

@@ -53,7 +53,7 @@ def test_every_spelling_of_one_lora_gives_identical_weights(rig: Rig, spelling: 
 )
 def test_the_report_names_the_spelling(rig: Rig, spelling: str, format_name: str) -> None:
     tensors = respelled(rig.model, attention_modules(rig.model), spelling)
-    report = parse_lora(save(tensors), rig.targets, name="mine").report(0.5)
+    report = parse_lora(save(tensors), rig.targets).report(0.5, "mine")
     assert report.format == format_name
     assert (report.algorithm, report.rank, report.scale, report.name) == ("lora", 4, 0.5, "mine")
     assert report.modules_matched == len(attention_modules(rig.model))

@@ -245,7 +245,9 @@ class ContentService:
                         f"The LoRA {lora['name']!r} of this content was deleted.",
                         details={"reason": "lora_deleted", "name": lora["name"]},
                     )
-            again_request(old).check_limits(limits)
+            request = again_request(old)
+            request.check_prompts()
+            request.check_limits(limits)
             usual = await repository.usual_usd()
             images = int(old.parameters["num_images"])
             content = Content(

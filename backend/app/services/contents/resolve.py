@@ -76,7 +76,7 @@ def as_request(
 ) -> GenerateRequest:
     """What the worker will be asked, as far as it is known now; ranges are checked here."""
     try:
-        return GenerateRequest(
+        request = GenerateRequest(
             prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
             negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
             width=asked.width,
@@ -90,6 +90,8 @@ def as_request(
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=True)
         raise explain_validation([dict(item) for item in found]) from None
+    request.check_prompts()
+    return request
 
 
 def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import islice
 
+from sdxl_contract.lora.families import network_of
 from sdxl_contract.lora.modules import KeyMap
 from sdxl_contract.lora.safetensors import TensorEntry
 from sdxl_contract.lora.shapes import Misfit, Shape, plan_module
@@ -82,20 +83,6 @@ def foreign_kind(tensors: Mapping[str, TensorEntry]) -> str | None:
     return None
 
 
-# Names that only other networks have; in this order.
-_OTHER_NETWORKS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"motion_modules?"), "AnimateDiff"),
-    (re.compile(r"individual_token_refiner|txt_attn_qkv"), "HunyuanVideo"),
-    (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "Flux"),
-    (re.compile(r"joint_blocks|context_embedder"), "SD 3"),
-    (re.compile(r"noise_refiner|context_refiner"), "Lumina or Z-Image"),
-    (re.compile(r"\bblocks[._]\d+[._](self_attn|cross_attn|ffn)"), "Wan"),
-    (re.compile(r"txt_mlp|img_mlp"), "Qwen-Image or another transformer"),
-    (re.compile(r"lora_transformer_|^transformer\.|add_k_proj"), "SD 3, Flux or similar"),
-    (re.compile(r"te3[._]|text_encoder_3|t5xxl"), "SD 3 or Flux"),
-    (re.compile(r"lora_prior_"), "Stable Cascade or Kandinsky"),
-    (re.compile(r"(^|(^|\.)model\.)layers\.\d+\.(self_attn|mlp)\."), "a language model"),
-)  # fmt: skip
 _CONTEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL refiner"}
 _CONTEXT = re.compile(r"attn2[._]to_[kv]$")
 _TEXT_Q = re.compile(r"self_attn[._](q_proj|to_q)$")
@@ -115,6 +102,15 @@ def input_width(slots: Mapping[Slot, Shape]) -> int | None:
     right = slots.get(Slot.LOKR_W2, slots.get(Slot.LOKR_W2_B))
     if left is not None and right is not None and len(left) == 2 and len(right) >= 2:
         return left[1] * right[1]
+    return None
+
+
+def output_width(slots: Mapping[Slot, Shape]) -> int | None:
+    """Features that a layer's change gives, likewise."""
+    for slot in (Slot.UP, Slot.HADA_W1_A, Slot.DIFF):
+        shape = slots.get(slot)
+        if shape is not None and len(shape) >= 2:
+            return shape[0]
     return None
 
 
@@ -140,9 +136,11 @@ def name_base_model(layers: Layers) -> str | None:
     Judged by the first 2,000 of them, twice what a real file has: the work stays bounded.
     """
     layers = dict(islice(layers.items(), _LAYERS_JUDGED))
-    for pattern, name in _OTHER_NETWORKS:
-        if any(pattern.search(stem) for stem in layers):
-            return name
+    network = network_of(
+        {stem: (input_width(slots), output_width(slots)) for stem, slots in layers.items()}
+    )
+    if network is not None:
+        return network
     for width in sorted(context_widths(layers)):
         if width in _CONTEXT_WIDTHS:
             return _CONTEXT_WIDTHS[width]
@@ -177,7 +175,7 @@ def _fitting(family: str, layers: Layers) -> int:
         if found is None:
             continue
         try:
-            plan_module(found.module, slots, modules[found.module])
+            plan_module(slots, modules[found.module])
         except Misfit:
             continue
         count += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,14 +23,16 @@ from sdxl_contract.lora.identify import (
     listed,
     name_base_model,
 )
-from sdxl_contract.lora.modules import UNET, KeyMap, looks_like_layer
+from sdxl_contract.lora.modules import UNET, KeyMap, is_idle, looks_like_layer
 from sdxl_contract.lora.safetensors import FACTOR_DTYPES, SafetensorsHeader, load_failed, shown
 from sdxl_contract.lora.shapes import Algorithm, Misfit, ModulePlan, Shape, plan_module
-from sdxl_contract.lora.spelling import Slot, spell
+from sdxl_contract.lora.spelling import Slot, SpelledKey, spell
 
 # α beyond this is no training setting; it bounds α / rank, too.
 MAX_ALPHA = 65536.0
 _NAMED_IN_ERRORS = 5
+# Numbers that a change is multiplied by: alone they change nothing.
+_FACTORS = frozenset({Slot.ALPHA, Slot.SCALAR})
 # Module name, or the end of one → its place among the patterns, and its α.
 _Patterns = dict[str, tuple[int, Any]]
 _PLAIN_PATTERN = re.compile(r"\^?[\w.-]+")
@@ -93,9 +95,18 @@ def lay_out(
     namings: set[str] = set()
     strays: list[str] = []
     unresolved: list[str] = []
+    spelling = {key: spell(key) for key in header.tensors}
+    changed = _changed(spelling.values(), key_map)
     for key, entry in header.tensors.items():
-        spelled = spell(key)
+        spelled = spelling[key]
         found = None if spelled is None else key_map.resolve(spelled.stem)
+        if spelled is not None and (
+            (found.module if found else spelled.stem) not in changed
+            or is_idle(spelled.stem, key_map)
+        ):
+            # Left behind where a tool took the rest out, or of a part that this model never asks.
+            strays.append(key)
+            continue
         if spelled is None or found is None:
             # A key that looks like a layer's is a part of the change that would be lost.
             lost = looks_like_layer(key) or (spelled is not None and spelled.slot is not Slot.ALPHA)
@@ -103,7 +114,9 @@ def lay_out(
             continue
         if spelled.slot is not Slot.ALPHA and entry.dtype not in FACTOR_DTYPES:
             raise load_failed(
-                f"'{shown(key)}' is {entry.dtype}; LoRA tensors must be F16, BF16 or F32.", "dtype"
+                f"'{shown(key)}' is {entry.dtype}; LoRA tensors must be one of "
+                f"{', '.join(sorted(FACTOR_DTYPES))}.",
+                "dtype",
             )
         gathered = layers.setdefault(found.module, _Gathered(stem=spelled.stem))
         if spelled.slot in gathered.keys:
@@ -128,6 +141,13 @@ def lay_out(
     )
 
 
+def _changed(spelled: Iterable[SpelledKey | None], key_map: KeyMap) -> set[str]:
+    """The modules, or the stems that name none, for which there is more than a factor."""
+    stems = {one.stem for one in spelled if one is not None and one.slot not in _FACTORS}
+    found = {stem: key_map.resolve(stem) for stem in stems}
+    return {module.module if module else stem for stem, module in found.items()}
+
+
 def refuse_foreign(header: SafetensorsHeader) -> None:
     """Refuses by name what is no adapter of a kind that is read here."""
     kind = foreign_kind(header.tensors)
@@ -150,7 +170,7 @@ def _plan(
     for name, gathered in layers.items():
         shapes = {slot: header.tensors[key].shape for slot, key in gathered.keys.items()}
         try:
-            plan = plan_module(name, shapes, modules[name])
+            plan = plan_module(shapes, modules[name])
         except Misfit as misfit:
             misfits.append(f"{name}: {misfit}")
             continue

@@ -81,6 +81,18 @@ def _respelled(stem: str) -> str:
     return stem
 
 
+# The first text encoder's projection: SDXL takes its pooled text from the second one alone, so that
+# the models that have this layer never use it, and the others do without.
+_IDLE = frozenset({f"{TEXT_ENCODER}.text_projection", f"{TEXT_ENCODER}.text_model.text_projection"})
+_IDLE_FLAT = frozenset({"lora_te1_text_projection", "lora_te1_text_model_text_projection"})
+
+
+def is_idle(stem: str, key_map: KeyMap) -> bool:
+    """Whether `stem` names a layer whose change no picture of this kind of model depends on."""
+    usual = _respelled(stem)
+    return usual in _IDLE | _IDLE_FLAT and key_map.resolve(usual) is None
+
+
 _LAYER_PREFIX = re.compile(
     r"lora_unet[_.-]|lora_te[123]?[_.-]|lora_prior_|lora_transformer_|lycoris_|unet\.|text_encoder"
     r"(s|_[23])?\.|clip_[lg]\.|base_model\.model\.|diffusion_model\.|model\.diffusion_model\.|transformer\."

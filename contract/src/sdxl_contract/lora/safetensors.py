@@ -11,22 +11,19 @@ offsets counting from the header's end, without holes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from typing import Any, Protocol
 
 from sdxl_contract.errors import LoraLoadFailed
-from sdxl_contract.limits import LORA_HEADER_MAX_BYTES, LORA_MAX_TENSORS
+from sdxl_contract.limits import LORA_HEADER_MAX_BYTES
+from sdxl_contract.lora.header_json import split_header
 
 NAME_MAX_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**31
 _SNIFF_BYTES = 512
-# What 20,000 tensors and a trainer's metadata need, many times over. JSON of 8 MB can else unfold
-# to hundreds of MB of empty lists or short strings.
-_MAX_BRACKETS, _MAX_COMMAS = 200_000, 1_000_000
 
 # Bytes per element of the dtypes that are read or recognised.
 DTYPE_BYTES = {
@@ -37,11 +34,12 @@ DTYPE_BYTES = {
 DTYPE_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 # A base model's header; the safetensors library reads no larger one either.
 MODEL_HEADER_MAX_BYTES = 100 * 2**20
 _FIELDS = {"dtype", "shape", "data_offsets"}
-FACTOR_DTYPES = frozenset({"F16", "BF16", "F32"})
+FACTOR_DTYPES = frozenset({"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def read_header(file: Readable, size: int) -> SafetensorsHeader:
         raise load_failed("The file is truncated: it ends inside its own header.", "truncated")
     if not raw.startswith(b"{"):
         raise _not_safetensors(head + raw[:_SNIFF_BYTES], size, length)
-    return _check(_decode(raw), 8 + length, size)
+    return _check(*split_header(raw), 8 + length, size)
 
 
 def read_prefix(file: Readable, size: int) -> bytes:
@@ -146,59 +144,14 @@ def _read(file: Readable, count: int) -> bytes:
     return b"".join(parts)
 
 
-class _DuplicateKey(ValueError):
-    """A JSON object names a key twice: two readers could see two different files."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _DuplicateKey
-    return found
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _decode(raw: bytes) -> dict[str, Any]:
-    brackets = raw.count(b"[") + raw.count(b"{")
-    if brackets > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
-        raise load_failed("The safetensors header has far too many parts.", "header")
-    try:
-        # Trailing spaces pad the header to 8 bytes; anything else after the object is refused.
-        header = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except _DuplicateKey as error:
-        raise load_failed(
-            "The safetensors header names the same key twice.", "duplicate_key"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise load_failed("The safetensors header is not valid JSON.", "header") from error
-    if not isinstance(header, dict):
-        raise load_failed("The safetensors header is not a JSON object.", "header")
-    return header
-
-
-def _check(header: dict[str, Any], data_start: int, size: int) -> SafetensorsHeader:
-    metadata = _metadata(header.pop("__metadata__", {}))
+def _check(
+    header: dict[str, Any], metadata: dict[str, str], data_start: int, size: int
+) -> SafetensorsHeader:
     if not header:
         raise load_failed("The safetensors file holds no tensors.", "empty")
-    if len(header) > LORA_MAX_TENSORS:
-        raise load_failed(
-            f"The file holds {len(header)} tensors; at most {LORA_MAX_TENSORS} are read.",
-            "too_many_tensors",
-        )
     tensors = {name: _entry(name, fields) for name, fields in header.items()}
     _check_spans(tensors, size - data_start)
     return SafetensorsHeader(tensors, metadata, data_start, size)
-
-
-def _metadata(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise load_failed("__metadata__ must map strings to strings.", "metadata")
-    return value
 
 
 def _is_count(value: Any, low: int, high: int) -> bool:

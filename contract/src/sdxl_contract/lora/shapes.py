@@ -25,10 +25,6 @@ from sdxl_contract.lora.spelling import Slot
 
 Shape = tuple[int, ...]
 
-# Trainers give every layer one rank, and these two have 4 channels on one side: a rank above
-# that side is usual there, and harmless as the rank's own bound holds.
-NARROW_MODULES = frozenset({"unet.conv_in", "unet.conv_out"})
-
 
 class Algorithm(StrEnum):
     """How a layer's change is computed."""
@@ -68,8 +64,8 @@ _FAMILIES: dict[Algorithm, frozenset[Slot]] = {
 }
 
 
-def plan_module(name: str, slots: Mapping[Slot, Shape], weight: Shape) -> ModulePlan:
-    """The plan for the layer `name` with a weight of shape `weight`.
+def plan_module(slots: Mapping[Slot, Shape], weight: Shape) -> ModulePlan:
+    """The plan for a layer with a weight of shape `weight`.
 
     Raises:
         Misfit: a tensor is missing, is one too many, or has the wrong shape.
@@ -100,7 +96,7 @@ def plan_module(name: str, slots: Mapping[Slot, Shape], weight: Shape) -> Module
         raise Misfit(f"is a norm or bias of shape {_text(weight)}, which takes plain deltas only")
     planner = {Algorithm.LORA: _lora, Algorithm.LOHA: _loha, Algorithm.LOKR: _lokr}[families[0]]
     algorithm, rank = planner(slots, weight)
-    _check_rank(name, rank, weight)
+    _check_rank(rank)
     return ModulePlan(algorithm, rank, _dora(slots, weight))
 
 
@@ -129,12 +125,10 @@ def _expect(what: Slot, found: Shape, *allowed: Shape) -> None:
         raise _wrong(what.value, found, allowed[0])
 
 
-def _check_rank(name: str, rank: int, weight: Shape) -> None:
+def _check_rank(rank: int) -> None:
+    # A rank above the layer's smaller side says nothing new, and is usual where LoRAs were joined.
     if rank > LORA_MAX_RANK:
         raise Misfit(f"has rank {rank}; at most {LORA_MAX_RANK} is read")
-    narrow = min(weight[0], prod(weight[1:]))
-    if rank > narrow and name not in NARROW_MODULES:
-        raise Misfit(f"has rank {rank}, more than the layer's {narrow}")
 
 
 def _lora(slots: Mapping[Slot, Shape], weight: Shape) -> tuple[Algorithm, int]:

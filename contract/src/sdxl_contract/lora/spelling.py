@@ -7,6 +7,7 @@ Must not know: shapes, values.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -105,12 +106,17 @@ def spell(key: str) -> SpelledKey | None:
     return _attention_processor(parts)
 
 
+_PROCESSOR_PART = re.compile(r"(.+)_lora(\d?)")
+
+
 def _attention_processor(parts: list[str]) -> SpelledKey | None:
-    """`…attn1.processor.to_q_lora.down.weight`, also without `processor`."""
-    if len(parts) < 4 or parts[-1] != "weight" or not parts[-3].endswith("_lora"):
+    """`…attn1.processor.to_q_lora.down.weight`, also without `processor`. A number behind `_lora`
+    stays: Flux' processors (XLabs) have two of each."""
+    found = _PROCESSOR_PART.fullmatch(parts[-3]) if len(parts) >= 4 else None
+    slot = _PROCESSOR_SIDES.get(parts[-2]) if len(parts) >= 4 else None
+    if parts[-1] != "weight" or found is None or slot is None:
         return None
-    slot = _PROCESSOR_SIDES.get(parts[-2])
-    if slot is None:
-        return None
-    owner = ".".join(parts[:-3]).removesuffix(".processor")
-    return SpelledKey(f"{owner}.{parts[-3].removesuffix('_lora')}", slot, "diffusers")
+    owner = ".".join(parts[:-3])
+    if found[2]:
+        return SpelledKey(f"{owner}.{parts[-3]}", slot, "diffusers")
+    return SpelledKey(f"{owner.removesuffix('.processor')}.{found[1]}", slot, "diffusers")

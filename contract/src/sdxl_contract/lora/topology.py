@@ -49,6 +49,9 @@ class Family:
     text_encoders: dict[str, TextTopology]
 
 
+# CLIP's, the same in all of its sizes.
+_VOCABULARY, _POSITIONS = 49408, 77
+
 _CLIP_L = TextTopology(768, 12, 3072)
 _CLIP_H = TextTopology(1024, 23, 4096)
 _CLIP_G = TextTopology(1280, 32, 5120, projection=1280)
@@ -160,6 +163,8 @@ def _attention(name: str, width: int, depth: int, top: UNetTopology) -> _Named:
 
 def _text_encoder(top: TextTopology) -> _Named:
     hidden = top.hidden
+    yield "text_model.embeddings.token_embedding", (_VOCABULARY, hidden)
+    yield "text_model.embeddings.position_embedding", (_POSITIONS, hidden)
     for number in range(top.layers):
         layer = f"text_model.encoder.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):

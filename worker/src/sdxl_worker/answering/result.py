@@ -73,7 +73,7 @@ class Answer:
         """The 200 answer with these files, or without them where they were uploaded."""
         run, request, drawn = self.run, self.run.request, self.drawn
         timings = run.timings()
-        keep = request.output_url is None
+        keep = not request.places()
         texts = [base64.b64encode(data).decode() if keep else None for data in files]
         hashes = [hashlib.sha256(data).hexdigest() for data in files]
         first = self.reports[0] if self.reports else None

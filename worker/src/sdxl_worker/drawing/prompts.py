@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdxl_worker.drawing.prompt_syntax import Fragment, parse_weights
+from sdxl_contract.prompt_syntax import Fragment, parse_weights
 
 _WINDOW = 75
 

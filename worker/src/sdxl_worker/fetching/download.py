@@ -10,28 +10,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import string
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from urllib.parse import SplitResult, parse_qs, quote, urlsplit
+from urllib.parse import urljoin
 
 import httpx2
 
 from sdxl_contract.errors import LoraDownloadFailed
-from sdxl_worker.fetching.addresses import IPAddress, Resolver, pinned_address, resolve
+from sdxl_worker.fetching.addresses import Resolver, resolve
+from sdxl_worker.fetching.budget import Share
+from sdxl_worker.fetching.connection import Connections
+from sdxl_worker.fetching.proof import Piece
+from sdxl_worker.fetching.urls import Place, has_expired, refused
 
-_CONNECT_S = 10.0
-_READ_S = 15.0
+MAX_REDIRECTS = 3
 _SLOW_AFTER_S = 5.0
 _ERROR_BODY_BYTES = 4096
-_URL_SIGNS = string.punctuation
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # What an ETag may be made of; others could not be sent back.
 _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,512}"')
-_NOT_IN_URLS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# Words for "as it is". Stores keep what an uploader claimed: newer AWS SDKs upload in chunks, and
+# many servers then say so of the whole file too.
+_NO_ENCODINGS = frozenset(
+    {"", "identity", "aws-chunked", "none", "binary", "8bit", "utf-8", "utf8"}
+)
 
 
 @dataclass(frozen=True)
@@ -54,36 +58,12 @@ class Fetched:
     etag: str | None
 
 
-def _failed(message: str, reason: str, host: str, *, status: int = 400) -> LoraDownloadFailed:
-    return LoraDownloadFailed(message, details={"reason": reason, "host": host}, status=status)
-
-
-def stable_key(url: str) -> str:
-    """Scheme, host and path of `url`: the same for every signature of one object."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def has_expired(url: str, now: datetime | None = None) -> bool:
-    """Whether the URL itself says that its time is over (SigV4 as S3 or Google's storage spell
-    it, or an `expires` in Unix time)."""
-    now = now or datetime.now(UTC)
-    query = {key.lower(): values[0] for key, values in parse_qs(urlsplit(url).query).items()}
-    try:
-        for vendor in ("x-amz", "x-goog"):
-            date, seconds = query.get(f"{vendor}-date"), query.get(f"{vendor}-expires")
-            if date is not None and seconds is not None:
-                signed = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-                return now > signed + timedelta(seconds=int(seconds))
-        if "expires" in query:
-            return now.timestamp() > int(query["expires"])
-    except (ValueError, OverflowError):
-        return False
-    return False
+class _AnotherFile(Exception):
+    """The URL does not serve the file that is held."""
 
 
 def _upload_timeout(host: str, seconds: float) -> LoraDownloadFailed:
-    return _failed(
+    return refused(
         f"the image's upload to {host} took longer than {seconds:g} s", "timeout", host, status=502
     )
 
@@ -92,12 +72,12 @@ def _check_stored(status: int, url: str, host: str) -> None:
     if status in (200, 201, 204):
         return
     if 300 <= status < 400:
-        raise _failed(
+        raise refused(
             f"{host} redirects the image's upload (status {status}): redirects are not followed",
             "redirect",
             host,
         )
-    raise _failed(
+    raise refused(
         f"{host} refused the image with status {status}",
         "expired" if has_expired(url) else "http_status",
         host,
@@ -106,18 +86,14 @@ def _check_stored(status: int, url: str, host: str) -> None:
 
 
 @contextmanager
-def _of_output_url() -> Iterator[None]:
-    """Makes errors of the block speak of `output_url` instead of the LoRA's URL."""
+def _of(field: str) -> Iterator[None]:
+    """Makes errors of the block speak of that field instead of the LoRA's URL."""
     try:
         yield
     except LoraDownloadFailed as error:
-        error.details = {**(error.details or {}), "field": "output_url"}
-        error.message = error.message.replace("the LoRA's URL", "output_url")
+        error.details = {**(error.details or {}), "field": field}
+        error.message = error.message.replace("the LoRA's URL", field)
         raise
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class Fetcher:
@@ -130,242 +106,256 @@ class Fetcher:
 
     def __init__(self, policy: FetchPolicy, resolver: Resolver = resolve) -> None:
         self.policy = policy
-        self._resolver = resolver
-        self._client = httpx2.AsyncClient(
-            follow_redirects=False,
-            trust_env=False,
-            timeout=httpx2.Timeout(_READ_S, connect=_CONNECT_S),
-            limits=httpx2.Limits(max_keepalive_connections=0),
+        self._connections = Connections(
+            allow_loopback=policy.allow_loopback,
+            allowed_hosts=policy.allowed_hosts,
+            resolver=resolver,
         )
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._connections.aclose()
 
     async def download(
-        self, url: str, *, sha256: str | None = None, etag: str | None = None
+        self,
+        url: str,
+        *,
+        sha256: str | None = None,
+        etag: str | None = None,
+        piece: Piece | None = None,
+        share: Share | None = None,
     ) -> Fetched | None:
-        """The file behind `url`; None if `etag` is given and the server says it is unchanged.
+        """The file behind `url`; None if its server shows that it is the one held already.
+
+        Args:
+            sha256: what the file must be; hex.
+            etag: of a file that this URL's object had: unchanged is enough.
+            piece: of a file that is held: to have that piece is enough.
+            share: where the bytes are counted that are read.
 
         Raises:
             LoraDownloadFailed: for every reason that its docstring lists.
+            Overloaded: too many bytes of other requests are on their way.
         """
-        parts = self._checked(url)
-        host = str(parts.hostname)
-        headers = {"If-None-Match": etag} if etag else {}
+        place = self._connections.look_at(url)
+        taken = share.held if share is not None else 0
         try:
             async with asyncio.timeout(self.policy.timeout_s):
-                async with self._open("GET", parts, headers) as response:
-                    if etag and response.status_code == 304:
-                        return None
-                    await self._check_status(response, url, host)
-                    data, digest = await self._read(response, host)
+                try:
+                    fetched = await self._follow(place, etag, piece, share)
+                except _AnotherFile:
+                    # Fetch it whole, to say what it is.
+                    fetched = await self._follow(place, None, None, share)
         except TimeoutError as error:
-            raise _failed(
-                f"the LoRA's download from {host} took longer than {self.policy.timeout_s:g} s",
+            raise refused(
+                f"the LoRA's download from {place.host} took longer than "
+                f"{self.policy.timeout_s:g} s, or did not begin in time",
                 "timeout",
-                host,
+                place.host,
                 status=502,
             ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise _failed(
-                f"{host} could not be reached, or broke off ({type(error).__name__})",
+            raise refused(
+                f"{place.host} could not be reached, or broke off ({type(error).__name__})",
                 "unreachable",
-                host,
+                place.host,
                 status=502,
             ) from error
-        if sha256 is not None and digest != sha256:
+        if fetched is not None and sha256 is not None and fetched.sha256 != sha256:
+            if share is not None:
+                share.give_back(share.held - taken)
             raise LoraDownloadFailed(
-                f"the file from {host} is not the one that was promised: its SHA-256 is {digest}",
-                details={"reason": "hash_mismatch", "host": host, "sha256": digest},
+                f"the file from {place.host} is not the one that was promised: its SHA-256 is "
+                f"{fetched.sha256}",
+                details={
+                    "reason": "hash_mismatch",
+                    "host": place.host,
+                    "sha256": fetched.sha256,
+                },
             )
-        found = response.headers.get("etag", "")
-        return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
+        return fetched
 
-    async def check_output(self, url: str) -> None:
+    async def check_output(self, url: str, field: str = "output_url") -> None:
         """Look whether `upload` may go to `url` at all, before there is anything to upload.
 
         Raises:
-            LoraDownloadFailed: it may not; `details["field"]` is `output_url`.
+            LoraDownloadFailed: it may not; `details["field"]` is `field`.
         """
-        with _of_output_url():
-            parts = self._checked(url)
+        with _of(field):
+            place = self._connections.look_at(url)
             try:
                 async with asyncio.timeout(self.policy.timeout_s):
-                    await self._address(parts)
+                    await self._connections.address(place)
             except TimeoutError as error:
-                raise _upload_timeout(str(parts.hostname), self.policy.timeout_s) from error
+                raise _upload_timeout(place.host, self.policy.timeout_s) from error
 
-    async def upload(self, url: str, data: bytes, content_type: str) -> None:
-        """PUT `data` to a presigned URL, under the same guard as a download.
+    async def upload(
+        self, url: str, data: bytes, content_type: str, field: str = "output_url"
+    ) -> None:
+        """PUT `data` to a presigned URL, under the same guard as a download; no redirects.
 
         Raises:
             LoraDownloadFailed: the address is refused or the server does not take it;
-                `details["field"]` is `output_url`.
+                `details["field"]` is `field`.
         """
-        with _of_output_url():
-            parts = self._checked(url)
-            host = str(parts.hostname)
+        with _of(field):
+            place = self._connections.look_at(url)
+            host = place.host
+            headers = {"Content-Type": content_type}
             try:
                 async with asyncio.timeout(self.policy.timeout_s):
-                    async with self._open(
-                        "PUT", parts, {"Content-Type": content_type}, content=data
+                    address = await self._connections.address(place)
+                    async with self._connections.open(
+                        "PUT", place, address, headers, data
                     ) as response:
                         _check_stored(response.status_code, url, host)
             except (TimeoutError, httpx2.TimeoutException) as error:
                 raise _upload_timeout(host, self.policy.timeout_s) from error
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise _failed(
+                raise refused(
                     f"the image could not be uploaded to {host} ({type(error).__name__})",
                     "unreachable",
                     host,
                     status=502,
                 ) from error
 
-    def _checked(self, url: str) -> SplitResult:
+    async def _follow(
+        self, place: Place, etag: str | None, piece: Piece | None, share: Share | None
+    ) -> Fetched | None:
+        """`download` without its deadline: through redirects, each under the whole guard.
+
+        Nothing but the URL itself ever authorises a request, so there is nothing to carry over.
+        """
+        headers = {"If-None-Match": etag} if etag else {}
+        if piece is not None:
+            headers["Range"] = f"bytes={piece.start}-{piece.end - 1}"
+        from_loopback = True
+        for hop in range(MAX_REDIRECTS + 1):
+            # A public host must not lead to this computer, not even where loopback is allowed.
+            address = await self._connections.address(place, loopback=from_loopback)
+            from_loopback = address.is_loopback
+            async with self._connections.open("GET", place, address, headers) as response:
+                if response.status_code not in _REDIRECTS:
+                    return await self._answer(response, place, etag, piece, share)
+                place = self._redirected(response, place, hop)
+        raise AssertionError("the last redirect is refused")
+
+    def _redirected(self, response: httpx2.Response, place: Place, hop: int) -> Place:
+        location = response.headers.get("location", "")
+        if not location or hop == MAX_REDIRECTS:
+            raise refused(
+                f"{place.host} redirects (status {response.status_code}) "
+                + (f"more than {MAX_REDIRECTS} times" if location else "without saying where to"),
+                "redirect",
+                place.host,
+            )
         try:
-            parts = urlsplit(url)
-            host, _port = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if not host:
-            raise _failed(
-                "the LoRA's URL is not a URL with a host, or its port is no port",
-                "refused_scheme",
-                "",
-            )
-        if _NOT_IN_URLS.search(url):
-            raise _failed(
-                "the LoRA's URL holds a control character or half a surrogate pair",
-                "refused_scheme",
-                host,
-            )
-        if parts.username is not None or parts.password is not None:
-            raise _failed("the LoRA's URL holds a user name", "refused_host", host)
-        if parts.scheme != "https" and not (parts.scheme == "http" and self.policy.allow_loopback):
-            raise _failed(
-                f"the LoRA's URL must begin with https://, not {parts.scheme}:",
-                "refused_scheme",
-                host,
-            )
-        if self.policy.allowed_hosts and not any(
-            host == allowed or (allowed.startswith(".") and host.endswith(allowed))
-            for allowed in self.policy.allowed_hosts
-        ):
-            raise _failed(
-                f"the host {host} of the LoRA's URL is not among the allowed ones",
-                "refused_host",
-                host,
-            )
-        return parts
+            return self._connections.look_at(urljoin(place.url, location))
+        except ValueError as error:
+            raise refused(
+                f"{place.host} redirects to what is no URL", "redirect", place.host
+            ) from error
 
-    async def _address(self, parts: SplitResult) -> IPAddress:
-        """The address that the URL's host is connected to, where that is allowed."""
-        host = str(parts.hostname)
-        address = await pinned_address(
-            host, _port(parts), allow_loopback=self.policy.allow_loopback, resolver=self._resolver
-        )
-        if parts.scheme == "http" and not address.is_loopback:
-            raise _failed(
-                "plain http is for loopback only: the LoRA's URL must begin with https://",
-                "refused_scheme",
-                host,
-            )
-        return address
+    async def _answer(
+        self,
+        response: httpx2.Response,
+        place: Place,
+        etag: str | None,
+        piece: Piece | None,
+        share: Share | None,
+    ) -> Fetched | None:
+        if etag and response.status_code == 304:
+            return None
+        if piece is not None and response.status_code in (206, 416):
+            if response.status_code == 206 and await self._is_piece(response, place, piece):
+                return None
+            raise _AnotherFile
+        await self._check_status(response, place)
+        data, digest = await self._read(response, place.host, share)
+        found = response.headers.get("etag", "")
+        return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
 
-    @asynccontextmanager
-    async def _open(
-        self, method: str, parts: SplitResult, headers: dict[str, str], content: bytes | None = None
-    ) -> AsyncIterator[httpx2.Response]:
-        """A response from the pinned address of the URL's host."""
-        host, port = str(parts.hostname), _port(parts)
-        address = await self._address(parts)
-        literal = f"[{address}]" if address.version == 6 else str(address)
-        # Path and query are passed on byte for byte: a signature covers their exact spelling, and
-        # the client would resolve `..` and respell some signs.
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        default = (parts.scheme, port) in (("https", 443), ("http", 80))
-        host_header = parts.netloc
-        if parts.port is not None and default:
-            host_header = host_header.rpartition(":")[0]
-        extensions: dict[str, Any] = {"target": quote(target, safe=_URL_SIGNS).encode()}
-        if parts.scheme == "https":
-            extensions["sni_hostname"] = host
-        request = self._client.build_request(
-            method,
-            f"{parts.scheme}://{literal}:{port}/",
-            headers={"Host": host_header, "Accept-Encoding": "identity", **headers},
-            content=content,
-            extensions=extensions,
-        )
-        response = await self._client.send(request, stream=True)
-        try:
-            yield response
-        finally:
-            await response.aclose()
+    async def _is_piece(self, response: httpx2.Response, place: Place, piece: Piece) -> bool:
+        self._check_encoding(response, place.host)
+        data = bytearray()
+        async for chunk in response.aiter_raw():
+            data += chunk
+            if len(data) > piece.end - piece.start:
+                return False
+        return piece.matches(data)
 
-    async def _check_status(self, response: httpx2.Response, url: str, host: str) -> None:
-        status = response.status_code
+    async def _check_status(self, response: httpx2.Response, place: Place) -> None:
+        status, host = response.status_code, place.host
         if status == 200:
             return
-        if 300 <= status < 400 and status != 304:
-            raise _failed(
-                f"{host} redirects (status {status}): redirects are not followed",
-                "redirect",
-                host,
-            )
         body = b""
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > _ERROR_BODY_BYTES:
                 break
-        if status in (400, 401, 403, 410) and (has_expired(url) or b"expired" in body.lower()):
-            raise _failed("the LoRA's URL has expired: sign it anew", "expired", host, status=400)
+        if status in (400, 401, 403, 410) and (
+            has_expired(place.url) or b"expired" in body.lower()
+        ):
+            raise refused("the LoRA's URL has expired: sign it anew", "expired", host, status=400)
         raise LoraDownloadFailed(
             f"{host} answered the LoRA's download with status {status}",
             details={"reason": "http_status", "host": host, "http_status": status},
             status=502 if status >= 500 else 400,
         )
 
-    async def _read(self, response: httpx2.Response, host: str) -> tuple[bytearray, str]:
-        encoding = response.headers.get("content-encoding", "identity").lower()
-        if encoding not in ("", "identity"):
-            raise _failed(
-                f"{host} sent the LoRA compressed ({encoding[:20]}), which was not asked for",
+    def _check_encoding(self, response: httpx2.Response, host: str) -> None:
+        said = response.headers.get("content-encoding", "")
+        words = {word.strip().lower() for word in said.split(",")}
+        if not words <= _NO_ENCODINGS:
+            raise refused(
+                f"{host} sent the LoRA compressed ({', '.join(sorted(words))[:40]}), which was not "
+                "asked for",
                 "encoding",
                 host,
             )
+
+    async def _read(
+        self, response: httpx2.Response, host: str, share: Share | None
+    ) -> tuple[bytearray, str]:
+        self._check_encoding(response, host)
         length_text = response.headers.get("content-length")
         length = int(length_text) if length_text and length_text.isdigit() else None
         if length is not None and length > self.policy.max_bytes:
             raise self._too_large(host)
         data, digest, started = bytearray(), hashlib.sha256(), time.monotonic()
-        async for chunk in response.aiter_raw():
-            data += chunk
-            if len(data) > self.policy.max_bytes:
-                raise self._too_large(host)
-            digest.update(chunk)
-            elapsed = time.monotonic() - started
-            if elapsed > _SLOW_AFTER_S and len(data) < elapsed * self.policy.min_bytes_per_second:
-                raise _failed(
-                    f"{host} sends the LoRA too slowly: less than "
-                    f"{self.policy.min_bytes_per_second} bytes a second",
-                    "timeout",
+        try:
+            async for chunk in response.aiter_raw():
+                if len(data) + len(chunk) > self.policy.max_bytes:
+                    raise self._too_large(host)
+                if share is not None:
+                    share.take(len(chunk))
+                data += chunk
+                digest.update(chunk)
+                self._check_speed(len(data), time.monotonic() - started, host)
+            if length is not None and len(data) != length:
+                raise refused(
+                    f"{host} promised {length} bytes and sent {len(data)}",
+                    "truncated",
                     host,
                     status=502,
                 )
-        if length is not None and len(data) != length:
-            raise _failed(
-                f"{host} promised {length} bytes and sent {len(data)}",
-                "truncated",
+        except BaseException:
+            if share is not None:
+                share.give_back(len(data))
+            raise
+        return data, digest.hexdigest()
+
+    def _check_speed(self, count: int, elapsed: float, host: str) -> None:
+        if elapsed > _SLOW_AFTER_S and count < elapsed * self.policy.min_bytes_per_second:
+            raise refused(
+                f"{host} sends the LoRA too slowly: less than "
+                f"{self.policy.min_bytes_per_second} bytes a second",
+                "timeout",
                 host,
                 status=502,
             )
-        return data, digest.hexdigest()
 
     def _too_large(self, host: str) -> LoraDownloadFailed:
-        return _failed(
-            f"the LoRA from {host} is larger than {self.policy.max_bytes} bytes",
-            "too_large",
-            host,
+        return refused(
+            f"the LoRA from {host} is larger than {self.policy.max_bytes} bytes", "too_large", host
         )

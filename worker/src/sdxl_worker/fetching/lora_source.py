@@ -1,29 +1,52 @@
-"""From a request's LoRA references to parsed LoRAs, each downloaded once.
+"""From a request's LoRA references to parsed LoRAs, each caller by its own right.
 
-Duty: memory cache, then disk tier, then the guarded download; by content hash where one is given,
-else by origin + path + ETag with a conditional GET. Must not know: the model's state.
+Duty: what is in memory or on disk is used again, by content hash where one is given, else by the
+object that a URL names and its ETag; but only for a caller whose own URL serves that very file: by
+a conditional GET, or by a piece of it that is asked for at random. Two that want one object at the
+same time download it once where the first one succeeds; nobody gets another's failure.
+Must not know: the model's state.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 from sdxl_contract.request import LoraRef
 from sdxl_contract.result import Phase
-from sdxl_worker.fetching.download import Fetcher, stable_key
+from sdxl_worker.fetching.budget import ByteBudget, Share
+from sdxl_worker.fetching.download import Fetcher
+from sdxl_worker.fetching.proof import Proof
+from sdxl_worker.fetching.urls import object_key
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, ParsedLora, parse_lora
-from sdxl_worker.run import Origin, Run, RunLora
+from sdxl_worker.run import Run, RunLora
 
-_ALIASES_MAX = 10_000
+T = TypeVar("T")
+_REMEMBERED = 10_000
+_PARSING_THREADS = 4
+
+
+class _Held(NamedTuple):
+    """A file that is here already: parsed, or as its bytes from the disk."""
+
+    sha256: str
+    parsed: ParsedLora | None
+    data: bytes | None
 
 
 class LoraSource:
-    """Gets LoRAs ready to apply. Lives on one event loop; parsing runs in threads.
+    """Gets LoRAs ready to apply. Lives on one event loop; parsing runs in threads of its own.
 
     Args:
         targets: the model that the LoRAs must fit.
         prepare: called on a freshly parsed LoRA, for example to move it to the GPU.
+        budget: bytes of files that may be on their way at once; without a bound unless given.
+
+    Attributes:
+        budget: the same.
     """
 
     def __init__(
@@ -33,88 +56,129 @@ class LoraSource:
         targets: ModelTargets,
         disk: DiskTier | None = None,
         prepare: Callable[[ParsedLora], ParsedLora] = lambda lora: lora,
+        budget: ByteBudget | None = None,
     ) -> None:
+        self.budget = budget or ByteBudget(1 << 62)
         self._fetcher = fetcher
         self._cache = cache
         self._targets = targets
         self._disk = disk
         self._prepare = prepare
-        # scheme+host+path → (ETag, sha256): lets a URL without a given hash hit the cache.
-        self._aliases: dict[str, tuple[str, str]] = {}
-        self._in_flight: dict[str, asyncio.Task[tuple[ParsedLora, Origin]]] = {}
+        # Foreign files keep nothing else waiting, however long one takes to be read.
+        self._parsing = ThreadPoolExecutor(_PARSING_THREADS, thread_name_prefix="parse")
+        # What a URL names → (ETag, sha256) that it had last.
+        self._aliases: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._proofs: OrderedDict[str, Proof] = OrderedDict()
+        self._under_way: dict[str, asyncio.Event] = {}
 
-    async def get(self, ref: LoraRef, run: Run) -> RunLora:
-        """The LoRA that `ref` names, ready to apply. Phases count for `run`, or for the run that
-        began to fetch the same file before.
+    async def get_all(self, run: Run, share: Share) -> list[RunLora]:
+        """The LoRAs of `run`'s request, in its order. When this ends, nothing of it goes on but
+        the reading of files that are here already, whose bytes count until then.
 
         Raises:
-            LoraDownloadFailed, LoraLoadFailed: see the contract; nothing is cached then.
+            LoraDownloadFailed, LoraLoadFailed, Overloaded: of the first one that fails.
         """
-        if ref.sha256 is not None:
-            held = self._cache.get(ref.sha256)
-            if held is not None:
-                return RunLora(ref, held, "memory")
-        key = ref.sha256 or stable_key(ref.url)
-        task = self._in_flight.get(key)
-        if task is None:
-            task = asyncio.create_task(self._fetch(ref, run))
-            self._in_flight[key] = task
-            task.add_done_callback(lambda _: self._in_flight.pop(key, None))
-            # A caller that left must not make the failure an unread exception.
-            task.add_done_callback(lambda t: t.cancelled() or t.exception())
-        return RunLora(ref, *await asyncio.shield(task))
+        tasks = [
+            asyncio.ensure_future(self.get(ref, run, share)) for ref in run.request.lora_refs()
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fetch(self, ref: LoraRef, run: Run) -> tuple[ParsedLora, Origin]:
-        if ref.sha256 is not None:
-            on_disk = await self._from_disk(ref.sha256, ref, run)
-            if on_disk is not None:
-                return on_disk, "disk"
-        # Without a hash: what this address served last, if its server confirms it.
-        alias = self._aliases.get(stable_key(ref.url)) if ref.sha256 is None else None
-        if alias is not None and self._disk is None and self._cache.get(alias[1]) is None:
-            alias = None
-        with run.phase(Phase.DOWNLOAD):
-            fetched = await self._fetcher.download(
-                ref.url, sha256=ref.sha256, etag=alias[0] if alias else None
-            )
-        if fetched is None:
-            assert alias is not None
-            held = self._cache.get(alias[1])
-            if held is not None:
-                return held, "memory"
-            on_disk = await self._from_disk(alias[1], ref, run)
-            if on_disk is not None:
-                return on_disk, "disk"
-            # Held nowhere any more: fetch it whole.
-            with run.phase(Phase.DOWNLOAD):
-                fetched = await self._fetcher.download(ref.url)
-            assert fetched is not None
-        held = self._cache.get(fetched.sha256)
-        lora = held or await self._parse(fetched.data, fetched.sha256, ref.name, run)
-        if held is None and self._disk is not None:
-            await asyncio.to_thread(self._disk.put, fetched.sha256, fetched.data)
-        if fetched.etag and ref.sha256 is None:
-            if len(self._aliases) >= _ALIASES_MAX:
-                self._aliases.clear()
-            self._aliases[stable_key(ref.url)] = (fetched.etag, fetched.sha256)
-        return lora, "miss"
+    async def get(self, ref: LoraRef, run: Run, share: Share) -> RunLora:
+        """The LoRA that `ref` names, ready to apply.
 
-    async def _from_disk(self, sha256: str, ref: LoraRef, run: Run) -> ParsedLora | None:
-        """The LoRA from the disk tier, which hashes what it reads; None if not there whole."""
+        Raises:
+            LoraDownloadFailed, LoraLoadFailed, Overloaded: as the contract says; nothing is kept.
+        """
+        key = object_key(ref.url)
+        held = await self._held(ref, key, run, share)
+        other = self._under_way.get(key)
+        if held is None and other is not None:
+            # It may bring the file. Waited for once: a failure of another is nobody else's.
+            await other.wait()
+            held = await self._held(ref, key, run, share)
+        if held is not None or key in self._under_way:
+            return await self._get(ref, key, held, run, share)
+        self._under_way[key] = asyncio.Event()
+        try:
+            return await self._get(ref, key, None, run, share)
+        finally:
+            self._under_way.pop(key).set()
+
+    async def _held(self, ref: LoraRef, key: str, run: Run, share: Share) -> _Held | None:
+        """The file that `ref` asks for or had last, if it is here; still to be shown a right to."""
+        sha256 = ref.sha256 or self._aliases.get(key, ("", None))[1]
+        if sha256 is None:
+            return None
+        parsed = self._cache.get(sha256)
+        if parsed is not None:
+            return _Held(sha256, parsed, None)
         if self._disk is None:
             return None
         with run.phase(Phase.DOWNLOAD):
             data = await asyncio.to_thread(self._disk.get, sha256)
         if data is None:
             return None
-        return await self._parse(data, sha256, ref.name, run)
+        share.take(len(data))
+        self._remember_proof(sha256, data)
+        return _Held(sha256, None, data)
 
-    async def _parse(
-        self, data: bytes | bytearray, sha256: str, name: str | None, run: Run
-    ) -> ParsedLora:
-        with run.phase(Phase.PARSE):
-            lora = await asyncio.to_thread(
-                lambda: self._prepare(parse_lora(data, self._targets, sha256=sha256, name=name))
+    async def _get(
+        self, ref: LoraRef, key: str, held: _Held | None, run: Run, share: Share
+    ) -> RunLora:
+        etag = piece = None
+        if held is not None:
+            alias = self._aliases.get(key)
+            etag = alias[0] if alias is not None and alias[1] == held.sha256 else None
+            proof = self._proofs.get(held.sha256)
+            # A piece shows that it is the file with that hash, not that the object is unchanged.
+            piece = proof.any_piece() if proof is not None and ref.sha256 is not None else None
+        with run.phase(Phase.DOWNLOAD):
+            fetched = await self._fetcher.download(
+                ref.url, sha256=ref.sha256, etag=etag, piece=piece, share=share
             )
+        if fetched is None:
+            assert held is not None
+            if held.parsed is not None:
+                return RunLora(ref, held.parsed, "memory")
+            assert held.data is not None
+            return RunLora(ref, await self._parse(held.data, held.sha256, run), "disk")
+        parsed = self._cache.get(fetched.sha256)
+        if parsed is None:
+            parsed = await self._parse(fetched.data, fetched.sha256, run)
+            if self._disk is not None:
+                await asyncio.to_thread(self._disk.put, fetched.sha256, fetched.data)
+        self._remember_proof(fetched.sha256, fetched.data)
+        if fetched.etag:
+            _remember(self._aliases, key, (fetched.etag, fetched.sha256))
+        return RunLora(ref, parsed, "miss")
+
+    def _remember_proof(self, sha256: str, data: bytes | bytearray) -> None:
+        if sha256 not in self._proofs:
+            _remember(self._proofs, sha256, Proof.of(data))
+
+    async def _parse(self, data: bytes | bytearray, sha256: str, run: Run) -> ParsedLora:
+        with run.phase(Phase.PARSE):
+            reading = self._parsing.submit(
+                lambda: self._prepare(parse_lora(data, self._targets, sha256=sha256))
+            )
+            try:
+                lora = await asyncio.wrap_future(reading)
+            except asyncio.CancelledError:
+                # A thread cannot be stopped: what it holds counts until it has ended.
+                loop = asyncio.get_running_loop()
+                self.budget.lingers(len(data), reading, loop)
+                raise
         self._cache.put(lora)
         return lora
+
+
+def _remember(known: OrderedDict[str, T], key: str, value: T) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > _REMEMBERED:
+        known.popitem(last=False)

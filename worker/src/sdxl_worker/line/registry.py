@@ -13,27 +13,26 @@ import time
 from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any
-from urllib.parse import urlsplit
 
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import GenerateResult
+from sdxl_worker.fetching.urls import object_key
 from sdxl_worker.run import Run
+
+_URLS = frozenset({"url", "lora_url", "output_url", "output_urls"})
 
 
 def fingerprint(request: GenerateRequest) -> str:
     """Hash of what a request asks for; signatures of its URLs do not count, since every retry
     signs anew."""
 
-    def unsigned(value: object) -> object:
+    def unsigned(value: object, field: str = "") -> object:
         if isinstance(value, dict):
-            return {k: unsigned(v) for k, v in value.items() if k != "request_id"}
+            return {k: unsigned(v, k) for k, v in value.items() if k != "request_id"}
         if isinstance(value, list):
-            return [unsigned(item) for item in value]
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
-            parts = urlsplit(value)
-            return f"{parts.scheme}://{parts.netloc}{parts.path}"
-        return value
+            return [unsigned(item, field) for item in value]
+        return object_key(value) if field in _URLS and isinstance(value, str) else value
 
     plain = unsigned(request.model_dump(mode="json", exclude={"timeout"}))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -63,6 +62,9 @@ class Registry:
         if request.request_id is None:
             return None
         run = self._running.get(request.request_id)
+        if run is not None and run.is_abandoned:
+            # It stops because its callers went away: nobody chose that, so the call begins anew.
+            return None
         if run is None and request.request_id in self._kept:
             run = self._kept[request.request_id][2]
         if run is None:
@@ -72,6 +74,7 @@ class Registry:
                 "request_id was used for another request: a repeated call must ask for the same",
                 details={"field": "request_id"},
             )
+        run.join(request)
         return run
 
     def start(self, run: Run, work: Coroutine[Any, Any, GenerateResult]) -> None:
@@ -112,7 +115,8 @@ class Registry:
         return sum(not run.begun for run in self._running.values())
 
     def _finished(self, run: Run, task: asyncio.Task[GenerateResult]) -> None:
-        del self._running[run.id]
+        if self._running.get(run.id) is run:
+            del self._running[run.id]
         if task.cancelled() or task.exception() is not None:
             return
         size = len(task.result().image_base64 or "")

@@ -88,8 +88,7 @@ def _plain(name: str) -> str:
 def _targets(root: str, module: nn.Module) -> Iterator[Target]:
     for name, child in module.named_modules():
         weight = child._parameters.get("weight")
-        # Embeddings are left out: their weights are tables of rows, not maps of features.
-        if weight is None or isinstance(child, nn.Embedding):
+        if weight is None:
             continue
         bias = child._parameters.get("bias")
         yield Target(_canonical(root, _plain(name)), _parameter(weight), _optional(bias))

@@ -28,7 +28,7 @@ class LayerDelta:
     Attributes:
         name: full module name.
         weight_shape: shape of the module's weight that `tensors` were checked against.
-        tensors: factors by slot, on any device, as the file has them (F16, BF16 or F32).
+        tensors: factors by slot, on any device, as the file has them; 8-bit ones as F16.
         factor: α / rank, or 1 where the file states no α or the algorithm has none; times
             LyCORIS' trained scalar where there is one.
         bound: |ΔW| of no element is larger; infinite where that is not known.

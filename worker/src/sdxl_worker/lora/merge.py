@@ -30,7 +30,8 @@ Contribution = tuple[LayerDelta, float]
 # Elements of float32 scratch per step: small enough for a CPU's cache, large enough for a GPU.
 _CPU_SCRATCH, _GPU_SCRATCH = 1 << 20, 1 << 26
 # Bits of mantissa, the hidden one included.
-_MANTISSA = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}
+# Factors of 64 bits are rounded to float32 first, where what is lost is below the sum's last place.
+_MANTISSA = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 24}
 
 
 def merge_weight(out: Tensor, base: Tensor, contributions: Sequence[Contribution]) -> bool:

@@ -35,13 +35,16 @@ from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.layers import LayerDelta
 
 _DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
+# Kinds that hardly any operation knows → one that holds each of their values exactly.
+_WIDER = {torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
 
 _CHUNK_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
 class ParsedLora:
-    """One file's factors. Immutable; may be applied any number of times at any scale.
+    """One file's factors. Immutable; may be applied any number of times at any scale, by whoever
+    asks: nothing here came from a request.
 
     Attributes:
         sha256: of the whole file, hex; with the scale it identifies what was applied.
@@ -51,7 +54,6 @@ class ParsedLora:
     """
 
     sha256: str
-    name: str | None
     layers: dict[str, LayerDelta]
     strays: tuple[str, ...]
     format: str
@@ -64,11 +66,11 @@ class ParsedLora:
         """Whether a text encoder is changed, so that embeddings depend on this LoRA."""
         return any(not name.startswith("unet.") for name in self.layers)
 
-    def report(self, scale: float) -> LoraReport:
-        """This LoRA's entry in a result."""
+    def report(self, scale: float, name: str | None = None) -> LoraReport:
+        """This LoRA's entry in the result of a request that calls it `name`."""
         return LoraReport(
             sha256=self.sha256,
-            name=self.name,
+            name=name,
             scale=scale,
             format=self.format,
             algorithm=self.algorithm,
@@ -105,14 +107,12 @@ def parse_lora(
     targets: ModelTargets,
     *,
     sha256: str | None = None,
-    name: str | None = None,
 ) -> ParsedLora:
     """The LoRA in `data`, checked against `targets`.
 
     Args:
         data: the whole file, or a path; a path is read once and not looked at again.
         sha256: of the file, hex, if the caller has computed it already; else it is computed.
-        name: for reports.
 
     Raises:
         LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
@@ -125,13 +125,12 @@ def parse_lora(
     layers = _layers(layout, tensors, contents.largest, targets)
     return ParsedLora(
         sha256=sha256.lower() if sha256 is not None else contents.sha256,
-        name=name,
         layers=layers,
         strays=tuple(layout.strays),
         format=layout.format,
         algorithm=layout.algorithm,
         rank=layout.rank,
-        nbytes=contents.buffer.numel(),
+        nbytes=_held_bytes(layers),
     )
 
 
@@ -233,6 +232,8 @@ def _only_dtype(header: SafetensorsHeader, size: int) -> torch.dtype | None:
     dtype = _DTYPES.get(next(iter(dtypes)))
     if len(dtypes) > 1 or dtype is None or not dtype.is_floating_point or size % dtype.itemsize:
         return None
+    if dtype in _WIDER:
+        return None
     return dtype
 
 
@@ -255,9 +256,9 @@ def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> d
             dtype = _DTYPES.get(entry.dtype)
             if dtype is None:
                 raise load_failed(f"'{shown(key)}' is {entry.dtype}.", "dtype")
-            if entry.start % dtype.itemsize:
+            if dtype in _WIDER or entry.start % dtype.itemsize:
                 part = buffer[entry.start : entry.end].clone()
-                tensors[key] = part.view(dtype).view(entry.shape)
+                tensors[key] = part.view(dtype).to(_WIDER.get(dtype, dtype)).view(entry.shape)
                 continue
             if dtype not in whole:
                 whole[dtype] = buffer[: buffer.numel() // dtype.itemsize * dtype.itemsize].view(
@@ -268,6 +269,16 @@ def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> d
                 entry.shape, _strides(entry.shape), entry.start // dtype.itemsize
             )
     return tensors
+
+
+def _held_bytes(layers: dict[str, LayerDelta]) -> int:
+    """Memory that the factors keep alive: mostly the file's buffer, once."""
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for layer in layers.values()
+        for storage in (tensor.untyped_storage() for tensor in layer.tensors.values())
+    }
+    return sum(storages.values())
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,11 +5,14 @@ Duty: `(word:1.3)` and `(word)1.3` → [("word", 1.3)]. Must not know: tokens, e
 The rules, all of them:
 - `(some words:1.3)` and `(some words)1.3` say the same: these words count 1.3-fold.
 - Weights are decimal numbers from 0 to 3. Nested ones multiply.
+- Blanks around the colon and behind the number say nothing: `(red : 1.5 )` is `(red:1.5)`.
 - Parentheses without a weight are text, as in any prose; so are `(style: oil)` and `(at 5:30 pm)`,
-  because a weight is one word right behind its colon.
+  because a weight is one word right behind its colon, or a number behind blanks.
 - `\(` and `\)` are parentheses that never carry a weight.
 - What looks like a weight and is none (`(word:)`, `(word:x)`, `(word:1.2.3)`, `(word:9)`, a
-  missing parenthesis) is refused by name: drawing another picture in silence would be worse.
+  missing parenthesis, brackets or signs of another script around a number) is refused by name:
+  drawing another picture in silence would be worse.
+- `<lora:name:0.8>` is refused as well: LoRAs are named beside the prompt, not in it.
 """
 
 from __future__ import annotations
@@ -23,10 +26,17 @@ WEIGHT_MIN, WEIGHT_MAX = 0.0, 3.0
 _DEPTH_MAX = 16
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 # What stands where a weight stands after a colon: one word, up to the parenthesis.
-_AFTER_COLON = re.compile(r":([^\s:()\\]*)\s*$")
+_AFTER_COLON = re.compile(r"\s*:([^\s:()\\]*)\s*$")
+# Behind blanks only a number is one: `(style: oil)` is text.
+_AFTER_COLON_AND_BLANKS = re.compile(r"\s*:\s+([-+]?(?:\d[\d.,]*|[.,]\d[\d.,]*))\s*$")
 # After a parenthesis: a sign or digits, then all that a number may be mistaken to hold.
 _AFTER_CLOSE = re.compile(r"[-+]?\.?\d[\d.]*(?:,\d+)?")
 _OPEN_WEIGHT = re.compile(r":[-+]?\.?\d")
+# Tags of other tools; also written into the files of this project's own pictures.
+_TAG = re.compile(r"<\s*(?:lora|lyco|lycoris|hypernet)\s*:[^<>]{0,60}>?", re.IGNORECASE)
+_OTHER_BRACKETS = re.compile(r"(?<!\\)[\[{][^\[\]{}()<>]{1,200}:\s*[\d.]+\s*[\]}]")
+_WIDE = re.compile(r"[(\uff08][^()\uff08\uff09]{1,200}[:\uff1a]\s*[\d.]+\s*[)\uff09]")
+_WIDE_SIGNS = frozenset("\uff08\uff09\uff1a")
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ def parse_weights(text: str, field: str = "prompt") -> list[Fragment]:
         InvalidPrompt: a weight is malformed or out of range; the message quotes it and names
             `field`.
     """
+    _refuse_lookalikes(text, field)
     stack = [_Group(0)]
     place = 0
     while place < len(text):
@@ -94,12 +105,30 @@ def parse_weights(text: str, field: str = "prompt") -> list[Fragment]:
     return fragments or [Fragment("", 1.0)]
 
 
+def _refuse_lookalikes(text: str, field: str) -> None:
+    """Refuse what other tools take for a weight or a LoRA and this syntax does not know."""
+    tag = _TAG.search(text)
+    if tag is not None:
+        raise InvalidPrompt(
+            f"{field}: {tag[0][:60]!r} would be read as words: name LoRAs in the request's own "
+            "fields, not in the prompt",
+            details={"field": field, "reason": "lora_tag"},
+        )
+    found = _OTHER_BRACKETS.search(text)
+    if found is not None:
+        raise _malformed(field, found[0], "only parentheses carry a weight")
+    for found in _WIDE.finditer(text):
+        if _WIDE_SIGNS & set(found[0]):
+            raise _malformed(field, found[0], "its signs are not those of ASCII")
+
+
 def _close(text: str, place: int, stack: list[_Group], field: str) -> int:
     """Handle the `)` at `place`; returns where to go on."""
     group = stack.pop()
     outer = stack[-1]
     whole = text[group.start : place + 1]
-    inside = _AFTER_COLON.search(text[group.start + 1 : place])
+    content = text[group.start + 1 : place]
+    inside = _AFTER_COLON_AND_BLANKS.search(content) or _AFTER_COLON.search(content)
     behind = _AFTER_CLOSE.match(text, place + 1)
     if behind is not None and text[behind.end() : behind.end() + 1].isalpha():
         behind = None  # `(draft)3d` goes on as a word
