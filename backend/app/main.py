@@ -44,6 +44,7 @@ from app.core.errors import StorageFailed, install_error_handlers
 from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.dialects.mounting import DIALECTS, mount_dialects
+from app.models import Status
 from app.services.avatars import AvatarService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
@@ -61,6 +62,7 @@ from app.services.takedowns import TakedownService
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
 from app.services.worker.base_model import BaseModel
+from app.services.worker.gate import Gate
 from app.services.worker.inference import Inference, TracedInference
 from app.startup import Prepared
 
@@ -184,8 +186,17 @@ async def _start(
             inference = build_lora_inference(settings)
         inference = TracedInference(inference)
         stack.push_async_callback(inference.aclose)
-        base_model = BaseModel(inference, database, settings.modal_endpoint_url or "none")
-        contents = ContentService(database, storage, base_model, inference, waiters)
+        base_model = BaseModel(
+            inference,
+            database,
+            settings.modal_endpoint_url or "none",
+            settings.lora_provider.value,
+        )
+        gate = Gate(base_model)
+        contents = ContentService(
+            database, storage, base_model, inference, waiters, settings.content_deadline_seconds
+        )
+        on_end = metrics.on_end(waiters.announce)
         marking = await asyncio.to_thread(Marking.from_settings, settings, __version__)
         drawing = Drawing(
             settings,
@@ -193,8 +204,9 @@ async def _start(
             storage,
             inference,
             marking,
-            on_end=metrics.on_end(waiters.announce),
-            gpu=lambda: base_model.known.gpu if base_model.known else None,
+            gate,
+            on_end=on_end,
+            gpu=base_model.gpu_of,
         )
         queue = JobQueue(
             database,
@@ -202,6 +214,8 @@ async def _start(
             drawing.run,
             prepared.revive,
             chores(settings, database, storage, metrics),
+            on_expired=lambda content_id: on_end(content_id, Status.FAILED),
+            why_waiting=lambda: (gate.waiting_for or {}).get("message"),
         )
         contents.queue = queue
         listener = Listener(database.conninfo, waiters.announce, drawing.stop)
@@ -227,10 +241,11 @@ async def _start(
             loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
             avatars=AvatarService(database),
             batches=BatchService(database),
-            events=EventService(database, waiters),
+            events=EventService(database, waiters, lambda: gate.waiting_for),
             queue=queue,
             marking=marking,
             takedowns=TakedownService(database, storage, waiters),
+            gate=gate,
         )
         return services, stack.pop_all().aclose
 

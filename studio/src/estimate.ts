@@ -34,11 +34,17 @@ function pastOf(ids: string[]): Content[] {
   return drawn;
 }
 
+/** A drawn content's own work: what it had left open is written back by then. */
+function workOf({ parameters }: Content): Work {
+  const { width, height, steps } = parameters;
+  return { ...parameters, width: width ?? 1, height: height ?? 1, steps: steps ?? 1 };
+}
+
 /** Null where nothing was drawn yet. `usd` is null on a device without a price. */
 export function estimate(work: Work): Estimate | null {
   const past = pastOf(feed.value ?? []);
   if (!past.length) return null;
-  const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / amount(c.parameters)));
+  const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / amount(workOf(c))));
   const besides = median(
     past.map((c) => {
       const all = Object.entries(c.timings ?? {}).filter(([phase]) => phase !== 'queue');

@@ -20,6 +20,8 @@ export interface paths {
         /**
          * Sign In
          * @description Begin a session: 204 and a cookie, or 401 where the key is not valid.
+         *
+         *     After ten keys that are not, an address waits a minute, whatever it brings then.
          */
         post: operations["sign_in_api_v1_session_post"];
         /**
@@ -190,6 +192,8 @@ export interface paths {
         /**
          * Follow Content
          * @description What happens to a content as it happens; resumes after `Last-Event-ID`.
+         *
+         *     Ends within seconds where the key is revoked or the session ends.
          */
         get: operations["follow_content_api_v1_content__content_id__events_get"];
         put?: never;
@@ -345,7 +349,9 @@ export interface paths {
         };
         /**
          * Read Model
-         * @description The loaded base model's limits; SDXL's where no worker was ever seen.
+         * @description The base model's limits as the worker states them, or last did.
+         *
+         *     While `known` is false they are SDXL's, and nothing is refused by them.
          */
         get: operations["read_model_api_v1_model_get"];
         put?: never;
@@ -564,16 +570,10 @@ export interface components {
             width?: number | null;
             /** Height */
             height?: number | null;
-            /**
-             * Steps
-             * @default 28
-             */
-            steps?: number;
-            /**
-             * Cfg
-             * @default 5.5
-             */
-            cfg?: number;
+            /** Steps */
+            steps?: number | null;
+            /** Cfg */
+            cfg?: number | null;
             /** Seed */
             seed?: number | null;
             /**
@@ -581,6 +581,14 @@ export interface components {
              * @default 1
              */
             num_images?: number;
+            /** @description sampler; the model's own if unset. `GET /model` lists what the worker offers */
+            scheduler?: string | null;
+            output_format?: components["schemas"]["OutputFormat"] | null;
+            /**
+             * Deadline Seconds
+             * @description seconds until it fails where it has not ended, waiting included
+             */
+            deadline_seconds?: number | null;
         };
         /**
          * BatchOut
@@ -677,6 +685,8 @@ export interface components {
             /** Images */
             images: components["schemas"]["ImageOut"][];
             parameters: components["schemas"]["ParametersOut"];
+            /** @description what it waits for; null where that is only its turn */
+            waiting_for: components["schemas"]["WaitingFor"] | null;
             /** Loras */
             loras: components["schemas"]["UsedLora"][];
             /**
@@ -698,6 +708,11 @@ export interface components {
              * Format: date-time
              */
             created_at: string;
+            /**
+             * Deadline At
+             * @description it fails where it has not ended by then
+             */
+            deadline_at: string | null;
             /** Started At */
             started_at: string | null;
             /** Finished At */
@@ -849,7 +864,7 @@ export interface components {
              * Details
              * @description facts, such as the width and height that would fit
              */
-            details: {
+            details?: {
                 [key: string]: unknown;
             } | null;
         };
@@ -876,7 +891,7 @@ export interface components {
             negative_prompt?: string;
             /**
              * Width
-             * @description px; the base model's native side if unset
+             * @description px; the base model's native side if unset, once it is drawn
              */
             width?: number | null;
             /**
@@ -886,14 +901,14 @@ export interface components {
             height?: number | null;
             /**
              * Steps
-             * @default 28
+             * @description left to the worker that draws if unset
              */
-            steps?: number;
+            steps?: number | null;
             /**
              * Cfg
-             * @default 5.5
+             * @description left to the worker that draws if unset
              */
-            cfg?: number;
+            cfg?: number | null;
             /**
              * Seed
              * @description chosen at random and kept if unset
@@ -904,6 +919,15 @@ export interface components {
              * @default 1
              */
             num_images?: number;
+            /** @description sampler; the model's own if unset. `GET /model` lists what the worker offers */
+            scheduler?: string | null;
+            /** @description png if unset */
+            output_format?: components["schemas"]["OutputFormat"] | null;
+            /**
+             * Deadline Seconds
+             * @description seconds until it fails where it has not ended, waiting included
+             */
+            deadline_seconds?: number | null;
         };
         /**
          * ImageOut
@@ -985,6 +1009,15 @@ export interface components {
              * @description keys in the file that name no layer
              */
             strays: string[];
+            /**
+             * Suggested Scheduler
+             * @description sampler that it wants, where it says that it was made for few steps (LCM, Lightning, Hyper-SD, DMD2, TCD); with `suggested_steps` and `suggested_cfg`
+             */
+            suggested_scheduler?: string | null;
+            /** Suggested Steps */
+            suggested_steps?: number | null;
+            /** Suggested Cfg */
+            suggested_cfg?: number | null;
             /**
              * Created At
              * Format: date-time
@@ -1130,6 +1163,13 @@ export interface components {
             known: boolean;
             limits: components["schemas"]["ModelLimits"];
             /**
+             * Schedulers
+             * @description samplers to choose from; empty: the worker never said
+             */
+            schedulers: string[];
+            /** @description what keeps every content waiting, if anything */
+            waiting_for: components["schemas"]["WaitingFor"] | null;
+            /**
              * @default {
              *       "minimum": 1,
              *       "maximum": 100,
@@ -1147,13 +1187,19 @@ export interface components {
             cfg: components["schemas"]["Range"];
             /**
              * @default {
-             *       "minimum": -2,
-             *       "maximum": 2,
+             *       "minimum": -10,
+             *       "maximum": 10,
              *       "default": 1
              *     }
              */
             lora_scale: components["schemas"]["Range"];
         };
+        /**
+         * OutputFormat
+         * @description How the image is encoded.
+         * @enum {string}
+         */
+        OutputFormat: "png" | "jpeg" | "webp";
         /** Page[AvatarOut] */
         Page_AvatarOut_: {
             /** Items */
@@ -1184,17 +1230,17 @@ export interface components {
         };
         /**
          * ParametersOut
-         * @description Every value that was used.
+         * @description What was asked for, null where it is left to the worker; once drawn, all that was used.
          */
         ParametersOut: {
             /** Width */
-            width: number;
+            width: number | null;
             /** Height */
-            height: number;
+            height: number | null;
             /** Steps */
-            steps: number;
+            steps: number | null;
             /** Cfg */
-            cfg: number;
+            cfg: number | null;
             /**
              * Seed
              * @description of the first picture; the next one's is one higher
@@ -1202,6 +1248,13 @@ export interface components {
             seed: number;
             /** Num Images */
             num_images: number;
+            /**
+             * Scheduler
+             * @description as asked for; where that was left open, once drawn, the model's
+             */
+            scheduler: string | null;
+            /** Output Format */
+            output_format: string | null;
         } & {
             [key: string]: unknown;
         };
@@ -1277,7 +1330,7 @@ export interface components {
         };
         /**
          * QueuedEvent
-         * @description `queued`: it waits; sent whenever its place in the line changes.
+         * @description `queued`: it waits; sent first, and whenever its place in the line or the reason changes.
          */
         QueuedEvent: {
             /**
@@ -1285,6 +1338,11 @@ export interface components {
              * @description contents ahead of it; 0: it is next
              */
             position: number;
+            /**
+             * @description what all of them wait for
+             * @default null
+             */
+            waiting_for?: components["schemas"]["WaitingFor"] | null;
         } & {
             [key: string]: unknown;
         };
@@ -1317,6 +1375,15 @@ export interface components {
             /** Worker */
             worker: string;
         };
+        /**
+         * Scheduler
+         * @description Samplers by their usual names; `default` is the one the model's folder states.
+         *
+         *     `karras` is the spacing of noise levels by that name, `trailing` the one that few-step LoRAs
+         *     want (`sgm_uniform` elsewhere). Other tools' spellings are read too: see `scheduler_named`.
+         * @enum {string}
+         */
+        Scheduler: "default" | "euler" | "euler_karras" | "euler_trailing" | "euler_a" | "euler_a_trailing" | "dpmpp_2m" | "dpmpp_2m_karras" | "dpmpp_2m_trailing" | "dpmpp_2m_sde" | "dpmpp_2m_sde_karras" | "dpmpp_sde" | "dpmpp_sde_karras" | "dpmpp_2s" | "dpmpp_2s_karras" | "dpm2" | "dpm2_karras" | "dpm2_a" | "ddim" | "ddim_trailing" | "ddpm" | "deis" | "heun" | "heun_karras" | "lms" | "lms_karras" | "unipc" | "lcm" | "tcd";
         /**
          * SessionOut
          * @description `GET /session`: who is asking.
@@ -1467,6 +1534,19 @@ export interface components {
              * @description one sentence for a person
              */
             summary: string;
+        };
+        /**
+         * WaitingFor
+         * @description What keeps an accepted content from going on; it does by itself when that is over.
+         */
+        WaitingFor: {
+            /**
+             * Reason
+             * @description worker_unreachable, worker_loading, worker_failed, worker_busy, lora_unreachable or storage
+             */
+            reason: string;
+            /** Message */
+            message: string;
         };
     };
     responses: never;

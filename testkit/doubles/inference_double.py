@@ -12,7 +12,7 @@ from PIL import Image
 from app.services.modal_sdxl_lora_client import InferenceOutcome, OnEvent
 from sdxl_contract.errors import Cancelled, ModelLoadFailed
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
-from sdxl_contract.request import GenerateRequest
+from sdxl_contract.request import GenerateRequest, Scheduler
 from sdxl_contract.result import (
     Cost,
     GeneratedImage,
@@ -26,18 +26,34 @@ from sdxl_contract.result import (
     WorkerEvent,
 )
 
+SDXL = ModelLimits()
 SECONDS = Timings(queue=5.0, text_encode=1.0, denoise=8.0, decode=1.0)
 
 
-def draw_png(request: GenerateRequest, seed: int) -> bytes:
-    """A one-colour PNG that depends on everything a picture depends on."""
-    width, height = request.width or 0, request.height or 0
+SCHEDULERS = ["default", "euler", "lcm", "euler_trailing"]
+
+
+def draw_picture(request: GenerateRequest, seed: int, limits: ModelLimits = SDXL) -> bytes:
+    """A one-colour picture that depends on everything a picture depends on.
+
+    What the request leaves open the model decides, as in the worker.
+    """
+    width, height = request.size(limits)
     loras = [(ref.sha256, ref.scale) for ref in request.loras]
-    mark = f"{request.prompt}|{request.negative_prompt}|{seed}|{request.steps}|{loras}"
+    mark = (
+        f"{request.prompt}|{request.negative_prompt}|{seed}|{request.steps}|{loras}"
+        f"|{request.scheduler}"
+    )
     colour = tuple(hashlib.sha256(mark.encode()).digest()[:3])
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    Image.new("RGB", (width, height), colour).save(file, request.output_format.value.upper())
     return file.getvalue()
+
+
+def _sampler(request: GenerateRequest) -> str:
+    if request.scheduler is Scheduler.DEFAULT:
+        return "EulerDiscreteScheduler"  # the model's own, by its class, as the worker states it
+    return request.scheduler.value
 
 
 class InferenceDouble:
@@ -77,9 +93,9 @@ class InferenceDouble:
             raise self.failures.pop(0)
         assert request.seed is not None
         seeds = [request.seed + n for n in range(request.num_images)]
-        images = [draw_png(request, seed) for seed in seeds]
+        images = [draw_picture(request, seed, self.limits) for seed in seeds]
         result = GenerateResult(
-            image_size=(request.width, request.height),
+            image_size=request.size(self.limits),
             generation_time_seconds=15.0,
             model_info=ModelInfo(base_model="double", lora_applied=bool(request.loras)),
             metadata=Metadata(
@@ -87,7 +103,9 @@ class InferenceDouble:
                 actual_steps=request.steps,
                 actual_cfg=request.cfg,
                 seeds=seeds,
+                scheduler=_sampler(request),
             ),
+            output_format=request.output_format.value,
             loras=[
                 LoraReport(
                     sha256=ref.sha256, scale=ref.scale, format="kohya", rank=4, modules_matched=1
@@ -117,6 +135,7 @@ class InferenceDouble:
             device="cpu",
             gpu=self.gpu,
             limits=self.limits,
+            schedulers=SCHEDULERS,
             signature=self.signature,
         )
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import GenerateRequest, parse_request
 from testkit.doubles.http_server import CUT, Call, HttpServer, Reply, as_json
-from testkit.doubles.inference_double import draw_png
+from testkit.doubles.inference_double import draw_picture
 
 CALL_ID = "__modal_function_call_id"
 State = Literal["truth", "unknown", "silent"]
@@ -77,7 +77,7 @@ def modal_http(status: int, text: str, **headers: str) -> Reply:
 
 def picture(request: GenerateRequest, png: bytes | None = None, **changes: Any) -> dict[str, Any]:
     """A worker's result; `png` in the place of the right picture, `changes` over its fields."""
-    data = draw_png(request, request.seed or 0) if png is None else png
+    data = draw_picture(request, request.seed or 0) if png is None else png
     return {
         "image_base64": base64.b64encode(data).decode(),
         "image_size": [request.width, request.height],

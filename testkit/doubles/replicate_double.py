@@ -12,7 +12,7 @@ from typing import Any
 
 from sdxl_contract.request import GenerateRequest
 from testkit.doubles.http_server import Call, HttpServer, Reply, as_json
-from testkit.doubles.inference_double import draw_png
+from testkit.doubles.inference_double import draw_picture
 
 
 @dataclass
@@ -122,7 +122,7 @@ class ReplicateDouble(HttpServer):
         request = GenerateRequest(
             prompt=asked["prompt"], width=asked["width"], height=asked["height"]
         )
-        return Reply(200, draw_png(request, asked["seed"]), {"Content-Type": "image/png"})
+        return Reply(200, draw_picture(request, asked["seed"]), {"Content-Type": "image/png"})
 
 
 def _filled(output: Any, **values: str) -> Any:

@@ -232,4 +232,9 @@ async def follow_content(
 
 
 def _out(services: ServicesDep, content: Content) -> ContentOut:
-    return content_out(content, services.storage, services.settings.image_url_seconds)
+    return content_out(
+        content,
+        services.storage,
+        services.settings.image_url_seconds,
+        services.gate.waiting_for,
+    )

@@ -38,6 +38,7 @@ from app.services.marking.marking import Marking
 from app.services.storage import Storage
 from app.services.takedowns import TakedownService
 from app.services.worker.base_model import BaseModel
+from app.services.worker.gate import Gate
 from sdxl_contract.errors import Unauthorized
 
 # For the schema alone: who asks is found by `get_caller`. Either of the two; none is needed before
@@ -68,6 +69,7 @@ class Services:
     queue: JobQueue
     marking: Marking
     takedowns: TakedownService
+    gate: Gate
     sign_in_tries: Tries = field(default_factory=lambda: Tries(10, 60.0))
 
 

@@ -19,6 +19,7 @@ _MAX_RANGES = 8
 _RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
 _MEDIA_TYPES = {
     ".png": "image/png",
+    ".jpg": "image/jpeg",
     ".webp": "image/webp",
     ".safetensors": "application/octet-stream",
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import OwnerDep, ServicesDep
 from app.schemas.common import Out
+from app.schemas.content import WaitingFor
 from sdxl_contract.limits import (
     CFG_DEFAULT,
     CFG_MAX,
@@ -54,6 +55,12 @@ class ModelOut(Out):
     worker: str
     known: bool
     limits: ModelLimits
+    schedulers: list[str] = Field(
+        description="samplers to choose from; empty: the worker never said"
+    )
+    waiting_for: WaitingFor | None = Field(
+        description="what keeps every content waiting, if anything"
+    )
     steps: Range = Range(minimum=STEPS_MIN, maximum=STEPS_MAX, default=STEPS_DEFAULT)
     cfg: Range = Range(minimum=CFG_MIN, maximum=CFG_MAX, default=CFG_DEFAULT)
     lora_scale: Range = Range(minimum=SCALE_MIN, maximum=SCALE_MAX, default=1.0)
@@ -83,16 +90,21 @@ async def ready(services: ServicesDep, response: Response) -> Ready:
 
 @model_router.get("/model")
 async def read_model(_: OwnerDep, services: ServicesDep) -> ModelOut:
-    """The loaded base model's limits; SDXL's where no worker was ever seen."""
-    limits = await services.base_model.limits()
-    signature = await services.base_model.signature()
+    """The base model's limits as the worker states them, or last did.
+
+    While `known` is false they are SDXL's, and nothing is refused by them.
+    """
+    limits = await services.base_model.fresh_limits()
     known, now = services.base_model.known, services.base_model.live
+    signature = known.signature if known else None
     return ModelOut(
         name=known.base_model if known else None,
-        family=signature.family,
+        family=signature.family if signature else "SDXL",
         device=known.device if known else None,
         gpu=known.gpu if known else None,
         worker=now.status.value if now else "unreachable",
-        known=known is not None,
-        limits=limits,
+        known=limits is not None,
+        limits=limits or ModelLimits(),
+        schedulers=services.base_model.schedulers,
+        waiting_for=services.gate.waiting_for,
     )

@@ -139,11 +139,18 @@ class Settings(BaseSettings):
     )
 
     # Jobs
+    content_deadline_seconds: float = Field(
+        default=43200.0,
+        ge=1,
+        le=7 * 86400,
+        description="seconds until a content fails that has not ended, waiting for its worker "
+        "included, where the request names none",
+    )
     job_concurrency: int = Field(
         default=2, ge=1, le=64, description="pictures asked of the worker at the same time"
     )
     job_max_attempts: int = Field(
-        default=10, ge=1, description="times a job is picked up again after a crash, then failed"
+        default=10, ge=1, description="interrupted attempts after which a content fails"
     )
     job_heartbeat_seconds: float = Field(
         default=2.0, gt=0, description="seconds between a job runner's signs of life"
@@ -201,15 +208,18 @@ class Settings(BaseSettings):
         description="PEM of more roots whose signatures verification calls trusted",
     )
 
-    # Limits of a key, where it has none of its own; unset: none
+    # Limits of a key, where it has none of its own
     requests_per_minute: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="API calls a key may make in a minute"
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="API calls a key may make in a minute; unset: any",
     )
-    max_open_contents: int | None = Field(
-        default=None, ge=1, description="contents of an owner that may wait or run together"
+    max_open_contents: int = Field(
+        default=2000, ge=0, description="contents of an owner that may wait or run together; 0: any"
     )
     daily_budget_usd: float | None = Field(
-        default=None, gt=0, description="USD an owner may spend in a day (UTC)"
+        default=None, gt=0, description="USD an owner may spend in a day (UTC); unset: any"
     )
     daily_alert_usd: float | None = Field(
         default=None, gt=0, description="USD of all owners in a day (UTC) that raise an alert"

@@ -10,6 +10,7 @@ from app.models.content import Content, GenerationEvent, Status
 from app.models.image import Image
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
+from app.models.queue_turn import QueueTurn
 from app.models.removed_cost import RemovedCost
 from app.models.takedown import Takedown
 
@@ -25,6 +26,7 @@ __all__ = [
     "Image",
     "LoraModel",
     "PageSession",
+    "QueueTurn",
     "RemovedCost",
     "SeenBaseModel",
     "Status",

@@ -1,6 +1,7 @@
 """What was asked for and what became of it: the API's *content* without its pictures.
 
-Life: `queued` when accepted, `running` while an attempt holds it, then one of the final states.
+Life: `queued` when accepted, `running` while an attempt holds it, then one of the final states. An
+attempt that finds the worker away puts it back: `queued` again.
 Every change by a runner is fenced by `attempt`: who does not hold the newest attempt changes
 nothing.
 """
@@ -33,7 +34,7 @@ class Status(StrEnum):
 
 
 class Content(Base):
-    """One accepted request; `parameters` holds every value resolved, the seed included."""
+    """One accepted request."""
 
     __tablename__ = "generation"
     __table_args__ = (
@@ -49,6 +50,15 @@ class Content(Base):
             postgresql_where=text("cost_usd IS NOT NULL"),
         ),
         Index("ix_generation_open", "status", postgresql_where=text("finished_at IS NULL")),
+        # The line of each owner, and the content that a ticket of the queue stands for.
+        Index(
+            "ix_generation_line",
+            "owner",
+            "created_at",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index("ix_generation_job_id", "job_id", postgresql_where=text("finished_at IS NULL")),
         Index(
             "uq_generation_owner_idempotency_key",
             "owner",
@@ -71,15 +81,25 @@ class Content(Base):
     )
     prompt: Mapped[LongText]
     negative_prompt: Mapped[LongText]
-    parameters: Mapped[Json]  # width, height, steps, cfg, seed, num_images
+    # What is known of width, height, steps, cfg, seed, num_images, scheduler, output_format: what
+    # was asked for, and once drawn what the worker says was used.
+    parameters: Mapped[Json]
+    # What was asked for, without what was left open; None in rows of older versions, whose
+    # parameters were all chosen at acceptance.
+    asked: Mapped[Json | None]
     loras: Mapped[JsonList]  # as asked for: lora_model_id, name, sha256, scale
     idempotency_key: Mapped[str | None]
     request_sha256: Mapped[str]
     cancel_requested_at: Mapped[Moment | None]
+    deadline_at: Mapped[Moment | None]  # it fails where it has not ended by then
+    retry_at: Mapped[Moment | None]  # not claimed before
+    waiting_for: Mapped[Json | None]  # reason, message: what keeps it from going on
+    # Attempts that the worker or its surroundings gave back before anything was drawn.
+    releases: Mapped[int] = mapped_column(default=0, server_default="0")
 
     lora_reports: Mapped[JsonList | None]  # as the worker applied them
     timings: Mapped[Json | None]  # seconds by phase
-    error: Mapped[Json | None]  # code, message
+    error: Mapped[Json | None]  # code, message, details
     model_clean: Mapped[bool | None]
     provider: Mapped[str | None]
     provider_attempts: Mapped[int | None]

@@ -6,6 +6,10 @@ from sqlalchemy import BigInteger, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, Json, JsonList, LongText, UuidPk
+from sdxl_contract.lora.few_steps import FewSteps, few_steps
+
+# What files call themselves by, in the metadata that is kept.
+_CALLS_ITSELF = ("modelspec.title", "ss_output_name", "ss_training_comment")
 
 
 class LoraModel(Base):
@@ -38,3 +42,27 @@ class LoraModel(Base):
     dtype: Mapped[str]
     file_metadata: Mapped[Json]
     created_at: Mapped[Created]
+
+    @property
+    def _few_steps(self) -> FewSteps | None:
+        """What the file, or else whoever named it, says of how it is to be drawn with."""
+        told = [str(self.file_metadata.get(key, "")) for key in _CALLS_ITSELF]
+        return few_steps(told) or few_steps([self.name])
+
+    @property
+    def suggested_scheduler(self) -> str | None:
+        """The sampler that it wants; None where it does not say."""
+        hint = self._few_steps
+        return None if hint is None else hint.scheduler.value
+
+    @property
+    def suggested_steps(self) -> int | None:
+        """How many steps it was made for."""
+        hint = self._few_steps
+        return None if hint is None else hint.steps
+
+    @property
+    def suggested_cfg(self) -> float | None:
+        """The CFG that it wants."""
+        hint = self._few_steps
+        return None if hint is None else hint.cfg

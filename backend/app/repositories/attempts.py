@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
@@ -19,20 +22,113 @@ from app.models.base import utc_now
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, typed
 from app.repositories.contents import as_generation
 from app.repositories.events import CHANNEL, END, PASSING
+from sdxl_contract.errors import ErrorCode
 
+_CLAIM_TRIES = 20
 _OPEN = (Status.QUEUED.value, Status.RUNNING.value)
+# What a ticket of the queue is for: the content that its dead runner left running; else the next
+# one of the owner whose turn it is. The ticket's own content then gets the ticket of that one, so
+# that each open content keeps one. `queue_turn` says how turns are counted.
 _CLAIM = f"""
-    WITH held AS (
-        UPDATE generation SET
-            status = '{Status.RUNNING}', attempt = attempt + 1,
-            started_at = coalesce(started_at, %(now)s)
-        WHERE id = %(content_id)s AND status IN {_OPEN}
-        RETURNING {listed(GENERATION)}
+    WITH RECURSIVE own AS MATERIALIZED (
+        SELECT id, status, owner, job_id FROM generation
+        WHERE job_id = %(job_id)s AND finished_at IS NULL LIMIT 1
+    ), owners AS (
+        (SELECT owner FROM generation WHERE status = '{Status.QUEUED}' ORDER BY owner LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT g.owner FROM generation g
+            WHERE g.status = '{Status.QUEUED}' AND g.owner > o.owner ORDER BY g.owner LIMIT 1
+        ) FROM owners o WHERE o.owner IS NOT NULL
+    ), fair AS (
+        SELECT g.id, g.job_id, o.owner, g.images / coalesce(t.weight, 1) AS share,
+            greatest(t.ended, (SELECT max(began) FROM queue_turn), 0) AS begins
+        FROM owners o
+        CROSS JOIN LATERAL (
+            SELECT id, job_id, created_at,
+                coalesce((parameters ->> 'num_images')::float, 1) AS images
+            FROM generation
+            WHERE owner = o.owner AND status = '{Status.QUEUED}'
+            AND (retry_at IS NULL OR retry_at <= %(now)s)
+            ORDER BY created_at, id LIMIT 1
+        ) g
+        LEFT JOIN queue_turn t ON t.owner = o.owner
+        ORDER BY begins, g.created_at, g.id LIMIT 1
+    ), chosen AS MATERIALIZED (
+        SELECT id, job_id, owner, 0::float AS share, NULL::float AS begins
+        FROM own WHERE status = '{Status.RUNNING}'
+        UNION ALL
+        SELECT id, job_id, owner, share, begins FROM fair
+        WHERE NOT EXISTS (SELECT 1 FROM own WHERE status = '{Status.RUNNING}')
+    ), held AS (
+        UPDATE generation g SET
+            status = '{Status.RUNNING}', attempt = g.attempt + 1, job_id = %(job_id)s,
+            started_at = coalesce(g.started_at, %(now)s), waiting_for = NULL, retry_at = NULL
+        FROM chosen c
+        WHERE g.id = c.id AND g.status IN {_OPEN}
+        AND (g.status = '{Status.QUEUED}' OR c.begins IS NULL)
+        RETURNING {listed(GENERATION, "g.")}
+    ), swapped AS (
+        UPDATE generation g SET job_id = c.job_id FROM chosen c, own, held
+        WHERE g.id = own.id AND own.id <> c.id AND g.status = '{Status.QUEUED}'
+        AND g.job_id = %(job_id)s
+        RETURNING g.id
+    ), tickets AS (
+        UPDATE procrastinate_jobs j SET args = other.args
+        FROM swapped, chosen c, procrastinate_jobs other
+        WHERE (j.id, other.id) IN ((c.job_id, %(job_id)s), (%(job_id)s, c.job_id))
+    ), turn AS (
+        INSERT INTO queue_turn AS t (owner, began, ended)
+        SELECT c.owner, c.begins, c.begins + c.share FROM chosen c JOIN held ON held.id = c.id
+        WHERE c.begins IS NOT NULL
+        ON CONFLICT (owner) DO UPDATE SET began = excluded.began, ended = excluded.ended
     ), added AS (
         INSERT INTO generation_event (generation_id, type, data)
         SELECT id, 'started', jsonb_build_object('attempt', attempt) FROM held
     )
-    SELECT held.*, pg_notify('{CHANNEL}', id::text) AS told FROM held
+    SELECT {listed(GENERATION, "held.")}, chosen.id AS chosen_id,
+        (SELECT args ->> 'trace' FROM procrastinate_jobs WHERE id = chosen.job_id) AS trace,
+        CASE WHEN held.id IS NOT NULL THEN pg_notify('{CHANNEL}', held.id::text) END AS told
+    FROM chosen LEFT JOIN held ON held.id = chosen.id
+"""
+_RELEASE = f"""
+    WITH held AS (
+        UPDATE generation SET
+            status = '{Status.QUEUED}', waiting_for = %(waiting_for)s, retry_at = %(retry_at)s,
+            releases = releases + %(forgiven)s, {{costs}}
+        WHERE id = %(content_id)s AND {{fence}}
+        RETURNING id, waiting_for
+    ), gone AS (
+        DELETE FROM generation_event e USING held
+        WHERE e.generation_id = held.id AND e.type IN {PASSING}
+    ), added AS (
+        INSERT INTO generation_event (generation_id, type, data)
+        SELECT id, 'queued', '{{{{}}}}' FROM held
+    )
+    SELECT pg_notify('{CHANNEL}', id::text) FROM held
+"""
+_EXPIRE = f"""
+    WITH late AS (
+        SELECT id FROM generation
+        WHERE status = '{Status.QUEUED}' AND deadline_at <= %(now)s
+        ORDER BY deadline_at LIMIT 500 FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        UPDATE generation g SET
+            status = '{Status.FAILED}', finished_at = %(now)s, retry_at = NULL,
+            waiting_for = NULL, error = jsonb_build_object(
+                'code', '{ErrorCode.TIMEOUT}',
+                'message', 'its deadline passed while it waited: '
+                    || coalesce(g.waiting_for ->> 'message', %(reason)s::text)
+            )
+        FROM late WHERE g.id = late.id RETURNING g.id
+    ), gone AS (
+        DELETE FROM generation_event e USING ended
+        WHERE e.generation_id = ended.id AND e.type IN {PASSING}
+    ), added AS (
+        INSERT INTO generation_event (generation_id, type, data)
+        SELECT id, '{Status.FAILED}', '{{}}' FROM ended
+    )
+    SELECT id, pg_notify('{CHANNEL}', '{END}' || id::text) FROM ended
 """
 # Skips what another runner is just taking up.
 _ORPHANS = f"""
@@ -42,6 +138,23 @@ _ORPHANS = f"""
     )
     ORDER BY created_at FOR UPDATE SKIP LOCKED
 """
+
+
+class Claimed(NamedTuple):
+    """A content that an attempt was begun at, and the trace of the call that asked for it."""
+
+    content: Content
+    trace: str | None
+
+
+class Holds(Enum):
+    """What has become of a content since an attempt at it began."""
+
+    HELD = "it is this attempt's"
+    UNWANTED = "it is this attempt's, and somebody asked to stop it"
+    WRITTEN = "this attempt has written its end"
+    LOST = "another attempt has it, or had"
+    GONE = "it was deleted"
 
 
 class AttemptRepository:
@@ -64,16 +177,46 @@ class AttemptRepository:
         query = "SELECT cancel_requested_at IS NOT NULL FROM generation WHERE id = %(content_id)s"
         return bool(await fetch_value(self._connection, query, {"content_id": content_id}))
 
-    async def claim(self, content_id: uuid.UUID) -> Content | None:
-        """Begin a new attempt; None where there is nothing left to do.
+    async def claim(self, job_id: int) -> Claimed | None:
+        """Begin a new attempt at the content that is next; None where nothing can be done now.
 
-        Taking up a `running` content is right: its last runner is held for dead, and if it wakes,
-        the grown attempt keeps it from writing.
+        Taking up a `running` content is right where `job_id` is its ticket: its last runner is
+        held for dead, and if it wakes, the grown attempt keeps it from writing.
         """
-        rows = await fetch_rows(
-            self._connection, _CLAIM, {"content_id": content_id, "now": utc_now()}
-        )
-        return as_generation(rows[0], []) if rows else None
+        for _ in range(_CLAIM_TRIES):
+            values = {"job_id": job_id, "now": utc_now()}
+            rows = await fetch_rows(self._connection, _CLAIM, values)
+            if not rows:
+                return None
+            if rows[0]["id"] is not None:
+                return Claimed(as_generation(rows[0], []), rows[0]["trace"])
+            # Another runner chose the same one at the same moment and was first.
+        return None
+
+    async def has_work(self, job_id: int) -> bool:
+        """Whether the content that a ticket stands for has not ended."""
+        query = """
+            SELECT EXISTS (
+                SELECT 1 FROM generation WHERE job_id = %(job_id)s AND finished_at IS NULL
+            )
+        """
+        return bool(await fetch_value(self._connection, query, {"job_id": job_id}))
+
+    async def holds(self, content_id: uuid.UUID, attempt: int) -> Holds:
+        """How a content is to its attempt number `attempt`."""
+        query = """
+            SELECT status, attempt, cancel_requested_at IS NOT NULL AS is_unwanted
+            FROM generation WHERE id = %(content_id)s
+        """
+        rows = await fetch_rows(self._connection, query, {"content_id": content_id})
+        if not rows:
+            return Holds.GONE
+        row = rows[0]
+        if row["attempt"] != attempt:
+            return Holds.LOST
+        if Status(row["status"]) is Status.RUNNING:
+            return Holds.UNWANTED if row["is_unwanted"] else Holds.HELD
+        return Holds.WRITTEN if Status(row["status"]).is_final else Holds.LOST
 
     async def finish(
         self,
@@ -97,14 +240,57 @@ class AttemptRepository:
         )
         return bool(rows)
 
-    async def release(self, content_id: uuid.UUID, attempt: int) -> bool:
-        """Put a content back in the queue, fenced, for another runner."""
-        query = f"""
-            UPDATE generation SET status = '{Status.QUEUED}'
-            WHERE id = %(content_id)s AND {self.fence}
+    async def release(
+        self,
+        content_id: uuid.UUID,
+        attempt: int,
+        *,
+        waiting_for: Mapping[str, str] | None = None,
+        retry_at: datetime | None = None,
+        is_forgiven: bool = False,
+        costs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> bool:
+        """Put a content back in the queue, fenced, for another runner.
+
+        Args:
+            retry_at: nobody takes it up before.
+            is_forgiven: the attempt does not count as one that was interrupted.
+            costs: columns of what the attempt used.
         """
-        values = {"content_id": content_id, "attempt": attempt}
-        return (await self._connection.execute(query.encode(), values)).rowcount == 1
+        sets = ", ".join(f"{name} = %({name})s" for name in costs)
+        query = _RELEASE.format(fence=self.fence, costs=sets or "provider = provider")
+        values = {
+            **as_values(Content, costs),
+            "content_id": content_id,
+            "attempt": attempt,
+            "waiting_for": None if waiting_for is None else Jsonb(dict(waiting_for)),
+            "retry_at": retry_at,
+            "forgiven": int(is_forgiven),
+        }
+        return bool(await fetch_rows(self._connection, query, values))
+
+    async def wait_for(
+        self, content_id: uuid.UUID, attempt: int, waiting_for: Mapping[str, str] | None
+    ) -> None:
+        """Write what a running attempt waits for, fenced; None where it goes on."""
+        query = f"""
+            WITH held AS (
+                UPDATE generation SET waiting_for = %(waiting_for)s
+                WHERE id = %(content_id)s AND {self.fence} RETURNING id
+            )
+            SELECT pg_notify('{CHANNEL}', id::text) FROM held
+        """
+        values = {
+            "content_id": content_id,
+            "attempt": attempt,
+            "waiting_for": None if waiting_for is None else Jsonb(dict(waiting_for)),
+        }
+        await fetch_rows(self._connection, query, values)
+
+    async def expire(self, reason: str) -> list[uuid.UUID]:
+        """Fail what waits past its deadline; `reason` is for those that were never taken up."""
+        values = {"now": utc_now(), "reason": reason}
+        return [row["id"] for row in await fetch_rows(self._connection, _EXPIRE, values)]
 
     async def set_job(self, content_id: uuid.UUID, job_id: int) -> None:
         """Remember which job of the queue works on a content."""
@@ -124,7 +310,8 @@ def _finish(fence: str, names: tuple[str, ...]) -> str:
     return f"""
         WITH held AS (
             UPDATE generation SET
-                finished_at = %(finished_at)s, {", ".join(f"{n} = %({n})s" for n in names)}
+                finished_at = %(finished_at)s, waiting_for = NULL, retry_at = NULL,
+                {", ".join(f"{n} = %({n})s" for n in names)}
             WHERE id = %(content_id)s AND {fence}
             RETURNING id, status
         ), pictures AS (

@@ -20,7 +20,13 @@ from app.core.db import DriverConnection, fetch_rows, fetch_value
 from app.models import Content, Image, Status
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters
 
-_ADD = f"INSERT INTO generation ({listed(GENERATION)}) VALUES ({parameters(GENERATION)})"
+_ADD = f"""
+    WITH added AS (
+        INSERT INTO generation ({listed(GENERATION)}) VALUES ({parameters(GENERATION)})
+    )
+    INSERT INTO generation_event (generation_id, type, data)
+    VALUES (%(id)s, '{Status.QUEUED}', '{{}}')
+"""
 _PIECE_PREFIX = "piece_"
 _PIECES = ", ".join(f"p.{name} AS {_PIECE_PREFIX}{name}" for name in PIECE)
 _GET = f"""
@@ -29,10 +35,11 @@ _GET = f"""
     WHERE g.id = %(content_id)s AND g.owner = %(owner)s
     ORDER BY p.position
 """
-_USUAL_USD = """
+_USUAL_USD = f"""
     SELECT sum(usd) / nullif(sum(images), 0) FROM (
         SELECT cost_usd AS usd, coalesce((parameters ->> 'num_images')::int, 1) AS images
         FROM generation WHERE owner = %(owner)s AND cost_usd IS NOT NULL
+        AND status = '{Status.SUCCEEDED}'
         ORDER BY created_at DESC LIMIT 50
     ) AS recent
 """

@@ -15,9 +15,8 @@ _SUMS = """
         AS images,
     coalesce(sum(g.cost_seconds), 0)::float AS seconds,
     coalesce(sum(g.cost_usd), 0)::float AS actual_usd,
-    coalesce(sum(CASE WHEN g.status = 'succeeded' THEN coalesce(g.cost_usd, 0)
-                      WHEN g.status IN ('queued', 'running') THEN coalesce(g.estimated_usd, 0)
-                 END), 0)::float AS estimated_usd,
+    coalesce(sum(coalesce(g.cost_usd, 0) + CASE WHEN g.status IN ('queued', 'running')
+                      THEN coalesce(g.estimated_usd, 0) ELSE 0 END), 0)::float AS estimated_usd,
     coalesce(sum(g.cost_seconds) FILTER (WHERE g.cost_usd IS NULL), 0)::float AS unpriced_seconds,
 """ + ",\n".join(
     f"coalesce(sum((g.cost_parts->>'{part}')::float), 0)::float AS {part}_seconds, "

@@ -43,10 +43,24 @@ _AFTER = """
     SELECT id, type, data FROM generation_event
     WHERE generation_id = %(content_id)s AND id > %(event_id)s ORDER BY id
 """
-_POSITION = f"""
-    SELECT count(*) FROM generation g JOIN generation mine ON mine.id = %(content_id)s
-    WHERE (g.created_at, g.id) < (mine.created_at, mine.id)
-    AND g.status = '{Status.QUEUED}' AND g.finished_at IS NULL
+# Owners take turns: before an owner's n-th content about n of each other one's come.
+_PLACE = f"""
+    WITH mine AS (
+        SELECT id, owner, created_at, waiting_for, retry_at FROM generation
+        WHERE id = %(content_id)s
+    ), own AS (
+        SELECT count(*) AS before FROM generation g JOIN mine ON g.owner = mine.owner
+        WHERE (g.created_at, g.id) < (mine.created_at, mine.id)
+        AND g.status = '{Status.QUEUED}' AND g.finished_at IS NULL
+    ), others AS (
+        SELECT count(*) AS waiting FROM generation g JOIN mine ON g.owner <> mine.owner
+        WHERE g.status = '{Status.QUEUED}' AND g.finished_at IS NULL GROUP BY g.owner
+    )
+    SELECT own.before + coalesce(
+            (SELECT sum(least(waiting, own.before + 1)) FROM others), 0
+        )::bigint AS position,
+        CASE WHEN mine.retry_at > clock_timestamp() THEN mine.waiting_for END AS waiting_for
+    FROM own, mine
 """
 
 
@@ -56,6 +70,13 @@ class EventRow(NamedTuple):
     id: int
     type: str
     data: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """How many contents come before one, about, and what it waits for itself; 0 is next."""
+
+    position: int
+    waiting_for: dict[str, str] | None
 
 
 class EventRepository:
@@ -99,6 +120,7 @@ class EventRepository:
         query = "SELECT max(id) FROM generation_event WHERE generation_id = %(content_id)s"
         return await fetch_value(self._connection, query, {"content_id": content_id}) or 0
 
-    async def position(self, content_id: uuid.UUID) -> int:
-        """How many contents wait before this one; 0 is next."""
-        return await fetch_value(self._connection, _POSITION, {"content_id": content_id}) or 0
+    async def place(self, content_id: uuid.UUID) -> Place:
+        """Where a content is in line."""
+        rows = await fetch_rows(self._connection, _PLACE, {"content_id": content_id})
+        return Place(**rows[0]) if rows else Place(0, None)

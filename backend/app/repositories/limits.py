@@ -6,7 +6,7 @@ import hashlib
 from datetime import date, datetime
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -29,6 +29,23 @@ _WAIT = """
     SELECT extract(epoch FROM free_at - clock_timestamp())::float - %(tolerance)s
     FROM call_rate WHERE caller = %(caller)s
 """
+_COUNT_OPEN = f"""
+    SELECT count(*) FROM generation
+    WHERE owner = %(owner)s AND finished_at IS NULL
+    AND status IN ('{Status.QUEUED}', '{Status.RUNNING}')
+"""
+_USUAL_SECONDS = f"""
+    SELECT extract(epoch FROM avg(took)) FROM (
+        SELECT finished_at - started_at AS took FROM generation
+        WHERE owner = %(owner)s AND status = '{Status.SUCCEEDED}'
+        ORDER BY created_at DESC LIMIT %(few)s
+    ) last
+"""
+
+
+def _lock_number(owner: str) -> int:
+    digest = hashlib.sha256(f"accept:{owner}".encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)
 
 
 class Use(NamedTuple):
@@ -53,11 +70,24 @@ class LimitRepository:
             return None
         return max(0.0, float(await fetch_value(connection, _WAIT, values)))
 
+    @staticmethod
+    async def hold_and_count(connection: DriverConnection, owner: str) -> int:
+        """Keep other acceptances of this owner waiting, and count its contents that are open."""
+        values = {"owner": owner, "number": _lock_number(owner)}
+        # Two statements: the second has to see what was committed while the first one waited.
+        await fetch_rows(connection, "SELECT pg_advisory_xact_lock(%(number)s)", values)
+        return int(await fetch_value(connection, _COUNT_OPEN, values))
+
+    @staticmethod
+    async def usual_seconds_of(connection: DriverConnection, owner: str) -> float | None:
+        """`usual_seconds`, past the session."""
+        values = {"owner": owner, "few": _FEW}
+        mean = await fetch_value(connection, _USUAL_SECONDS, values)
+        return None if mean is None else float(mean)
+
     async def hold(self, owner: str) -> None:
         """Keep other acceptances of this owner waiting until the transaction's end."""
-        digest = hashlib.sha256(f"accept:{owner}".encode()).digest()
-        number = int.from_bytes(digest[:8], signed=True)
-        await self._session.execute(select(func.pg_advisory_xact_lock(number)))
+        await self._session.execute(select(func.pg_advisory_xact_lock(_lock_number(owner))))
 
     async def use(self, owner: str, since: datetime) -> Use:
         """What `owner` uses; of contents since a moment the actual cost, else the estimate."""
@@ -98,12 +128,7 @@ class LimitRepository:
 
     async def usual_seconds(self, owner: str) -> float | None:
         """Mean seconds of the owner's last contents, from their start to their end."""
-        last = (
-            select((Content.finished_at - Content.started_at).label("took"))
-            .where(Content.owner == owner, Content.status == Status.SUCCEEDED)
-            .order_by(Content.created_at.desc())
-            .limit(bindparam("few", _FEW))
-            .subquery()
-        )
-        mean = await self._session.scalar(select(func.extract("epoch", func.avg(last.c.took))))
+        values = {"owner": owner, "few": _FEW}
+        query = text(_USUAL_SECONDS.replace("%(owner)s", ":owner").replace("%(few)s", ":few"))
+        mean = await self._session.scalar(query, values)
         return None if mean is None else float(mean)

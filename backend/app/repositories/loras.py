@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.models import Avatar, Content, LoraModel, Status
 from app.models.takedown import Kind, Takedown
 
+_RECENT = 1000
+
 
 class LoraRepository:
     """One owner's LoRAs."""
@@ -50,6 +52,23 @@ class LoraRepository:
             .with_for_update(read=True, of=LoraModel)
         )
         return {row.id: row for row in rows}
+
+    async def former_name(self, lora_id: uuid.UUID) -> str | None:
+        """What one that is not there was called, if one of the owner's last contents used it."""
+        recent = (
+            select(Content.loras)
+            .where(Content.owner == self._owner)
+            .order_by(Content.created_at.desc())
+            .limit(_RECENT)
+            .subquery()
+        )
+        used = await self._session.scalar(
+            select(recent.c.loras)
+            .where(recent.c.loras.contains([{"lora_model_id": str(lora_id)}]))
+            .limit(1)
+        )
+        names = [lora["name"] for lora in used or () if lora["lora_model_id"] == str(lora_id)]
+        return names[0] if names else None
 
     async def by_sha256(self, sha256: str) -> LoraModel | None:
         """The one with these bytes."""

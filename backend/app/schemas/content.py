@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -18,11 +20,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.models import Batch, Content, Status
+from app.models.base import utc_now
 from app.schemas.common import NUMBER, VISIBLE, Name, Out, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
+from sdxl_contract.request import OutputFormat, Scheduler, scheduler_named
 
 BATCH_MAX = 500
+DEADLINE_MAX_S = 7 * 86400
 Steps = Annotated[int, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX), NUMBER]
 Cfg = Annotated[float, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False), NUMBER]
 Images = Annotated[int, Field(ge=1, le=limits.MAX_IMAGES), NUMBER]
@@ -30,6 +35,27 @@ Seed = Annotated[int, Field(ge=0, le=limits.SEED_MAX), NUMBER]
 Scale = Annotated[
     float, Field(ge=limits.SCALE_MIN, le=limits.SCALE_MAX, allow_inf_nan=False), NUMBER
 ]
+Deadline = Annotated[float, Field(ge=1, le=DEADLINE_MAX_S, allow_inf_nan=False), NUMBER]
+
+
+def _sampler(value: object) -> object:
+    """Our name of a sampler that other tools may spell otherwise.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    found = scheduler_named(value)
+    if found is None:
+        raise ValueError("is no sampler's name: GET /api/v1/model lists them")
+    return found
+
+
+Sampler = Annotated[Scheduler, BeforeValidator(_sampler, json_schema_input_type=str)]
+_OPEN = "left to the worker that draws if unset"
+_SAMPLER = "sampler; the model's own if unset. `GET /model` lists what the worker offers"
+_DEADLINE = "seconds until it fails where it has not ended, waiting included"
 # Blank ones are refused with the number of their place, so not by this type.
 BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(storable)]
 Count = Annotated[int, Field(ge=1, le=100), NUMBER]
@@ -62,13 +88,16 @@ class GenerateIn(BaseModel):
     loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
     negative_prompt: Storable = ""
     width: Side | None = Field(
-        default=None, description="px; the base model's native side if unset"
+        default=None, description="px; the base model's native side if unset, once it is drawn"
     )
     height: Side | None = Field(default=None, description="px; likewise")
-    steps: Steps = limits.STEPS_DEFAULT
-    cfg: Cfg = limits.CFG_DEFAULT
+    steps: Steps | None = Field(default=None, description=_OPEN)
+    cfg: Cfg | None = Field(default=None, description=_OPEN)
     seed: Seed | None = Field(default=None, description="chosen at random and kept if unset")
     num_images: Images = 1
+    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
+    output_format: OutputFormat | None = Field(default=None, description="png if unset")
+    deadline_seconds: Deadline | None = Field(default=None, description=_DEADLINE)
 
 
 class BatchIn(BaseModel):
@@ -83,10 +112,13 @@ class BatchIn(BaseModel):
     negative_prompt: Storable = ""
     width: Side | None = None
     height: Side | None = None
-    steps: Steps = limits.STEPS_DEFAULT
-    cfg: Cfg = limits.CFG_DEFAULT
+    steps: Steps | None = None
+    cfg: Cfg | None = None
     seed: Seed | None = None
     num_images: Images = 1
+    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
+    output_format: OutputFormat | None = None
+    deadline_seconds: Deadline | None = Field(default=None, description=_DEADLINE)
 
     @field_validator("count", mode="after")
     @classmethod
@@ -167,21 +199,27 @@ class ErrorOut(Out):
     code: str = Field(description="one of ErrorCode")
     message: str
     details: dict[str, Any] | None = Field(
-        default=None, description="facts, such as the width and height that would fit"
+        default=None,
+        exclude_if=lambda value: not value,
+        description="facts, such as the width and height that would fit",
     )
 
 
 class ParametersOut(BaseModel):
-    """Every value that was used."""
+    """What was asked for, null where it is left to the worker; once drawn, all that was used."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_serialization_defaults_required=True)
 
-    width: int
-    height: int
-    steps: int
-    cfg: float
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    cfg: float | None = None
     seed: int = Field(description="of the first picture; the next one's is one higher")
     num_images: int
+    scheduler: str | None = Field(
+        default=None, description="as asked for; where that was left open, once drawn, the model's"
+    )
+    output_format: str | None = None
 
 
 class UsedLora(Out):
@@ -200,6 +238,16 @@ class UsedLora(Out):
     modules_unmatched: list[str] | None = None
 
 
+class WaitingFor(Out):
+    """What keeps an accepted content from going on; it does by itself when that is over."""
+
+    reason: str = Field(
+        description="worker_unreachable, worker_loading, worker_failed, worker_busy, "
+        "lora_unreachable or storage"
+    )
+    message: str
+
+
 class ContentOut(BaseModel):
     """A content: what was asked, and what became of it."""
 
@@ -214,6 +262,9 @@ class ContentOut(BaseModel):
     image_url: str | None = Field(description="of the first picture; signed anew on each read")
     images: list[ImageOut]
     parameters: ParametersOut
+    waiting_for: WaitingFor | None = Field(
+        description="what it waits for; null where that is only its turn"
+    )
     loras: list[UsedLora]
     timings: dict[str, float] | None = Field(description="seconds by phase")
     cost: CostOut | None
@@ -222,12 +273,21 @@ class ContentOut(BaseModel):
         description="true: the model was found unchanged, bit for bit, after this content"
     )
     created_at: datetime
+    deadline_at: datetime | None = Field(description="it fails where it has not ended by then")
     started_at: datetime | None
     finished_at: datetime | None
 
 
-def content_out(content: Content, storage: Storage, image_url_seconds: int) -> ContentOut:
-    """`generation` with its pictures, as the API shows it; every URL signed now."""
+def content_out(
+    content: Content,
+    storage: Storage,
+    image_url_seconds: int,
+    line_waits_for: Mapping[str, str] | None = None,
+) -> ContentOut:
+    """`content` with its pictures, as the API shows it; every URL signed now.
+
+    `line_waits_for`: what keeps every content in the line from being taken up, if anything.
+    """
     images = [
         ImageOut(
             url=storage.image_url(image.object_key, image_url_seconds),
@@ -261,6 +321,7 @@ def content_out(content: Content, storage: Storage, image_url_seconds: int) -> C
         image_url=images[0].url if images else None,
         images=images,
         parameters=ParametersOut.model_validate(content.parameters),
+        waiting_for=_waiting_for(content, line_waits_for),
         loras=[
             UsedLora.model_validate({**reports.get(lora["sha256"], {}), **lora})
             for lora in content.loras
@@ -270,9 +331,21 @@ def content_out(content: Content, storage: Storage, image_url_seconds: int) -> C
         error=None if content.error is None else ErrorOut(**content.error),
         model_clean=content.model_clean,
         created_at=content.created_at,
+        deadline_at=content.deadline_at,
         started_at=content.started_at,
         finished_at=content.finished_at,
     )
+
+
+def _waiting_for(content: Content, line_waits_for: Mapping[str, str] | None) -> WaitingFor | None:
+    if Status(content.status).is_final:
+        return None
+    found: Mapping[str, str] | None = content.waiting_for
+    if content.status == Status.QUEUED:
+        # What it met itself may be over; a time before which it is not tried again is not.
+        own = found if content.retry_at is not None and content.retry_at > utc_now() else None
+        found = line_waits_for or own
+    return None if found is None else WaitingFor.model_validate(found)
 
 
 def _cost_parts(content: Content) -> dict[str, CostPart] | None:

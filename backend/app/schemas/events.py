@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas.content import ContentOut, ErrorOut
+from app.schemas.content import ContentOut, ErrorOut, WaitingFor
 
 
 class QueuedEvent(BaseModel):
-    """`queued`: it waits; sent whenever its place in the line changes."""
+    """`queued`: it waits; sent first, and whenever its place in the line or the reason changes."""
 
     model_config = ConfigDict(extra="allow")
 
     position: int = Field(description="contents ahead of it; 0: it is next")
+    waiting_for: WaitingFor | None = Field(default=None, description="what all of them wait for")
 
 
 class StartedEvent(BaseModel):

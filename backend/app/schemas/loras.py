@@ -27,4 +27,11 @@ class LoraOut(BaseModel):
     text_encoder: bool = Field(description="whether it changes a text encoder")
     trigger_words: list[str]
     strays: list[str] = Field(description="keys in the file that name no layer")
+    suggested_scheduler: str | None = Field(
+        default=None,
+        description="sampler that it wants, where it says that it was made for few steps (LCM, "
+        "Lightning, Hyper-SD, DMD2, TCD); with `suggested_steps` and `suggested_cfg`",
+    )
+    suggested_steps: int | None = None
+    suggested_cfg: float | None = None
     created_at: datetime

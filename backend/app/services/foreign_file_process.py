@@ -14,14 +14,17 @@ import json
 import sys
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.header import inspect_lora_file
 
 _MEMORY_BYTES = 4 * 2**30
+_SIGNATURE = TypeAdapter[BaseModelSignature | None](BaseModelSignature | None)
 
 
-def answer(head: bytes, size: int, signature: BaseModelSignature) -> dict[str, Any]:
+def answer(head: bytes, size: int, signature: BaseModelSignature | None) -> dict[str, Any]:
     """What the file is that begins with `head`: `inspection`, or `message` and `details`."""
     try:
         inspection = inspect_lora_file(io.BytesIO(head), size, signature)
@@ -35,7 +38,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     while line := source.readline():
         lengths = json.loads(line)
         head = source.read(lengths["head"])
-        signature = BaseModelSignature.model_validate_json(source.read(lengths["signature"]))
+        signature = _SIGNATURE.validate_json(source.read(lengths["signature"]))
         sink.write(json.dumps(answer(head, lengths["size"], signature)).encode() + b"\n")
         sink.flush()
 

@@ -40,18 +40,20 @@ class ForeignFiles:
         self._lock = threading.Lock()
 
     async def inspect(
-        self, file: IO[bytes], size: int, signature: BaseModelSignature
+        self, file: IO[bytes], size: int, signature: BaseModelSignature | None
     ) -> LoraInspection:
-        """What the LoRA in `file` (`size` bytes) is, checked against `signature`.
+        """What the LoRA in `file` (`size` bytes) is, checked against `signature`, if one is known.
 
         Raises:
             LoraLoadFailed: it is no LoRA that fits, or finding that out takes too much.
         """
         return await in_pool(Duty.FOREIGN, self._inspect, file, size, signature)
 
-    def _inspect(self, file: IO[bytes], size: int, signature: BaseModelSignature) -> LoraInspection:
+    def _inspect(
+        self, file: IO[bytes], size: int, signature: BaseModelSignature | None
+    ) -> LoraInspection:
         head = _beginning(file)
-        model = signature.model_dump_json().encode()
+        model = b"null" if signature is None else signature.model_dump_json().encode()
         lengths = {"head": len(head), "size": size, "signature": len(model)}
         found = self._ask(json.dumps(lengths).encode() + b"\n" + head + model)
         if "inspection" in found:

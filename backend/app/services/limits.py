@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import Database
+from app.core.db import Database, DriverConnection
 from app.core.errors import BudgetExhausted, RateLimited
 from app.core.settings import Settings
 from app.models import ApiKey
@@ -45,10 +45,12 @@ class Allowance:
 
         if key is None:
             return cls(
-                settings.requests_per_minute, settings.max_open_contents, settings.daily_budget_usd
+                settings.requests_per_minute,
+                settings.max_open_contents or None,
+                settings.daily_budget_usd,
             )
         calls = choose(key.requests_per_minute, settings.requests_per_minute)
-        contents = choose(key.max_open_contents, settings.max_open_contents)
+        contents = choose(key.max_open_contents, settings.max_open_contents or None)
         return cls(
             None if calls is None else int(calls),
             None if contents is None else int(contents),
@@ -94,11 +96,7 @@ async def admit(
     limit = allowance.max_open_contents
     if limit is not None and used.open_contents + contents > limit:
         wait = await repository.usual_seconds(owner) or _USUAL_SECONDS
-        raise _rate_limited(
-            f"At most {limit} contents may wait or run at the same time, and "
-            f"{used.open_contents} do: with {contents} more it would be too many.",
-            wait,
-        )
+        raise _too_many(limit, used.open_contents, contents, wait)
     budget = allowance.daily_budget_usd
     # Without an estimate (nothing was ever priced) only what is spent counts.
     if budget is not None and (used.usd >= budget or used.usd + (usd or 0.0) > budget):
@@ -109,6 +107,31 @@ async def admit(
             free_at=free_at,
             retry_after=(free_at - utc_now()).total_seconds(),
         )
+
+
+async def admit_directly(
+    connection: DriverConnection, owner: str, allowance: Allowance, contents: int
+) -> None:
+    """`admit` where no money is counted, past the session: it is on every picture's way.
+
+    Raises:
+        RateLimited: too many wait or run already.
+    """
+    limit = allowance.max_open_contents
+    if limit is None:
+        return
+    used = await LimitRepository.hold_and_count(connection, owner)
+    if used + contents > limit:
+        wait = await LimitRepository.usual_seconds_of(connection, owner) or _USUAL_SECONDS
+        raise _too_many(limit, used, contents, wait)
+
+
+def _too_many(limit: int, used: int, contents: int, wait: float) -> RateLimited:
+    return _rate_limited(
+        f"At most {limit} contents may wait or run at the same time, and "
+        f"{used} do: with {contents} more it would be too many.",
+        wait,
+    )
 
 
 def day_start(moment: datetime) -> datetime:

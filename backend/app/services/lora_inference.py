@@ -206,7 +206,9 @@ class _Unset:
 def build_lora_inference(settings: Settings) -> LoraInference:
     """The router that the settings describe."""
     worker: InferenceProvider = (
-        ModalSdxlLoraClient.from_settings(settings) if settings.modal_endpoint_url else _Unset()
+        ModalSdxlLoraClient.from_settings(settings, awaits_worker=False)
+        if settings.modal_endpoint_url
+        else _Unset()
     )
     replicate = ReplicateClient.from_settings(settings)
     if settings.lora_provider is LoraProvider.REPLICATE:

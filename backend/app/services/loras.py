@@ -69,8 +69,8 @@ class LoraService:
                     "This LoRA was taken down and cannot be used here.",
                     details={"reason": "taken_down"},
                 )
-        limits = await self._base_model.limits()
-        maximum = min(self._max_bytes, limits.lora_max_bytes)
+        limits = self._base_model.limits
+        maximum = self._max_bytes if limits is None else min(self._max_bytes, limits.lora_max_bytes)
         if size > maximum:
             raise TooLarge(
                 f"The file has {size} bytes: a LoRA may have at most {maximum}.",

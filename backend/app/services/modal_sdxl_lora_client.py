@@ -119,8 +119,12 @@ class ModalSdxlLoraClient:
         )
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> ModalSdxlLoraClient:
+    def from_settings(
+        cls, settings: Settings, *, awaits_worker: bool = True
+    ) -> ModalSdxlLoraClient:
         """The client that the backend's settings describe.
+
+        `awaits_worker`: see `RetryPolicy`.
 
         Raises:
             ValueError: MODAL_ENDPOINT_URL is unset.
@@ -138,7 +142,9 @@ class ModalSdxlLoraClient:
             proxy_key=secret("modal_proxy_key"),
             proxy_secret=secret("modal_proxy_secret"),
             timeout_s=settings.modal_timeout_seconds,
-            policy=RetryPolicy(settings.modal_max_retries, settings.modal_retry_backoff_base),
+            policy=RetryPolicy(
+                settings.modal_max_retries, settings.modal_retry_backoff_base, awaits_worker
+            ),
         )
 
     def __repr__(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from app.services.contents import attempt as drawing
@@ -66,11 +68,11 @@ async def test_contents_and_summary_show_the_parts(
     start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SlowStart(CallClock):
-        def cold_start(self, _timings: object) -> float:
+        def cold_start(self, timings: Mapping[str, float] | None = None) -> float:
             return 30.0
 
     monkeypatch.setattr(drawing, "CallClock", SlowStart)
-    monkeypatch.setattr("inference_double.SECONDS", TIMINGS)
+    monkeypatch.setattr("testkit.doubles.inference_double.SECONDS", TIMINGS)
     async with start_backend(inference=InferenceDouble()) as backend:
         lora = await backend.upload(kohya_lora())
         content = await backend.generate(loras=[{"lora_model_id": lora["id"]}])

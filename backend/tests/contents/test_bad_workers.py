@@ -16,7 +16,7 @@ from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import StartBackend
 from testkit.bad_worker import crash, good
-from testkit.doubles.inference_double import draw_png
+from testkit.doubles.inference_double import draw_picture
 
 
 def html(_: GenerateRequest) -> httpx2.Response:
@@ -28,7 +28,7 @@ def down(_: GenerateRequest) -> httpx2.Response:
 
 
 def broken_png(request: GenerateRequest) -> httpx2.Response:
-    return good(request, draw_png(request, 1)[:-20])
+    return good(request, draw_picture(request, 1)[:-20])
 
 
 def no_png(request: GenerateRequest) -> httpx2.Response:
@@ -36,7 +36,7 @@ def no_png(request: GenerateRequest) -> httpx2.Response:
 
 
 def wrong_size(request: GenerateRequest) -> httpx2.Response:
-    return good(request, draw_png(request.model_copy(update={"width": 512}), 1))
+    return good(request, draw_picture(request.model_copy(update={"width": 512}), 1))
 
 
 def expired(_: GenerateRequest) -> httpx2.Response:
@@ -52,7 +52,6 @@ def expired(_: GenerateRequest) -> httpx2.Response:
     ("answer", "code", "calls"),
     [
         (html, "GENERATION_FAILED", 1),
-        (down, "MODEL_LOAD_FAILED", 2),
         (broken_png, "GENERATION_FAILED", 2),
         (no_png, "GENERATION_FAILED", 2),
         (wrong_size, "GENERATION_FAILED", 2),

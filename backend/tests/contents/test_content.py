@@ -26,6 +26,7 @@ async def test_a_picture_is_drawn_stored_and_read_back(backend: Backend) -> None
     assert content["status"] == "succeeded"
     assert content["parameters"] == {
         "width": 512, "height": 768, "steps": 20, "cfg": 5.5, "seed": 7, "num_images": 1,
+        "scheduler": "EulerDiscreteScheduler", "output_format": "png",
     }  # fmt: skip
     answer = await backend.http.get(content["image_url"])
     assert answer.status_code == 200

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from app.models import Content
-from app.repositories.attempts import AttemptRepository
+from app.repositories.attempts import AttemptRepository, Claimed
 from app.repositories.events import EventRepository
-from app.services.contents import attempt as drawing
+from app.services.contents import dispatch as drawing
 from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
 from testkit.backend import Backend, StartBackend, add_key, ended
@@ -112,11 +111,11 @@ async def test_a_stop_between_the_claim_and_the_call_to_the_worker_is_not_missed
     claim = AttemptRepository.claim
     async with start_backend() as backend:
 
-        async def claim_then_cancel(
-            self: AttemptRepository, content_id: uuid.UUID
-        ) -> Content | None:
-            claimed = await claim(self, content_id)
-            answer = await backend.http.post(f"{CONTENT}/{content_id}/cancel")
+        async def claim_then_cancel(self: AttemptRepository, job_id: int) -> Claimed | None:
+            claimed = await claim(self, job_id)
+            if claimed is None:
+                return None
+            answer = await backend.http.post(f"{CONTENT}/{claimed.content.id}/cancel")
             assert answer.json()["status"] == "running"
             await asyncio.sleep(0.5)  # its announcement arrives
             return claimed
@@ -209,14 +208,15 @@ async def test_events_tell_a_content_s_life_and_resume(
         answers = [await watcher for watcher in watchers]
         assert answers[0].headers["content-type"].startswith("text/event-stream")
         one, two = (read_stream(answer.text) for answer in answers)
-        assert [kind for _, kind, _ in one] == ["started", "progress", "preview", "succeeded"]
-        assert one[1][2] == {"phase": "denoise", "step": 5, "steps": 20, "eta_seconds": 3.0}
-        assert one[2][2]["image"] == "data:image/jpeg;base64,AAAA"
-        assert two[0][1:] == ("queued", {"position": 0})
+        kinds = ["queued", "started", "progress", "preview", "succeeded"]
+        assert [kind for _, kind, _ in one] == kinds
+        assert one[2][2] == {"phase": "denoise", "step": 5, "steps": 20, "eta_seconds": 3.0}
+        assert one[3][2]["image"] == "data:image/jpeg;base64,AAAA"
+        assert two[0][1:] == ("queued", {"position": 0, "waiting_for": None})
         content = one[-1][2]["content"]
         assert (await backend.http.get(content["image_url"])).status_code == 200
         place = f"{CONTENT}/{first['id']}/events"
-        resumed = await backend.http.get(place, headers={"Last-Event-ID": str(one[0][0])})
+        resumed = await backend.http.get(place, headers={"Last-Event-ID": str(one[1][0])})
         assert [kind for _, kind, _ in read_stream(resumed.text)] == ["succeeded"]
         after_end = await backend.http.get(place, headers={"Last-Event-ID": str(one[-1][0])})
         assert [kind for _, kind, _ in read_stream(after_end.text)] == ["succeeded"]
@@ -236,7 +236,7 @@ async def test_a_number_that_no_event_has_tells_everything(
         await asyncio.sleep(0.3)
         inference.gate.set()
         events = read_stream((await watching).text)
-    assert [kind for _, kind, _ in events] == ["started", "succeeded"]
+    assert [kind for _, kind, _ in events] == ["queued", "started", "succeeded"]
 
 
 async def test_batches_are_listed_page_by_page_newest_first(
@@ -271,7 +271,7 @@ async def test_events_end_with_the_reason_of_a_failure(
     inference.failures.append(RuntimeError("secret"))
     content = await backend.generate()
     events = read_stream((await backend.http.get(f"{CONTENT}/{content['id']}/events")).text)
-    assert [kind for _, kind, _ in events] == ["started", "failed"]
+    assert [kind for _, kind, _ in events] == ["queued", "started", "failed"]
     assert events[-1][2]["error"]["code"] == "GENERATION_FAILED"
 
 

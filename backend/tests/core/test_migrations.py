@@ -14,7 +14,7 @@ from app.core.db import Database, migrate
 from app.core.security import key_digest
 from app.core.settings import Settings
 from app.services.storage import LocalStorage
-from testkit.backend import StartBackend, ended
+from testkit.backend import CONTENT, StartBackend, ended
 from testkit.processes import BACKEND
 
 
@@ -119,3 +119,43 @@ async def test_an_upgrade_keeps_what_the_first_version_wrote_and_draws_what_wait
         assert (batch["total"], batch["succeeded"]) == (2, 2)
         assert (await backend.http.get("/api/v1/costs/summary")).status_code == 200
         assert (await backend.http.post(f"/api/v1/content/{ids['done']}/replay")).status_code < 500
+
+
+async def test_a_database_with_contents_is_upgraded_and_they_go_on(
+    start_backend: StartBackend, database_url: URL
+) -> None:
+    """As it was before contents waited: every value chosen, one row open and one ended."""
+    database = Database(database_url)
+    async with database.session() as session:
+        await session.execute(text("DROP SCHEMA public CASCADE"))
+        await session.execute(text("CREATE SCHEMA public"))
+    await asyncio.to_thread(migrate, database_url, "0010")
+    async with database.session() as session:
+        for number, status in enumerate(("queued", "succeeded")):
+            await session.execute(
+                text(
+                    "INSERT INTO generation (id, owner, status, attempt, prompt, negative_prompt, "
+                    "parameters, loras, request_sha256, finished_at) VALUES (:id, 'local', "
+                    ":status, :attempt, 'old', '', :parameters, '[]', 'x', "
+                    "CASE WHEN :attempt = 1 THEN now() END)"
+                ),
+                {
+                    "id": uuid.UUID(int=number),
+                    "status": status,
+                    "attempt": number,
+                    "parameters": '{"width": 512, "height": 512, "steps": 20, "cfg": 5.0, '
+                    '"seed": 7, "num_images": 1}',
+                },
+            )
+    await database.close()
+    await asyncio.to_thread(migrate, database_url)
+    async with start_backend() as backend:
+        waiting = await ended(backend, str(uuid.UUID(int=0)))
+        assert waiting["status"] == "succeeded"
+        assert (waiting["parameters"]["width"], waiting["parameters"]["seed"]) == (512, 7)
+        events = (await backend.http.get(f"{CONTENT}/{uuid.UUID(int=0)}/events")).text
+        kinds = [line[7:] for line in events.splitlines() if line.startswith("event: ")]
+        assert kinds == ["queued", "started", "succeeded"]
+        again = await backend.http.post(f"{CONTENT}/{uuid.UUID(int=1)}/replay")
+        done = await ended(backend, again.json()["id"])
+        assert done["images"][0]["sha256"] == waiting["images"][0]["sha256"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.services.worker import base_model as module
-from app.services.worker.base_model import SDXL, BaseModel
+from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.result import Health
@@ -62,7 +62,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ready() -> Health:
     return Health.model_validate(
-        {"status": "ready", "base_model": "small", "gpu": "cpu", "signature": SMALL.model_dump()}
+        {
+            "status": "ready",
+            "base_model": "small",
+            "gpu": "cpu",
+            "limits": {},
+            "signature": SMALL.model_dump(),
+        }
     )
 
 
@@ -74,7 +80,10 @@ def model(source: _Source) -> BaseModel:
 async def test_a_slow_worker_is_waited_for_before_a_lora_is_held_against_a_guess() -> None:
     source = _Source(ready(), slow=3)
 
-    assert (await model(source).signature()).cross_attention_dim == 160
+    found = await model(source).signature()
+
+    assert found is not None
+    assert found.cross_attention_dim == 160
 
 
 async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
@@ -83,7 +92,9 @@ async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
     monkeypatch.setattr(module, "_FRESH_SECONDS", 0.0)
     source = _Source(ready())
     known = model(source)
-    assert (await known.limits()).native_size == source.health_answer.limits.native_size
+    await known.look()
+    assert known.limits is not None
+    assert known.limits.native_size == source.health_answer.limits.native_size
     answers = asyncio.Event()
 
     async def hang(*, include_modules: bool = False) -> Health:
@@ -97,10 +108,10 @@ async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
         async with asyncio.timeout(1):
             for _ in range(5):
                 await asyncio.sleep(0.02)
-                assert (await known.limits()).native_size != 512
+                assert known.limits.native_size != 512
         answers.set()
         async with asyncio.timeout(5):  # asking is what has it looked at, long before the hour
-            while (await known.limits()).native_size != 512:
+            while known.limits.native_size != 512:
                 await asyncio.sleep(0.02)
     finally:
         watch.cancel()
@@ -109,5 +120,5 @@ async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
 async def test_a_worker_that_is_down_is_not_waited_for() -> None:
     source = _Source(ready(), error=GenerationFailed("down"))
 
-    assert await model(source).signature() == SDXL
+    assert await model(source).signature() is None
     assert source.looks == 1

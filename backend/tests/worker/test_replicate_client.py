@@ -17,7 +17,7 @@ from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode, LoraLoadFailed
 from sdxl_contract.request import GenerateRequest, LoraRef
 from testkit.doubles.http_server import CUT, Reply, as_json
-from testkit.doubles.inference_double import draw_png
+from testkit.doubles.inference_double import draw_picture
 from testkit.doubles.replicate_double import Plan, ReplicateDouble
 
 TOKEN, VERSION = "r8_test_token_1234", "abc123"
@@ -61,7 +61,7 @@ async def test_a_picture_is_asked_for_waited_for_and_fetched(replicate: Replicat
         },
     }  # fmt: skip
     assert (outcome.provider, outcome.attempts) == ("replicate", 1)
-    png = draw_png(wanted(), 5)
+    png = draw_picture(wanted(), 5)
     assert outcome.images == [png]
     assert outcome.result.image_sha256 == hashlib.sha256(png).hexdigest()
     assert outcome.result.metadata.seed_used == 5
@@ -111,8 +111,8 @@ async def test_a_list_of_outputs_gives_its_first(replicate: ReplicateDouble) -> 
         (Plan(picture=Reply(404)), "GENERATION_FAILED", "404"),
         (Plan(picture=Reply(302, b"", {"Location": "/x"})), "GENERATION_FAILED", "302"),
         (Plan(picture=Reply(200, b"<html>")), "GENERATION_FAILED", "damaged"),
-        (Plan(picture=Reply(200, draw_png(wanted(), 1)[:-20])), "GENERATION_FAILED", "damaged"),
-        (Plan(picture=Reply(200, draw_png(wanted(width=72), 1))), "GENERATION_FAILED", "72x64"),
+        (Plan(picture=Reply(200, draw_picture(wanted(), 1)[:-20])), "GENERATION_FAILED", "damaged"),
+        (Plan(picture=Reply(200, draw_picture(wanted(width=72), 1))), "GENERATION_FAILED", "72x64"),
         (Plan(picture=CUT), "MODEL_LOAD_FAILED", "cannot be reached"),
     ],
 )  # fmt: skip

@@ -217,6 +217,9 @@ class Health(_Answer):
     gpu: str | None = Field(default=None, description="name in the price table, or cpu")
     dtype: str | None = None
     limits: ModelLimits = Field(default_factory=ModelLimits)
+    schedulers: list[str] = Field(
+        default_factory=list, description="samplers that a request may name; empty: not told"
+    )
     signature: BaseModelSignature | None = None
     cached_loras: list[CachedLora] = Field(default_factory=list)
     queue_length: int = 0

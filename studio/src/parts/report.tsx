@@ -37,9 +37,9 @@ export function Report({ content }: { content: Content }) {
         <h2>{t('report.settings')}</h2>
         <dl class="facts">
           <Fact name={t('form.seed')} value={String(parameters.seed)} />
-          <Fact name={t('form.size')} value={`${parameters.width} × ${parameters.height}`} />
-          <Fact name={t('form.steps')} value={number(parameters.steps)} />
-          <Fact name={t('form.cfg')} value={number(parameters.cfg, 2)} />
+          <Fact name={t('form.size')} value={`${parameters.width ?? '–'} × ${parameters.height ?? '–'}`} />
+          <Fact name={t('form.steps')} value={parameters.steps === null ? '–' : number(parameters.steps)} />
+          <Fact name={t('form.cfg')} value={parameters.cfg === null ? '–' : number(parameters.cfg, 2)} />
           {avatar && <Fact name={t('form.avatar')} value={avatar.name} />}
           <Fact name={t('report.created')} value={moment(content.created_at)} />
         </dl>

@@ -48,7 +48,8 @@ export function Viewer({ content, onShow, onRemoved }: Props) {
 }
 
 function Frame({ content, place }: { content: Content; place: number }) {
-  const { width, height } = content.parameters;
+  // A side that was left open is known once it is drawn: square until then.
+  const [width, height] = [content.parameters.width ?? 1, content.parameters.height ?? 1];
   // Small models' pictures are shown larger, with their pixels' edges softened by the browser.
   const box = {
     aspectRatio: `${width} / ${height}`,

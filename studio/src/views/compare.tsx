@@ -79,7 +79,7 @@ function Pair({ a, b }: { a: Content; b: Content }) {
   const [isSlider, setSlider] = useState(true);
   const [part, setPart] = useState(0.5);
   if (!a.images.length || !b.images.length) return <Empty icon="image" title={t('compare.none')} />;
-  const ratio = a.parameters.width / a.parameters.height;
+  const ratio = (a.parameters.width ?? 1) / (a.parameters.height ?? 1);
   return (
     <>
       <div class="row" role="group" aria-label={t('compare.how')}>
@@ -134,7 +134,7 @@ function Differences({ a, b }: { a: Content; b: Content }) {
     [t('nav.loras'), lorasOf(a), lorasOf(b)],
     [t('form.seed'), String(a.parameters.seed), String(b.parameters.seed)],
     [t('form.steps'), String(a.parameters.steps), String(b.parameters.steps)],
-    [t('form.cfg'), number(a.parameters.cfg, 2), number(b.parameters.cfg, 2)],
+    [t('form.cfg'), number(a.parameters.cfg ?? 0, 2), number(b.parameters.cfg ?? 0, 2)],
     [
       t('form.size'),
       `${a.parameters.width} × ${a.parameters.height}`,

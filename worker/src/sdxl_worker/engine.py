@@ -34,7 +34,7 @@ from sdxl_worker import __version__
 from sdxl_worker.answering.result import MEDIA_TYPES, Answer
 from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.drawer import Drawn
-from sdxl_worker.drawing.schedulers import scheduler_name
+from sdxl_worker.drawing.schedulers import offered_schedulers, scheduler_name
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.line.lane import Lane
 from sdxl_worker.line.registry import Registry
@@ -127,6 +127,7 @@ class Engine:
             gpu=ready.gpu,
             dtype=str(ready.model.dtype).removeprefix("torch."),
             limits=ready.limits,
+            schedulers=offered_schedulers(),
             signature=signature,
             cached_loras=[CachedLora(sha256=s, bytes=n) for s, n in ready.cache.contents()],
             **common,

@@ -17,6 +17,7 @@ from app.dialects.openai.schemas import ImagesIn
 from app.dialects.pictures import as_base64, encoded
 from app.models import Content
 from app.services.contents.events import Event
+from sdxl_contract.limits import STEPS_DEFAULT
 
 _PING_SECONDS = 10.0
 # Clients read these three; nothing here is counted in tokens.
@@ -29,9 +30,10 @@ _USAGE = {
 
 
 def _about(asked: ImagesIn, content: Content) -> dict[str, Any]:
-    parameters = content.parameters
+    width, height = content.parameters.get("width"), content.parameters.get("height")
     return {
-        "size": f"{parameters['width']}x{parameters['height']}",
+        # The worker that draws decides a side that was left open.
+        "size": f"{width}x{height}" if width and height else "auto",
         "quality": asked.quality or "auto",
         "background": "opaque",
         "output_format": asked.output_format or "png",
@@ -70,7 +72,9 @@ async def stream(
     services: Services, caller: Caller, content: Content, asked: ImagesIn
 ) -> AsyncIterator[str]:
     """Server-sent events: some pictures on the way, then each finished one, or the error."""
-    partials = Partials(asked.partial_images or 0, int(content.parameters["steps"]))
+    partials = Partials(
+        asked.partial_images or 0, int(content.parameters.get("steps") or STEPS_DEFAULT)
+    )
     created = int(content.created_at.timestamp())
     about = _about(asked, content)
     async for event in _with_pings(services.events.follow(content.id)):
@@ -96,6 +100,7 @@ async def stream(
         ended = await services.contents.get(caller.owner, content.id)
     except NotFound:
         return
+    about = _about(asked, ended)
     failure = failure_of(ended)
     if failure is not None:
         error = json.loads(bytes(as_openai(failure).body))

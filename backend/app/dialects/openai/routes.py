@@ -34,14 +34,17 @@ class ModelNotFound(BackendError):
 async def served_models(services: Services) -> list[str]:
     """The base model's own name, then its aliases."""
     signature = await services.base_model.signature()
-    return list(dict.fromkeys([signature.name, *services.settings.model_aliases]))
+    own = [] if signature is None else [signature.name]
+    return list(dict.fromkeys([*own, *services.settings.model_aliases]))
 
 
 async def _check_model(services: Services, model: str | None) -> None:
     if not model:
         return
     models = await served_models(services)
-    if model not in models:
+    # Before any worker was seen nobody knows what its model is called.
+    is_known = services.base_model.known is not None
+    if is_known and model not in models:
         raise ModelNotFound(
             f"The model {model[:80]!r} is not served here; served: {', '.join(models)}.",
             field="model",

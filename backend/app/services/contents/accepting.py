@@ -1,7 +1,7 @@
-"""Accepting contents, reading them back, and waiting for their end.
+"""Accepting contents, stopping and removing them.
 
-Duty: everything of a content's life but the drawing. What is accepted has been held against the
-base model's limits, and its row and its job are written in one transaction.
+Duty: everything that changes a content but the drawing. What is accepted has been held against what
+the worker was seen to allow, and its row and its job are written in one transaction.
 Must not know: HTTP.
 """
 
@@ -11,40 +11,36 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import psycopg
 from sqlalchemy.exc import IntegrityError
 
-from app.core.cursor import read_cursor, write_cursor
 from app.core.db import Database, DriverConnection, driver_connection
 from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
 from app.core.tracing import span
 from app.models import Batch, Content, Status
 from app.models.base import utc_now
-from app.repositories.attempts import AttemptRepository
 from app.repositories.batches import BatchRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
 from app.repositories.limits import LimitRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
-from app.services.contents.drafts import digest_of, draft_content
+from app.services.contents.drafts import Draft, digest_of, draft_content
 from app.services.contents.queue import JobQueue
-from app.services.contents.resolve import again_request
+from app.services.contents.reading import ContentReading
+from app.services.contents.resolve import again_request, asked_again, check_limits
 from app.services.contents.waiters import Waiters
-from app.services.limits import UNLIMITED, Allowance, admit, day_start
+from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import InvalidPrompt
 from sdxl_contract.limits import SEED_MAX
-
-_LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
-_STOP_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +52,8 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-class ContentService:
-    """Contents."""
+class ContentService(ContentReading):
+    """Contents, accepted and changed."""
 
     def __init__(
         self,
@@ -66,13 +62,14 @@ class ContentService:
         base_model: BaseModel,
         inference: Inference,
         waiters: Waiters,
+        deadline_s: float,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_MAX + 1),
     ) -> None:
-        self._database = database
+        super().__init__(database, waiters)
         self._storage = storage
         self._base_model = base_model
         self._inference = inference
-        self._waiters = waiters
+        self._deadline_s = deadline_s
         self._draw_seed = draw_seed
         self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
 
@@ -106,8 +103,7 @@ class ContentService:
             earlier = await self._earlier(owner, idempotency_key, digest)
             if earlier is not None:
                 return Accepted(earlier, is_new=False)
-        limits = await self._base_model.limits()
-        draft = await draft_content(self._database, owner, asked, limits, self._draw_seed)
+        draft = await self._draft(owner, asked)
         content = draft.content(None, digest, idempotency_key)
         try:
             async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
@@ -121,6 +117,11 @@ class ContentService:
                 raise
             return Accepted(earlier, is_new=False)
         return Accepted(content, is_new=True)
+
+    async def _draft(self, owner: str, asked: GenerateIn) -> Draft:
+        return await draft_content(
+            self._database, owner, asked, self._base_model, self._deadline_s, self._draw_seed
+        )
 
     async def accept_batch(
         self,
@@ -167,7 +168,6 @@ class ContentService:
         idempotency_key: str | None,
         allowance: Allowance,
     ) -> tuple[Batch, list[uuid.UUID]]:
-        limits = await self._base_model.limits()
         common = asked.model_dump(exclude={"prompts", "count"}, exclude_unset=True)
         batch = Batch(
             id=uuid.uuid4(),
@@ -183,7 +183,7 @@ class ContentService:
         for number, prompt in enumerate(asked.prompts):
             one = GenerateIn(prompt=prompt, **common)
             try:
-                draft = await draft_content(self._database, owner, one, limits, self._draw_seed)
+                draft = await self._draft(owner, one)
             except InvalidPrompt as error:
                 field = f"prompts[{number}]"
                 raise InvalidPrompt(
@@ -230,7 +230,6 @@ class ContentService:
             Conflict: one of its LoRAs was deleted.
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
-        limits = await self._base_model.limits()
         async with self._database.session() as session:
             connection = await driver_connection(session)
             repository = ContentStatements(connection, owner)
@@ -247,22 +246,26 @@ class ContentService:
                     )
             request = again_request(old)
             request.check_prompts()
-            request.check_limits(limits)
+            await check_limits(request, self._base_model)
             usual = await repository.usual_usd()
             images = int(old.parameters["num_images"])
+            asked, now = asked_again(old), utc_now()
             content = Content(
                 id=uuid.uuid4(),
                 owner=owner,
                 status=Status.QUEUED,
                 attempt=0,
+                releases=0,
                 avatar_id=old.avatar_id,
                 prompt=old.prompt,
                 negative_prompt=old.negative_prompt,
-                parameters=dict(old.parameters),
+                parameters=asked,
+                asked=asked,
+                deadline_at=now + timedelta(seconds=self._deadline_s),
                 loras=[dict(lora) for lora in old.loras],
                 request_sha256=old.request_sha256,
                 estimated_usd=None if usual is None else usual * images,
-                created_at=utc_now(),
+                created_at=now,
                 images=[],
             )
             await admit(session, owner, allowance, 1, content.estimated_usd)
@@ -303,8 +306,9 @@ class ContentService:
         self, owner: str, allowance: Allowance, contents: int, usd: float | None
     ) -> AsyncIterator[DriverConnection]:
         """A transaction in which so many new contents are within what the owner may use."""
-        if allowance.is_unlimited:
+        if allowance.daily_budget_usd is None:
             async with self._database.direct() as connection, connection.transaction():
+                await admit_directly(connection, owner, allowance, contents)
                 yield connection
             return
         async with self._database.session() as session:
@@ -329,65 +333,6 @@ class ContentService:
                 "This Idempotency-Key was used with another body.", field="Idempotency-Key"
             )
         return earlier
-
-    async def wait(self, content_id: uuid.UUID, seconds: float, *, is_new: bool = False) -> None:
-        """Return when the content has ended, is gone, `seconds` are over or the server stops.
-
-        `is_new`: it was accepted just now, so that there is nothing to look for yet.
-        """
-        deadline = time.monotonic() + seconds
-        look_at = time.monotonic() + _LOOK_SECONDS if is_new else 0.0
-        with self._waiters.listening(content_id, ends_only=True) as event:
-            while not self._waiters.stopping:
-                now = time.monotonic()
-                if event.is_set():
-                    return
-                if now >= look_at:
-                    async with self._database.direct() as connection:
-                        status = await AttemptRepository(connection).status(content_id)
-                    if status is None or status.is_final:
-                        return
-                    look_at = now + _LOOK_SECONDS
-                if now >= deadline:
-                    return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(_STOP_SECONDS, deadline - now))
-
-    async def get(self, owner: str, content_id: uuid.UUID) -> Content:
-        """One content with its pictures.
-
-        Raises:
-            NotFound: there is none, or it is another owner's.
-        """
-        async with self._database.direct() as connection:
-            content = await ContentStatements(connection, owner).get(content_id)
-        if content is None:
-            raise NotFound("There is no content with this id.")
-        return content
-
-    async def page(
-        self,
-        owner: str,
-        *,
-        limit: int,
-        cursor: str | None,
-        avatar_id: uuid.UUID | None,
-        status: Status | None,
-        batch_id: uuid.UUID | None,
-    ) -> tuple[list[Content], str | None]:
-        """Newest first, and the cursor of the next page."""
-        after = None if cursor is None else read_cursor(cursor)
-        async with self._database.session() as session:
-            rows = await ContentRepository(session, owner).page(
-                limit=limit + 1,
-                after=after,
-                avatar_id=avatar_id,
-                status=status,
-                batch_id=batch_id,
-            )
-        page = list(rows[:limit])
-        more = len(rows) > limit
-        return page, write_cursor(page[-1].created_at, page[-1].id) if more else None
 
     async def delete(self, owner: str, content_id: uuid.UUID) -> None:
         """Remove a content and its pictures; one that is being drawn is stopped.

@@ -1,7 +1,8 @@
-"""One job's life: claim the content, have it drawn, store the pictures, write the end.
+"""One attempt after another: claim the content that is next, have it drawn, store it, end it.
 
-Every end is fenced by the attempt. Objects are stored before the row says so; an attempt that
-lost its content removes what it stored.
+Every end is fenced by the attempt. Objects are stored before the row says so; an attempt that lost
+its content removes what it stored. What is only away for a while (worker, store, database) ends no
+content before its deadline: the attempt gives it back to the queue, or goes on asking.
 Must not know: HTTP, and how jobs are queued.
 """
 
@@ -9,56 +10,64 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import logging
-import time
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+
+import structlog
 
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import StorageFailed
-from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
+from app.core.tracing import continued, span
 from app.models import Content, Image, Status
 from app.models.base import utc_now
-from app.repositories.attempts import AttemptRepository
-from app.repositories.events import EventRepository
-from app.repositories.loras import LoraRepository
-from app.services.contents.thumbnails import THUMBNAIL_SIDE, make_thumbnail
-from app.services.costs import CallClock, price
-from app.services.marking.likeness import likeness
+from app.repositories.attempts import AttemptRepository, Claimed, Holds
+from app.services.contents.charging import (
+    Gpu,
+    charge_if_deleted,
+    cost_of_nothing,
+    cost_of_picture,
+)
+from app.services.contents.dispatch import (
+    JobFailed,
+    build_request,
+    check_as_asked,
+    failure,
+    parameters_used,
+    progress_writer,
+)
+from app.services.contents.ledger import Ledger, is_late
+from app.services.contents.storing import clear_earlier, discard, image_row, store
+from app.services.costs import CallClock, cost_columns
 from app.services.marking.marker import MarkingFailed
 from app.services.marking.marking import Marking
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
+from app.services.worker.gate import Gate, waiting_for
 from app.services.worker.inference import Inference
-from sdxl_contract.errors import Cancelled, ContractError, ErrorCode
-from sdxl_contract.limits import TIMEOUT_MAX_S
-from sdxl_contract.request import GenerateRequest, LoraRef
-from sdxl_contract.result import GenerateResult, PreviewEvent, ProgressEvent, WorkerEvent
+from app.services.worker.retry import Outage, is_permanent, outage
+from sdxl_contract.errors import Cancelled, ContractError, ErrorCode, RequestTimeout
+from sdxl_contract.request import GenerateRequest
 
-# Progress is written at most this often: a picture of a moment needs none.
-_PROGRESS_SECONDS = 0.5
-_PREVIEW_MAX_CHARS = 200_000
 _WORKER_STOP_SECONDS = 2.0
-# Facts of a failure that a page can put into a sentence of its own.
-_KEPT_DETAILS = frozenset(
-    {"reason", "field", "width", "height", "http_status", "timeout_seconds", "maximum", "nearest"}
+_TOLD = 1000
+# Failures of who had begun to work, told or not.
+_WORKED = frozenset(
+    {ErrorCode.CANCELLED, ErrorCode.GENERATION_FAILED, ErrorCode.TIMEOUT, ErrorCode.CUDA_OOM}
 )
+_LOOK_SECONDS = 1.0  # how often a runner with nothing to do looks again
+_LONGEST_PAUSE_S = 3.0
 
 log = logging.getLogger(__name__)
 
 
-class JobFailed(Exception):
-    """A reason of our own for a content's failure; the message is shown."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+class _Lost(Exception):
+    """The content is another attempt's by now, or was deleted."""
 
 
 class Drawing:
@@ -71,19 +80,23 @@ class Drawing:
         storage: Storage,
         inference: Inference,
         marking: Marking,
+        gate: Gate,
         on_end: Callable[[uuid.UUID, Status], None],
-        gpu: Callable[[], str | None],
+        gpu: Gpu,
     ) -> None:
         self._settings = settings
         self._database = database
         self._storage = storage
         self._inference = inference
+        self._ledger = Ledger(database)
         self._marking = marking
+        self._gate = gate
         self._on_end = on_end
         self._gpu = gpu
         # Runs of this process by content: one that was held for dead may overlap with the next.
         self._taken_up: Counter[uuid.UUID] = Counter()
         self._unwanted: set[uuid.UUID] = set()  # of those, the ones that were told to stop
+        self._told: deque[uuid.UUID] = deque(maxlen=_TOLD)  # of what nobody here had taken up
         self._drawing: dict[uuid.UUID, asyncio.Task[InferenceOutcome]] = {}
         self._stopping: dict[uuid.UUID, asyncio.Task[None]] = {}
 
@@ -94,6 +107,9 @@ class Drawing:
                 self._stopping[content_id] = asyncio.create_task(self._stop(content_id))
         elif content_id in self._taken_up:
             self._unwanted.add(content_id)
+        else:
+            # It may just have been claimed, and the database's answer be on its way.
+            self._told.append(content_id)
 
     async def _stop(self, content_id: uuid.UUID) -> None:
         # The worker first: its answer says that it stopped. The call to it ends in any case.
@@ -104,109 +120,164 @@ class Drawing:
         if drawing is not None:
             drawing.cancel()
 
-    async def run(self, content_id: uuid.UUID) -> None:
-        """Draw one content. Raises only where its end could not be written."""
-        self._taken_up[content_id] += 1
-        try:
-            async with self._database.direct() as connection:
-                content = await AttemptRepository(connection).claim(content_id)
-            if content is not None:
-                await self._run(content)
-        finally:
-            self._taken_up[content_id] -= 1
-            if not self._taken_up[content_id]:
-                del self._taken_up[content_id]
-                self._unwanted.discard(content_id)
+    async def run(self, job_id: int) -> None:
+        """Use one ticket of the queue: see one content to its end, whichever is next.
 
-    async def _run(self, content: Content) -> None:
+        While nothing can be done (the worker is away, or what waits is to be tried later) no
+        content is held: they stay queued, and this only looks.
+        """
+        while True:
+            claimed = None
+            is_open = await self._gate.opens_within(_LOOK_SECONDS)
+            if is_open:
+                claimed = await self._ledger.ask(lambda repository: repository.claim(job_id))
+            if claimed is not None:
+                if await self._run(claimed):
+                    return
+                continue
+            if not await self._ledger.ask(lambda repository: repository.has_work(job_id)):
+                return
+            if is_open:
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _run(self, claimed: Claimed) -> bool:
+        """One attempt; whether the content needs none any more, as far as this one knows."""
+        content = claimed.content
+        self._taken_up[content.id] += 1
+        if content.id in self._told:
+            self._unwanted.add(content.id)
+        # The worker's log lines hold the same id.
+        with (
+            structlog.contextvars.bound_contextvars(request_id=str(content.id)),
+            continued(claimed.trace),
+            span("content.draw", content=str(content.id)),
+        ):
+            try:
+                return await self._try(content)
+            finally:
+                self._taken_up[content.id] -= 1
+                if not self._taken_up[content.id]:
+                    del self._taken_up[content.id]
+                    self._unwanted.discard(content.id)
+
+    async def _try(self, content: Content) -> bool:
+        clock = CallClock()
         try:
-            await self._attempt(content)
+            await self._attempt(content, clock)
         except asyncio.CancelledError:
             # The server stops: the next start draws the same picture, its seed is in the row.
+            clock.ended()
             with contextlib.suppress(Exception):
-                await asyncio.shield(self._release(content))
+                await asyncio.shield(self._release(content, clock, is_patient=False))
             raise
         except DATABASE_LOST:
-            raise  # no end can be written now; the rescue takes it up again
+            log.warning("content %s: the database is away", content.id)
+            await self._release(content, clock, is_forgiven=not clock.began)
+            return False
         except ContractError as error:
-            await self._fail(content, error.code, error.message, error.details)
+            clock.ended()
+            return await self._give_back_or_fail(content, clock, error)
         except MarkingFailed as error:
-            await self._fail(content, ErrorCode.GENERATION_FAILED, str(error))
+            await self._fail(content, clock, ErrorCode.GENERATION_FAILED, str(error))
         except (JobFailed, StorageFailed) as error:
-            await self._fail(content, error.code, error.message)
+            await self._fail(content, clock, error.code, error.message)
+        except _Lost:
+            log.warning("content %s: attempt %d came too late", content.id, content.attempt)
         except Exception:
             log.exception("content %s failed unexpectedly", content.id)
             await self._fail(
                 content,
+                clock,
                 ErrorCode.GENERATION_FAILED,
                 "Something went wrong in the server; its log says what.",
             )
+        return True
 
-    async def _attempt(self, content: Content) -> None:
-        if content.attempt > self._settings.job_max_attempts:
+    async def _attempt(self, content: Content, clock: CallClock) -> None:
+        interrupted = content.attempt - 1 - content.releases
+        if interrupted >= self._settings.job_max_attempts:
             raise JobFailed(
                 ErrorCode.GENERATION_FAILED,
-                f"given up after {content.attempt - 1} attempts that were interrupted",
+                f"given up after {interrupted} attempts that were interrupted",
             )
+        if is_late(content):
+            raise JobFailed(ErrorCode.TIMEOUT, "its deadline passed before it was drawn")
         log.info("content %s: attempt %d starts", content.id, content.attempt)
-        if content.attempt > 1:
-            await self._clear_earlier(content)
-        clock = CallClock()
+        if content.attempt > 1 + content.releases:
+            await clear_earlier(self._storage, content)
         outcome = await self._draw(content, clock)
-        cold_start = clock.cold_start(outcome.result.timings.model_dump())
+        clock.ended()
+        check_as_asked(content, outcome.result)
+        self._gate.worked()
         images: list[Image] = []
         kept: bool | None = False
         try:
             for position, data in enumerate(outcome.images):
-                image = _image(content, outcome.result, position, data)
-                images.append(image)
-                signed = await self._marking.picture(content, outcome.result, image, data)
-                image.file_sha256 = hashlib.sha256(signed).hexdigest()
-                image.size_bytes = len(signed)
-                await self._storage.put(image.object_key, signed)
-                await self._add_thumbnail(content, outcome.result, image, data)
-            kept = None  # until the database answers, which it may do too late to be heard
-            async with self._database.direct() as connection:
-                kept = await AttemptRepository(connection).finish(
-                    content.id,
-                    content.attempt,
-                    self._success(outcome, cold_start),
-                    images,
+                images.append(image_row(content, outcome.result, position, data))
+                await store(
+                    self._storage,
+                    images[-1],
+                    data,
+                    lambda image, file: self._marking.picture(content, outcome.result, image, file),
+                    lambda error: self._tell_store_is_away(content, error),
                 )
+            kept = None  # until the database answers, which it may do too late to be heard
+            kept = await self._ledger.finish(
+                content, self._success(content, outcome, clock), images
+            )
         finally:
             # What nobody knows is left: the next attempt or the sweep removes what has no row.
             if kept is False:
-                await asyncio.shield(self._discard([key for image in images for key in image.keys]))
-        if kept:
-            log.info("content %s: attempt %d succeeded", content.id, content.attempt)
-            self._on_end(content.id, Status.SUCCEEDED)
-        else:
-            log.warning("content %s: attempt %d came too late", content.id, content.attempt)
+                await asyncio.shield(discard(self._storage, images))
+        if not kept:
+            await charge_if_deleted(
+                self._database, content, cost_of_picture(content, outcome, clock, self._gpu)
+            )
+            raise _Lost
+        log.info("content %s: attempt %d succeeded", content.id, content.attempt)
+        self._on_end(content.id, Status.SUCCEEDED)
 
-    async def _add_thumbnail(
-        self, content: Content, result: GenerateResult, image: Image, data: bytes
-    ) -> None:
-        """Store a small copy beside the picture; a picture without one is whole all the same."""
-        try:
-            small = None
-            if max(image.width, image.height) > THUMBNAIL_SIDE:
-                small = await in_pool(Duty.IMAGES, make_thumbnail, data)
-            image.likeness = await in_pool(Duty.IMAGES, likeness, small or data)
-            if small is None:
-                return
-            key = image.object_key.removesuffix(".png") + ".webp"
-            await self._storage.put(key, await self._marking.picture(content, result, image, small))
-            image.thumbnail_key = key
-        except (OSError, StorageFailed) as error:
-            log.warning("%s: no thumbnail: %s", image.generation_id, type(error).__name__)
+    async def _tell_store_is_away(self, content: Content, error: StorageFailed) -> None:
+        """Say what the content waits for; raise where nobody waits any more.
+
+        Raises:
+            StorageFailed: its deadline has passed.
+            Cancelled, _Lost: it is not wanted, or not this attempt's.
+        """
+        if is_late(content):
+            raise error
+        holds = Holds.HELD
+        with contextlib.suppress(*DATABASE_LOST):
+            async with self._database.direct() as connection:
+                repository = AttemptRepository(connection)
+                holds = await repository.holds(content.id, content.attempt)
+                if holds is Holds.HELD:
+                    await repository.wait_for(content.id, content.attempt, waiting_for("storage"))
+        if holds is Holds.UNWANTED or content.id in self._unwanted:
+            raise Cancelled("stopped before it was stored")
+        if holds is not Holds.HELD:
+            raise _Lost
 
     async def _draw(self, content: Content, clock: CallClock) -> InferenceOutcome:
+        seconds = self._settings.modal_timeout_seconds
+        if content.deadline_at is not None:
+            left = (content.deadline_at - utc_now()).total_seconds()
+            seconds = max(0.001, min(seconds, left))
+        calls = itertools.count()
+
+        async def build() -> GenerateRequest:
+            if await self._is_unwanted(content, is_first=next(calls) == 0):
+                raise Cancelled("stopped before it was drawn")
+            request = await build_request(content, self._database, self._storage, self._settings)
+            clock.sent()
+            return request
+
         drawing = asyncio.ensure_future(
             self._inference.generate(
-                self._request_builder(content, clock),
+                build,
                 request_id=str(content.id),
-                deadline_s=self._settings.modal_timeout_seconds,
-                on_event=self._progress_writer(content, clock),
+                deadline_s=seconds,
+                on_event=progress_writer(content, self._database, clock, self.stop),
             )
         )
         self._drawing[content.id] = drawing
@@ -216,68 +287,18 @@ class Drawing:
             if content.id not in self._stopping:
                 raise  # the server stops
             raise Cancelled("stopped while it was drawn") from None
+        except RequestTimeout:
+            if clock.began and is_late(content):
+                raise JobFailed(
+                    ErrorCode.TIMEOUT, "its deadline passed while it was drawn"
+                ) from None
+            raise
         finally:
             drawing.cancel()
             self._drawing.pop(content.id, None)
             stopping = self._stopping.pop(content.id, None)
             if stopping is not None:
                 stopping.cancel()
-
-    def _progress_writer(
-        self, content: Content, clock: CallClock
-    ) -> Callable[[WorkerEvent], Awaitable[None]]:
-        """Writes down what the worker tells, now and then; never fails the picture."""
-        write_at: dict[str, float] = dict.fromkeys(
-            ("progress", "preview"), time.monotonic() + _PROGRESS_SECONDS
-        )
-
-        async def write(event: WorkerEvent) -> None:
-            clock.heard()
-            data: dict[str, Any]
-            if isinstance(event, ProgressEvent):
-                data = event.model_dump(mode="json", exclude={"type"})
-            elif isinstance(event, PreviewEvent) and len(event.image_base64) <= _PREVIEW_MAX_CHARS:
-                data = {
-                    "image": f"data:image/jpeg;base64,{event.image_base64}",
-                    "step": event.step,
-                }
-            else:
-                return
-            now = time.monotonic()
-            if now < write_at[event.type]:
-                return
-            write_at[event.type] = now + _PROGRESS_SECONDS
-            with contextlib.suppress(*DATABASE_LOST):
-                async with self._database.direct() as connection:
-                    is_unwanted = await EventRepository(connection).add_passing(
-                        content.id, content.attempt, event.type, data
-                    )
-                if is_unwanted:
-                    self.stop(content.id)
-
-        return write
-
-    def _request_builder(
-        self, content: Content, clock: CallClock
-    ) -> Callable[[], Awaitable[GenerateRequest]]:
-        """Builds the worker's request anew for each attempt: its URLs are signed at dispatch."""
-        calls = itertools.count()
-
-        async def build() -> GenerateRequest:
-            if await self._is_unwanted(content, is_first=next(calls) == 0):
-                raise Cancelled("stopped before it was drawn")
-            request = GenerateRequest(
-                prompt=content.prompt,
-                negative_prompt=content.negative_prompt,
-                loras=await self._lora_refs(content),
-                timeout=max(1, min(TIMEOUT_MAX_S, int(self._settings.modal_timeout_seconds))),
-                request_id=str(content.id),
-                **content.parameters,
-            )
-            clock.sent()
-            return request
-
-        return build
 
     async def _is_unwanted(self, content: Content, is_first: bool) -> bool:
         """Whether somebody asked to stop it. Just after the claim its own row still says so."""
@@ -288,114 +309,73 @@ class Drawing:
         async with self._database.direct() as connection:
             return await AttemptRepository(connection).wants_stop(content.id)
 
-    async def _lora_refs(self, content: Content) -> list[LoraRef]:
-        if not content.loras:
-            return []
-        ids = [uuid.UUID(wanted["lora_model_id"]) for wanted in content.loras]
-        async with self._database.session() as session:
-            found = await LoraRepository(session, content.owner).get_many(ids)
-        refs = []
-        for lora_id, wanted in zip(ids, content.loras, strict=True):
-            lora = found.get(lora_id)
-            if lora is None:
-                raise JobFailed(
-                    ErrorCode.LORA_DOWNLOAD_FAILED, f"the LoRA {wanted['name']!r} was deleted"
-                )
-            refs.append(
-                LoraRef(
-                    url=self._storage.sign_get(lora.object_key, self._settings.lora_url_seconds),
-                    scale=wanted["scale"],
-                    sha256=lora.sha256,
-                    name=lora.name,
-                )
-            )
-        return refs
+    async def _give_back_or_fail(
+        self, content: Content, clock: CallClock, error: ContractError
+    ) -> bool:
+        """Put it back where what failed is only away for a while; else write that it failed."""
+        found = outage(error)
+        if found is None and error.code is ErrorCode.TIMEOUT and not clock.began:
+            found = Outage.BUSY  # it stood in the worker's line, or nobody answered
+        if found is None:
+            if error.code is not ErrorCode.CANCELLED:
+                self._gate.worked()
+            if error.code in _WORKED and not is_permanent(error):
+                clock.count_unheard()
+            await self._fail(content, clock, error.code, error.message, error.details)
+            return True
+        log.warning("content %s waits: %s: %s", content.id, error.code, error.message)
+        if found is Outage.LORA:
+            reason = waiting_for("lora_unreachable")
+            pause = min(2.0 ** min(content.releases, 8) / 2, _LONGEST_PAUSE_S)
+            retry_at = utc_now() + timedelta(seconds=pause)
+            is_forgiven = True
+        else:
+            self._gate.shut(found, error.retry_after)
+            reason, retry_at = self._gate.waiting_for or waiting_for("worker_unreachable"), None
+            # One that a worker died of each time is not asked for for ever.
+            is_forgiven = not clock.began
+        await self._release(
+            content, clock, waits_for=reason, retry_at=retry_at, is_forgiven=is_forgiven
+        )
+        return False
 
-    def _success(self, outcome: InferenceOutcome, cold_start: float) -> dict[str, Any]:
+    def _success(
+        self, content: Content, outcome: InferenceOutcome, clock: CallClock
+    ) -> dict[str, Any]:
         result = outcome.result
-        timings = result.timings.model_dump()
-        cost = price(timings, result.cost.gpu if result.cost else self._gpu(), cold_start)
         return {
             "status": Status.SUCCEEDED,
+            "parameters": parameters_used(content, result),
             "lora_reports": [report.model_dump(mode="json") for report in result.loras],
-            "timings": timings,
+            "timings": result.timings.model_dump(),
             "model_clean": result.model_clean,
             "provider": outcome.provider,
             "provider_attempts": outcome.attempts,
-            "cost_usd": cost.usd,
-            "cost_gpu": cost.gpu,
-            "cost_seconds": cost.seconds,
-            "cost_parts": cost.parts,
             "error": None,
+            **cost_columns(cost_of_picture(content, outcome, clock, self._gpu)),
         }
 
     async def _fail(
-        self, content: Content, code: str, message: str, details: Mapping[str, Any] | None = None
+        self,
+        content: Content,
+        clock: CallClock,
+        code: str,
+        message: str,
+        details: dict[str, Any] | None = None,
     ) -> None:
-        # A worker's text is not ours: PostgreSQL's JSON holds no NUL and no half surrogates.
-        message = message.replace("\x00", "").encode("utf-8", "replace").decode()[:2000]
-        log.warning("content %s failed: %s: %s", content.id, code, message)
+        error = failure(code, message, details)
+        log.warning("content %s failed: %s: %s", content.id, code, error["message"])
         status = Status.CANCELLED if code == ErrorCode.CANCELLED else Status.FAILED
-        error = {"code": str(code), "message": message, "details": _facts(details)}
+        cost = cost_of_nothing(content, clock, self._gpu)
         values = {"status": status, "error": error}
-        async with self._database.direct() as connection:
-            kept = await AttemptRepository(connection).finish(content.id, content.attempt, values)
-        if kept:
+        if await self._ledger.finish(
+            content, values | ({} if cost is None else cost_columns(cost))
+        ):
             self._on_end(content.id, status)
+        else:
+            await charge_if_deleted(self._database, content, cost)
 
-    async def _release(self, content: Content) -> None:
-        async with self._database.direct() as connection:
-            await AttemptRepository(connection).release(content.id, content.attempt)
-
-    async def _clear_earlier(self, content: Content) -> None:
-        """Remove what attempts that died had stored: the fence keeps them from naming it."""
-        try:
-            for key in await self._storage.keys(_folder(content)):
-                attempt = key.rpartition("/")[2].partition("-")[0]
-                if attempt.isdecimal() and int(attempt) < content.attempt:
-                    await self._storage.delete(key)
-        except StorageFailed:
-            log.warning("content %s: leftovers could not be removed", content.id)
-
-    async def _discard(self, keys: list[str]) -> None:
-        for key in keys:
-            with contextlib.suppress(StorageFailed):
-                await self._storage.delete(key)
-
-
-def _facts(details: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of an error's details is kept with the content: short, and nothing but what is known."""
-    kept: dict[str, Any] = {}
-    for name in _KEPT_DETAILS & set(details or {}):
-        value = (details or {})[name]
-        if isinstance(value, str):
-            kept[name] = value.replace("\x00", "").encode("utf-8", "replace").decode()[:200]
-        elif isinstance(value, bool | int) and abs(value) < 2**53:
-            kept[name] = value
-    return kept
-
-
-def _folder(content: Content) -> str:
-    return f"owners/{content.owner}/images/{content.id}"
-
-
-def _image(content: Content, result: GenerateResult, position: int, data: bytes) -> Image:
-    """The row of one picture; its key names the attempt, so that two attempts never collide."""
-    seeds = [image.seed for image in result.images] or result.metadata.seeds
-    first = result.metadata.seed_used
-    width, height = result.image_size
-    name = f"{content.attempt}-{position}-{uuid.uuid4().hex[:8]}.png"
-    key = f"{_folder(content)}/{name}"
-    return Image(
-        id=uuid.uuid4(),
-        generation_id=content.id,
-        position=position,
-        object_key=key,
-        seed=seeds[position] if position < len(seeds) else first + position,
-        width=width,
-        height=height,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        media_type="image/png",
-        created_at=utc_now(),
-    )
+    async def _release(self, content: Content, clock: CallClock, **how: Any) -> None:
+        """Put it back into the queue with what was used; `how`: see `Ledger.release`."""
+        cost = cost_of_nothing(content, clock, self._gpu)
+        await self._ledger.release(content, {} if cost is None else cost_columns(cost), **how)

@@ -10,14 +10,22 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 from app.core.db import Database
 from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
 from app.repositories.contents import ContentStatements
 from app.schemas.content import BatchIn, GenerateIn
-from app.services.contents.resolve import as_request, find_avatar, find_loras
-from sdxl_contract.limits import ModelLimits
+from app.services.contents.resolve import (
+    as_request,
+    check_limits,
+    find_avatar,
+    find_loras,
+    given,
+)
+from app.services.worker.base_model import BaseModel
 from sdxl_contract.request import GenerateRequest
 
 
@@ -34,7 +42,8 @@ class Draft:
     owner: str
     avatar_id: uuid.UUID | None
     request: GenerateRequest
-    size: tuple[int, int]
+    given: dict[str, Any]
+    deadline_s: float
     loras: list[tuple[LoraModel, float]]
     draw_seed: Callable[[], int]
     estimated_usd: float | None
@@ -43,22 +52,24 @@ class Draft:
         """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
         request = self.request
         chosen = request.seed if seed is None else seed
+        now = utc_now()
+        asked = {
+            **self.given,
+            "seed": self.draw_seed() if chosen is None else chosen,
+            "num_images": request.num_images,
+        }
         return Content(
             id=uuid.uuid4(),
             owner=self.owner,
             status=Status.QUEUED,
             attempt=0,
+            releases=0,
             avatar_id=self.avatar_id,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            parameters={
-                "width": self.size[0],
-                "height": self.size[1],
-                "steps": request.steps,
-                "cfg": request.cfg,
-                "seed": self.draw_seed() if chosen is None else chosen,
-                "num_images": request.num_images,
-            },
+            parameters=asked,
+            asked=asked,
+            deadline_at=now + timedelta(seconds=self.deadline_s),
             loras=[
                 {
                     "lora_model_id": str(lora.id),
@@ -71,7 +82,7 @@ class Draft:
             idempotency_key=idempotency_key,
             request_sha256=digest,
             estimated_usd=self.estimated_usd,
-            created_at=utc_now(),
+            created_at=now,
             images=[],
         )
 
@@ -80,10 +91,13 @@ async def draft_content(
     database: Database,
     owner: str,
     asked: GenerateIn,
-    limits: ModelLimits,
+    base_model: BaseModel,
+    deadline_s: float,
     draw_seed: Callable[[], int],
 ) -> Draft:
-    """Resolve `asked` and hold it against the base model's limits.
+    """Resolve `asked` and hold it against what the worker was seen to allow.
+
+    `deadline_s`: for those that name none.
 
     Raises:
         InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
@@ -93,14 +107,15 @@ async def draft_content(
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
     request = as_request(asked, avatar, loras)
-    request.check_limits(limits)
+    await check_limits(request, base_model)
     async with database.direct() as connection:
         usual = await ContentStatements(connection, owner).usual_usd()
     return Draft(
         owner=owner,
         avatar_id=avatar.id if avatar else None,
         request=request,
-        size=request.size(limits),
+        given=given(asked),
+        deadline_s=asked.deadline_seconds or deadline_s,
         loras=loras,
         draw_seed=draw_seed,
         estimated_usd=None if usual is None else usual * request.num_images,

@@ -1,7 +1,8 @@
 """The durable queue: contents' jobs on procrastinate, in the same database as the contents.
 
 Duty: enqueue within the caller's transaction; run jobs inside this process; take over the jobs
-of processes that died. Must not know: what a job does (`run` is handed in).
+of processes that died; end what waits past its deadline.
+Must not know: what a job does (`run` is handed in).
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 import procrastinate
-import structlog
 
 from app.core.db import Database, DriverConnection, DriverPool
 from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
-from app.core.tracing import continued, span, traceparent
+from app.core.tracing import traceparent
 from app.repositories.attempts import AttemptRepository
 from app.services.upkeep.chores import Chore
 
@@ -27,33 +27,42 @@ QUEUE = "content"
 CHORES = "chores"
 _POLL_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
+_EXPIRE_SECONDS = 1.0
+_NO_TURN = "it had no turn"
 _STOP_AGAIN_SECONDS = 3.0
 
 log = logging.getLogger(__name__)
 
 
 class JobQueue:
-    """Jobs, each the id of a content. `run(content_id)` works one off."""
+    """Jobs, each a ticket for one content; `run(job_id)` uses it up.
+
+    `on_expired` hears of contents that failed because their deadline passed while they waited;
+    `why_waiting` says what keeps all of them.
+    """
 
     def __init__(
         self,
         database: Database,
         settings: Settings,
-        run: Callable[[uuid.UUID], Awaitable[None]],
+        run: Callable[[int], Awaitable[None]],
         revive_database: Callable[[], None] = lambda: None,
         chores: Sequence[Chore] = (),
+        on_expired: Callable[[uuid.UUID], None] = lambda _: None,
+        why_waiting: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._revive_database = revive_database
+        self._on_expired = on_expired
+        self._why_waiting = why_waiting
         self._app = procrastinate.App(connector=procrastinate.PsycopgConnector())
 
-        @self._app.task(name=TASK, queue=QUEUE)
-        async def draw_content(content_id: str, trace: str | None = None) -> None:
-            # The worker's log lines hold the same id.
-            structlog.contextvars.bind_contextvars(request_id=content_id)
-            with continued(trace), span("content.draw", content=content_id):
-                await run(uuid.UUID(content_id))
+        # Which content a ticket is used for is found when it is: turns are the database's business.
+        @self._app.task(name=TASK, queue=QUEUE, pass_context=True)
+        async def draw_content(context: procrastinate.JobContext, /, **_: object) -> None:
+            assert context.job.id is not None
+            await run(context.job.id)
 
         self._task = draw_content
         for chore in chores:
@@ -63,6 +72,7 @@ class JobQueue:
         self._runner: asyncio.Task[None] | None = None
         self._chore_runner: asyncio.Task[None] | None = None
         self._rescuer: asyncio.Task[None] | None = None
+        self._expirer: asyncio.Task[None] | None = None
 
     def _add_chore(self, chore: Chore) -> None:
         @self._app.periodic(cron=chore.cron)
@@ -96,11 +106,13 @@ class JobQueue:
         # Of their own, so that a long chore takes no picture's place.
         self._chore_runner = asyncio.create_task(self._run_for_ever(CHORES, 1), name="chore runner")
         self._rescuer = asyncio.create_task(self._rescue_for_ever(), name="job rescuer")
+        self._expirer = asyncio.create_task(self._expire_for_ever(), name="deadline watch")
 
     async def stop(self) -> None:
         """Let running jobs end within the grace; the rest goes back into the queue."""
         self._stopping.set()
-        tasks = {task for task in (self._rescuer, self._chore_runner, self._runner) if task}
+        started = (self._rescuer, self._expirer, self._chore_runner, self._runner)
+        tasks = {task for task in started if task}
         while tasks:
             for task in tasks:
                 task.cancel()
@@ -163,3 +175,15 @@ class JobQueue:
                 await self.rescue()
             except Exception as error:
                 log.warning("looking for jobs left behind failed (%s)", type(error).__name__)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            try:
+                why = self._why_waiting() or _NO_TURN
+                async with self._database.direct() as connection:
+                    for content_id in await AttemptRepository(connection).expire(why):
+                        log.warning("content %s: its deadline passed while it waited", content_id)
+                        self._on_expired(content_id)
+            except Exception as error:
+                log.warning("looking for passed deadlines failed (%s)", type(error).__name__)
+            await asyncio.sleep(_EXPIRE_SECONDS)

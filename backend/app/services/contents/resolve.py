@@ -6,20 +6,27 @@ Must not know: HTTP, jobs.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.errors import NotFound
+from app.core.errors import Conflict, NotFound
 from app.models import Avatar, Content, LoraModel
 from app.repositories.avatars import AvatarRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import GenerateIn
 from app.services.lora_names import find_by_name
-from sdxl_contract.errors import InvalidPrompt, InvalidRequest
-from sdxl_contract.limits import MAX_LORAS
-from sdxl_contract.request import GenerateRequest, LoraRef, explain_validation
+from app.services.worker.base_model import BaseModel
+from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
+from sdxl_contract.limits import MAX_LORAS, ModelLimits
+from sdxl_contract.request import GenerateRequest, LoraRef, Scheduler, explain_validation
 
+# What a request may leave open.
+PARAMETERS = (
+    "width", "height", "steps", "cfg", "seed", "num_images", "scheduler", "output_format",
+)  # fmt: skip
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
 _NO_URL = "https://unsigned.invalid/lora.safetensors"
 
@@ -62,7 +69,19 @@ async def find_loras(
     found = await repository.get_many(scales) if scales else {}
     for lora_id, field in wanted.items():
         if lora_id not in found:
-            raise NotFound("There is no LoRA with this id.", field=field)
+            name = await repository.former_name(lora_id)
+            if name is None:
+                raise NotFound("There is no LoRA with this id.", field=field)
+            raise NotFound(
+                f"The LoRA {name!r} was deleted.",
+                field=field,
+                details={"reason": "lora_deleted", "name": name},
+            )
+    if avatar is not None and not found.keys() >= scales.keys():
+        raise Conflict(
+            f"The LoRA of the avatar {avatar.name!r} was deleted: give it another, or none.",
+            field="avatar_id",
+        )
     if len(scales) > MAX_LORAS:
         raise InvalidRequest(
             f"loras: with the avatar's there are {len(scales)}: at most {MAX_LORAS}",
@@ -79,12 +98,7 @@ def as_request(
         request = GenerateRequest(
             prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
             negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
-            width=asked.width,
-            height=asked.height,
-            steps=asked.steps,
-            cfg=asked.cfg,
-            seed=asked.seed,
-            num_images=asked.num_images,
+            **given(asked),
             loras=[LoraRef(url=_NO_URL, scale=scale, sha256=lora.sha256) for lora, scale in loras],
         )
     except ValidationError as error:
@@ -92,6 +106,12 @@ def as_request(
         raise explain_validation([dict(item) for item in found]) from None
     request.check_prompts()
     return request
+
+
+def given(asked: GenerateIn) -> dict[str, Any]:
+    """The parameters that the caller chose; what was left out stays open for the worker."""
+    values = asked.model_dump(mode="json", include=set(PARAMETERS))
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
@@ -117,6 +137,23 @@ def _join(first: str, second: str) -> str:
     return ", ".join(part.strip() for part in (first, second) if part.strip())
 
 
+def asked_of(content: Content) -> dict[str, Any]:
+    """The parameters that a content asks of the worker."""
+    # Older versions chose every one at acceptance.
+    return content.parameters if content.asked is None else content.asked
+
+
+def asked_again(content: Content) -> dict[str, Any]:
+    """The parameters that give the same picture again: where it was drawn, those it was drawn with.
+
+    The sampler stays open where it was: the worker states its own by a name that is none of ours.
+    """
+    asked = asked_of(content)
+    drawn = {name: content.parameters.get(name) for name in ("width", "height", "steps", "cfg")}
+    known = {name: value for name, value in drawn.items() if value is not None}
+    return {**asked, **known, "seed": content.parameters["seed"]}
+
+
 def again_request(content: Content) -> GenerateRequest:
     """What an earlier content asked for; its LoRAs' URLs are signed only at dispatch."""
     return GenerateRequest(
@@ -126,5 +163,36 @@ def again_request(content: Content) -> GenerateRequest:
             LoraRef(url=_NO_URL, scale=lora["scale"], sha256=lora["sha256"])
             for lora in content.loras
         ],
-        **content.parameters,
+        **asked_again(content),
     )
+
+
+async def check_limits(request: GenerateRequest, base_model: BaseModel) -> None:
+    """Hold a request against what the worker was seen to allow; against nothing where it never was.
+
+    The worker that draws has the last word in any case.
+
+    Raises:
+        InvalidPrompt, InvalidRequest: a field is not allowed; the message names it.
+    """
+    limits = base_model.limits
+    if limits is None:
+        return
+    try:
+        _hold(request, limits, base_model.schedulers)
+    except ContractError:
+        # Nothing is refused by limits of long ago while newer ones are to be had.
+        newer = await base_model.fresh_limits()
+        if newer is not None:
+            _hold(request, newer, base_model.schedulers)
+
+
+def _hold(request: GenerateRequest, limits: ModelLimits, schedulers: Sequence[str]) -> None:
+    request.check_limits(limits)
+    name = request.scheduler.value
+    if schedulers and name != Scheduler.DEFAULT and name not in schedulers:
+        raise InvalidRequest(
+            f"scheduler: the worker's model does not offer {name}; it offers "
+            + ", ".join(schedulers),
+            details={"field": "scheduler", "allowed": list(schedulers)},
+        )

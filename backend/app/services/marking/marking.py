@@ -12,6 +12,7 @@ from typing import Any
 from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.models import Content, Image
+from app.services.contents.dispatch import parameters_used
 from app.services.marking.keys import (
     Identity,
     UnusableKey,
@@ -88,7 +89,7 @@ def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str,
         "seed": image.seed,
         "prompt": content.prompt,
         "negative_prompt": content.negative_prompt,
-        "parameters": dict(content.parameters) | {"width": image.width, "height": image.height},
+        "parameters": parameters_used(content, result),
         "base_model": result.model_info.base_model,
         "loras": [
             {"name": lora["name"], "sha256": lora["sha256"], "scale": lora["scale"]}

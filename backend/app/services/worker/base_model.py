@@ -1,6 +1,7 @@
 """What the worker's base model can draw and which LoRAs fit it, also while the worker is down.
 
-Duty: look at the worker's health now and then, keep the last good answer in the database.
+Duty: look at the worker's health now and then, keep the last good answer in the database. What
+was never seen is None, never a guess.
 Must not know: who asks, and why.
 """
 
@@ -10,10 +11,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from enum import Enum
 from typing import Protocol
 
 from app.core.db import DATABASE_LOST, Database
 from app.repositories.base_models import BaseModelRepository
+from app.services.worker.retry import Outage, outage
 from sdxl_contract.errors import ContractError
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
 from sdxl_contract.result import Health, HealthStatus
@@ -21,16 +24,21 @@ from sdxl_contract.result import Health, HealthStatus
 _ASK_SECONDS = 4.0
 _RETRY_SECONDS = 1.0
 _FRESH_SECONDS = 30.0
-# A worker that is there but slow (starting, or busy) is waited for while no model was ever seen.
+# A worker that is there but slow (starting, or busy) is waited for at an upload while no model was
+# ever seen.
 _FIRST_SECONDS = 15.0
-SDXL = BaseModelSignature(
-    name="sdxl",
-    family="SDXL",
-    cross_attention_dim=2048,
-    text_encoder_hidden_sizes=(768, 1280),
-)
 
 log = logging.getLogger(__name__)
+
+
+class Seen(Enum):
+    """How a look found the worker."""
+
+    READY = "ready"
+    LOADING = "loading"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    UNCLEAR = "unclear"  # no answer in time, or none of a worker's; or nobody has looked
 
 
 class HealthSource(Protocol):
@@ -41,38 +49,68 @@ class HealthSource(Protocol):
 
 
 class BaseModel:
-    """The last description of the worker's base model."""
+    """The last description of the worker's base model.
 
-    def __init__(self, source: HealthSource, database: Database, endpoint: str) -> None:
+    Args:
+        endpoint: which worker's description is kept.
+        provider: the name of who `source` is, among those who draw.
+    """
+
+    def __init__(
+        self,
+        source: HealthSource,
+        database: Database,
+        endpoint: str,
+        provider: str = "modal_sdxl_lora",
+    ) -> None:
+        self._provider = provider
         self._source = source
         self._database = database
         self._endpoint = endpoint
         self._health: Health | None = None  # the last good answer, modules included
         self._live: Health | None = None  # the last answer of any kind
         self._loaded = False
-        self._slow = False  # the last look found a worker that could not yet answer
+        self._seen = Seen.UNCLEAR
+        self._timed_out = False
         self._looked_at = self._good_at = float("-inf")
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()  # somebody used limits that are not fresh
 
-    async def limits(self) -> ModelLimits:
-        """The limits of the loaded model; SDXL's where none was ever seen.
+    @property
+    def limits(self) -> ModelLimits | None:
+        """The limits that the worker was last seen with; None where it was never seen.
 
-        Known ones are told at once, and looked after meanwhile (by `watch`): a worker that starts
-        or hangs keeps nobody waiting who only wants to be accepted.
+        Known at once, and looked after meanwhile (by `watch`): a worker that starts or hangs keeps
+        nobody waiting who only wants to be accepted.
         """
-        if self._health is None:
-            await self._freshen()
-        elif not self._is_fresh:
+        if not self._is_fresh:
             self._wanted.set()
-        return self._health.limits if self._health else ModelLimits()
+        return self._stated_limits()
 
-    async def signature(self) -> BaseModelSignature:
-        """What a LoRA must fit; SDXL's widths where no model was ever seen."""
+    async def fresh_limits(self) -> ModelLimits | None:
+        """The same after a look, where the last one is some time ago: before refusing by them."""
+        if not self._is_fresh:
+            await self.look()
+        return self._stated_limits()
+
+    def _stated_limits(self) -> ModelLimits | None:
+        health = self._health
+        return health.limits if health and "limits" in health.model_fields_set else None
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The samplers that the worker was last seen to offer; empty where it never said."""
+        return self._health.schedulers if self._health else []
+
+    async def signature(self) -> BaseModelSignature | None:
+        """What a LoRA must fit; None where no worker was ever seen that says so."""
         await self._freshen()
-        if self._health is None or self._health.signature is None:
-            return SDXL
-        return self._health.signature
+        return self._health.signature if self._health else None
+
+    @property
+    def seen(self) -> Seen:
+        """How the worker was at the last look."""
+        return self._seen
 
     @property
     def known(self) -> Health | None:
@@ -84,6 +122,13 @@ class BaseModel:
         """The worker's last answer; None where it gave none."""
         return self._live
 
+    def gpu_of(self, provider: str | None) -> str | None:
+        """What `provider` (None: whoever is asked first) draws on, as far as it was seen."""
+        seen = self._live or self._health
+        if seen is None or provider not in (None, self._provider):
+            return None
+        return seen.gpu
+
     @property
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._good_at < _FRESH_SECONDS
@@ -92,11 +137,16 @@ class BaseModel:
         if self._is_fresh:
             return
         await self.look()
-        # SDXL's own limits would be a guess; a refusal or a pass by a guess is worse than a wait.
+        # A worker that is about to say what fits is worth a wait: a file is held against it.
         until = time.monotonic() + _FIRST_SECONDS
-        while self._health is None and self._slow and time.monotonic() < until:
+        while self._health is None and self._is_coming and time.monotonic() < until:
             await asyncio.sleep(_RETRY_SECONDS)
             await self.look(within_s=_FIRST_SECONDS)
+
+    @property
+    def _is_coming(self) -> bool:
+        """Whether the last look found a worker that could not yet answer."""
+        return self._seen is Seen.LOADING or self._timed_out
 
     async def look(self, within_s: float = _ASK_SECONDS) -> bool:
         """Ask the worker, at most once a second, for `within_s`. True where it is ready."""
@@ -123,11 +173,14 @@ class BaseModel:
                     health = await self._source.health(include_modules=True)
         except (ContractError, TimeoutError) as error:
             self._live = None
-            self._slow = isinstance(error, TimeoutError)
+            self._timed_out = isinstance(error, TimeoutError)
+            away = isinstance(error, ContractError) and outage(error) is Outage.WORKER
+            self._seen = Seen.UNREACHABLE if away else Seen.UNCLEAR
             log.debug("the worker's health cannot be read: %s", type(error).__name__)
             return
         self._live = health
-        self._slow = health.status is not HealthStatus.READY
+        self._timed_out = False
+        self._seen = Seen(health.status.value)
         if health.status is not HealthStatus.READY:
             return
         self._good_at = time.monotonic()
@@ -135,7 +188,7 @@ class BaseModel:
             self._health = health
             async with self._database.session() as session:
                 await BaseModelRepository(session).put(
-                    self._endpoint, health.model_dump(mode="json")
+                    self._endpoint, health.model_dump(mode="json", exclude_unset=True)
                 )
             log.info("the worker's base model is %s on %s", health.base_model, health.gpu)
 
@@ -162,4 +215,7 @@ class BaseModel:
 
 def _lasting(health: Health) -> tuple[object, ...]:
     signature = health.signature.model_dump(exclude={"modules"}) if health.signature else None
-    return (health.base_model, health.gpu, health.device, health.dtype, health.limits, signature)
+    return (
+        health.base_model, health.gpu, health.device, health.dtype, health.limits,
+        health.schedulers, signature,
+    )  # fmt: skip

@@ -36,7 +36,7 @@ from sdxl_contract.errors import (
     Unauthorized,
 )
 from sdxl_contract.limits import SEED_MAX
-from sdxl_contract.request import GenerateRequest, OutputFormat
+from sdxl_contract.request import GenerateRequest, OutputFormat, Scheduler
 from sdxl_contract.result import GenerateResult, Health, HealthStatus, Metadata, ModelInfo
 
 API_URL = "https://api.replicate.com"
@@ -233,6 +233,10 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         )
     if request.num_images > 1 or request.output_format is not OutputFormat.PNG:
         raise GenerationFailed("the fallback provider draws one PNG at a time")
+    if request.scheduler is not Scheduler.DEFAULT:
+        raise GenerationFailed(
+            "the fallback provider does not take a sampler", details={"field": "scheduler"}
+        )
     inputs: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,

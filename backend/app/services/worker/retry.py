@@ -1,11 +1,12 @@
-"""Whether a failed call is worth another, and after how many seconds.
+"""Whether a failed call is worth another, and after how many seconds; or what it has to wait for.
 
-Duty: the contract's retry table as a pure function. Must not know: HTTP, clocks, stamina.
+Duty: the contract's retry table as pure functions. Must not know: HTTP, clocks, stamina.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from sdxl_contract.errors import ContractError, ErrorCode
 
@@ -25,12 +26,58 @@ _BOUNDED = frozenset(
 )
 
 
+# What an edge says while nobody is behind it.
+_NOBODY_THERE = frozenset({408, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+# The worker, or its container, went away with the request.
+_WORKER_WENT = frozenset(
+    {"connection_lost", "modal_function_ended", "modal_no_request", "modal_unclear"}
+)
+_FILE_AWAY = frozenset({"unreachable", "timeout", "truncated"})
+
+
+class Outage(Enum):
+    """What is away, where a failure is none of the request's own and will pass."""
+
+    WORKER = "worker"
+    BUSY = "busy"
+    LORA = "lora"  # its file cannot be fetched at the moment
+
+
+def is_permanent(error: ContractError) -> bool:
+    """Whether only somebody who sets it up otherwise can mend it."""
+    return (error.details or {}).get("reason") in PERMANENT_REASONS
+
+
+def outage(error: ContractError) -> Outage | None:
+    """What `error` says is away; None where waiting would not help."""
+    details = error.details or {}
+    reason = details.get("reason")
+    if reason in PERMANENT_REASONS:
+        return None
+    if error.code is ErrorCode.OVERLOADED:
+        return Outage.BUSY
+    if error.code is ErrorCode.MODEL_LOAD_FAILED or reason in _WORKER_WENT:
+        return Outage.WORKER
+    if error.code is ErrorCode.LORA_DOWNLOAD_FAILED:
+        status = details.get("http_status")
+        passes = isinstance(status, int) and (status >= 500 or status == 429)
+        return Outage.LORA if passes or reason in _FILE_AWAY else None
+    if reason == "bad_answer" and details.get("http_status") in _NOBODY_THERE:
+        return Outage.WORKER
+    return None
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently. Seconds."""
+    """How often and how patiently. Seconds.
+
+    `awaits_worker`: a worker that is away or busy is asked again here; else whoever calls waits for
+    it, and hears of it at once.
+    """
 
     max_retries: int = 3
     backoff_base_s: float = 1.0
+    awaits_worker: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +97,8 @@ def retry_after(
         jitter: from 0 to 1; spreads the clients that failed at the same moment.
     """
     if failures.total > policy.max_retries:
+        return None
+    if not policy.awaits_worker and outage(error) in (Outage.WORKER, Outage.BUSY):
         return None
     reason = (error.details or {}).get("reason")
     if reason in PERMANENT_REASONS:

@@ -11,8 +11,10 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.identify import (
+    Layers,
     context_widths,
     family_key_map,
     group_by_stem,
@@ -60,7 +62,9 @@ class LoraInspection(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict, description="a safe part of it")
 
 
-def inspect_lora_file(file: Readable, size: int, signature: BaseModelSignature) -> LoraInspection:
+def inspect_lora_file(
+    file: Readable, size: int, signature: BaseModelSignature | None
+) -> LoraInspection:
     """What the LoRA in `file` is, checked against `signature`.
 
     Where `signature.modules` is given, each layer must exist and fit exactly. Where it is empty,
@@ -70,7 +74,8 @@ def inspect_lora_file(file: Readable, size: int, signature: BaseModelSignature) 
     Args:
         file: binary, at the file's first byte; read forward only, the header only; stays open.
         size: bytes of the whole file.
-        signature: the loaded base model's.
+        signature: the loaded base model's; None where it is not known yet: then only what can fit
+            no SDXL of any size is refused, and the worker that draws has the last word.
 
     Raises:
         LoraLoadFailed: the file is no LoRA or does not fit; the message says what it seems to be,
@@ -80,8 +85,12 @@ def inspect_lora_file(file: Readable, size: int, signature: BaseModelSignature) 
     return inspect_header(header, signature)
 
 
-def inspect_header(header: SafetensorsHeader, signature: BaseModelSignature) -> LoraInspection:
+def inspect_header(
+    header: SafetensorsHeader, signature: BaseModelSignature | None
+) -> LoraInspection:
     """`inspect_lora_file` for a header that was read already."""
+    if signature is None:
+        return _of_no_model(header)
     if signature.modules:
         layout = lay_out(header, signature.modules, signature_key_map(signature), signature.name)
     elif _has_sdxl_widths(signature):
@@ -131,6 +140,21 @@ def _facts(header: SafetensorsHeader) -> dict[str, object]:
     return {"parameters": count, "dtype": dtypes.most_common(1)[0][0], "metadata": metadata}
 
 
+def _of_no_model(header: SafetensorsHeader) -> LoraInspection:
+    """The check while the base model is not known: a small SDXL has other widths than SDXL."""
+    try:
+        layout = lay_out(header, family_modules("sdxl"), family_key_map("sdxl"), _SDXL.name)
+    except LoraLoadFailed:
+        refuse_foreign(header)
+        layers = group_by_stem(header.tensors)
+        seems = name_base_model(layers) if layers else None
+        full_size = _SDXL.unet.cross_attention_dim in context_widths(layers)
+        if not layers or full_size or seems not in (None, "SDXL"):
+            raise
+        return _by_layers(header, layers, seems or "unknown")
+    return _inspection(header, layout, "SDXL")
+
+
 def _by_widths(header: SafetensorsHeader, signature: BaseModelSignature) -> LoraInspection:
     """The check for a model whose modules are unknown: only a wrong width refuses a file."""
     refuse_foreign(header)
@@ -145,6 +169,10 @@ def _by_widths(header: SafetensorsHeader, signature: BaseModelSignature) -> Lora
             "misfit" if layers else "no_layers",
             seems=seems,
         )
+    return _by_layers(header, layers, signature.family)
+
+
+def _by_layers(header: SafetensorsHeader, layers: Layers, family: str) -> LoraInspection:
     slots = {slot for layer in layers.values() for slot in layer}
     ranks = [shape[0] for layer in layers.values() for slot, shape in layer.items()
              if slot in ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") and shape]  # fmt: skip
@@ -154,7 +182,7 @@ def _by_widths(header: SafetensorsHeader, signature: BaseModelSignature) -> Lora
         "lokr",
     )  # fmt: skip
     return LoraInspection(
-        base_model=signature.family,
+        base_model=family,
         algorithm=algorithm,
         format="unknown",
         rank=max(ranks, default=0),

@@ -53,6 +53,11 @@ _CONSISTENCY_STEPS = 50
 _TCD_ETA = 0.3
 
 
+def offered_schedulers() -> list[str]:
+    """What a request may name, as `GET /health` lists it."""
+    return [name.value for name in Scheduler if name is Scheduler.DEFAULT or name in _CLASSES]
+
+
 def build_scheduler(name: Scheduler, own: Any, steps: int) -> Any:
     """A fresh scheduler of that name for `steps` steps; `own` is the one the model's folder states.
 
