@@ -83,6 +83,36 @@ def rows(model: TinyModel) -> Iterator[Row]:
     yield Row("norm layers (`w_norm`, `b_norm`) beside LoRA", plain | norm, plain | norm)
     bias = {f"{kohya_stem(CONV[0])}.diff_b": torch.full((64,), 0.5)}
     yield Row("bias differences (`diff_b`) beside LoRA", plain | bias, plain | bias)
+    yield from what_tools_write(model, attention)
+
+
+def what_tools_write(model: TinyModel, attention: list[str]) -> Iterator[Row]:
+    """Other numbers, joined files, leftovers, and a tool's extraction of everything."""
+    made = lora_file(model, "lora", modules=attention[:4], alpha=2.0)
+    for label, dtype in (
+        ("FP8, E4M3", torch.float8_e4m3fn),
+        ("FP8, E5M2", torch.float8_e5m2),
+        ("F64", torch.float64),
+    ):
+        stored = {k: v if k.endswith("alpha") else v.to(dtype) for k, v in made.items()}
+        yield Row(f"factors in {label}", stored, {k: v.float() for k, v in stored.items()})
+    wide = lora_file(model, "lora", modules=attention[:4], rank=100, alpha=2.0)
+    yield Row("rank above the layer's width (joined files)", wide, wide)
+    left = {f"{kohya_stem(attention[5])}.alpha": torch.tensor(4.0)}
+    yield Row("an `alpha` without its factors", made | left, made)
+    root = "text_encoder.text_model"
+    clip = lora_file(model, "lora", alpha=None, modules=[
+        f"{root}.encoder.layers.0.mlp.fc1", f"{root}.embeddings.token_embedding",
+    ])  # fmt: skip
+    stem = "text_encoders.clip_l.transformer"
+    spelled = {
+        f"{stem}.{name.partition('.')[2]}.{part}": clip[f"{kohya_stem(name)}.{part}"]
+        for name in (f"{root}.encoder.layers.0.mlp.fc1", f"{root}.embeddings.token_embedding")
+        for part in ("lora_up.weight", "lora_down.weight")
+    }
+    idle = {f"{stem}.text_projection.lora_up.weight": torch.zeros(32, 4),
+            f"{stem}.text_projection.lora_down.weight": torch.ones(4, 32)}  # fmt: skip
+    yield Row("ComfyUI's extraction, with CLIP and its embeddings", spelled | idle, clip)
 
 
 def peft_dora(model: TinyModel, modules: list[str]) -> Row:

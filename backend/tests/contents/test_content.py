@@ -143,8 +143,8 @@ async def test_a_wait_that_is_too_short_answers_202(
             "either",
         ),
         (
-            {"prompt": "x", "loras": [{"lora_model_id": str(uuid.UUID(int=0)), "scale": 2.5}]},
-            422, "INVALID_REQUEST", "loras[0].scale", "at most 2.0",
+            {"prompt": "x", "loras": [{"lora_model_id": str(uuid.UUID(int=0)), "scale": 10.5}]},
+            422, "INVALID_REQUEST", "loras[0].scale", "at most 10.0",
         ),
         (
             {"prompt": "x", "loras": [{"lora_model_id": str(uuid.UUID(int=0))}]},
