@@ -463,14 +463,14 @@ export interface components {
              * Negative Prompt
              * @default
              */
-            negative_prompt?: string;
+            negative_prompt?: string | null;
             /** Lora Model Id */
             lora_model_id?: string | null;
             /**
              * Lora Scale
              * @default 0.9
              */
-            lora_scale?: number;
+            lora_scale?: number | null;
         };
         /**
          * AvatarOut
@@ -512,24 +512,24 @@ export interface components {
              * Name
              * @default
              */
-            name?: string;
+            name?: string | null;
             /**
              * Base Prompt
              * @default
              */
-            base_prompt?: string;
+            base_prompt?: string | null;
             /**
              * Negative Prompt
              * @default
              */
-            negative_prompt?: string;
+            negative_prompt?: string | null;
             /** Lora Model Id */
             lora_model_id?: string | null;
             /**
              * Lora Scale
              * @default 0.9
              */
-            lora_scale?: number;
+            lora_scale?: number | null;
         };
         /**
          * BatchAccepted
@@ -556,7 +556,7 @@ export interface components {
              * @description prompts x count is at most 500
              * @default 1
              */
-            count?: number;
+            count?: number | null;
             /** Avatar Id */
             avatar_id?: string | null;
             /** Loras */
@@ -565,7 +565,7 @@ export interface components {
              * Negative Prompt
              * @default
              */
-            negative_prompt?: string;
+            negative_prompt?: string | null;
             /** Width */
             width?: number | null;
             /** Height */
@@ -580,7 +580,7 @@ export interface components {
              * Num Images
              * @default 1
              */
-            num_images?: number;
+            num_images?: number | null;
             /** @description sampler; the model's own if unset. `GET /model` lists what the worker offers */
             scheduler?: string | null;
             output_format?: components["schemas"]["OutputFormat"] | null;
@@ -888,7 +888,7 @@ export interface components {
              * Negative Prompt
              * @default
              */
-            negative_prompt?: string;
+            negative_prompt?: string | null;
             /**
              * Width
              * @description px; the base model's native side if unset, once it is drawn
@@ -918,7 +918,7 @@ export interface components {
              * Num Images
              * @default 1
              */
-            num_images?: number;
+            num_images?: number | null;
             /** @description sampler; the model's own if unset. `GET /model` lists what the worker offers */
             scheduler?: string | null;
             /** @description png if unset */
@@ -1040,7 +1040,7 @@ export interface components {
              * Scale
              * @default 1
              */
-            scale?: number;
+            scale?: number | null;
         };
         /**
          * ManifestOut

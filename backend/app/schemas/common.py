@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from sdxl_contract.limits import PROMPT_MAX_CHARS
 
@@ -63,6 +71,48 @@ Name = Annotated[
     AfterValidator(storable),
     AfterValidator(_not_blank),
 ]
+
+
+def _show_nulls(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Say in the document that each field that may be left out may be null, but a list."""
+    for field, found in schema.get("properties", {}).items():
+        kinds = found.get("anyOf", [])
+        if field in schema.get("required", ()) or {"type": "null"} in kinds:
+            continue
+        if found.get("type") == "array":
+            continue
+        about = {key: found.pop(key) for key in ("title", "description", "default") if key in found}
+        kind = dict(found)
+        found.clear()
+        found |= {"anyOf": [*(kinds or [kind]), {"type": "null"}], **about}
+
+
+class In(BaseModel):
+    """A body as the API takes it: no unknown field, and null as good as leaving a field out.
+
+    But a list: an empty one says the same.
+    """
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_show_nulls)
+
+    # Fields in which null means something else.
+    nulls_kept: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in body.items()
+            if value is not None
+            or name not in fields
+            or fields[name].is_required()
+            or get_origin(fields[name].annotation) is list
+            or name in cls.nulls_kept
+        }
 
 
 class Out(BaseModel):

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from app.models import Batch, Content, Status
 from app.models.base import utc_now
-from app.schemas.common import NUMBER, VISIBLE, Name, Out, Side, Storable, storable
+from app.schemas.common import NUMBER, VISIBLE, In, Name, Out, Side, Storable, storable
 from app.services.storage import Storage
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat, Scheduler, scheduler_named
@@ -61,7 +61,7 @@ BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(st
 Count = Annotated[int, Field(ge=1, le=100), NUMBER]
 
 
-class LoraUse(BaseModel):
+class LoraUse(In):
     """A LoRA of the library, by its id or by its name, and how strongly to apply it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -77,7 +77,7 @@ class LoraUse(BaseModel):
         return self
 
 
-class GenerateIn(BaseModel):
+class GenerateIn(In):
     """`POST /content/generate`. Ranges that depend on the base model are in `GET /model`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -100,7 +100,7 @@ class GenerateIn(BaseModel):
     deadline_seconds: Deadline | None = Field(default=None, description=_DEADLINE)
 
 
-class BatchIn(BaseModel):
+class BatchIn(In):
     """`POST /content/batch`: every prompt `count` times; a given seed counts upwards."""
 
     model_config = ConfigDict(extra="forbid")

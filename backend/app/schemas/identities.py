@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.schemas.common import NUMBER, VISIBLE, Name, Prompt, storable
+from app.schemas.common import NUMBER, VISIBLE, In, Name, Prompt, storable
 from sdxl_contract.limits import PROMPT_MAX_CHARS, SHORT_SCALE_MAX, SHORT_SCALE_MIN
 
 AVATAR_SCALE_DEFAULT = 0.9
@@ -22,7 +22,7 @@ BasePrompt = Annotated[
 ]
 
 
-class AvatarIn(BaseModel):
+class AvatarIn(In):
     """A new avatar."""
 
     model_config = ConfigDict(extra="forbid")
@@ -34,8 +34,10 @@ class AvatarIn(BaseModel):
     lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
 
 
-class AvatarPatch(BaseModel):
+class AvatarPatch(In):
     """What is to change; a field left out stays. `lora_model_id: null` takes the LoRA away."""
+
+    nulls_kept = frozenset({"lora_model_id"})
 
     model_config = ConfigDict(extra="forbid")
 

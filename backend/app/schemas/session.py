@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from app.schemas.common import In
 
-class SignIn(BaseModel):
+
+class SignIn(In):
     """`POST /session`."""
 
     model_config = ConfigDict(extra="forbid")

@@ -8,9 +8,10 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.models.takedown import Kind
+from app.schemas.common import In
 
 
-class TakedownIn(BaseModel):
+class TakedownIn(In):
     """What is to go, for every owner."""
 
     model_config = ConfigDict(extra="forbid")

@@ -55,12 +55,12 @@ class ForeignFiles:
         head = _beginning(file)
         model = b"null" if signature is None else signature.model_dump_json().encode()
         lengths = {"head": len(head), "size": size, "signature": len(model)}
-        found = self._ask(json.dumps(lengths).encode() + b"\n" + head + model)
+        found = self._ask([json.dumps(lengths).encode() + b"\n", head, model])
         if "inspection" in found:
             return LoraInspection.model_validate(found["inspection"])
         raise LoraLoadFailed(found["message"], details=found["details"])
 
-    def _ask(self, question: bytes) -> dict[str, Any]:
+    def _ask(self, question: list[bytes]) -> dict[str, Any]:
         child = self._take()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -76,7 +76,7 @@ class ForeignFiles:
         line = b""
         try:
             with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(question)
+                child.stdin.writelines(question)
                 child.stdin.flush()
                 line = child.stdout.readline()
         finally:

@@ -328,3 +328,34 @@ async def test_json_in_another_encoding_is_refused_as_at_the_worker(backend: Bac
         headers={"Content-Type": "application/json", "Prefer": "respond-async"},
     )
     assert taken.status_code == 202
+
+
+async def test_null_is_as_good_as_leaving_an_optional_field_out(backend: Backend) -> None:
+    fields = ("avatar_id", "negative_prompt", "width", "height", "steps", "cfg", "seed",
+              "num_images", "custom_prompt")  # fmt: skip
+    nothing: dict[str, Any] = dict.fromkeys(fields)
+    content = await backend.generate(prompt="a", **nothing)
+    plain = await backend.generate(prompt="a")
+    assert content["parameters"].keys() == plain["parameters"].keys()
+    assert content["parameters"]["steps"] == plain["parameters"]["steps"]
+    batch = await backend.http.post(
+        f"{CONTENT}/batch", json={"prompts": ["a"], "count": None, "steps": None, "seed": None}
+    )
+    assert batch.status_code == 202
+    avatars = "/api/v1/identities/avatars"
+    lora = await backend.upload(kohya_lora())
+    made = await backend.http.post(
+        avatars,
+        json={"name": "A", "base_prompt": "b", "negative_prompt": None, "lora_scale": None,
+              "lora_model_id": lora["id"]},
+    )  # fmt: skip
+    assert (made.status_code, made.json()["lora_scale"]) == (201, 0.9)
+    place = f"{avatars}/{made.json()['id']}"
+    same = await backend.http.patch(place, json={"name": None, "lora_scale": None})
+    assert (same.json()["name"], same.json()["lora_model_id"]) == ("A", lora["id"])
+    without = await backend.http.patch(place, json={"lora_model_id": None})
+    assert without.json()["lora_model_id"] is None
+    for body, field in (({"name": None, "base_prompt": "b"}, "name"),
+                        ({"name": "A", "base_prompt": "b", "other": None}, "other")):  # fmt: skip
+        wrong = await backend.http.post(avatars, json=body)
+        assert (wrong.status_code, wrong.json()["field"]) == (422, field)
