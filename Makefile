@@ -72,6 +72,10 @@ bench-cold-start: $(INSTALLED) ## Process start to loaded SDXL against diffusers
 bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against plain diffusers, on a real GPU
 	@$(PY) -m benchmarks.gpu_generate --json benchmarks/results/gpu_generate.json
 
+.PHONY: gpu-check
+gpu-check: $(INSTALLED) ## All that only a GPU can show, offline, in under four minutes (last line JSON)
+	@$(PY) -m benchmarks.gpu_check --json benchmarks/results/gpu_check.json
+
 .PHONY: bench-png
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes
 	@$(PY) -m benchmarks.bench_png

@@ -87,7 +87,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     drawer = Drawer(model, settings.images_per_batch, calls)
     if settings.warmup:
         _warm_up(settings, drawer, model, calls.static)
-    cache = LoraCache(settings.lora_cache_bytes)
+    cache = LoraCache(plan.loras if plan and plan.loras else settings.lora_cache_bytes)
     disk = (
         DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
         if settings.lora_cache_dir

@@ -18,6 +18,7 @@ NATIVE_GRAPH_BYTES = 2 * GIB
 # More than the usual sizes together need.
 _GUESTS_MAX_BYTES = 8 * GIB
 _OPERANDS_MAX_BYTES = 3 * GIB
+_LORAS_MIN_BYTES = GIB
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class MemoryPlan:
     Attributes:
         weights: of the model.
         pristine: the copy W0 of what LoRAs may change; 0 where it is kept on the CPU.
-        loras: parsed LoRAs; 0 where they are kept on the CPU.
+        loras: parsed LoRAs, at most; 0 where they are kept on the CPU.
         native_graphs: recordings of the native size; 0 where there is no room for any.
         operands: what is kept of sets of LoRAs that come again, to write them at once.
         guest_graphs: recordings of all other shapes.
@@ -63,6 +64,10 @@ def plan_memory(
     roomy = total >= weights + copied + loras + DRAWING_BYTES
     pristine, held = (copied, loras) if roomy else (0, 0)
     left = total - weights - pristine - held - drawing
+    # A cache of LoRAs is as useful somewhat smaller; graphs of the native size are all or nothing.
+    missing = NATIVE_GRAPH_BYTES - left
+    if graphs != 0 and 0 < missing <= held - _LORAS_MIN_BYTES:
+        held, left = held - missing, NATIVE_GRAPH_BYTES
     native = NATIVE_GRAPH_BYTES if graphs != 0 and left >= NATIVE_GRAPH_BYTES else 0
     left -= native
     # Of what the native recordings leave, half at most: four LoRAs of rank 32 want 3 GB.

@@ -1,0 +1,1 @@
+"""`make gpu-check`: on one GPU, offline, everything that only a GPU can show."""

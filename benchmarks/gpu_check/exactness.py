@@ -1,0 +1,108 @@
+"""Requests in random order over everything: each picture equal to its own first one.
+
+Must not know: GPUs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.gpu_check.service import Service
+
+Lora = Mapping[str, str]
+PROMPT = "a red apple on a wooden table, soft light"
+
+
+@dataclass
+class Exactness:
+    """What was found.
+
+    Attributes:
+        differing: cases whose picture was not its own first one.
+        unclean: answers that did not say that the model was found clean.
+    """
+
+    requests: int = 0
+    cases: int = 0
+    cancelled: int = 0
+    differing: list[str] = field(default_factory=list)
+    unclean: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every picture was right, every time."""
+        return self.requests > 0 and not (self.differing or self.unclean or self.errors)
+
+
+def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Name → request: base, each LoRA, sets, sizes, counts, guidance, samplers."""
+    one = {"prompt": PROMPT, "width": sides[0], "height": sides[0], "steps": 3, "seed": 7}
+    found: dict[str, dict[str, Any]] = {"base": dict(one)}
+    for number, lora in enumerate(loras):
+        found[f"lora {number}"] = one | {"loras": [dict(lora) | {"scale": 0.8}]}
+    found["other scale"] = one | {"loras": [dict(loras[0]) | {"scale": 0.3}]}
+    for name, chosen in (("0+1", (0, 1)), ("1+3", (1, 3)), ("2+5", (2, 5))):
+        found[f"set {name}"] = one | {"loras": [dict(loras[n]) | {"scale": 0.6} for n in chosen]}
+    for side in sides[1:]:
+        found[f"side {side}"] = one | {"width": side}
+        found[f"side {side} lora"] = one | {"height": side, "loras": [dict(loras[1])]}
+    found["two pictures"] = one | {"num_images": 2}
+    found["no guidance"] = one | {"cfg": 1.0, "loras": [dict(loras[0])]}
+    found["heun"] = one | {"scheduler": "heun"}
+    found["long text"] = one | {"prompt": f"{PROMPT}, " * 12}
+    return found
+
+
+def check(service: Service, asked: Mapping[str, dict[str, Any]], count: int) -> Exactness:
+    """`count` requests of `asked` in random order, some of them cancelled at a random step."""
+    chosen = random.Random(0)  # noqa: S311: an order, no secret
+    found, first = Exactness(), dict[str, str]()
+    names = list(asked)
+    order = names + chosen.choices(names, k=max(0, count - len(names)))
+    chosen.shuffle(order)
+    for number, name in enumerate(order):
+        if number % 7 == 3:
+            _cancelled(service, asked[name], chosen.uniform(0, 0.3), f"cancel-{number}")
+            found.cancelled += 1
+        answer = service.call(asked[name])
+        found.requests += 1
+        if answer["http"] != 200:
+            found.errors[f"{name}: {answer.get('error_code')}"] += 1
+            continue
+        found.unclean += not answer.get("model_clean")
+        drawing = answer.get("drawing") or {}
+        for how in ("steps_replayed", "steps_captured", "steps_eager"):
+            found.steps[how] += drawing.get(how, 0)
+        digest = digest_of(answer)
+        if first.setdefault(name, digest) != digest:
+            found.differing.append(name)
+    found.cases = len(first)
+    if len(set(first.values())) < len(first):
+        # Every case asks for another picture: equal ones would mean that nothing was applied.
+        found.errors["two cases gave one picture"] += 1
+    return found
+
+
+def digest_of(answer: Mapping[str, Any]) -> str:
+    """Of all pictures of one answer."""
+    images = answer.get("images") or [answer]
+    return hashlib.sha256("".join(one["image_sha256"] for one in images).encode()).hexdigest()
+
+
+def _cancelled(service: Service, body: dict[str, Any], after_s: float, name: str) -> None:
+    thread = threading.Thread(
+        target=service.call, args=(body | {"request_id": name, "seed": 1, "steps": 20},)
+    )
+    thread.start()
+    time.sleep(after_s)
+    service.call({}, f"/requests/{name}/cancel")
+    thread.join()

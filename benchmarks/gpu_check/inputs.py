@@ -1,0 +1,110 @@
+"""What is checked on: a model of SDXL's size with random weights, and LoRAs of five algorithms.
+
+Must not know: what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from benchmarks.full_size import (
+    PARTS,
+    SCHEDULER,
+    SMALL,
+    TEXT_ENCODER,
+    TEXT_ENCODER_2,
+    UNET,
+    VAE,
+)
+from testkit.lora import MAKERS, Randomness, kohya_stem, save
+
+# Eight files of five algorithms; the first two are the rank-32 ones that are timed.
+KINDS = ("lora", "lora", "lora", "loha", "lokr", "dora-in", "full", "loha")
+# Weights this large keep activations finite through all of a random model's layers.
+_SPREAD = 0.6
+# Of each factor of a LoRA that changes all of attention: about half of the weights' own size.
+_WHOLE = 0.45
+
+
+def write_model(folder: Path, device: str) -> None:
+    """The full-size pipeline in half precision, drawn on `device`, into `folder`."""
+    config = transformers.CLIPTextConfig
+    builders: dict[str, Callable[[], Any]] = {
+        "unet": lambda: diffusers.UNet2DConditionModel(**UNET),
+        "vae": lambda: diffusers.AutoencoderKL(**VAE),
+        "text_encoder": lambda: transformers.CLIPTextModel(config(**TEXT_ENCODER)),
+        "text_encoder_2": lambda: transformers.CLIPTextModelWithProjection(
+            config(**TEXT_ENCODER_2)
+        ),
+    }
+    scheduler: Any = diffusers.EulerDiscreteScheduler
+    classes = {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
+    scheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    torch.manual_seed(0)
+    for name in PARTS:
+        with torch.device("meta"):
+            empty = builders[name]()
+        module: Any = empty.to(torch.float16).to_empty(device=device)
+        with torch.no_grad():
+            for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+                _fill(key, tensor)
+        module.to("cpu").save_pretrained(folder / name, max_shard_size="100GB", variant="fp16")
+        library = "transformers" if name.startswith("text") else "diffusers"
+        classes[name] = [library, type(module).__name__]
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(SMALL / name, folder / name, dirs_exist_ok=True)
+        classes[name] = ["transformers", "CLIPTokenizer"]
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    (folder / "model_index.json").write_text(json.dumps(index | classes))
+
+
+def _fill(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_floating_point():
+        tensor.copy_(torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape))
+    elif tensor.ndim < 2:
+        tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+    else:
+        tensor.normal_(0, _SPREAD / tensor[0].numel() ** 0.5)
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """The files' names in one folder, in the order of `KINDS`."""
+
+    folder: Path
+    names: list[str]
+
+
+def write_loras(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int) -> LoraFiles:
+    """Eight LoRAs for modules of these shapes. The first two change every attention module."""
+    whole = [
+        name for name, shape in shapes.items()
+        if name.startswith("unet.") and len(shape) == 2
+        and ("attentions" in name) and not name.endswith("norm")
+    ]  # fmt: skip
+    few = [name for name in whole if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    names = []
+    for number, kind in enumerate(KINDS):
+        rnd = Randomness(number)
+        tensors: dict[str, torch.Tensor] = {}
+        for module in whole if number < 2 else few:
+            shape = shapes[module]
+            fitting = min(rank if number < 2 else 4, *shape)
+            for part, tensor in MAKERS[kind](rnd, shape, fitting).items():
+                factor = 0.1 if kind == "full" else _WHOLE if number < 2 else 1.0
+                scaled = tensor * factor if tensor.ndim > 1 and "dora" not in part else tensor
+                tensors[f"{kohya_stem(module)}.{part}"] = scaled.contiguous()
+            tensors[f"{kohya_stem(module)}.alpha"] = torch.tensor(float(fitting)).half()
+        name = f"lora{number}.safetensors"
+        (folder / name).write_bytes(save(tensors))
+        names.append(name)
+    return LoraFiles(folder, names)

@@ -1,0 +1,219 @@
+"""The worker's parts and diffusers', timed in one process: a row each.
+
+Must not know: HTTP.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.gpu_check.exactness import PROMPT
+from benchmarks.gpu_check.inputs import LoraFiles
+from sdxl_contract.request import GenerateRequest
+from sdxl_worker.assembly import Ready, assemble
+from sdxl_worker.drawing.prompts import encode_prompts
+from sdxl_worker.fetching.download import Fetcher, FetchPolicy
+from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.loading.pipeline import load_model
+from sdxl_worker.lora import ParsedLora, parse_lora
+from sdxl_worker.run import Run
+from sdxl_worker.settings import Settings
+from testkit.graphs import FakeRecorder
+
+Rows = dict[str, Any]
+SCALE, CFG, SEED = 0.8, 5.5, 7
+
+
+def _waits(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def median_ms(device: str, action: Callable[[], Any], runs: int, warm: int = 1) -> float:
+    """Milliseconds of `action`, the device's work included."""
+    seconds = []
+    for number in range(warm + runs):
+        _waits(device)
+        started = time.perf_counter()
+        action()
+        _waits(device)
+        if number >= warm:
+            seconds.append(time.perf_counter() - started)
+    return round(statistics.median(seconds) * 1e3, 3)
+
+
+class Ours:
+    """The worker without its HTTP face."""
+
+    def __init__(self, folder: Path, device: str, side: int, steps: int) -> None:
+        self.device, self.side, self.steps = device, side, steps
+        settings = Settings(base_model=str(folder), device=device)
+        self.ready: Ready = assemble(
+            settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1))
+        )
+        self.static: StaticCalls = self.ready.drawer._calls.static
+        if device != "cuda":
+            # A recorder in the graph's place, so that every line here runs anywhere.
+            self.static._recorder, self.static._budget = FakeRecorder(), 1 << 30
+
+    def parse(self, path: Path) -> ParsedLora:
+        """The LoRA in `path`, where the patcher wants it."""
+        targets = self.ready.patcher._targets
+        return parse_lora(path.read_bytes(), targets).to(self.device)
+
+    def draw(self) -> bytes:
+        """The pixels of one picture on the model as it stands."""
+        return self.ready.drawer.draw(self._run())[0].image.tobytes()
+
+    def drawn_without_recordings(self) -> bytes:
+        """The same, launched kernel by kernel."""
+        recorder, self.static._recorder = self.static._recorder, None
+        try:
+            return self.draw()
+        finally:
+            self.static._recorder = recorder
+
+    def _run(self) -> Run:
+        size = {"width": self.side, "height": self.side}
+        request = GenerateRequest(prompt=PROMPT, steps=self.steps, cfg=CFG, seed=SEED, **size)
+        return Run(request, device=self.ready.model.device, timeout_s=600)
+
+    def exact(self, loras: list[ParsedLora]) -> Rows:
+        """Whether recordings give the eager bytes, for base and LoRAs, and would be found out."""
+        patcher, unet = self.ready.patcher, self.ready.model.pipe.unet
+        base = self.drawn_without_recordings()
+        found: Rows = {"graph_equals_eager": self.draw() == self.draw() == base}
+        pictures = [base]
+        for lora in (*loras, loras[0]):
+            with patcher.applied([(lora, SCALE)]):
+                eager = self.drawn_without_recordings()
+                found["graph_equals_eager"] &= self.draw() == eager
+                pictures.append(eager)
+        found["graph_sees_every_lora"] = len(set(pictures)) == 1 + len(loras)
+        found["base_again"] = self.draw() == base
+        # The control: a weight that moved is one that a recording no longer sees.
+        held = unet.conv_in.weight.data
+        unet.conv_in.weight.data = held * 0.5
+        stale, right = self.draw(), self.drawn_without_recordings()
+        unet.conv_in.weight.data = held
+        on_gpu = self.device == "cuda"
+        # The recorder that stands in for a GPU calls again, and sees what moved.
+        found["stale_factor_is_found"] = (stale != right) if on_gpu else right != base
+        patcher.verify_full()
+        return found
+
+    def rows(self, paths: list[Path], runs: int) -> Rows:
+        """The parts of a request, in milliseconds."""
+        device, patcher = self.device, self.ready.patcher
+        pipe = self.ready.model.pipe
+        found: Rows = {}
+        found["parse_ms"] = median_ms(device, lambda: self.parse(paths[0]), runs)
+        loras = [self.parse(path) for path in paths[:2]]
+
+        def first() -> None:
+            patcher.apply([(self.parse(paths[0]), SCALE)])
+
+        found["parse_to_applied_ms"] = median_ms(device, first, 1, 0)
+        turn = iter(range(10**6))
+        found["switch_ms"] = median_ms(
+            device, lambda: patcher.apply([(loras[next(turn) % 2], SCALE)]), 2 * runs, warm=6
+        )
+        found["same_again_ms"] = median_ms(
+            device, lambda: patcher.apply([(loras[(next(turn) - 1) % 2], SCALE)]), 1, 0
+        )
+        restores, applies = [], []
+        for _ in range(runs):
+            applies.append(median_ms(device, lambda: patcher.apply([(loras[0], SCALE)]), 1, 0))
+            restores.append(median_ms(device, patcher.restore, 1, 0))
+        found["apply_ms"] = statistics.median(applies)
+        found["restore_with_proof_ms"] = statistics.median(restores)
+        encode = self.ready.drawer._calls.encode_text
+        with torch.no_grad():
+            found["text_ms"] = median_ms(
+                device, lambda: encode_prompts(pipe, PROMPT, "", encode), runs, warm=3
+            )
+        run = self._run()
+        for name, action in (("picture_ms", self.draw), ("picture_eager_ms",
+                             self.drawn_without_recordings)):  # fmt: skip
+            found[name] = median_ms(device, action, 2)
+        self.ready.drawer.draw(run)
+        timings = run.timings()
+        found["denoise_ms"] = round(timings.denoise * 1e3, 3)
+        found["step_ms"] = round(timings.denoise * 1e3 / self.steps, 3)
+        found["vae_ms"] = round(timings.decode * 1e3, 3)
+        found["drawing"] = run.drawing.model_dump() if run.drawing else None
+        found["graph_bytes"] = self.static.nbytes
+        if device == "cuda":
+            found["memory_bytes"] = torch.cuda.max_memory_allocated()
+        return found
+
+
+class Theirs:
+    """diffusers as its documentation shows it, in the same process afterwards."""
+
+    def __init__(self, folder: Path, device: str, side: int, steps: int) -> None:
+        self.device, self.side, self.steps = device, side, steps
+        cls: Any = diffusers.StableDiffusionXLPipeline
+        options = {
+            "dtype": torch.bfloat16 if device == "cuda" else torch.float32,
+            "add_watermarker": False,
+        }
+        try:
+            self.pipe = cls.from_pretrained(str(folder), variant="fp16", **options)
+        except (ValueError, OSError):
+            self.pipe = cls.from_pretrained(str(folder), **options)
+        self.pipe.to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def draw(self) -> bytes:
+        """The pixels of the same picture."""
+        image = self.pipe(
+            PROMPT, width=self.side, height=self.side, num_inference_steps=self.steps,
+            guidance_scale=CFG, generator=torch.Generator("cpu").manual_seed(SEED),
+        ).images[0]  # fmt: skip
+        return bytes(image.tobytes())
+
+    def rows(self, files: LoraFiles, runs: int, *, compiled: bool) -> Rows:
+        """Load, fuse, draw, unfuse, unload; then hot-swapped adapters, compiled where asked."""
+        pipe, found = self.pipe, Rows()
+        states = [load_file(files.folder / name) for name in files.names[:2]]
+
+        def cycle() -> None:
+            pipe.load_lora_weights(dict(states[0]), adapter_name="x")
+            pipe.fuse_lora(components=["unet"], lora_scale=SCALE)
+            self.draw()
+            pipe.unfuse_lora(components=["unet"])
+            pipe.unload_lora_weights()
+
+        found["picture_ms"] = median_ms(self.device, self.draw, 2)
+        found["fused_cycle_ms"] = median_ms(self.device, cycle, runs)
+        rank = next(v.shape[0] for k, v in states[0].items() if k.endswith("lora_down.weight"))
+        pipe.enable_lora_hotswap(target_rank=rank)
+        pipe.load_lora_weights(dict(states[0]), adapter_name="x")
+        if compiled:
+            pipe.unet.compile_repeated_blocks(fullgraph=True)
+        turn = iter(range(10**6))
+
+        def swap() -> None:
+            state = dict(states[next(turn) % 2])
+            pipe.load_lora_weights(state, adapter_name="x", hotswap=True)
+            self.draw()
+
+        name = "hotswap_compiled_cycle_ms" if compiled else "hotswap_cycle_ms"
+        found[name] = median_ms(self.device, swap, runs)
+        return found
+
+
+def release(*_: object) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
