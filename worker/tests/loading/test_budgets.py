@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_nothing_is_promised_twice_and_no_part_is_negative(gib: float, graphs: i
 
 def test_swaps_come_before_graphs_and_native_graphs_before_others() -> None:
     order = [plan(gib) for gib in (12, 20, 24, 26, 40, 80)]
-    for smaller, larger in zip(order, order[1:], strict=False):
+    for smaller, larger in pairwise(order):
         assert smaller.pristine <= larger.pristine
         assert smaller.native_graphs <= larger.native_graphs or larger.pristine > smaller.pristine
         assert smaller.guest_graphs <= larger.guest_graphs or larger.pristine > smaller.pristine
