@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from benchmarks.gpu_check.exactness import PROMPT
 from benchmarks.gpu_check.inputs import LoraFiles
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.assembly import Ready, assemble
+from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.prompts import encode_prompts
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
@@ -57,7 +57,7 @@ class Ours:
     def __init__(self, folder: Path, device: str, side: int, steps: int) -> None:
         self.device, self.side, self.steps = device, side, steps
         settings = Settings(base_model=str(folder), device=device)
-        self.ready: Ready = assemble(
+        self.ready: Assembly = assemble(
             settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1))
         )
         self.static: StaticCalls = self.ready.drawer._calls.static

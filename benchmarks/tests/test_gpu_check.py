@@ -106,7 +106,8 @@ def test_cases_that_all_give_one_picture_are_found() -> None:
 
 def test_a_part_that_fails_is_a_row_and_no_end(capsys: pytest.CaptureFixture[str]) -> None:
     report = command.Report()
-    report.part("broken", lambda: {}["x"])
+    nothing: dict[str, Any] = {}
+    report.part("broken", lambda: nothing["x"])
     report.part("ours", lambda: {"switch_ms": 20.0, "text_ms": 10.0})
 
     assert report.failed == ["broken"]
