@@ -12,6 +12,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MEMBERS := contract worker backend
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## What can be done here
@@ -39,8 +40,12 @@ serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKE
 	@exec $(PY) -m scripts.serve
 
 .PHONY: test
-test: $(INSTALLED) ## All tests, lint and types included
-	@$(PY) -m pytest
+test: $(INSTALLED) ## All tests, lint and types included, file by file on up to four cores
+	@$(PY) -m pytest $(SIDE_BY_SIDE)
+
+.PHONY: check
+check: $(INSTALLED) lint types ## In a minute: lint, types, the tests that need neither a process nor a model
+	@$(PY) -m pytest --quick $(SIDE_BY_SIDE)
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff: style and common mistakes
@@ -58,7 +63,7 @@ format: $(INSTALLED) ## Rewrite the code in the one style
 
 .PHONY: evaluate-demo-model
 evaluate-demo-model: $(INSTALLED) ## How well the small model draws (under 15 minutes; last line JSON)
-	@$(PY) -m demo_model.evaluate
+	@$(PY) -m benchmarks.evaluate_demo_model
 
 .PHONY: bench-lora-swap
 bench-lora-swap: $(INSTALLED) ## One LoRA swap at the real size against diffusers (needs 20 GB of memory)

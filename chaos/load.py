@@ -8,10 +8,7 @@ Must not know: what must come of it.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import random
-import struct
 import time
 import uuid
 from collections import Counter
@@ -21,26 +18,9 @@ import httpx2
 
 from chaos.balance import unfinished
 from chaos.scene import LEASE_SECONDS, Scene
+from testkit.lora_bytes import kohya_lora
 
 _ASK_AGAIN_SECONDS = 0.3
-_MODULE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
-
-
-def small_lora() -> bytes:
-    """A LoRA file for SDXL: one layer, all zeros."""
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{_MODULE}.lora_down.weight": (4, 2048),
-        f"{_MODULE}.lora_up.weight": (640, 4),
-        f"{_MODULE}.alpha": (),
-    }
-    header: dict[str, object] = {}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + bytes(end)
 
 
 class Load:
@@ -58,7 +38,7 @@ class Load:
         async with httpx2.AsyncClient(timeout=30) as http:
             answer = await http.post(
                 f"{self._scene.backend_url(0)}/api/v1/loras/models/upload",
-                files={"file": ("small.safetensors", small_lora())},
+                files={"file": ("small.safetensors", kohya_lora())},
                 data={"name": "small"},
             )
             answer.raise_for_status()

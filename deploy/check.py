@@ -344,7 +344,6 @@ def main() -> int:
     parser.add_argument("--app", type=Path, default=APP, help="another app.py, for the controls")
     parser.add_argument("--no-picture", action="store_true", help="definitions only")
     options = parser.parse_args()
-    sys.path.insert(0, str(REPOSITORY / "worker"))
     checks: list[tuple[str, Callable[[], list[str]]]] = [
         ("no deprecated name of modal", lambda: check_names(options.app.read_text())),
         (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(options.app)),

@@ -87,3 +87,13 @@ async def listening(backend: Backend) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+@dataclass(frozen=True)
+class Served:
+    """A backend on a port of loopback; `key` is its user's, `other_key` another user's."""
+
+    backend: Backend
+    url: str
+    key: str
+    other_key: str

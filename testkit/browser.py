@@ -5,10 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import os
-import random
-import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +20,7 @@ from starlette.datastructures import URL
 
 from app.core.security import key_digest, new_api_key
 from scripts.stack import Service
+from testkit.lora_bytes import safetensors_bytes
 
 OpenPage = Callable[..., Page]
 AXE = Path(__file__).resolve().parents[1] / "tests" / "browser" / "vendor" / "axe.min.js"
@@ -110,24 +108,6 @@ class Watch:
         return [e for e in self.errors if not any(part in e for part in self.expected)]
 
 
-def lora_file(
-    shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], seed: int | None = None
-) -> bytes:
-    """A safetensors file of float32 tensors: zeros, or numbers drawn from `seed`."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    numbers = random.Random(seed)
-    body = b"".join(
-        struct.pack("<f", 0.0 if seed is None else numbers.gauss(0, 0.5)) for _ in range(end // 4)
-    )
-    return struct.pack("<Q", len(text)) + text + body
-
-
 def fitting_lora(worker_url: str, trigger: str = "inkstyle") -> bytes:
     """A LoRA for the model that the worker has loaded."""
     health = httpx2.get(f"{worker_url}/health?include=modules", timeout=30).json()
@@ -136,23 +116,10 @@ def fitting_lora(worker_url: str, trigger: str = "inkstyle") -> bytes:
         for name, shape in health["signature"]["modules"].items()
         if name.endswith("attn2.to_k")
     )
-    return lora_file(
+    return safetensors_bytes(
         {f"{name}.lora_A.weight": (2, columns), f"{name}.lora_B.weight": (rows, 2)},
         {"modelspec.trigger_phrase": trigger},
         seed=1,
-    )
-
-
-def sd15_lora() -> bytes:
-    """A LoRA with the widths of SD 1.5, which fits no SDXL."""
-    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    return lora_file(
-        {
-            f"{module}.lora_down.weight": (4, 768),
-            f"{module}.lora_up.weight": (320, 4),
-            f"{module}.alpha": (),
-        },
-        {},
     )
 
 

@@ -1,13 +1,11 @@
 """Makes the corpus of malformed, hostile and foreign LoRA files, with the refusal each must get.
 
-Run it to write them out: `python testkit/lora_malformed.py FOLDER`. Files are made for a
-module table, so that the same corpus tests the header's inspection against SDXL's table and the
-worker's parser against a small model's.
+`python -m testkit.lora_malformed FOLDER` writes them. Files are made for a module table, so that
+the same corpus tests the inspection by SDXL's table and the worker's parser by a small model's.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import sys
@@ -15,10 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1,
-         "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1}  # fmt: skip
-Shape = tuple[int, ...]
-Spec = Mapping[str, tuple[str, Shape]]
+from testkit.lora_bytes import Shape, Spec, build, raw
 
 LINEAR = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.down_blocks.1.resnets.0.conv1"
@@ -35,22 +30,6 @@ class Case(NamedTuple):
     data: bytes
     reason: str
     says: str = ""
-
-
-def raw(header: bytes, data: bytes = b"") -> bytes:
-    """A file with this header text, right or wrong."""
-    return struct.pack("<Q", len(header)) + header + data
-
-
-def build(spec: Spec, metadata: Any = None, data: bytes | None = None) -> bytes:
-    """A well-formed file of these tensors, all zeros unless `data` is given."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    position = 0
-    for name, (dtype, shape) in spec.items():
-        end = position + math.prod(shape) * SIZES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    return raw(json.dumps(header).encode(), bytes(position) if data is None else data)
 
 
 def entry(text: str, data: bytes = b"\0" * 8) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,11 @@ from pathlib import Path
 import httpx2
 
 from app.core.settings import Settings
+from scripts.stack import free_port as free_port
 
 BACKEND = Path(__file__).resolve().parent.parent / "backend"
 REPOSITORY = BACKEND.parent
 BUCKET, ACCESS_KEY, SECRET_KEY = "pictures", "test-access", "test-secret-key"
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +22,7 @@ from PIL import Image
 from sdxl_worker.api import create_app
 from sdxl_worker.engine import Engine
 from sdxl_worker.settings import Settings
+from testkit.lora_bytes import build
 
 MODEL = Path(__file__).resolve().parents[1] / "demo_model" / "sdxl-demo"
 SIDE = 64  # px: the smallest that the small model allows
@@ -43,22 +42,14 @@ def settings(**changes: Any) -> Settings:
 
 
 def safetensors_bytes(
-    tensors: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, np.ndarray[Any, Any]], metadata: dict[str, str] | None = None
 ) -> bytes:
-    """A .safetensors file of float16 arrays, written by hand so that tests control every byte."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    body = b""
-    for name, array in tensors.items():
-        data = array.astype(np.float16).tobytes()
-        header[name] = {
-            "dtype": "F16",
-            "shape": list(array.shape),
-            "data_offsets": [len(body), len(body) + len(data)],
-        }
-        body += data
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + body
+    """A .safetensors file of these arrays as float16."""
+    return build(
+        {name: ("F16", array.shape) for name, array in tensors.items()},
+        metadata,
+        b"".join(array.astype(np.float16).tobytes() for array in tensors.values()),
+    )
 
 
 def kohya_lora(
@@ -77,18 +68,6 @@ def kohya_lora(
         tensors[f"{stem}.lora_up.weight"] = rng.normal(0, strength, (shape[0], rank))
         tensors[f"{stem}.alpha"] = np.array(rank / 2)
     return safetensors_bytes(tensors, {"ss_base_model_version": "sdxl"})
-
-
-def sd15_lora() -> bytes:
-    """A LoRA whose cross-attention is 768 wide: made for Stable Diffusion 1."""
-    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    return safetensors_bytes(
-        {
-            f"{stem}.lora_down.weight": np.zeros((4, 768)),
-            f"{stem}.lora_up.weight": np.zeros((320, 4)),
-            f"{stem}.alpha": np.array(4.0),
-        }
-    )
 
 
 def hashes(engine: Engine) -> dict[str, str]:

@@ -10,27 +10,23 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
-from pydantic_settings import BaseSettings
 
-from app.core.settings import Settings as BackendSettings
-from sdxl_contract.errors import ErrorBody, ErrorCode
-from sdxl_contract.request import dump_request, parse_request
-from sdxl_contract.result import GenerateResult, Health, WorkerEvent
-from sdxl_worker.deploying.settings import Deployment
-from sdxl_worker.settings import Settings as WorkerSettings
+from sdxl_contract.errors import ErrorCode
+from testkit.documents import (
+    REPOSITORY,
+    SETTINGS,
+    anchors,
+    code_blocks,
+    environment_names,
+    files,
+    inline_codes,
+    prose,
+)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DOCS = REPOSITORY / "docs"
-GOLDEN = REPOSITORY / "contract" / "tests" / "golden"
-GUIDE = "docs/MODAL_SDXL_LORA_INTEGRATION.md"
-TRANSLATIONS = [("README.md", "README.es.md"), (GUIDE, GUIDE.replace("docs/", "docs/es/"))]
 # What a reader makes by following the text.
 MADE_LATER = {"backend/.env", "demo-output", "smoke.png"}
 # Pictures are made by `make demo`, `make screenshots` and `make simulate`; see their own test.
@@ -44,22 +40,8 @@ FOREIGN |= {
     *("REPLICATE_BASE_URL", "REPLICATE_API_TOKEN", "FAL_KEY", "FAL_RUN_HOST"),
     *("FAL_QUEUE_RUN_HOST", "SSL_CERT_FILE", "NO_COLOR"),
 }
-SETTINGS: tuple[type[BaseSettings], ...] = (BackendSettings, WorkerSettings, Deployment)
 
 Check = Callable[[Path, str], list[str]]
-
-
-@cache
-def files() -> tuple[str, ...]:
-    """Every file of the repository that git does not ignore, by relative path."""
-    found = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return tuple(name for name in found if (REPOSITORY / name).is_file())
 
 
 @cache
@@ -73,51 +55,6 @@ def documents() -> list[str]:
         ["git", "ls-files", "*.md"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     return sorted(name for name in found.stdout.splitlines() if (REPOSITORY / name).is_file())
-
-
-# --- reading Markdown -------------------------------------------------------------------------
-
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def code_blocks(text: str) -> list[tuple[str, str]]:
-    """(language, code) of each fenced block."""
-    return [(match[1], match[2]) for match in _FENCE.finditer(text)]
-
-
-def prose(text: str) -> str:
-    return _FENCE.sub("", text)
-
-
-def inline_codes(text: str) -> list[str]:
-    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
-
-
-def headings(text: str) -> list[tuple[int, str]]:
-    """(level, title) in order."""
-    return [
-        (len(marks), title.strip())
-        for marks, title in re.findall(r"^(#{1,6}) (.+)$", prose(text), re.MULTILINE)
-    ]
-
-
-def anchors(text: str) -> set[str]:
-    """The names that GitHub gives to headings."""
-    seen: dict[str, int] = {}
-    names = set()
-    for _, title in headings(text):
-        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        count = seen.get(slug, 0)
-        seen[slug] = count + 1
-        names.add(f"{slug}-{count}" if count else slug)
-    return names
-
-
-def table_rows(text: str) -> Iterator[list[str]]:
-    """The cells of each table row."""
-    for line in text.splitlines():
-        if line.startswith("|"):
-            yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
 # --- the checks -------------------------------------------------------------------------------
@@ -182,16 +119,6 @@ def missing_paths(path: Path, text: str) -> list[str]:
         elif re.fullmatch(r"test_\w+", name) and f"def {name}(" not in python_sources():
             complaints.append(f"there is no test {name}")
     return complaints
-
-
-def environment_names(settings: type[BaseSettings]) -> dict[str, str]:
-    """Environment variable → field of a settings class."""
-    prefix = str(settings.model_config.get("env_prefix", ""))
-    names = {}
-    for name, field in settings.model_fields.items():
-        alias = field.validation_alias
-        names[str(alias.choices[0]) if alias else (prefix + name).upper()] = name  # type: ignore[union-attr]
-    return names
 
 
 @cache
@@ -354,155 +281,6 @@ def test_the_pictures_of_the_docs_are_there() -> None:
         assert (REPOSITORY / name).read_bytes()[:4] in (b"\x89PNG", b"RIFF"), name
     if missing:
         pytest.skip(f"not made yet: {', '.join(missing)}")
-
-
-# --- translations -----------------------------------------------------------------------------
-
-
-def differences(english: str, spanish: str) -> list[str]:
-    """What two texts that should have one structure do not share."""
-
-    def exact(text: str) -> list[tuple[str, str]]:
-        return [(lang, code) for lang, code in code_blocks(text) if lang != "text"]
-
-    def commands(text: str) -> list[str]:
-        return sorted(
-            code for code in inline_codes(text) if re.match(r"make |modal |npx |wk-", code)
-        )
-
-    same: dict[str, list[Any]] = {
-        "the levels of headings": [[level for level, _ in headings(t)] for t in (english, spanish)],
-        "code blocks": [exact(t) for t in (english, spanish)],
-        "the number of code blocks": [len(code_blocks(t)) for t in (english, spanish)],
-        "commands": [commands(t) for t in (english, spanish)],
-        "the number of table rows": [len(list(table_rows(t))) for t in (english, spanish)],
-        "names in code": [sorted(set(inline_codes(t))) for t in (english, spanish)],
-    }
-    return [
-        f"{what}: {[x for x in one if x not in other]} / {[x for x in other if x not in one]}"
-        if isinstance(one, list)
-        else f"{what}: {one} / {other}"
-        for what, (one, other) in same.items()
-        if one != other
-    ]
-
-
-@pytest.mark.parametrize(("english", "spanish"), TRANSLATIONS)
-def test_a_translation_has_the_original_s_structure(english: str, spanish: str) -> None:
-    found = differences((REPOSITORY / english).read_text(), (REPOSITORY / spanish).read_text())
-    assert not found, "\n".join(found)
-
-
-def test_a_translation_that_lacks_something_is_found() -> None:
-    english = "# A\n\n## B\n\n`make demo`\n\n```bash\nmake demo\n```\n\n| a |\n|---|\n| `b` |\n"
-
-    assert differences(english, english) == []
-    for lost in ("## B\n", "`make demo`", "| `b` |\n", "```bash\nmake demo\n```\n"):
-        assert differences(english, english.replace(lost, ""))
-
-
-# --- settings, examples, figures, decisions ---------------------------------------------------
-
-
-def shown_default(settings: type[BaseSettings], field: str, unset: str) -> str:
-    value: Any = settings.model_fields[field].get_default(call_default_factory=True)
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or value in ((), ""):
-        return unset
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        value = ",".join(value)
-    return f"`{value:.12g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def settings_problems(text: str, unset: str) -> list[str]:
-    """Settings without a row, rows without a setting, and wrong defaults."""
-    problems = []
-    sections = re.split(r"^### ", prose(text), flags=re.MULTILINE)[1:]
-    for settings, section in zip(SETTINGS, sections, strict=True):
-        listed = [row for row in table_rows(section) if row[0].startswith("`")]
-        rows = {row[0].strip("`"): row[1] for row in listed}
-        if len(rows) < len(listed):
-            problems.append(f"a setting has two rows under {section.splitlines()[0]}")
-        names = environment_names(settings)
-        if settings is Deployment:
-            names = {name: field for name, field in names.items() if name.startswith("DEPLOY_")}
-        problems += [f"{name} has no row" for name in names.keys() - rows.keys()]
-        problems += [f"{name} is no setting" for name in rows.keys() - names.keys()]
-        problems += [
-            f"{name} is {rows[name]} and must be {shown_default(settings, field, unset)}"
-            for name, field in names.items()
-            if name in rows and rows[name] != shown_default(settings, field, unset)
-        ]
-    return sorted(problems)
-
-
-@pytest.mark.parametrize(("place", "unset"), [(0, "unset"), (1, "sin definir")])
-def test_the_guide_lists_every_setting_with_its_default(place: int, unset: str) -> None:
-    text = (REPOSITORY / TRANSLATIONS[1][place]).read_text()
-
-    problems = settings_problems(text, unset)
-    assert not problems, "\n".join(problems)
-    wrong = text.replace("| `R2_REGION` | `auto` |", "| `R2_REGIO` | `auto` |")
-    assert settings_problems(wrong, unset) == ["R2_REGIO is no setting", "R2_REGION has no row"]
-    assert settings_problems(text.replace("`PORT` | `8000`", "`PORT` | `8080`"), unset)
-    assert settings_problems(
-        text.replace("| `HOST` |", "| `PORT` | `8000` | x |\n| `HOST` |"), unset
-    )
-
-
-def test_the_contract_s_examples_are_the_golden_files_and_parse() -> None:
-    text = (DOCS / "WORKER_CONTRACT.md").read_text()
-    marked = re.findall(r"<!-- (golden|model): (\S+) -->\n```json\n(.*?)^```", text, re.M | re.S)
-
-    assert len(marked) == len([1 for language, _ in code_blocks(text) if language == "json"])
-    models: dict[str, TypeAdapter[Any]] = {
-        "Health": TypeAdapter(Health),
-        "WorkerEvent": TypeAdapter(WorkerEvent),
-        "result_given.json": TypeAdapter(GenerateResult),
-        "error_body.json": TypeAdapter(ErrorBody),
-    }
-    for kind, name, example in marked:
-        if kind == "golden":
-            assert json.loads(example) == json.loads((GOLDEN / name).read_text()), name
-        if name in models:
-            models[name].validate_json(example)
-        elif name.startswith("request_"):
-            assert parse_request(dump_request(parse_request(example))) == parse_request(example)
-        else:
-            assert name == "errors.json"
-    shown = {name for kind, name, _ in marked if kind == "golden"}
-    assert shown == {p.name for p in GOLDEN.glob("*.json")} - {"request_minimal.defaults.json"}
-
-
-@pytest.mark.parametrize("readme", TRANSLATIONS[0])
-def test_the_readme_s_figures_are_the_measured_ones(readme: str) -> None:
-    results = json.loads((REPOSITORY / "benchmarks/results/lora_swap.json").read_text())
-    text = (REPOSITORY / readme).read_text()
-    figures = {
-        row[0].strip("`"): float(row[1]) for row in table_rows(text) if row[0].strip("`") in results
-    }
-
-    assert {"peer_s", "ours_s", "ratio", "changed_weights"} <= figures.keys()
-    assert figures == {name: float(f"{results[name]:.3g}") for name in figures}
-    for fact in (results["hardware"], results["torch"]):
-        assert fact in " ".join(text.split())
-
-
-def test_decisions_are_numbered_short_and_of_one_form() -> None:
-    pages = sorted((DOCS / "decisions").glob("*.md"))
-    index = (DOCS / "README.md").read_text()
-
-    assert [page.name[:4] for page in pages] == [f"{n:04}" for n in range(1, len(pages) + 1)]
-    for page in pages:
-        text = page.read_text()
-        assert text.startswith(f"# {page.name[:4]}: "), page.name
-        parts = re.findall(r"^\*\*(Context|Decision|Consequences)\.\*\*", text, re.MULTILINE)
-        assert parts == ["Context", "Decision", "Consequences"], page.name
-        assert len(text.splitlines()) <= 50, f"{page.name} is longer than a page"
-        assert f"decisions/{page.name}" in index, f"docs/README.md does not list {page.name}"
 
 
 def test_the_source_defines_what_the_docs_are_held_against() -> None:

@@ -34,14 +34,14 @@ from app.api import (
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
 from app.api.edge.body_deadline import BodyDeadline
+from app.api.edge.body_limit import BodyLimit
+from app.api.edge.calls import KeyBeforeUpload, RequestLog
 from app.api.edge.compression import JsonGzip
 from app.api.edge.headers import PlainHeaders
 from app.api.edge.utf8_json import Utf8Json
-from app.api.middleware import KeyBeforeUpload, RequestLog
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
-from app.core.security import BodyLimit
 from app.core.settings import Settings
 from app.dialects.mounting import DIALECTS, mount_dialects
 from app.models import Status

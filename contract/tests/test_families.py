@@ -12,7 +12,8 @@ from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.families import network_of
 from sdxl_contract.lora.header import inspect_lora_file
 from sdxl_contract.lora.topology import family_modules
-from testkit.lora_malformed import build, plain
+from testkit.lora_bytes import build
+from testkit.lora_malformed import plain
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",

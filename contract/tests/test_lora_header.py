@@ -18,7 +18,8 @@ from sdxl_contract.lora.header import LoraInspection, inspect_lora_file
 from sdxl_contract.lora.safetensors import read_header, shown
 from sdxl_contract.lora.topology import FAMILIES, family_modules
 from sdxl_contract.lora.trigger_words import MAX_TRIGGER_WORDS, trigger_words
-from testkit.lora_malformed import LINEAR, STEM, Case, build, corpus, plain, raw
+from testkit.lora_bytes import build, raw
+from testkit.lora_malformed import LINEAR, STEM, Case, corpus, plain
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",

@@ -7,7 +7,8 @@ import re
 import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
 
-from testkit.browser import OpenPage, Studio, Watch, fitting_lora, sd15_lora
+from testkit.browser import OpenPage, Studio, Watch, fitting_lora
+from testkit.lora_bytes import sd15_lora
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

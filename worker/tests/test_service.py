@@ -17,6 +17,7 @@ import torch
 
 from sdxl_contract.result import GenerateResult, Health
 from sdxl_worker.engine import Engine
+from testkit.lora_bytes import sd15_lora
 from testkit.worker import (
     SIDE,
     FileServer,
@@ -24,7 +25,6 @@ from testkit.worker import (
     hashes,
     png_of,
     running_worker,
-    sd15_lora,
     settings,
 )
 
@@ -531,10 +531,10 @@ def test_a_wrong_token_is_refused_and_health_stays_open(worker: RunningWorker) -
             for page in ("/docs", "/openapi.json"):
                 assert http.get(page, headers=headers).status_code == 401
         right = {"Authorization": "Bearer right-and-long-enough"}
-        page = http.get("/docs", headers=right)
-        assert "/generate-image" in page.text
-        assert "<script" not in page.text
-        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        shown = http.get("/docs", headers=right)
+        assert "/generate-image" in shown.text
+        assert "<script" not in shown.text
+        assert "frame-ancestors 'none'" in shown.headers["content-security-policy"]
         assert http.post("/generate-image", json=BASE, headers=right).status_code == 200
         assert "/generate-image" in http.get("/openapi.json", headers=right).json()["paths"]
 

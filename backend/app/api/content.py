@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from app.api.content_out import content_out
 from app.api.deps import CallerDep, OwnerDep, RightsDep, ServicesDep
 from app.core.cursor import CURSOR
 from app.core.db import DATABASE_LOST
@@ -24,7 +25,6 @@ from app.schemas.content import (
     ContentOut,
     GenerateIn,
     batch_out,
-    content_out,
 )
 from sdxl_contract.errors import InvalidRequest
 

@@ -21,13 +21,12 @@ from app.core.security import (
     PAGE_HEADER_VALUE,
     SESSION_COOKIE,
     is_foreign_page,
-    key_digest,
 )
 from app.core.settings import Settings
 from app.core.tries import Tries
 from app.models import LOCAL_OWNER
-from app.repositories.api_keys import CallerRepository
 from app.services.avatars import AvatarService
+from app.services.callers import is_key_required, key_of
 from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
@@ -99,14 +98,7 @@ async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
     dialect = dialect_of(request.scope)
     token = dialect.api_key(request.headers)
     cookie = request.cookies.get(SESSION_COOKIE) if dialect.takes_cookie else None
-    if token is None and cookie is None:
-        return None
-    async with services.database.direct() as connection:
-        callers = CallerRepository(connection)
-        if token is not None:
-            key = await callers.find(key_digest(token))
-        else:
-            key = await callers.of_session(key_digest(cookie or ""))
+    key = await key_of(services.database, token=token, cookie=cookie)
     if key is None:
         return None
     return Caller(key.owner, key.id, key.name, Allowance.of(services.settings, key))
@@ -174,9 +166,8 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     if caller is None:
         if by_key and not dialect.any_key_while_open:
             raise Unauthorized("This API key is not valid.")
-        async with services.database.direct() as connection:
-            if await CallerRepository(connection).any_made():
-                raise Unauthorized("This API key is not valid." if by_key else _key_needed(dialect))
+        if await is_key_required(services.database):
+            raise Unauthorized("This API key is not valid." if by_key else _key_needed(dialect))
         refuse_foreign_page(request, services)
         caller = Caller(LOCAL_OWNER, allowance=Allowance.of(services.settings, None))
     elif not by_key:
@@ -204,8 +195,7 @@ class Rights:
         """Whether the key, the session, or being without a key is still good."""
         try:
             if self.caller.key_id is None:
-                async with self.services.database.direct() as connection:
-                    return not await CallerRepository(connection).any_made()
+                return not await is_key_required(self.services.database)
             found = await find_caller(self.request, self.services)
         except DATABASE_LOST:  # nobody knows; whoever needs the database says so
             return True

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import ServicesDep, check_page_header, find_caller, refuse_foreign_page
 from app.core.errors import RateLimited
-from app.core.security import SESSION_COOKIE, key_digest, new_session_token
+from app.core.security import SESSION_COOKIE
 from app.core.settings import Settings
 from app.models.base import utc_now
-from app.repositories.api_keys import CallerRepository
-from app.repositories.sessions import SessionRepository
 from app.schemas.session import SessionOut, SignIn
+from app.services.callers import begin_session, end_session, is_key_required, key_of
 from sdxl_contract.errors import Unauthorized
 
 router = APIRouter(prefix="/session", tags=["session"])
@@ -37,20 +36,16 @@ async def sign_in(
             free_at=utc_now() + timedelta(seconds=wait),
             retry_after=wait,
         )
-    token = new_session_token()
-    async with services.database.direct() as connection:
-        key = await CallerRepository(connection).find(key_digest(asked.api_key.get_secret_value()))
+    key = await key_of(services.database, token=asked.api_key.get_secret_value())
     if key is None:
         services.sign_in_tries.fail(address)
         raise Unauthorized("This API key is not valid.", details={"field": "api_key"})
-    async with services.database.session() as session:
-        repository = SessionRepository(session)
-        await repository.end_expired()
-        if (earlier := request.cookies.get(SESSION_COOKIE)) is not None:
-            await repository.end(key_digest(earlier))
-        await repository.add(
-            key_digest(token), key, utc_now() + timedelta(seconds=settings.session_seconds)
-        )
+    token = await begin_session(
+        services.database,
+        key,
+        settings.session_seconds,
+        earlier=request.cookies.get(SESSION_COOKIE),
+    )
     response.set_cookie(
         SESSION_COOKIE,
         token,
@@ -66,8 +61,7 @@ async def sign_in(
 async def read_session(request: Request, services: ServicesDep) -> SessionOut:
     """Whether this call is signed in, and whether it needs to be."""
     caller = await find_caller(request, services)
-    async with services.database.direct() as connection:
-        keys_required = await CallerRepository(connection).any_made()
+    keys_required = await is_key_required(services.database)
     if not keys_required:
         refuse_foreign_page(request, services)
     return SessionOut(
@@ -84,8 +78,7 @@ async def sign_out(request: Request, services: ServicesDep, response: Response) 
     if token is None:
         return
     check_page_header(request)
-    async with services.database.session() as session:
-        await SessionRepository(session).end(key_digest(token))
+    await end_session(services.database, token)
     response.delete_cookie(
         SESSION_COOKIE,
         path=_PATH,

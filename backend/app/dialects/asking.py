@@ -18,7 +18,7 @@ from app.core.db import DATABASE_LOST
 from app.core.errors import BackendError, Fault, NotFound, fault_of
 from app.models import Content, Status
 from app.schemas.content import GenerateIn
-from app.services.contents.joining import find_same
+from app.services.contents.drafts import find_same
 from sdxl_contract.errors import ERRORS, ContractError, ErrorCode, InvalidRequest
 from sdxl_contract.request import explain_validation
 

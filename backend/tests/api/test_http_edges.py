@@ -16,11 +16,20 @@ import uvicorn
 from fastapi.dependencies.models import Dependant
 from starlette.types import Receive, Scope, Send
 
-from app.api import content, costs, files, health, identities, loras, session, studio
+from app.api import (
+    content,
+    costs,
+    files,
+    health,
+    identities,
+    loras,
+    session,
+    studio,
+)
 from app.api.content import wait_seconds
-from app.core import security
+from app.api.edge import body_limit
+from app.api.edge.body_limit import BodyLimit
 from app.core.dialect import Dialect, Dialects
-from app.core.security import BodyLimit
 from testkit.backend import Backend
 from testkit.lora_bytes import kohya_lora
 
@@ -216,7 +225,7 @@ def served() -> Iterator[tuple[str, int]]:
 def test_a_sender_that_never_ends_is_answered_and_cut_off(
     monkeypatch: pytest.MonkeyPatch, path: str, length: str, status: int
 ) -> None:
-    monkeypatch.setattr(security, "_LINGER_BYTES", 2**20)
+    monkeypatch.setattr(body_limit, "_LINGER_BYTES", 2**20)
     with served() as address, socket.create_connection(address, timeout=20) as caller:
         caller.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode())
         block = b"\0" * 65536

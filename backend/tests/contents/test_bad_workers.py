@@ -15,7 +15,7 @@ from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import StartBackend
-from testkit.bad_worker import crash, good
+from testkit.doubles.bad_worker import crash, good
 from testkit.doubles.inference_double import draw_picture
 
 

@@ -33,7 +33,7 @@ from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase, ProgressEvent, QueuedEvent
 from testkit.backend import CONTENT, Backend, StartBackend, ended
-from testkit.bad_worker import good
+from testkit.doubles.bad_worker import good
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.lora_bytes import kohya_lora
 

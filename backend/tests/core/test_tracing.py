@@ -23,7 +23,7 @@ from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import Backend, StartBackend
-from testkit.bad_worker import SECRET, crash, good
+from testkit.doubles.bad_worker import SECRET, crash, good
 from testkit.doubles.http_server import Call, HttpServer, Reply
 from testkit.processes import backend_process, free_port
 

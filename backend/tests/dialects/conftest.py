@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import URL
 
-from testkit.backend import Backend, StartBackend, add_key, listening
-
-
-@dataclass(frozen=True)
-class Served:
-    """A backend on a port of loopback; `key` is its user's, `other_key` another user's."""
-
-    backend: Backend
-    url: str
-    key: str
-    other_key: str
+from testkit.backend import Served, StartBackend, add_key, listening
 
 
 @pytest.fixture

@@ -14,11 +14,9 @@ from PIL import Image
 from app.dialects.openai.answers import Partials
 from sdxl_contract.errors import GenerationFailed, Overloaded
 from sdxl_contract.result import PreviewEvent
-from testkit.backend import StartBackend
+from testkit.backend import Served, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.lora_bytes import kohya_lora
-
-from .conftest import Served
 
 GENERATIONS = "/v1/images/generations"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from app.dialects.mounting import DIALECTS
-
-from .conftest import Served
+from testkit.backend import Served
 
 METHODS = {"get", "post", "put", "delete", "patch"}
 

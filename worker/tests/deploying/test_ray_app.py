@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from scripts.stack import free_port
 from testkit.worker import SIDE, FileServer, file_server, kohya_lora, running_worker, settings
 
 pytest.importorskip("ray", reason="ray cannot be imported: pip install 'ray[serve]'")
@@ -53,13 +53,6 @@ class Fleet:
     def weights(self) -> dict[str, str]:
         """Hash of all weights, by replica."""
         return {name: self.call("weights_sha256", Route(replica=name)) for name in self.replicas}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

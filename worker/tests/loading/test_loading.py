@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sdxl_contract.errors import ModelLoadFailed
 from sdxl_worker.loading.from_folder import pipeline_from_folder
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.loading.weight_reader import NotThere, Reading, is_plain_sdxl, start_reading
+from testkit.lora_bytes import raw
 from testkit.worker import MODEL, settings
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -135,7 +135,7 @@ def test_a_file_that_is_not_aligned_is_read_all_the_same(folder: Path, mapped: b
         "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
         "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
     }).encode()  # fmt: skip
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\7" + values.numpy().tobytes())
+    path.write_bytes(raw(header, b"\7" + values.numpy().tobytes()))
     found = Reading(folder, half=False, mapped=mapped).tensors("vae", torch.float32)
 
     assert found["a"].tolist() == [7]

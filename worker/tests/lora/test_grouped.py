@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sdxl_worker.graphs.cuda import CudaRecorder
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, parse_lora
-from sdxl_worker.lora import grouped as module
 from sdxl_worker.lora.arena import Arena, fits_arena
 from sdxl_worker.lora.grouped import GroupedWrites, prepare
 from sdxl_worker.lora.merge import merge_weight
@@ -51,7 +50,8 @@ def bulk(monkeypatch: pytest.MonkeyPatch) -> None:
     made = GroupedWrites
 
     def on_cpu(*args: Any) -> GroupedWrites:
-        return made(*args, device_type="cpu")
+        options: dict[str, Any] = {"device_type": "cpu"}
+        return made(*args, **options)
 
     monkeypatch.setattr("sdxl_worker.lora.patcher.GroupedWrites", on_cpu)
     for place in ("sdxl_worker.lora.grouped", "sdxl_worker.lora.merge"):
@@ -86,9 +86,12 @@ def test_like_layers_are_prepared_by_a_few_operations(monkeypatch: pytest.Monkey
     plan = {f"{name}.weight": [(layer, 1.0)] for name, layer in lora.layers.items()}
     stacked: list[int] = []
     real = torch.stack
-    monkeypatch.setattr(
-        module.torch, "stack", lambda parts: stacked.append(len(parts)) or real(parts)
-    )  # type: ignore[func-returns-value]
+
+    def counted(parts: Any) -> Tensor:
+        stacked.append(len(parts))
+        return real(parts)
+
+    monkeypatch.setattr(torch, "stack", counted)
     products = prepare(live, live, plan)
 
     assert len(products) == len(plan) > 20

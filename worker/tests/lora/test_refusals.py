@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from sdxl_contract.lora.layout import lay_out
 from sdxl_contract.lora.safetensors import read_header
 from sdxl_worker.lora import parse_lora
 from testkit.lora import Rig, lora_file, save
+from testkit.lora_bytes import raw
 from testkit.lora_malformed import Case, bad_values, corpus
 
 
@@ -96,7 +96,6 @@ def test_a_bias_that_the_model_lacks_is_refused(rig: Rig) -> None:
 
 def test_tensors_at_odd_addresses_are_read(rig: Rig) -> None:
     """A one-byte stray first puts every following tensor between its natural addresses."""
-    from testkit.lora_malformed import raw
 
     good = lora_file(rig.model, "lora", share=0.05, alpha=None)
     header, data = {"stray": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"\x01"
@@ -121,7 +120,7 @@ def test_a_file_of_28_gigabytes_is_refused_by_its_header(rig: Rig, tmp_path: Pat
     header = json.dumps({name: entry}).encode()
     path = tmp_path / "sparse.safetensors"
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(raw(header))
         file.truncate(8 + len(header) + size)
     before = _resident()
     with pytest.raises(LoraLoadFailed, match="bytes long") as caught:

@@ -16,7 +16,7 @@ from typing import Any
 from app.core.db import Database
 from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
-from app.repositories.contents import ContentStatements
+from app.repositories.contents import ContentRepository, ContentStatements
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.contents.resolve import (
     as_request,
@@ -120,3 +120,18 @@ async def draft_content(
         draw_seed=draw_seed,
         estimated_usd=None if usual is None else usual * request.num_images,
     )
+
+
+# A client without an idempotency key repeats a call whose answer was lost.
+_OPENED_WITHIN = timedelta(minutes=20)
+# An answer may be lost just as the content ends; later, the same words are a new wish.
+_ENDED_WITHIN = timedelta(seconds=60)
+
+
+async def find_same(database: Database, owner: str, asked: GenerateIn) -> Content | None:
+    """The owner's newest content of the same words that is open, or was drawn just now."""
+    now = utc_now()
+    async with database.session() as session:
+        return await ContentRepository(session, owner).same(
+            digest_of(asked), opened_after=now - _OPENED_WITHIN, ended_after=now - _ENDED_WITHIN
+        )

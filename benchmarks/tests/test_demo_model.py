@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[2] / "demo_model"
 MODEL = FOLDER / "sdxl-demo"
 LORAS = FOLDER / "loras"
 
@@ -131,7 +131,8 @@ def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targ
 def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
     pipe: Any, targets: Any
 ) -> None:
-    from demo_model import evaluate, references
+    from benchmarks import evaluate_demo_model as evaluate
+    from demo_model import references
     from demo_model.common import caption
     from sdxl_worker.lora import LoraPatcher, parse_lora
 

@@ -1,0 +1,82 @@
+"""For all tests: threads, order, what `--quick` leaves out, and a word on what did not run.
+
+`make test` runs the files side by side, one file in one process (`--dist loadfile`), so that what a
+file's tests share, a running worker for instance, is started once in each process and not once for
+each test. `make check` runs `--quick`: what needs neither a process nor a model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+# Before torch is imported. The processes of a run share the cores already: more threads than one in
+# each cost more than they bring, the small model's matrices being tiny. Children inherit it.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest  # noqa: E402
+
+# Fixtures that start a process or load a model, whoever asks for them.
+STARTS = frozenset({"postgres", "worker", "studio", "browser", "chromium_path", "rig", "any_rig"})
+LONG = frozenset({"slow", "gpu", "browser", "process"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--quick`."""
+    parser.addoption(
+        "--quick", action="store_true", help="only tests that need neither a process nor a model"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `--quick` a test that starts a process after all fails, and says what to do."""
+    # Where xdist is in charge, its processes run the tests; it starts them itself.
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if config.getoption("--quick") and runs_tests:
+        sys.addaudithook(_refuse_processes)
+
+
+def _refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" and os.path.basename(str(arguments[0])) != "git":
+        raise RuntimeError(f"--quick starts no process ({arguments[0]}): mark this test `process`")
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether a test needs neither a process nor a model, by its fixtures and marks."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    marks = {mark.name for mark in item.iter_markers()}
+    return not (fixtures & STARTS or marks & LONG)
+
+
+def longest_files_first(items: list[pytest.Item]) -> None:
+    """Files with slow tests begin, so that no process ends a run alone with one of them."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose and order."""
+    longest_files_first(items)
+    if config.getoption("--quick"):
+        left_out = [item for item in items if not is_quick(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if is_quick(item)]
+
+
+def left_out_lines(skipped: list[Any]) -> list[str]:
+    """One line for each reason: how many tests it left out."""
+    reasons: Counter[str] = Counter()
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        reasons[str(reason).removeprefix("Skipped: ")] += 1
+    return [f"left out: {count} × {reason}" for reason, count in reasons.most_common()]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Before the closing line: what did not run, and why."""
+    for line in left_out_lines(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line)
