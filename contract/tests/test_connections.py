@@ -58,9 +58,9 @@ class Server:
             return b""
 
 
-@pytest.fixture(params=[H11Protocol, HttpToolsProtocol])
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    made = Server(ConnectionGuard(QUICK, request.param))
+@contextlib.asynccontextmanager
+async def running(protocol: type[asyncio.Protocol]) -> AsyncIterator[Server]:
+    made = Server(ConnectionGuard(QUICK, protocol))
     config = uvicorn.Config(
         made.app,
         port=0,
@@ -71,18 +71,24 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         log_config=None,
         timeout_graceful_shutdown=1,
     )
-    running = uvicorn.Server(config)
-    running.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(running.serve())
-    while not running.started:
+    served = uvicorn.Server(config)
+    served.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(served.serve())
+    while not served.started:
         await asyncio.sleep(0.01)
-    made.port = running.servers[0].sockets[0].getsockname()[1]
+    made.port = served.servers[0].sockets[0].getsockname()[1]
     yield made
     made.release.set()
     for writer in made.opened:
         writer.close()
-    running.should_exit = True
+    served.should_exit = True
     await task
+
+
+@pytest.fixture(params=[H11Protocol, HttpToolsProtocol])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    async with running(request.param) as made:
+        yield made
 
 
 async def gone(stream: Stream, seconds: float = 3) -> bytes:
@@ -176,3 +182,18 @@ def test_an_ipv6_network_counts_as_one_address() -> None:
     assert _network(("::ffff:10.0.0.1", 1, 0, 0)) == _network(("10.0.0.1", 1)) == "10.0.0.1"
     assert _network("") == _network(None) == ""
     assert descriptors_for_connections() >= 16
+
+
+def test_it_stands_before_a_server_on_uvloop_too() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def ask_twice_and_let_one_go() -> list[bytes]:
+        async with running(HttpToolsProtocol) as server:
+            answers = [await server.ask(), await server.ask()]
+            answers.append(await gone(await server.connect(b"GET / HTTP/1.1\r\n")))
+            return answers
+
+    first, second, late = uvloop.run(ask_twice_and_let_one_go())
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert late.startswith(b"HTTP/1.1 408")

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 _LOG_SECONDS = 60.0
 _CLOSED = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
@@ -123,12 +123,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and wait for a request's head."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Of another event loop (uvloop) it is one by its methods alone.
+        self._transport = cast(asyncio.Transport, transport)
         self.address = _network(transport.get_extra_info("peername"))
         if not self._guard.admit(self):
             self._guard.note("its address has too many that are being answered")
-            transport.abort()
+            self._transport.abort()
             return
         self._admitted = True
         self._inner.connection_made(transport)
