@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.inputs import LoraFiles
-from testkit.processes import free_port
 
 _START_S, _CALL_S = 150, 280
 
@@ -85,7 +85,10 @@ def lora_server(files: LoraFiles) -> Iterator[dict[str, dict[str, str]]]:
 @contextmanager
 def service(model: Path, device: str, log: Path, **settings: str) -> Iterator[Service]:
     """A worker process with `model`; ended at the end of the block."""
-    port = free_port()
+    # Not the test kit's, which needs the backend: a bare machine has none.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
     environment = os.environ | {
         "BASE_MODEL": str(model), "DEVICE": device, "WORKER_PORT": str(port),
         "LORA_ALLOW_LOOPBACK": "true", "RESULT_KEEP_SECONDS": "0", "HF_HUB_OFFLINE": "1",

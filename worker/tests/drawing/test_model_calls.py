@@ -140,6 +140,21 @@ def test_what_a_stopped_request_did_is_counted_and_leaves_the_next_one_right(rea
     assert draw(drawer) == expected
 
 
+def test_a_unet_that_cannot_be_compiled_is_drawn_exactly(ready: Any) -> None:
+    tried: list[int] = []
+
+    def broken(sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError("no compiler here")
+
+    drawer = recording(ready, compiled=broken, native_side=SIDE)
+    expected = draw(Drawer(ready.model))
+    assert draw(drawer) == expected
+    assert report().speed == "exact"
+    draw(drawer)
+    assert len(tried) == 1
+
+
 def test_the_compiled_unet_draws_what_its_rule_covers_and_exact_the_rest(ready: Any) -> None:
     asked: list[tuple[int, ...]] = []
     pipe = ready.model.pipe

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -19,7 +20,10 @@ from sdxl_contract.result import DrawingReport
 from sdxl_worker.drawing.denoising import StepInputs
 from sdxl_worker.drawing.latents import unscaled, upcast_where_needed
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
+from sdxl_worker.loading.gpu_memory import is_out_of_memory
 from sdxl_worker.settings import DrawSpeed
+
+log = structlog.get_logger()
 
 UNET, UNET_COMPILED = "unet", "unet_compiled"
 _WINDOW = 77
@@ -45,6 +49,7 @@ class ModelCalls:
         self._pipe = pipe
         self.static = StaticCalls(None) if static is None else static
         self._compiled = compiled
+        self._compiles = False
         self._native = native_side // pipe.vae_scale_factor
         self._own_processors = _identities(pipe.unet)
         self._attached: Why | None = None
@@ -72,8 +77,10 @@ class ModelCalls:
             **attached,
         }
         if self._compiled is not None and not attached and self._covers(inputs):
-            self._speeds[DrawSpeed.COMPILED.value] += 1
-            return self._call(UNET_COMPILED, self._run_compiled, arguments, self._attached)
+            found = self._try_compiled(arguments)
+            if found is not None:
+                self._speeds[DrawSpeed.COMPILED.value] += 1
+                return found
         self._speeds[DrawSpeed.EXACT.value] += 1
         return self._call(UNET, self._run_unet, arguments, self._attached)
 
@@ -131,6 +138,19 @@ class ModelCalls:
             and inputs.timestep_cond is None
         )
 
+    def _try_compiled(self, arguments: dict[str, Any]) -> Tensor | None:
+        """The compiled UNet's prediction; None where it cannot be compiled, from then on."""
+        try:
+            found = self._call(UNET_COMPILED, self._run_compiled, arguments, self._attached)
+        except Exception as error:
+            if self._compiles or is_out_of_memory(error):
+                raise
+            log.warning("unet_not_compiled", error=repr(error)[:500])
+            self._compiled = None
+            return None
+        self._compiles = True
+        return found
+
     def _call(
         self,
         name: str,
@@ -154,7 +174,10 @@ class ModelCalls:
 def compile_unet(unet: Any) -> Callable[..., Any]:
     """The UNet compiled as a whole, once for each shape that it meets; its own weights."""
     options: dict[str, Any] = {}
-    if hasattr(torch._inductor.config, "deterministic"):
+    # Imported late: only who compiles needs it.
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):
         # Kernels are chosen by rule, not by a race that another start might decide otherwise.
         options["deterministic"] = True
     compiled: Callable[..., Any] = torch.compile(

@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+import structlog
 import torch
 from torch import Tensor
 
 from sdxl_worker.graphs.tree import NotStatic, mapped, shape_key, tensors_of
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 
+log = structlog.get_logger()
 # A recording costs a hundred milliseconds and tens of megabytes outside of its pool.
 _GUESTS_MAX = 24
 # Calls of a shape for which memory was short that are made eagerly before it is tried again.
@@ -273,6 +275,7 @@ class StaticCalls:
             same = _same(recording.replay(), expected)
         except (RuntimeError, MemoryError) as error:
             short = is_out_of_memory(error)
+            log.warning("call_not_recorded", call=str(key)[:200], error=repr(error)[:500])
             let_go(error)
             if short:
                 self.drop_all()

@@ -45,6 +45,9 @@ class Arena:
                 view = _view(self._live, places[id(parameter)], parameter)
                 view.copy_(parameter)
                 parameter.data = view
+        if self._live.is_cuda:
+            # The weights' former places, which are too small for the second block.
+            torch.cuda.empty_cache()
         self._pristine = self._live.clone()
         self.pristine: dict[str, Tensor] = {
             name: _view(self._pristine, places[id(parameter)], parameter.detach())
