@@ -57,11 +57,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     held = Gate()
     encode = encode_prompts
 
-    def gated(pipe: Any, prompt: str, negative: str) -> Any:
+    def gated(pipe: Any, prompt: str, *rest: Any) -> Any:
         if prompt == "hold the lane":
             held.reached.set()
             assert held.opened.wait(120)
-        return encode(pipe, prompt, negative)
+        return encode(pipe, prompt, *rest)
 
     monkeypatch.setattr(drawing, "encode_prompts", gated)
     yield held
