@@ -21,12 +21,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONTRACT = REPOSITORY / "contract" / "src"
 WORKER = REPOSITORY / "worker" / "src"
 BACKEND = REPOSITORY / "backend" / "app"
+CLIENT = REPOSITORY / "client" / "src"
 
 # room → packages that it must never import, at any depth.
 FORBIDDEN = {
     CONTRACT: {"torch", "diffusers", "transformers", "fastapi", "modal", "sdxl_worker", "app"},
     WORKER: {"app", "modal", "sqlalchemy", "psycopg", "procrastinate", "obstore", "boto3"},
     BACKEND: {"torch", "diffusers", "transformers", "modal", "sdxl_worker", "moto"},
+    CLIENT: {"torch", "fastapi", "sqlalchemy", "sdxl_contract", "sdxl_worker", "app"},
 }
 
 

@@ -30,6 +30,7 @@ from app.api import (
     studio,
     takedowns,
     verify,
+    webhooks,
 )
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.document import PROBLEM, install_document
@@ -57,10 +58,13 @@ from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
 from app.services.marking.verifying import FILE_MAX_BYTES
+from app.services.outgoing import Outgoing
 from app.services.storage import Storage, build_storage
 from app.services.takedowns import TakedownService
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
+from app.services.webhooks.sender import WebhookSender
+from app.services.webhooks.service import WebhookService
 from app.services.worker.base_model import BaseModel
 from app.services.worker.gate import Gate
 from app.services.worker.inference import Inference, TracedInference
@@ -150,7 +154,7 @@ def create_app(
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     api.include_router(session.router)
     for router in (
-        *(part.router for part in (content, loras, identities, costs)),
+        *(part.router for part in (content, loras, identities, costs, webhooks)),
         health.model_router,
     ):
         api.include_router(router, dependencies=KEY_OR_COOKIE)
@@ -232,6 +236,16 @@ async def _start(
             metrics.watch(database, settings.metrics_refresh_seconds), name="metrics watch"
         )
         stack.push_async_callback(_end, figures)
+        outgoing = Outgoing(
+            allow_loopback=settings.webhook_allow_loopback,
+            proxy_url=settings.webhook_proxy_url.get_secret_value()
+            if settings.webhook_proxy_url
+            else None,
+        )
+        stack.push_async_callback(outgoing.aclose)
+        sender = WebhookSender(database, storage, outgoing, settings.image_url_seconds)
+        sender.start()
+        stack.push_async_callback(sender.stop)
         services = Services(
             settings=settings,
             database=database,
@@ -242,6 +256,7 @@ async def _start(
             avatars=AvatarService(database),
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),
+            webhooks=WebhookService(database, outgoing, sender.wake),
             queue=queue,
             marking=marking,
             takedowns=TakedownService(database, storage, waiters),

@@ -62,6 +62,7 @@ class InferenceDouble:
     def __init__(self, *, gpu: str = "L4", limits: ModelLimits | None = None) -> None:
         self.gpu = gpu
         self.limits = limits or ModelLimits()
+        self.schedulers = SCHEDULERS
         self.failures: list[BaseException] = []
         self.events: list[WorkerEvent] = []
         self.event_pause = 0.0  # seconds before each
@@ -135,7 +136,7 @@ class InferenceDouble:
             device="cpu",
             gpu=self.gpu,
             limits=self.limits,
-            schedulers=SCHEDULERS,
+            schedulers=self.schedulers,
             signature=self.signature,
         )
 

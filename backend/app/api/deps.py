@@ -36,6 +36,7 @@ from app.services.loras import LoraService
 from app.services.marking.marking import Marking
 from app.services.storage import Storage
 from app.services.takedowns import TakedownService
+from app.services.webhooks.service import WebhookService
 from app.services.worker.base_model import BaseModel
 from app.services.worker.gate import Gate
 from sdxl_contract.errors import Unauthorized
@@ -65,6 +66,7 @@ class Services:
     avatars: AvatarService
     batches: BatchService
     events: EventService
+    webhooks: WebhookService
     queue: JobQueue
     marking: Marking
     takedowns: TakedownService

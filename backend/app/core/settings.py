@@ -128,6 +128,12 @@ class Settings(BaseSettings):
         default="sdxl,gpt-image-1,gpt-image-1-mini,gpt-image-1.5,dall-e-3,dall-e-2",
         description="names that /v1 takes for the base model, between commas",
     )
+    webhook_proxy_url: SecretStr | None = Field(
+        default=None, description="egress proxy of webhooks, http://…; unset: none"
+    )
+    webhook_allow_loopback: bool = Field(
+        default=False, description="webhooks may go to this computer's own addresses, by http"
+    )
     session_seconds: int = Field(
         default=7 * 86400, ge=60, le=90 * 86400, description="seconds that a page stays signed in"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -81,11 +82,17 @@ def fields_called(names: Mapping[str, str]) -> Iterator[None]:
 
 
 async def submit(
-    services: Services, caller: Caller, asked: GenerateIn, *, joins: bool = False
+    services: Services,
+    caller: Caller,
+    asked: GenerateIn,
+    *,
+    mark: str | None = None,
+    joins: bool = False,
 ) -> tuple[Content, bool]:
     """The content of `asked`, and whether it is new.
 
     Args:
+        mark: by which the caller's contents of this dialect are found again.
         joins: the call repeats one whose answer was lost: where the same is open or has just
             ended, it is that.
     """
@@ -93,7 +100,8 @@ async def submit(
         same = await find_same(services.database, caller.owner, asked)
         if same is not None:
             return same, False
-    accepted = await services.contents.accept(caller.owner, asked, None, caller.allowance)
+    key = None if mark is None else f"{mark}{uuid.uuid4().hex}"
+    accepted = await services.contents.accept(caller.owner, asked, key, caller.allowance)
     return accepted.content, accepted.is_new
 
 

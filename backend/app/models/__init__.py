@@ -13,6 +13,7 @@ from app.models.page_session import PageSession
 from app.models.queue_turn import QueueTurn
 from app.models.removed_cost import RemovedCost
 from app.models.takedown import Takedown
+from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 
 __all__ = [
     "LOCAL_OWNER",
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "CallRate",
     "Content",
+    "DeliveryState",
     "GenerationEvent",
     "Image",
     "LoraModel",
@@ -31,4 +33,7 @@ __all__ = [
     "SeenBaseModel",
     "Status",
     "Takedown",
+    "Webhook",
+    "WebhookAttempt",
+    "WebhookDelivery",
 ]

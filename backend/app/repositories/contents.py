@@ -128,6 +128,22 @@ class ContentRepository:
             .options(selectinload(Content.images))
         )
 
+    async def marked(
+        self, mark: str, *, after: datetime, is_open: bool, limit: int
+    ) -> Sequence[Content]:
+        """Those whose idempotency key begins with `mark`, newest first, without pictures."""
+        query = select(Content).where(
+            Content.owner == self._owner,
+            Content.created_at > after,
+            Content.idempotency_key.startswith(mark, autoescape=True),
+        )
+        if is_open:
+            query = query.where(Content.finished_at.is_(None))
+        rows = await self._session.scalars(
+            query.order_by(Content.created_at.desc(), Content.id.desc()).limit(limit)
+        )
+        return rows.all()
+
     async def page(
         self,
         *,

@@ -65,7 +65,7 @@ async def test_a_key_sees_only_its_own(backend: Backend, database_url: URL) -> N
     use = {"prompt": "x", "loras": [{"lora_model_id": lora["id"]}]}
     answer = await backend.http.post("/api/v1/content/generate", json=use, headers=other)
     assert answer.status_code == 404
-    lists = ("content", "content/batch", "loras/models", "identities/avatars")
+    lists = ("content", "content/batch", "loras/models", "identities/avatars", "webhooks")
     for path in (f"/api/v1/{name}" for name in lists):
         assert (await backend.http.get(path, headers=other)).json()["items"] == []
 
@@ -183,7 +183,11 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "/api/v1/identities/avatars", json={"name": "Ann", "base_prompt": "Ann"}
     )
     batch = await backend.http.post("/api/v1/content/batch", json={"prompts": ["a"]})
+    hook = await backend.http.post("/api/v1/webhooks", json={"url": "https://example.com/"})
+    place = f"/api/v1/webhooks/{hook.json()['id']}"
     ids = {
+        "webhook_id": hook.json()["id"],
+        "delivery_id": (await backend.http.post(f"{place}/test")).json()["id"],
         "content_id": batch.json()["content_ids"][0],
         "batch_id": batch.json()["batch_id"],
         "lora_id": lora["id"],

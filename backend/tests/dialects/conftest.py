@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import URL
 
+from sdxl_contract.request import Scheduler
 from testkit.backend import Served, StartBackend, add_key, listening
+from testkit.doubles.inference_double import InferenceDouble
+
+
+@pytest.fixture
+def inference() -> InferenceDouble:
+    """A worker that offers every sampler."""
+    double = InferenceDouble()
+    double.schedulers = [scheduler.value for scheduler in Scheduler]
+    return double
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.dialects.openai.answers import Partials
-from sdxl_contract.errors import GenerationFailed, Overloaded
+from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import PreviewEvent
 from testkit.backend import Served, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
@@ -203,8 +203,8 @@ async def test_partial_pictures_stream_in_and_the_finished_one_ends_it(
 
 
 async def test_an_error_ends_a_stream(client: Any, inference: InferenceDouble) -> None:
-    inference.failures = [Overloaded("the line is full")]
-    with pytest.raises(openai.APIError, match="line is full"):
+    inference.failures = [GenerationFailed("not finite")]
+    with pytest.raises(openai.APIError, match="not finite"):
         async for _ in await client.images.generate(prompt="an apple", stream=True):
             pass
 

@@ -109,7 +109,12 @@ async def stream(
     for text in await _texts(services, ended, asked):
         yield _event(
             "image_generation.completed",
-            {**about, "b64_json": text, "created_at": created, "usage": _USAGE},
+            {
+                **_about(asked, ended),
+                "b64_json": text,
+                "created_at": created,
+                "usage": _USAGE,
+            },
         )
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 from app.core.db import Database
 from app.core.settings import Settings
+from app.models.base import utc_now
+from app.repositories.webhooks import remove_old_deliveries
 from app.services.storage import Storage
 from app.services.upkeep.metrics import Metrics
 from app.services.upkeep.retention import remove_old
 from app.services.upkeep.sweep import sweep
+
+_DELIVERIES_KEPT = timedelta(days=30)  # of webhooks' messages that have ended
+_FORGET_AT_ONCE = 1000
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,19 @@ def chores(
         metrics.sweep_removed.inc(swept.removed)
         metrics.sweep_missing.set(swept.missing_objects)
 
+    async def forget_deliveries() -> None:
+        before = utc_now() - _DELIVERIES_KEPT
+        removed = _FORGET_AT_ONCE
+        while removed == _FORGET_AT_ONCE:
+            async with database.session() as session:
+                removed = await remove_old_deliveries(session, before, _FORGET_AT_ONCE)
+
     return (
+        Chore(
+            "forget_deliveries",
+            "22 4 * * *",
+            _counted("forget_deliveries", forget_deliveries, metrics),
+        ),
         Chore("remove_old_contents", "7 * * * *", _counted("remove_old_contents", retain, metrics)),
         Chore("sweep_storage", "37 3 * * *", _counted("sweep_storage", sweep_storage, metrics)),
     )

@@ -1,0 +1,171 @@
+"""What A1111's clients ask before they draw: options, models, samplers, LoRAs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.deps import CallerDep, OwnerDep, Services, ServicesDep
+from app.core.errors import NotFound
+from app.dialects.a1111.samplers import SOLVERS, SPACINGS
+from app.dialects.asking import read_json
+from sdxl_contract.request import scheduler_named
+
+router = APIRouter(prefix="/v1")
+_UNSEEN = "sdxl"  # before any worker was seen nobody knows what its model is called
+
+
+async def model_name(services: Services) -> str:
+    """The base model's name; its title is the same, since no hash of it is known here."""
+    signature = await services.base_model.signature()
+    return _UNSEEN if signature is None else signature.name
+
+
+async def check_checkpoint(services: Services, wanted: str | None) -> None:
+    """Refuse another base model than the one that is loaded.
+
+    Raises:
+        NotFound: it is another one.
+    """
+    if wanted is None:
+        return
+    name = await model_name(services)
+    if wanted.partition(" [")[0].removesuffix(".safetensors") != name:
+        error = NotFound("Model not found", field="sd_model_checkpoint")
+        error.details = {"hint": f"the only one is {name}"}
+        raise error
+
+
+@router.get("/options")
+async def read_options(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """What can be read of a server's settings."""
+    return {
+        "sd_model_checkpoint": await model_name(services),
+        "sd_checkpoint_hash": "",
+        "sd_vae": "Automatic",
+        "samples_format": "png",
+        "CLIP_stop_at_last_layers": 1,
+        "enable_pnginfo": True,
+    }
+
+
+@router.post("/options")
+async def write_options(request: Request, caller: CallerDep, services: ServicesDep) -> None:
+    """Settings are the server's, not a caller's: taken without effect, but for another model."""
+    wanted = (await read_json(request)).get("sd_model_checkpoint")
+    await check_checkpoint(services, wanted if isinstance(wanted, str) and wanted else None)
+
+
+@router.get("/sd-models")
+async def list_models(caller: CallerDep, services: ServicesDep) -> list[dict[str, Any]]:
+    """The one base model."""
+    name = await model_name(services)
+    return [
+        {
+            "title": name,
+            "model_name": name,
+            "hash": None,
+            "sha256": None,
+            "filename": f"{name}.safetensors",
+            "config": None,
+        }
+    ]
+
+
+@router.get("/samplers")
+async def list_samplers(caller: CallerDep, services: ServicesDep) -> list[dict[str, Any]]:
+    """One name a solver, of those that the worker offers."""
+    offered = services.base_model.schedulers
+    return [
+        {"name": name, "aliases": [alias], "options": {}}
+        for name, alias in SOLVERS.items()
+        if not offered or scheduler_named(name) in offered
+    ]
+
+
+@router.get("/schedulers")
+async def list_schedulers(caller: CallerDep) -> list[dict[str, Any]]:
+    """How a solver's steps may be spaced."""
+    return [
+        {
+            "name": name,
+            "label": label,
+            "aliases": None,
+            "default_rho": -1.0,
+            "need_inner_model": False,
+        }
+        for name, label in SPACINGS.items()
+    ]
+
+
+@router.get("/loras")
+async def list_loras(owner: OwnerDep, services: ServicesDep) -> list[dict[str, Any]]:
+    """The key's library, by the names that a prompt's tags may use."""
+    return [
+        {
+            "name": lora.name,
+            "alias": lora.name,
+            "path": f"{lora.name}.safetensors",
+            "metadata": {"ss_output_name": lora.name, "trigger_words": lora.trigger_words},
+        }
+        for lora in await services.loras.list(owner)
+    ]
+
+
+@router.get("/upscalers")
+async def list_upscalers(caller: CallerDep) -> list[dict[str, Any]]:
+    """None, as A1111 names it."""
+    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
+
+
+@router.get("/embeddings")
+async def list_embeddings(caller: CallerDep) -> dict[str, Any]:
+    """None."""
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/scripts")
+async def list_scripts(caller: CallerDep) -> dict[str, list[str]]:
+    """None."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/memory")
+async def read_memory(caller: CallerDep) -> dict[str, Any]:
+    """Nothing: the worker's memory is another computer's."""
+    return {"ram": {}, "cuda": {}}
+
+
+@router.get("/cmd-flags")
+async def read_flags(caller: CallerDep) -> dict[str, Any]:
+    """None."""
+    return {}
+
+
+@router.get("/latent-upscale-modes")
+@router.get("/sd-vae")
+@router.get("/sd-modules")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/prompt-styles")
+@router.get("/realesrgan-models")
+@router.get("/script-info")
+@router.get("/extensions")
+async def list_nothing(caller: CallerDep) -> list[Any]:
+    """None of these."""
+    return []
+
+
+@router.post("/refresh-loras")
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-vae")
+async def refresh(caller: CallerDep) -> None:
+    """Nothing to do: lists are always read anew."""
+
+
+@router.post("/extra-single-image", include_in_schema=False)
+@router.post("/extra-batch-images", include_in_schema=False)
+async def upscale(caller: CallerDep) -> None:
+    """Say that there is no upscaler."""
+    raise NotFound("Upscaler not found: pictures cannot be enlarged here")

@@ -1,0 +1,105 @@
+"""A picture's parameters as A1111 writes them, and as it reads them out of a PNG."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+import zlib
+from typing import Any
+
+from app.dialects.a1111.samplers import shown
+from app.models import Content
+from sdxl_contract.errors import InvalidRequest
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TEXT_MAX = 1 << 20
+_CHUNKS_MAX = 10_000
+_PAIR = re.compile(r'\s*([\w ./+-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
+    """What A1111 keeps with a picture; `prompt` with its tags, as it was sent."""
+    parameters = content.parameters
+    solver, spacing = shown(parameters.get("scheduler"))
+    pairs = [
+        ("Steps", parameters["steps"]),
+        ("Sampler", solver),
+        ("Schedule type", spacing),
+        ("CFG scale", f"{parameters['cfg']:g}"),
+        ("Seed", seed),
+        ("Size", f"{parameters['width']}x{parameters['height']}"),
+        ("Model", model),
+    ]
+    if content.loras:
+        hashes = ", ".join(f"{lora['name']}: {lora['sha256'][:10]}" for lora in content.loras)
+        pairs.append(("Lora hashes", '"' + hashes.replace('"', "'") + '"'))
+    lines = [prompt]
+    if content.negative_prompt:
+        lines.append(f"Negative prompt: {content.negative_prompt}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in pairs))
+    return "\n".join(lines)
+
+
+def read_infotext(text: str) -> dict[str, Any]:
+    """The pairs of an infotext, and its prompts."""
+    lines = text.strip().split("\n")
+    pairs = dict(_PAIR.findall(lines[-1][:20_000])) if "Steps:" in lines[-1] else {}
+    if pairs:
+        lines.pop()
+    words = "\n".join(lines)
+    prompt, _, negative = words.partition("Negative prompt:")
+    return {
+        "Prompt": prompt.strip(),
+        "Negative prompt": negative.strip(),
+        **{name.strip(): value.strip().strip('"') for name, value in pairs.items()},
+    }
+
+
+def png_texts(image: str) -> dict[str, str]:
+    """The texts of a PNG in base64 (or a data URI), without decoding the picture.
+
+    Raises:
+        InvalidRequest: it is no PNG.
+    """
+    try:
+        data = base64.b64decode(image.rpartition("base64,")[2], validate=False)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data.startswith(_SIGNATURE):
+        raise InvalidRequest("image: must be a PNG in base64", details={"field": "image"})
+    texts: dict[str, str] = {}
+    place = len(_SIGNATURE)
+    for _ in range(_CHUNKS_MAX):
+        if place + 8 > len(data):
+            break
+        length, kind = struct.unpack_from(">I4s", data, place)
+        chunk = data[place + 8 : place + 8 + length]
+        place += 12 + length
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and len(chunk) <= _TEXT_MAX:
+            name, text = _read_text(kind, chunk)
+            texts.setdefault(name, text)
+        elif kind == b"IEND":
+            break
+    return texts
+
+
+def _read_text(kind: bytes, chunk: bytes) -> tuple[str, str]:
+    name, _, rest = chunk.partition(b"\x00")
+    encoding = "latin-1"
+    if kind == b"zTXt":
+        rest = _inflate(rest[1:])
+    elif kind == b"iTXt":
+        encoding = "utf-8"
+        is_compressed = rest[:1] == b"\x01"
+        rest = rest[2:].partition(b"\x00")[2].partition(b"\x00")[2]
+        rest = _inflate(rest) if is_compressed else rest
+    return name.decode("latin-1"), rest.decode(encoding, "replace").replace("\x00", "")
+
+
+def _inflate(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, _TEXT_MAX)
+    except zlib.error:
+        return b""

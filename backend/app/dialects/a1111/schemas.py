@@ -1,0 +1,114 @@
+"""What A1111's clients send: much more than is meant, so unknown keys and nulls are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.dialects.a1111.samplers import joined
+from app.dialects.asking import read_as
+from app.dialects.lora_tags import read_tags
+from app.schemas.common import Storable
+from app.schemas.content import GenerateIn
+from sdxl_contract.errors import InvalidRequest
+
+STEPS_DEFAULT, CFG_DEFAULT = 50, 7.0
+_OFF = (None, False, 0, "", "None", "none")
+
+
+def _whole(value: object) -> object:
+    """8.0 and "8" for 8."""
+    if isinstance(value, str):
+        value = value.strip() or None
+    return value
+
+
+Whole = Annotated[int | None, BeforeValidator(_whole)]
+Number = Annotated[float | None, BeforeValidator(_whole), Field(allow_inf_nan=False)]
+
+
+class Txt2ImgIn(BaseModel):
+    """`POST /txt2img`, as far as it has a meaning here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: Storable | None = ""
+    negative_prompt: Storable | None = ""
+    seed: Whole = -1
+    steps: Whole = STEPS_DEFAULT
+    cfg_scale: Number = CFG_DEFAULT
+    width: Whole = None
+    height: Whole = None
+    batch_size: Whole = 1
+    n_iter: Whole = 1
+    sampler_name: Storable | None = None
+    sampler_index: Storable | None = None
+    scheduler: Storable | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool | None = True
+
+    enable_hr: bool | None = False
+    restore_faces: bool | None = False
+    tiling: bool | None = False
+    script_name: Storable | None = None
+    subseed_strength: Number = 0.0
+    alwayson_scripts: dict[str, Any] | None = None
+
+    def check_offered(self) -> None:
+        """Refuse what would change the picture and is not offered here.
+
+        Raises:
+            InvalidRequest: names the field.
+        """
+        for field in ("enable_hr", "restore_faces", "tiling", "script_name", "subseed_strength"):
+            if getattr(self, field) not in _OFF:
+                raise _not_offered(field)
+        for name, script in (self.alwayson_scripts or {}).items():
+            if _is_on(script):
+                raise _not_offered(f"alwayson_scripts.{name[:60]}")
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The base model that is asked for."""
+        name = (self.override_settings or {}).get("sd_model_checkpoint")
+        return name if isinstance(name, str) and name else None
+
+    def as_asked(self) -> GenerateIn:
+        """The same wish in the API's own words.
+
+        Raises:
+            InvalidPrompt, InvalidRequest, NotFound: a field is wrong, or cannot be had.
+        """
+        self.check_offered()
+        tagged = read_tags(self.prompt or "")
+        values: dict[str, Any] = {
+            "prompt": tagged.prompt,
+            "negative_prompt": self.negative_prompt,
+            "width": self.width or None,
+            "height": self.height or None,
+            "steps": STEPS_DEFAULT if self.steps is None else self.steps,
+            "cfg": CFG_DEFAULT if self.cfg_scale is None else self.cfg_scale,
+            "seed": None if self.seed is None or self.seed < 0 else self.seed,
+            "num_images": (self.batch_size or 1) * (self.n_iter or 1),
+            "scheduler": joined(self.sampler_name or self.sampler_index, self.scheduler),
+        }
+        if tagged.loras:
+            values["loras"] = [use.model_dump(exclude_none=True) for use in tagged.loras]
+        return read_as(GenerateIn, {k: v for k, v in values.items() if v is not None})
+
+
+def _is_on(script: object) -> bool:
+    arguments = script.get("args") if isinstance(script, dict) else script
+    if isinstance(arguments, dict):
+        arguments = [arguments]
+    if not isinstance(arguments, list):
+        return False
+    return any(
+        argument is True or (isinstance(argument, dict) and bool(argument.get("enabled", True)))
+        for argument in arguments
+    )
+
+
+def _not_offered(field: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: is not offered here: leave it off", details={"field": field})

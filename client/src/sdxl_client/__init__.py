@@ -1,0 +1,24 @@
+"""Client of a modal-sdxl-lora server: the same calls in `Client` and `AsyncClient`."""
+
+from sdxl_client.async_client import AsyncClient
+from sdxl_client.client import Client
+from sdxl_client.errors import ApiError, ConnectionLost, ContentFailed, SdxlError, Unauthorized
+from sdxl_client.models import Batch, Content, Event, Image, Lora, LoraUse, Page, Webhook
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Batch",
+    "Client",
+    "ConnectionLost",
+    "Content",
+    "ContentFailed",
+    "Event",
+    "Image",
+    "Lora",
+    "LoraUse",
+    "Page",
+    "SdxlError",
+    "Unauthorized",
+    "Webhook",
+]

@@ -1,0 +1,339 @@
+"""The client for asyncio: the same methods as `Client`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+
+from sdxl_client import calls
+from sdxl_client.calls import Call, Id
+from sdxl_client.client import DEFAULT_URL, _answer, _error, _itself, save_files
+from sdxl_client.errors import ConnectionLost, ContentFailed, SdxlError
+from sdxl_client.models import FINAL, Batch, Content, Event, Lora, LoraUse, Webhook
+from sdxl_client.retrying import EventLines, pause
+
+T = TypeVar("T")
+_STREAM_SILENCE_SECONDS = 60.0  # the server sends a sign of life each 15 s
+_GENERATE_WAIT_SECONDS = 60.0
+
+
+class AsyncClient:
+    """Calls to one server.
+
+    Args:
+        base_url: of the server; else `SDXL_URL`.
+        api_key: else `SDXL_API_KEY`; a server on loopback without keys needs none.
+        timeout: seconds for an answer, beside what the server was asked to wait.
+        retries: of a call whose answer was lost, or that was refused for the moment.
+        transport: for tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: int = 4,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = (base_url or os.environ.get("SDXL_URL") or DEFAULT_URL).rstrip("/")
+        key = api_key or os.environ.get("SDXL_API_KEY")
+        self._timeout = timeout
+        self._retries = retries
+        self._http = httpx2.AsyncClient(
+            base_url=self.base_url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # Contents
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        loras: Sequence[LoraUse | str] | None = None,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Content:
+        """Draw, and return the content once it has its pictures.
+
+        Args:
+            loras: of the library, by name or as `LoraUse`.
+            wait: seconds until it is given up waiting for (not: cancelled); None: as long as it
+                takes.
+            fields: any other of `POST /content/generate`: seed, width, height, steps, …
+
+        Raises:
+            ContentFailed: it ended without pictures.
+            TimeoutError: `wait` is over.
+            ApiError: it was refused.
+        """
+        first = _GENERATE_WAIT_SECONDS if wait is None else min(wait, _GENERATE_WAIT_SECONDS)
+        body = {"prompt": prompt, "loras": loras, **fields}
+        content = await self._send(
+            calls.generate(body, wait=first, idempotency_key=idempotency_key)
+        )
+        if not content.is_final:
+            content = await self.wait(content.id, None if wait is None else max(0.0, wait - first))
+        if content.status != "succeeded":
+            raise ContentFailed(content)
+        return content
+
+    async def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        loras: Sequence[LoraUse | str] | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Content:
+        """As `generate`, without waiting."""
+        body = {"prompt": prompt, "loras": loras, **fields}
+        return await self._send(calls.generate(body, wait=0, idempotency_key=idempotency_key))
+
+    async def wait(self, content_id: Id, seconds: float | None = None) -> Content:
+        """The content once it has ended, however it did.
+
+        Raises:
+            TimeoutError: `seconds` are over.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        async for event in self.stream(content_id, until=deadline):
+            if event.type in FINAL:
+                break
+        content = await self.get(content_id)
+        if not content.is_final:
+            raise TimeoutError(f"the content {content_id} is still {content.status}")
+        return content
+
+    async def stream(
+        self, content_id: Id, *, last_event_id: str | None = None, until: float | None = None
+    ) -> AsyncIterator[Event]:
+        """What happens to a content, to its end; a lost connection is taken up again.
+
+        Args:
+            until: when to stop, by `time.monotonic()`.
+        """
+        lines = EventLines()
+        lines.last_id = last_event_id
+        call: Call[object] = Call("GET", f"{calls.API}/content/{content_id}/events", _itself)
+        tried = 0
+        while until is None or time.monotonic() < until:
+            try:
+                async for event in self._events(call, lines, until):
+                    tried = 0
+                    yield event
+                    if event.type in FINAL:
+                        return
+                if until is not None and time.monotonic() >= until:
+                    return
+                raise ConnectionLost("the stream ended before the content")
+            except SdxlError as error:
+                tried += 1
+                seconds = pause(call, error, tried, self._retries)
+                if seconds is None:
+                    raise
+                await asyncio.sleep(seconds)
+
+    async def _events(
+        self, call: Call[object], lines: EventLines, until: float | None
+    ) -> AsyncIterator[Event]:
+        silence = _STREAM_SILENCE_SECONDS
+        if until is not None:
+            silence = max(0.05, min(silence, until - time.monotonic()))
+        headers = {"Last-Event-ID": lines.last_id} if lines.last_id else {}
+        try:
+            async with self._http.stream(
+                call.method, call.path, headers=headers, timeout=silence
+            ) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _error(response)
+                async for line in response.aiter_lines():
+                    event = lines.take(line)
+                    if event is not None:
+                        yield event
+                    if until is not None and time.monotonic() >= until:
+                        return
+        except httpx2.TimeoutException:
+            if until is None or time.monotonic() < until:
+                raise ConnectionLost("the stream was silent for too long") from None
+        except httpx2.HTTPError as error:
+            raise ConnectionLost(f"the connection failed ({type(error).__name__})") from error
+
+    async def contents(
+        self, *, status: str | None = None, batch_id: Id | None = None, page_size: int = 50
+    ) -> AsyncIterator[Content]:
+        """All contents, newest first."""
+        cursor = None
+        while True:
+            page = await self._send(
+                calls.contents(limit=page_size, cursor=cursor, status=status, batch_id=batch_id)
+            )
+            for content in page.items:
+                yield content
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def get(self, content_id: Id) -> Content:
+        """One content; its URLs are signed anew."""
+        return await self._send(calls.read_content(content_id))
+
+    async def delete(self, content_id: Id) -> None:
+        """Remove a content and its pictures."""
+        await self._send(calls.delete_content(content_id))
+
+    async def cancel(self, content_id: Id) -> Content:
+        """Stop a content."""
+        return await self._send(calls.cancel(content_id))
+
+    async def replay(self, content_id: Id) -> Content:
+        """The same request again, its seed included, as a new content."""
+        return await self._send(calls.replay(content_id))
+
+    async def batch(self, prompts: Sequence[str], **fields: Any) -> Batch:
+        """Ask for many pictures at once, all or none."""
+        batch_id = await self._send(calls.batch({"prompts": list(prompts), **fields}))
+        return await self.read_batch(batch_id)
+
+    async def read_batch(self, batch_id: Id) -> Batch:
+        """How far a batch is."""
+        return await self._send(calls.read_batch(batch_id))
+
+    async def download(self, content: Content) -> list[bytes]:
+        """The bytes of a content's pictures, in order."""
+        return [await self._fetch(image.url) for image in content.images]
+
+    async def save(self, content: Content, folder: Path | str = ".") -> list[Path]:
+        """Write a content's pictures into `folder`; returns their paths."""
+        return save_files(content, await self.download(content), Path(folder))
+
+    # LoRAs and webhooks
+
+    async def loras(self) -> list[Lora]:
+        """The library, newest first."""
+        return (await self._send(calls.loras())).items
+
+    async def upload_lora(
+        self,
+        file: Path | str,
+        *,
+        name: str | None = None,
+        description: str = "",
+        tags: Sequence[str] = (),
+    ) -> Lora:
+        """Put a `.safetensors` file into the library; the same bytes again give the same LoRA."""
+        return await self._send(calls.upload_lora(Path(file), name, description, tags))
+
+    async def delete_lora(self, lora_id: Id) -> None:
+        """Remove a LoRA that nothing needs any more."""
+        await self._send(calls.delete_lora(lora_id))
+
+    async def webhooks(self) -> list[Webhook]:
+        """All webhooks."""
+        return (await self._send(calls.webhooks())).items
+
+    async def add_webhook(self, url: str, **fields: Any) -> Webhook:
+        """A new webhook, with its secret."""
+        return await self._send(calls.add_webhook({"url": url, **fields}))
+
+    async def delete_webhook(self, webhook_id: Id) -> None:
+        """Remove a webhook and its messages."""
+        await self._send(calls.delete_webhook(webhook_id))
+
+    async def test_webhook(self, webhook_id: Id) -> dict[str, Any]:
+        """Send it a message that means nothing."""
+        return await self._send(calls.test_webhook(webhook_id))
+
+    async def rotate_webhook(self, webhook_id: Id) -> Webhook:
+        """A new secret; the old one signs, too, for a day."""
+        return await self._send(calls.rotate_webhook(webhook_id))
+
+    # The server
+
+    async def session(self) -> dict[str, Any]:
+        """Whose key this is, and whether one is needed."""
+        return await self._send(calls.session())
+
+    async def model(self) -> dict[str, Any]:
+        """The base model and its limits."""
+        return await self._send(calls.model())
+
+    async def ready(self) -> dict[str, Any]:
+        """Whether the server is ready; what is not."""
+        return await self._send(calls.ready())
+
+    async def _send(self, call: Call[T]) -> T:
+        tried = 0
+        while True:
+            try:
+                return await self._once(call)
+            except SdxlError as error:
+                tried += 1
+                seconds = pause(call, error, tried, self._retries)
+                if seconds is None:
+                    raise
+                await asyncio.sleep(seconds)
+
+    async def _once(self, call: Call[T]) -> T:
+        file = call.file.open("rb") if call.file is not None else None
+        try:
+            response = await self._http.request(
+                call.method,
+                call.path,
+                json=call.json,
+                params=call.params or None,
+                headers=dict(call.headers),
+                data=call.form,
+                files=None if file is None else {"file": (Path(file.name).name, file)},
+                timeout=httpx2.Timeout(self._timeout + call.wait_seconds, connect=10.0),
+            )
+        except httpx2.HTTPError as error:
+            raise ConnectionLost(
+                f"{self.base_url} could not be reached, or broke off ({type(error).__name__})"
+            ) from error
+        finally:
+            if file is not None:
+                file.close()
+        return call.read(_answer(response))
+
+    async def _fetch(self, url: str) -> bytes:
+        # A client of its own: the key is the server's, and pictures may lie elsewhere.
+        try:
+            async with httpx2.AsyncClient(timeout=self._timeout) as http:
+                response = await http.get(url)
+        except httpx2.HTTPError as error:
+            raise ConnectionLost(
+                f"a picture could not be fetched ({type(error).__name__})"
+            ) from error
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content

@@ -1,0 +1,1 @@
+"""The command line `sdxl`: results on stdout, everything else on stderr."""
