@@ -12,7 +12,7 @@ from app.dialects.a1111.samplers import SOLVERS, SPACINGS
 from app.dialects.asking import read_json
 from sdxl_contract.request import scheduler_named
 
-router = APIRouter(prefix="/v1")
+router = APIRouter()
 _UNSEEN = "sdxl"  # before any worker was seen nobody knows what its model is called
 
 
@@ -37,7 +37,7 @@ async def check_checkpoint(services: Services, wanted: str | None) -> None:
         raise error
 
 
-@router.get("/options")
+@router.get("/v1/options")
 async def read_options(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     """What can be read of a server's settings."""
     return {
@@ -50,14 +50,14 @@ async def read_options(caller: CallerDep, services: ServicesDep) -> dict[str, An
     }
 
 
-@router.post("/options")
+@router.post("/v1/options")
 async def write_options(request: Request, caller: CallerDep, services: ServicesDep) -> None:
     """Settings are the server's, not a caller's: taken without effect, but for another model."""
     wanted = (await read_json(request)).get("sd_model_checkpoint")
     await check_checkpoint(services, wanted if isinstance(wanted, str) and wanted else None)
 
 
-@router.get("/sd-models")
+@router.get("/v1/sd-models")
 async def list_models(caller: CallerDep, services: ServicesDep) -> list[dict[str, Any]]:
     """The one base model."""
     name = await model_name(services)
@@ -73,7 +73,7 @@ async def list_models(caller: CallerDep, services: ServicesDep) -> list[dict[str
     ]
 
 
-@router.get("/samplers")
+@router.get("/v1/samplers")
 async def list_samplers(caller: CallerDep, services: ServicesDep) -> list[dict[str, Any]]:
     """One name a solver, of those that the worker offers."""
     offered = services.base_model.schedulers
@@ -84,7 +84,7 @@ async def list_samplers(caller: CallerDep, services: ServicesDep) -> list[dict[s
     ]
 
 
-@router.get("/schedulers")
+@router.get("/v1/schedulers")
 async def list_schedulers(caller: CallerDep) -> list[dict[str, Any]]:
     """How a solver's steps may be spaced."""
     return [
@@ -99,7 +99,7 @@ async def list_schedulers(caller: CallerDep) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/loras")
+@router.get("/v1/loras")
 async def list_loras(owner: OwnerDep, services: ServicesDep) -> list[dict[str, Any]]:
     """The key's library, by the names that a prompt's tags may use."""
     return [
@@ -113,59 +113,59 @@ async def list_loras(owner: OwnerDep, services: ServicesDep) -> list[dict[str, A
     ]
 
 
-@router.get("/upscalers")
+@router.get("/v1/upscalers")
 async def list_upscalers(caller: CallerDep) -> list[dict[str, Any]]:
     """None, as A1111 names it."""
     return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
 
 
-@router.get("/embeddings")
+@router.get("/v1/embeddings")
 async def list_embeddings(caller: CallerDep) -> dict[str, Any]:
     """None."""
     return {"loaded": {}, "skipped": {}}
 
 
-@router.get("/scripts")
+@router.get("/v1/scripts")
 async def list_scripts(caller: CallerDep) -> dict[str, list[str]]:
     """None."""
     return {"txt2img": [], "img2img": []}
 
 
-@router.get("/memory")
+@router.get("/v1/memory")
 async def read_memory(caller: CallerDep) -> dict[str, Any]:
     """Nothing: the worker's memory is another computer's."""
     return {"ram": {}, "cuda": {}}
 
 
-@router.get("/cmd-flags")
+@router.get("/v1/cmd-flags")
 async def read_flags(caller: CallerDep) -> dict[str, Any]:
     """None."""
     return {}
 
 
-@router.get("/latent-upscale-modes")
-@router.get("/sd-vae")
-@router.get("/sd-modules")
-@router.get("/hypernetworks")
-@router.get("/face-restorers")
-@router.get("/prompt-styles")
-@router.get("/realesrgan-models")
-@router.get("/script-info")
-@router.get("/extensions")
+@router.get("/v1/latent-upscale-modes")
+@router.get("/v1/sd-vae")
+@router.get("/v1/sd-modules")
+@router.get("/v1/hypernetworks")
+@router.get("/v1/face-restorers")
+@router.get("/v1/prompt-styles")
+@router.get("/v1/realesrgan-models")
+@router.get("/v1/script-info")
+@router.get("/v1/extensions")
 async def list_nothing(caller: CallerDep) -> list[Any]:
     """None of these."""
     return []
 
 
-@router.post("/refresh-loras")
-@router.post("/refresh-checkpoints")
-@router.post("/refresh-vae")
+@router.post("/v1/refresh-loras")
+@router.post("/v1/refresh-checkpoints")
+@router.post("/v1/refresh-vae")
 async def refresh(caller: CallerDep) -> None:
     """Nothing to do: lists are always read anew."""
 
 
-@router.post("/extra-single-image", include_in_schema=False)
-@router.post("/extra-batch-images", include_in_schema=False)
+@router.post("/v1/extra-single-image", include_in_schema=False)
+@router.post("/v1/extra-batch-images", include_in_schema=False)
 async def upscale(caller: CallerDep) -> None:
     """Say that there is no upscaler."""
     raise NotFound("Upscaler not found: pictures cannot be enlarged here")
