@@ -7,9 +7,11 @@ Must not know: what is sent.
 from __future__ import annotations
 
 import asyncio
+import http.cookiejar
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -71,6 +73,8 @@ class Outgoing:
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
             trust_env=False,
+            # Connections go to addresses, which many hosts share: a cookie would reach others.
+            cookies=http.cookiejar.CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             proxy=proxy_url,
             timeout=httpx2.Timeout(ATTEMPT_SECONDS, connect=_CONNECT_SECONDS),
             limits=httpx2.Limits(max_keepalive_connections=0),

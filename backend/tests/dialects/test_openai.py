@@ -93,7 +93,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"extra_body": {"loras": 5}}, "loras", "list"),
     ({"prompt": "x <lora:a:b>"}, "prompt", "number"),
     ({"prompt": "x <lora:a:1:0.5>"}, "prompt", "alike"),
-    ({"prompt": "x <lora:a:nan>"}, "prompt", "from -2 to 2"),
+    ({"prompt": "x <lora:a:nan>"}, "prompt", "a weight is from"),
 ]
 
 
