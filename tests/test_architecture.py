@@ -71,6 +71,7 @@ ROOMS = {
     "contract/src": {"sdxl_worker", "app", "testkit", "scripts", "deploy", "benchmarks"},
     "worker/src": {"app", "testkit", "scripts", "deploy", "benchmarks", "demo_model"},
     "backend/app": {"sdxl_worker", "testkit", "scripts", "deploy", "benchmarks", "demo_model"},
+    "client/src": {"sdxl_contract", "sdxl_worker", "app", "testkit", "scripts", "deploy"},
     "scripts": {"benchmarks", "testkit", "deploy", "demo_model"},
     "deploy": {"benchmarks", "testkit", "app", "scripts", "demo_model"},
     "demo_model": {"sdxl_worker", "app", "benchmarks", "deploy", "testkit"},

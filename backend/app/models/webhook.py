@@ -11,6 +11,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Created, JsonList, LongText, Moment, UuidPk
 
 
+class Signing(StrEnum):
+    """How a webhook's messages are signed."""
+
+    HMAC = "hmac"
+    ED25519 = "ed25519"
+
+
 class DeliveryState(StrEnum):
     """Where a message is."""
 

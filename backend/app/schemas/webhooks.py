@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.models import DeliveryState, Webhook
+from app.models.webhook import Signing
 from app.schemas.common import Description
-from app.services.webhooks.signing import Signing
 
 _URL = Field(
     min_length=9,

@@ -16,10 +16,11 @@ from standardwebhooks.webhooks import Webhook as Verifier
 from app.core.db import Database
 from app.core.settings import Settings
 from app.models.base import utc_now
+from app.models.webhook import Signing
 from app.services.outgoing import Outgoing, OutgoingFailed, UrlRefused
 from app.services.storage import LocalStorage
 from app.services.webhooks.schedule import PAUSES, is_given_up, next_attempt
-from app.services.webhooks.signing import Signing, new_secret, shown_secret, signatures
+from app.services.webhooks.signing import new_secret, shown_secret, signatures
 from chaos import webhooks as chaos
 from sdxl_contract.errors import GenerationFailed
 from testkit.backend import Backend, StartBackend, add_key

@@ -14,10 +14,11 @@ from app.core.db import Database
 from app.core.errors import Conflict, NotFound
 from app.models import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 from app.models.base import utc_now
+from app.models.webhook import Signing
 from app.repositories.webhooks import WebhookRepository, new_delivery
 from app.schemas.webhooks import TEST_TYPE, WebhookIn, WebhookPatch
 from app.services.outgoing import Outgoing, UrlRefused
-from app.services.webhooks.signing import Signing, new_secret
+from app.services.webhooks.signing import new_secret
 from sdxl_contract.errors import InvalidRequest
 
 MAX_WEBHOOKS = 20

@@ -10,19 +10,13 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from app.models.webhook import Signing
+
 _SECRET_BYTES = 32
 SYMMETRIC, PRIVATE, PUBLIC = "whsec_", "whsk_", "whpk_"
-
-
-class Signing(StrEnum):
-    """How a webhook's messages are signed."""
-
-    HMAC = "hmac"
-    ED25519 = "ed25519"
 
 
 def new_secret(signing: Signing) -> str:
