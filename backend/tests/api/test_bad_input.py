@@ -30,7 +30,7 @@ from app.services.lora_inference import LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import ContractError, LoraDownloadFailed, LoraLoadFailed
-from testkit.backend import Backend, StartBackend
+from testkit.backend import Backend, StartBackend, ended
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run
 from testkit.lora_bytes import kohya_lora, sd15_lora
 
@@ -102,18 +102,18 @@ async def test_an_expired_url_is_signed_anew_and_the_content_succeeds(
         assert len(edge.posts) == 2
 
 
-async def test_a_worker_that_is_down_fails_the_row_until_it_is_up(
+async def test_a_worker_that_is_down_is_waited_for(
     start_backend: StartBackend,
 ) -> None:
     async with ModalEdgeDouble() as edge:
         inference = inference_of(edge.url)
     async with start_backend(inference=inference) as backend:
-        kept = await row_of(backend, await backend.generate(**SMALL))
-        assert (kept["status"], kept["error"]["code"]) == ("failed", "MODEL_LOAD_FAILED")
-        assert "cannot be reached" in kept["error"]["message"]
+        asked = await backend.generate(expected=202, headers={"Prefer": "wait=1"}, **SMALL)
+        assert (asked["status"], asked["error"]) == ("queued", None)
+        assert asked["waiting_for"]["reason"] == "worker_unreachable"
         async with ModalEdgeDouble() as up:
             inference._primary = inference_of(up.url)._primary
-            assert (await backend.generate(**SMALL))["status"] == "succeeded"
+            assert (await ended(backend, asked["id"]))["status"] == "succeeded"
 
 
 async def test_a_refusal_at_the_door_leaves_no_row_and_the_next_request_works(

@@ -24,7 +24,7 @@ from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.bad_worker import SECRET, crash, good
-from testkit.doubles.http_server import Call, HttpServer, Reply
+from testkit.doubles.http_server import Call, HttpServer, Reply, as_json
 from testkit.processes import backend_process, free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -148,20 +148,27 @@ class Collector(HttpServer):
         return found
 
 
+class Refuses(HttpServer):
+    """A worker that takes nothing, and has no health to show."""
+
+    async def answer(self, call: Call, gone: Callable[[], Awaitable[None]]) -> Reply:
+        if call.path != "/generate-image":
+            return Reply(404)
+        return as_json({"error": "steps: no", "error_code": "INVALID_REQUEST"}, 422)
+
+
 @pytest.mark.slow
 async def test_by_otlp_the_spans_reach_a_collector_also_those_of_the_last_second() -> None:
     folder = tempfile.mkdtemp(prefix="backend-tests-")
-    nobody = f"http://127.0.0.1:{free_port()}/generate-image"
     port = free_port()
-    async with Collector() as collector:
+    async with Collector() as collector, Refuses() as worker:
         process = backend_process(
             Path(folder) / "data",
             port,
             TRACING="otlp",
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             OTEL_EXPORTER_OTLP_HEADERS="x-tenant=s3cret",
-            MODAL_ENDPOINT_URL=nobody,
-            MODAL_MAX_RETRIES="0",
+            MODAL_ENDPOINT_URL=f"{worker.url}/generate-image",
         )
         running = await asyncio.to_thread(process.__enter__)
         try:
