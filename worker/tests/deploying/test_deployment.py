@@ -70,7 +70,7 @@ def test_the_container_insists_on_a_token() -> None:
 
 def test_the_worker_gets_what_the_shell_set_but_not_what_the_deployment_decides() -> None:
     values = {
-        "WORKER_API_TOKEN": "t",
+        "WORKER_API_TOKEN": "t" * 16,
         "QUEUE_MAX": "3",
         "WORKER_HOST": "127.0.0.1",
         "HF_HOME": "/x",
@@ -89,7 +89,7 @@ def test_the_worker_gets_what_the_shell_set_but_not_what_the_deployment_decides(
 
 
 def test_auto_is_decided_by_the_deployment_not_by_the_cpu_that_loads_the_weights() -> None:
-    values = {"WORKER_API_TOKEN": "t", "DEVICE": "auto", "DTYPE": "auto", "DEPLOY_GPU": "T4"}
+    values = {"WORKER_API_TOKEN": "t" * 16, "DEVICE": "auto", "DTYPE": "auto", "DEPLOY_GPU": "T4"}
     with deploy_check.environment(values):
         settings = Deployment.from_environment().worker_settings()
     with deploy_check.environment({**values, "DTYPE": "float32", "DEVICE": "cpu"}):
@@ -106,9 +106,9 @@ def test_auto_is_decided_by_the_deployment_not_by_the_cpu_that_loads_the_weights
 def test_what_was_asked_for_is_what_is_paid_whatever_modal_gives(
     gpu: str, paid: str | None
 ) -> None:
-    with deploy_check.environment({"WORKER_API_TOKEN": "t", "DEPLOY_GPU": gpu}):
+    with deploy_check.environment({"WORKER_API_TOKEN": "t" * 16, "DEPLOY_GPU": gpu}):
         assert Deployment.from_environment().worker_settings().gpu_name == paid
-    stated = {"WORKER_API_TOKEN": "t", "DEPLOY_GPU": gpu, "GPU_NAME": "H200"}
+    stated = {"WORKER_API_TOKEN": "t" * 16, "DEPLOY_GPU": gpu, "GPU_NAME": "H200"}
     with deploy_check.environment(stated):
         assert Deployment.from_environment().worker_settings().gpu_name == "H200"
 
