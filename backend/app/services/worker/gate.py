@@ -27,6 +27,8 @@ WORDS: Mapping[str, str] = {
     "storage": "the picture is drawn, and the object store does not take it at the moment",
 }
 
+_AWAY = (Seen.UNREACHABLE, Seen.LOADING, Seen.FAILED)
+
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +60,11 @@ class Gate:
     @property
     def waiting_for(self) -> dict[str, str] | None:
         """What keeps work from going on; None where nothing does."""
-        return None if self._reason is None else waiting_for(self._reason)
+        if self._reason is not None:
+            return waiting_for(self._reason)
+        # No runner has come to it yet, as just after a start.
+        seen = self._base_model.seen
+        return waiting_for(_reason(seen)) if seen in _AWAY else None
 
     def shut(self, found: Outage, retry_after: float | None = None) -> None:
         """An attempt found the worker away, or busy for `retry_after` seconds."""
@@ -78,7 +84,7 @@ class Gate:
         if self._reason is None:
             # A worker that is seen to be away is not tried, so that nothing seems to begin.
             seen = self._base_model.seen
-            if seen in (Seen.UNREACHABLE, Seen.LOADING, Seen.FAILED):
+            if seen in _AWAY:
                 self._look_at, self._pause = self._now(), _FIRST_S
                 self._close(_reason(seen))
             else:
@@ -103,7 +109,7 @@ class Gate:
             self._look_at = self._now() + self._pause
             self._pause = min(self._pause * 1.5, _LOOK_S)
             seen = self._base_model.seen
-            if seen in (Seen.UNREACHABLE, Seen.LOADING, Seen.FAILED):
+            if seen in _AWAY:
                 self._reason = _reason(seen)
             elif self._now() >= self._not_before:
                 # Ready; or it has no health that we can read, and only trying can tell.
