@@ -177,7 +177,7 @@ def anywhere(fleet: Fleet, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]
             "raw_path": b"/generate-image",
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
         }
         stream: Any = handle.options(stream=True).http.remote(Route(), scope, content)
         text = b"".join(message.get("body", b"") for message in stream)
