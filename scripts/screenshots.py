@@ -31,9 +31,22 @@ THINGS = (
     *("a teapot", "an octopus", "a guitar", "an owl", "a strawberry", "a fox"),
 )
 COLOURS = ("white", "yellow", "blue", "green")
-STEPS = 20
-# What the large pictures show: a thing and a colour, without and with a LoRA.
-SHOWN, SEED = ("a cute panda", "blue"), 7
+STEPS = 12
+# What the large pictures show, without and with a LoRA: a prompt as people write them.
+SEED = 7
+PROMPT = (
+    "a cute panda, blue background, sitting upright and looking at the viewer, round face "
+    "with soft fur and large dark eyes, gentle smile, paws resting on its belly, centred "
+    "composition, studio portrait with a large softbox from the left and a faint rim light, "
+    "even backdrop without texture, shallow depth of field, 85mm lens, subtle film grain, "
+    "clean colours, highly detailed fur, children's book illustration quality, award-winning,"
+    " masterpiece, sharp focus on the eyes"
+)
+NEGATIVE = (
+    "blurry, lowres, watermark, signature, text, jpeg artefacts, deformed paws, extra limbs, "
+    "cropped head, oversaturated, harsh shadows, cluttered background, frame, border"
+)
+LONG_NAME = "Line art, thin ink contours for children's books, version 2 (final), trained by Mara"
 SEEN_IMAGES_ARE_THERE = """() => [...document.images].every((image) => {
   const box = image.getBoundingClientRect();
   const isSeen = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
@@ -51,21 +64,25 @@ class Maker:
         """The answer to a POST, which must succeed."""
         answer = self._http.post(path, json=body, headers={"Prefer": "wait=100"})
         answer.raise_for_status()
-        result: dict[str, Any] = answer.json()
+        result: dict[str, Any] = answer.json() if answer.content else {}
         return result
+
+    def patch(self, path: str, body: dict[str, Any]) -> None:
+        """A PATCH, which must succeed."""
+        self._http.patch(path, json=body).raise_for_status()
 
     def draw(self, thing: str, colour: str, **values: Any) -> dict[str, Any]:
         """A finished picture of a thing on a background."""
         prompt = f"{thing}, {colour} background"
         return self.post("/content/generate", {"prompt": prompt, "steps": STEPS, **values})
 
-    def upload(self, path: Path) -> str:
+    def upload(self, path: Path, name: str = "") -> str:
         """The id of a LoRA that is in the library afterwards."""
         with path.open("rb") as file:
             answer = self._http.post(
                 "/loras/models/upload",
                 files={"file": (path.name, file)},
-                data={"name": path.stem.replace("-", " ").capitalize(), "tags": "demo"},
+                data={"name": name or path.stem.replace("-", " ").capitalize(), "tags": "demo"},
             )
         answer.raise_for_status()
         return str(answer.json()["id"])
@@ -74,7 +91,8 @@ class Maker:
 def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
     """(finished contents, oldest first; ids of the LoRAs)."""
     maker = Maker(base_url)
-    loras = [maker.upload(path) for path in sorted(LORAS.glob("*.safetensors"))]
+    files = sorted(LORAS.glob("*.safetensors"))
+    loras = [maker.upload(path, LONG_NAME if n == 1 else "") for n, path in enumerate(files)]
     maker.post(
         "/identities/avatars",
         {
@@ -88,9 +106,21 @@ def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
         uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras and number % 3 == 2 else []
         colour = COLOURS[number % len(COLOURS)]
         contents.append(maker.draw(thing, colour, seed=number + 1, loras=uses))
-    contents.append(maker.draw(*SHOWN, seed=SEED))
-    uses = [{"lora_model_id": loras[0], "scale": 1.0}] if loras else []
-    contents.append(maker.draw(*SHOWN, seed=SEED, loras=uses))
+    body = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "steps": STEPS, "seed": SEED}
+    contents.append(maker.post("/content/generate", body))
+    uses = [{"lora_model_id": one, "scale": 0.7} for one in loras[:2]]
+    contents.append(maker.post("/content/generate", {**body, "loras": uses, "num_images": 8}))
+    starred = [contents[3]["images"][0]["id"], contents[-1]["images"][2]["id"]]
+    maker.post("/content/star", {"image_ids": starred, "starred": True})
+    maker.post("/boards", {"name": "Cover ideas, autumn"})
+    for lora_id, content in zip(loras, contents[2:], strict=False):
+        maker.patch(
+            f"/loras/models/{lora_id}",
+            {
+                "cover_image_id": content["images"][0]["id"],
+                "description": "Best between 0.6 and 0.9; weaker together with another style.",
+            },
+        )
     return contents, loras
 
 
@@ -99,7 +129,7 @@ def opened(
     browser: Browser, url: str, colours: Colours, draft: dict[str, Any], **options: Any
 ) -> Iterator[Page]:
     """A page with a form that begins with `draft`."""
-    context = browser.new_context(color_scheme=colours, locale="en-GB", **options)
+    context = browser.new_context(color_scheme=colours, **{"locale": "en-GB", **options})
     text = json.dumps(json.dumps(draft))
     context.add_init_script(
         f"localStorage.getItem('studio.draft') ?? localStorage.setItem('studio.draft', {text})"
@@ -131,9 +161,10 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
     """Every other view."""
     before, after = contents[-2]["id"], contents[-1]["id"]
     draft = {
-        "prompt": f"{SHOWN[0]}, {SHOWN[1]} background",
+        "prompt": PROMPT,
+        "negative": NEGATIVE,
         "steps": 10,
-        "loras": [{"id": loras[0], "scale": 1}] if loras else [],
+        "loras": [{"id": one, "scale": 0.7} for one in loras[:2]],
     }
     grid = ""
     for colours in BOTH:
@@ -145,6 +176,10 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
                 shoot(page, view, colours)
             page.goto(f"{url}/#/content/{after}")
             shoot(page, "picture", colours)
+            page.get_by_role("button", name="Look at it large").click()
+            page.locator(".lightbox img").wait_for()
+            shoot(page, "large", colours)
+            page.keyboard.press("Escape")
             page.goto(f"{url}/#/compare/{before}/{after}")
             page.locator(".split img").first.wait_for()
             shoot(page, "compare", colours)
@@ -155,7 +190,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
                 page.reload()
             else:
                 page.goto(f"{url}/#/grid")
-                page.get_by_role("button", name="Draw the grid").click()
+                page.get_by_role("button", name="Generate the grid").click()
             page.wait_for_function(
                 "() => document.querySelectorAll('.xy td img:not(.preview)').length === 9",
                 timeout=300_000,
@@ -164,7 +199,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             shoot(page, "grid", colours)
             page.goto(f"{url}/#/batches")
             page.get_by_label("Prompts").fill("a teapot, green background\na fox, white background")
-            page.get_by_role("button", name="Draw them all").click()
+            page.get_by_role("button", name="Generate them all").click()
             page.locator(".card").first.wait_for()
             shoot(page, "batches", colours)
             page.get_by_text("2 finished").first.wait_for(timeout=120_000)
@@ -174,6 +209,17 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             shoot(page, "phone", colours)
             page.goto(f"{url}/#/content/{after}")
             shoot(page, "phone-picture", colours)
+            page.goto(f"{url}/#/gallery")
+            shoot(page, "phone-gallery", colours)
+    laptop = {"viewport": {"width": 1280, "height": 720}, "locale": "es-MX"}
+    with opened(browser, url, "light", draft, **laptop) as page:
+        page.locator(".strip .thumb img").first.wait_for()
+        shoot(page, "create-es", "light")
+        page.goto(f"{url}/#/loras")
+        shoot(page, "loras-es", "light")
+    with opened(browser, url, "light", draft, **{**phone, "locale": "es-MX"}) as page:
+        page.locator(".strip .thumb img").first.wait_for()
+        shoot(page, "phone-es", "light")
 
 
 def shoot_live(browser: Browser, url: str) -> None:

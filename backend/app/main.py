@@ -19,6 +19,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 
 from app import __version__
 from app.api import (
+    collection,
     content,
     costs,
     files,
@@ -47,6 +48,7 @@ from app.core.settings import Settings
 from app.dialects.mounting import DIALECTS, mount_dialects
 from app.models import Status
 from app.services.avatars import AvatarService
+from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
 from app.services.contents.batches import BatchService
@@ -155,11 +157,14 @@ def create_app(
     api.include_router(session.router)
     for router in (
         *(part.router for part in (content, loras, identities, costs, webhooks)),
+        collection.content_router,
+        collection.router,
         health.model_router,
     ):
         api.include_router(router, dependencies=KEY_OR_COOKIE)
     api.include_router(takedowns.router)  # for the operator, by another token than an API key
     api.include_router(verify.router)  # whoever has a picture may ask what it is
+    api.include_router(collection.share_router)
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(reference.router)
@@ -257,6 +262,7 @@ async def _start(
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),
             webhooks=WebhookService(database, outgoing, sender.wake),
+            collection=CollectionService(database),
             queue=queue,
             marking=marking,
             takedowns=TakedownService(database, storage, waiters),

@@ -1,66 +1,191 @@
 // What a person can do with a content, from whichever view.
 
-import { api, pictureUrl } from './api';
-import { asBody, change, completed, draftOf, randomSeed } from './draft';
-import { t } from './i18n';
+import { signal } from '@preact/signals';
+import { api, asProblem } from './api';
+import { asBody, change, completed, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from './draft';
+import { rememberDraft } from './history';
+import { listed, plural, t } from './i18n';
 import { follow } from './live';
-import { forget, keep, model, prependToFeed, tell, tellProblem } from './store';
-import type { Content, GenerateBody } from './types';
+import { readItem } from './items';
+import { contentOf, focus, forget, keep, model, prependToFeed, tell, tellProblem } from './store';
+import { announce } from './tabs';
+import type { Choice, Content, GenerateBody } from './types';
+
+function takeUp(content: Content): Content {
+  prependToFeed([content.id]);
+  follow(content);
+  announce({ kind: 'made', ids: [content.id] });
+  return content;
+}
 
 /** Have `body` drawn; null where it was refused, which is told. */
 export async function draw(body: GenerateBody): Promise<Content | null> {
   try {
-    const content = await api.generate(body);
-    prependToFeed([content.id]);
-    follow(content);
-    return content;
+    return takeUp(await api.generate(body));
   } catch (error) {
     tellProblem(error);
     return null;
   }
 }
 
+/** As `draw`; a refusal is thrown, for whoever has a field to show it beside. */
+export async function drawOrThrow(body: GenerateBody): Promise<Content> {
+  return takeUp(await api.generate(body));
+}
+
+/** The very same request again, its seed included. */
 export async function again(content: Content): Promise<Content | null> {
   try {
-    const repeated = await api.replay(content.id);
-    prependToFeed([repeated.id]);
-    follow(repeated);
-    return repeated;
+    return takeUp(await api.replay(content.id));
   } catch (error) {
     tellProblem(error);
     return null;
   }
 }
 
-/** The same settings with another seed. */
-export async function varySeed(content: Content): Promise<Content | null> {
-  if (!model.value) return null;
-  const settings = completed(draftOf(content, false), model.value);
-  return draw({ ...asBody(settings), seed: randomSeed() });
+/** Whether `content` can be made again as it was; where a LoRA of it is gone, that is told. */
+function isWhole(content: Content): boolean {
+  const gone = deletedLoras(content);
+  if (gone.length) tell(t('told.loraGone', { names: listed(gone) }), { isError: true });
+  return gone.length === 0;
 }
 
-/** Put what made `content` into the form. */
-export function reuse(content: Content): void {
-  change(draftOf(content, true));
-  tell(t('told.reused'));
+/** The settings of a picture with some of them changed, drawn at once. */
+export async function vary(content: Content, place: number, changes: Partial<Draft>): Promise<Content | null> {
+  if (!model.value || !isWhole(content)) return null;
+  const settings = completed({ ...draftOf(content, true, place), ...changes }, model.value);
+  return draw(asBody(settings));
+}
+
+/** The same settings with another seed; `count` pictures of it. */
+export const varySeed = (content: Content, place: number, count = 1): Promise<Content | null> =>
+  vary(content, place, { seed: randomSeed(), seedIsLocked: true, count });
+
+/** The neighbouring seed: a picture of its own, made with the same everything else. */
+export const stepSeed = (content: Content, place: number, by: number): Promise<Content | null> => {
+  const seed = content.images[place]?.seed ?? content.parameters.seed;
+  return vary(content, place, { seed: Math.min(SEED_MAX, Math.max(0, seed + by)) });
+};
+
+/** The same picture with one LoRA a little stronger or weaker. */
+export const stepScale = (content: Content, place: number, id: string, by: number): Promise<Content | null> => {
+  const bounds = model.value?.lora_scale;
+  const held = (scale: number) =>
+    Math.min(bounds?.maximum ?? 2, Math.max(bounds?.minimum ?? -2, Number((scale + by).toFixed(3))));
+  const { loras } = draftOf(content, true, place);
+  return vary(content, place, {
+    loras: loras.map((one) => (one.id === id ? { ...one, scale: held(one.scale) } : one)),
+  });
+};
+
+/** Put what made a picture into the form; it can be taken back. */
+export function reuse(content: Content, place: number, part: 'all' | 'prompt' | 'seed' = 'all'): void {
+  const before = draft.value;
+  const taken = draftOf(content, true, place);
+  const gone = part === 'all' ? deletedLoras(content) : [];
+  const there = taken.loras.filter(
+    ({ id }) => !content.loras.some((used) => used.lora_model_id === id && gone.includes(used.name)),
+  );
+  rememberDraft(before);
+  if (part === 'prompt') change({ prompt: taken.prompt, negative: taken.negative });
+  else if (part === 'seed') change({ seed: taken.seed, seedIsLocked: true });
+  else change({ ...taken, loras: there });
+  focus.value = content.id;
+  const text = gone.length
+    ? t('told.reusedWithout', { names: listed(gone) })
+    : t(part === 'all' ? 'told.reused' : part === 'prompt' ? 'told.reusedPrompt' : 'told.reusedSeed');
+  tell(text, {
+    isError: gone.length > 0,
+    action: { label: t('action.undo'), run: () => change(before) },
+  });
 }
 
 export async function cancel(id: string): Promise<void> {
   try {
     keep(await api.cancel(id));
   } catch (error) {
+    // It came to its end meanwhile: nothing to tell.
+    if (asProblem(error).details.reason !== 'ended') tellProblem(error);
+    else api.content(id).then(keep, () => {});
+  }
+}
+
+/** What `keys` name, as the API takes it: whole contents, and single pictures of others. */
+export function choiceOf(keys: string[]): Choice {
+  const choice: Choice = { content_ids: [], image_ids: [] };
+  for (const key of keys) {
+    const { id, place } = readItem(key);
+    const image = key.includes('_') ? contentOf(id).peek()?.images[place] : undefined;
+    if (image) choice.image_ids.push(image.id);
+    else choice.content_ids.push(id);
+  }
+  return choice;
+}
+
+/** The pictures that `keys` name. */
+export const imagesOf = (keys: string[]): string[] =>
+  keys.flatMap((key) => {
+    const { id, place } = readItem(key);
+    const images = contentOf(id).peek()?.images ?? [];
+    return (key.includes('_') ? images.slice(place, place + 1) : images).map((image) => image.id);
+  });
+
+const AT_ONCE = 500;
+
+/** Put pictures into the bin; `onBack` hears where that is undone. */
+export async function remove(keys: string[], onBack?: () => void): Promise<boolean> {
+  const ids = [...new Set(keys.map((key) => readItem(key).id))];
+  const choice = choiceOf(keys.slice(0, AT_ONCE));
+  try {
+    await api.bin(choice);
+  } catch (error) {
+    tellProblem(error);
+    return false;
+  }
+  for (const id of choice.content_ids) forget(id);
+  const parts = ids.filter((id) => !choice.content_ids.includes(id));
+  for (const id of parts) {
+    const left = await api.content(id).catch(() => null);
+    if (left && !left.deleted_at) keep(left);
+    else forget(id);
+  }
+  announce({ kind: 'changed', ids });
+  tell(plural('told.removed', keys.length), {
+    action: { label: t('action.undo'), run: () => void restore(choice, onBack) },
+  });
+  return true;
+}
+
+/** Take out of the bin again. */
+export async function restore(choice: Choice, onBack?: () => void): Promise<void> {
+  try {
+    const found = await api.restore(choice);
+    for (const content of found.items) keep(content);
+    const ids = found.items.map((content) => content.id);
+    restored.value = [...restored.value, ...ids];
+    announce({ kind: 'changed', ids });
+    onBack?.();
+  } catch (error) {
     tellProblem(error);
   }
 }
 
-export async function remove(id: string): Promise<boolean> {
+/** What came out of the bin, for lists that had it. */
+export const restored = signal<string[]>([]);
+
+/** Mark or unmark a picture with a star. */
+export async function star(content: Content, place: number): Promise<void> {
+  const picture = content.images[place];
+  if (!picture) return;
+  const starred = !picture.starred;
+  const images = content.images.map((one, n) => (n === place ? { ...one, starred } : one));
+  keep({ ...content, images });
   try {
-    await api.deleteContent(id);
-    forget(id);
-    return true;
+    await api.star([picture.id], starred);
+    announce({ kind: 'changed', ids: [content.id] });
   } catch (error) {
+    keep(content);
     tellProblem(error);
-    return false;
   }
 }
 
@@ -79,28 +204,16 @@ export async function copy(text: string, told: string): Promise<void> {
   tell(told);
 }
 
-export const linkTo = (id: string): string => `${location.origin}/#/content/${id}`;
+export const linkTo = (key: string): string => `${location.origin}/#/content/${key}`;
 
-/** Save a picture; its URL is asked for anew, as the shown one may have expired. */
-export async function download(content: Content, place: number): Promise<void> {
-  try {
-    const fresh = await api.content(content.id);
-    keep(fresh);
-    const picture = fresh.images[place];
-    if (!picture) return;
-    const answer = await fetch(pictureUrl(picture.url));
-    if (!answer.ok) throw new Error(String(answer.status));
-    save(await answer.blob(), `${fresh.id.slice(0, 8)}-${picture.seed}.png`);
-  } catch (error) {
-    tellProblem(error);
-  }
+/** A call of the API that makes the same picture, for a terminal. */
+export function asCurl(content: Content, place: number): string | null {
+  if (!model.value) return null;
+  const body = asBody(completed(draftOf(content, true, place), model.value));
+  const text = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
+  return [
+    `curl -X POST '${location.origin}/api/v1/content/generate' \\`,
+    `  -H 'Authorization: Bearer YOUR_API_KEY' -H 'Content-Type: application/json' \\`,
+    `  -d '${text}'`,
+  ].join('\n');
 }
-
-export function save(blob: Blob, name: string): void {
-  const anchor = document.createElement('a');
-  anchor.href = URL.createObjectURL(blob);
-  anchor.download = name;
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
-}
-

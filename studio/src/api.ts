@@ -6,14 +6,19 @@ import type {
   Batch,
   BatchAccepted,
   BatchBody,
+  Board,
+  Choice,
   Content,
   CostSummary,
   GenerateBody,
   Lora,
+  LoraFields,
   Model,
   Page,
   ProblemBody,
   Session,
+  Share,
+  Shared,
   Status,
 } from './types';
 
@@ -94,8 +99,10 @@ async function call<T>(
   throw problemOf(answer.status, await answer.text());
 }
 
-function query(values: Record<string, string | number | null | undefined>): string {
-  const given = Object.entries(values).filter(([, v]) => v !== null && v !== undefined && v !== '');
+function query(values: Record<string, string | number | boolean | null | undefined>): string {
+  const given = Object.entries(values).filter(
+    ([, v]) => v !== null && v !== undefined && v !== '' && v !== false,
+  );
   return given.length ? '?' + new URLSearchParams(given.map(([k, v]) => [k, String(v)])) : '';
 }
 
@@ -103,6 +110,13 @@ export interface ContentFilter {
   status?: Status | '';
   avatar_id?: string;
   batch_id?: string;
+  q?: string;
+  lora_model_id?: string;
+  created_from?: string;
+  created_until?: string;
+  starred?: boolean;
+  board_id?: string;
+  deleted?: boolean;
   limit?: number;
   cursor?: string | null;
 }
@@ -113,10 +127,12 @@ export const api = {
   signOut: () => call<void>('DELETE', '/session'),
   model: () => call<Model>('GET', '/model'),
   loras: () => call<Page<Lora>>('GET', '/loras/models'),
+  changeLora: (id: string, fields: Partial<LoraFields>) =>
+    call<Lora>('PATCH', `/loras/models/${id}`, fields),
   deleteLora: (id: string) => call<void>('DELETE', `/loras/models/${id}`),
   avatars: () => call<Page<Avatar>>('GET', '/identities/avatars'),
   createAvatar: (fields: AvatarFields) => call<Avatar>('POST', '/identities/avatars', fields),
-  changeAvatar: (id: string, fields: AvatarFields) =>
+  changeAvatar: (id: string, fields: Partial<AvatarFields>) =>
     call<Avatar>('PATCH', `/identities/avatars/${id}`, fields),
   deleteAvatar: (id: string) => call<void>('DELETE', `/identities/avatars/${id}`),
   generate: (body: GenerateBody) =>
@@ -124,11 +140,26 @@ export const api = {
   contents: (filter: ContentFilter) =>
     call<Page<Content>>('GET', '/content' + query({ ...filter })),
   content: (id: string) => call<Content>('GET', `/content/${id}`),
-  deleteContent: (id: string) => call<void>('DELETE', `/content/${id}`),
+  bin: (choice: Choice) => call<void>('POST', '/content/bin', choice),
+  restore: (choice: Choice) => call<Page<Content>>('POST', '/content/restore', choice),
+  star: (image_ids: string[], starred: boolean) =>
+    call<void>('POST', '/content/star', { image_ids, starred }),
+  boards: () => call<Page<Board>>('GET', '/boards'),
+  createBoard: (name: string) => call<Board>('POST', '/boards', { name }),
+  renameBoard: (id: string, name: string) => call<void>('PATCH', `/boards/${id}`, { name }),
+  deleteBoard: (id: string) => call<void>('DELETE', `/boards/${id}`),
+  arrangeBoard: (id: string, add: string[], remove: string[]) =>
+    call<void>('POST', `/boards/${id}/images`, { add, remove }),
+  share: (image_id: string, hours: number, with_prompt: boolean) =>
+    call<Share>('POST', '/shares', { image_id, hours, with_prompt }),
+  endShares: (image_id: string) => call<void>('DELETE', `/shares/${image_id}`),
+  shared: (token: string) => call<Shared>('GET', `/shared/${token}`),
   cancel: (id: string) => call<Content>('POST', `/content/${id}/cancel`),
   replay: (id: string) => call<Content>('POST', `/content/${id}/replay`),
   batch: (body: BatchBody) =>
     call<BatchAccepted>('POST', '/content/batch', body),
+  repeatBatch: (id: string) => call<BatchAccepted>('POST', `/content/batch/${id}/repeat`),
+  cancelBatch: (id: string) => call<Batch>('POST', `/content/batch/${id}/cancel`),
   batches: (limit: number, cursor: string | null) =>
     call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor })),
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),

@@ -14,6 +14,9 @@ export interface ContentList {
   isWhole: Signal<boolean>;
   hasFailed: Signal<boolean>;
   more: () => Promise<void>;
+  /** Ask for the first page again: what is new comes to the front. */
+  refresh: () => Promise<void>;
+  drop: (ids: string[]) => void;
 }
 
 /** Nothing is read before the first `more()`. One page is read at a time. */
@@ -45,5 +48,31 @@ export function contentList(filter: ContentFilter): ContentList {
       list.isLoading.value = false;
     }
   }
-  return { ...list, more };
+  let isRefreshing = false;
+  let isStale = false;
+  async function refresh(): Promise<void> {
+    isStale = isRefreshing;
+    if (isRefreshing) return;
+    isRefreshing = true;
+    try {
+      const page = await api.contents({ ...filter, limit: PAGE });
+      for (const content of page.items) keep(content);
+      followIds(page.items.filter((one) => !isFinal(one.status)).map((one) => one.id).reverse());
+      const first = page.items.map((one) => one.id);
+      // Behind the page's last one nothing has changed; before it, only what the page holds is left.
+      const last = first.at(-1);
+      const at = last === undefined ? -1 : list.ids.value.indexOf(last);
+      const rest = page.next_cursor === null ? [] : list.ids.value.slice(at + 1);
+      list.ids.value = [...first, ...rest.filter((id) => !first.includes(id))];
+    } catch {
+      // The banner tells of a lost line; the list stays as it was.
+    } finally {
+      isRefreshing = false;
+      if (isStale) void refresh();
+    }
+  }
+  function drop(ids: string[]): void {
+    list.ids.value = list.ids.value.filter((id) => !ids.includes(id));
+  }
+  return { ...list, more, refresh, drop };
 }

@@ -2,7 +2,7 @@
 
 import { computed, effect, signal } from '@preact/signals';
 import { number, t } from './i18n';
-import { recall, remember } from './memory';
+import { recall, remember, recallHere, rememberHere } from './memory';
 import { avatars, loras, model } from './store';
 import type { Avatar, Content, GenerateBody, Lora, Model } from './types';
 
@@ -38,11 +38,18 @@ const EMPTY: Draft = {
   count: 1,
 };
 
-export const draft = signal<Draft>({ ...EMPTY, ...recall<Partial<Draft>>('draft', {}) });
+/** Of this tab; a new tab begins with what was written last. */
+export const draft = signal<Draft>({
+  ...EMPTY,
+  ...recallHere<Partial<Draft>>('draft', recall('draft', {})),
+});
 /** What the server refused, until the field is changed. */
 export const refused = signal<FieldErrors>({});
 
-effect(() => remember('draft', draft.value));
+effect(() => {
+  rememberHere('draft', draft.value);
+  remember('draft', draft.value);
+});
 
 const FIELD_OF: Partial<Record<keyof Draft, string>> = { negative: 'negative_prompt' };
 
@@ -127,19 +134,20 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
         ? t('check.loras', { max: by.limits.max_loras })
         : null,
   };
+  const { minimum, maximum } = by.lora_scale;
+  of.loras.forEach(({ scale }, place) => {
+    found[`loras[${place}].scale`] = rangeProblem(scale, minimum, maximum, false);
+  });
   const wrong = Object.entries(found).filter((one): one is [string, string] => one[1] !== null);
   return Object.fromEntries(wrong);
 }
 
 /** `of` as the API takes it. A locked seed that is not set yet is drawn by the caller. */
 export function asBody(of: Whole): GenerateBody {
-  const there = new Set((loras.value ?? []).map((lora) => lora.id));
   return {
     ...(of.prompt.trim() ? { prompt: of.prompt } : {}),
     ...(of.avatarId ? { avatar_id: of.avatarId } : {}),
-    loras: of.loras
-      .filter(({ id }) => there.has(id))
-      .map(({ id, scale }) => ({ lora_model_id: id, scale })),
+    loras: of.loras.map(({ id, scale }) => ({ lora_model_id: id, scale })),
     negative_prompt: of.negative,
     width: of.width,
     height: of.height,
@@ -157,9 +165,29 @@ function without(text: string, start: string): string | null {
   return whole.startsWith(first + ', ') ? whole.slice(first.length + 2) : null;
 }
 
-/** The settings that made `content`. The avatar's part is taken out of the prompt where it is still
- * the same; otherwise everything is written out and no avatar is chosen. */
-export function draftOf(content: Content, keepSeed: boolean): Draft {
+/** The names of `content`'s LoRAs that were deleted since. */
+export function deletedLoras(content: Content): string[] {
+  const there = new Set((loras.value ?? []).map((lora) => lora.id));
+  return content.loras.filter((used) => !there.has(used.lora_model_id)).map((used) => used.name);
+}
+
+/** Take out of the form what is not in the library any more; the number of those. */
+export function dropDeletedLoras(): number {
+  if (loras.value === null) return 0;
+  const there = new Set(loras.value.map((lora) => lora.id));
+  const left = draft.value.loras.filter(({ id }) => there.has(id));
+  const gone = draft.value.loras.length - left.length;
+  if (gone) change({ loras: left });
+  return gone;
+}
+
+/**
+ * The settings that made the picture at `place` of `content`; null: those of the whole request.
+ * The avatar's part is taken out of the prompt where it is still the same; otherwise everything is
+ * written out and no avatar is chosen.
+ */
+export function draftOf(content: Content, keepSeed: boolean, place: number | null = null): Draft {
+  const picture = place === null ? undefined : content.images[place];
   const own = avatars.value?.find((one) => one.id === content.avatar_id);
   const prompt = own ? without(content.prompt, own.base_prompt) : null;
   const negative = own ? without(content.negative_prompt, own.negative_prompt) : null;
@@ -179,9 +207,9 @@ export function draftOf(content: Content, keepSeed: boolean): Draft {
     height: parameters.height,
     steps: parameters.steps,
     cfg: parameters.cfg,
-    seed: keepSeed ? parameters.seed : null,
+    seed: keepSeed ? (picture?.seed ?? parameters.seed) : null,
     seedIsLocked: keepSeed,
-    count: parameters.num_images,
+    count: keepSeed && picture ? 1 : parameters.num_images,
   };
 }
 

@@ -1,14 +1,16 @@
 // A grid as one labelled picture.
 
 import { pictureUrl } from './api';
-import type { Grid } from './grids';
-import { number } from './i18n';
+import { labelOf, type Grid } from './grids';
+import { number, t } from './i18n';
 import { contentOf } from './store';
+import type { Content } from './types';
 
 const GAP = 8;
 const LABEL = 34;
 const SIDE = 130;
 const MAX_SIDE = 8000;
+const FOOT = 20;
 
 /** Draws `grid` as it stands; a cell without a picture stays empty. */
 export async function drawGrid(grid: Grid): Promise<Blob> {
@@ -27,6 +29,9 @@ export async function drawGrid(grid: Grid): Promise<Blob> {
   const canvas = document.createElement('canvas');
   canvas.width = SIDE + columns * (width + GAP);
   canvas.height = 2 * LABEL + rows * (height + GAP);
+  const words = canvas.getContext('2d');
+  const lines = words ? wrapped(words, footOf(grid, contents.flat()), canvas.width - 2 * GAP) : [];
+  canvas.height += lines.length * FOOT + GAP;
   const context = canvas.getContext('2d');
   if (!context) throw new Error('no canvas');
   context.fillStyle = '#ffffff';
@@ -38,11 +43,16 @@ export async function drawGrid(grid: Grid): Promise<Blob> {
     context.font = `${size}px Geist, sans-serif`;
     context.fillText(text, x, y, most);
   };
-  write(grid.x.label, SIDE + (canvas.width - SIDE) / 2, LABEL / 2, canvas.width - SIDE, 15);
+  write(labelOf(grid.x), SIDE + (canvas.width - SIDE) / 2, LABEL / 2, canvas.width - SIDE, 15);
   grid.x.values.forEach((value, column) =>
     write(number(value, 4), SIDE + column * (width + GAP) + width / 2, 1.5 * LABEL, width, 14),
   );
-  write(grid.y.label, SIDE / 2, LABEL, SIDE - 2 * GAP, 15);
+  write(labelOf(grid.y), SIDE / 2, LABEL, SIDE - 2 * GAP, 15);
+  context.textAlign = 'left';
+  lines.forEach((line, place) =>
+    write(line, GAP, canvas.height - (lines.length - place - 0.5) * FOOT, canvas.width - 2 * GAP, 13),
+  );
+  context.textAlign = 'center';
   for (const [row, value] of grid.y.values.entries()) {
     const y = 2 * LABEL + row * (height + GAP);
     write(number(value, 4), SIDE / 2, y + height / 2, SIDE - 2 * GAP, 14);
@@ -59,4 +69,33 @@ export async function drawGrid(grid: Grid): Promise<Blob> {
   return new Promise((resolve, reject) =>
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no picture'))), 'image/png'),
   );
+}
+
+/** What is the same in every cell: the prompt, and the settings that are on no axis. */
+function footOf(grid: Grid, contents: (Content | null)[]): string {
+  const of = contents.find((content) => content !== null)?.parameters;
+  const on = [grid.x.parameter, grid.y.parameter];
+  const facts = of
+    ? [
+        `${of.width} × ${of.height}`,
+        on.includes('steps') || of.steps === null ? '' : `${t('form.steps')} ${of.steps}`,
+        on.includes('cfg') || of.cfg === null ? '' : `${t('form.cfg')} ${number(of.cfg, 2)}`,
+        on.includes('seed') ? '' : `${t('form.seed')} ${of.seed}`,
+      ]
+    : [];
+  return [grid.prompt, facts.filter(Boolean).join(' · ')].filter(Boolean).join(' — ');
+}
+
+function wrapped(context: CanvasRenderingContext2D, text: string, most: number): string[] {
+  context.font = '13px Geist, sans-serif';
+  const lines: string[] = [];
+  let line = '';
+  for (const word of text.split(/\s+/)) {
+    const longer = line ? `${line} ${word}` : word;
+    if (line && context.measureText(longer).width > most) {
+      lines.push(line);
+      line = word;
+    } else line = longer;
+  }
+  return line ? [...lines, line] : lines;
 }

@@ -1,12 +1,12 @@
 // X/Y grids: one picture for every pair of values of two parameters. Kept on this device.
 
 import { signal } from '@preact/signals';
-import { api } from './api';
+import { drawOrThrow } from './actions';
 import { asBody, randomSeed, SEED_MAX, type Whole } from './draft';
-import { number, t } from './i18n';
-import { follow } from './live';
+import { estimate, type Estimate } from './estimate';
+import { number, readNumber, splitNumbers, t } from './i18n';
 import { recall, remember } from './memory';
-import { prependToFeed } from './store';
+import { loras as library } from './store';
 import type { GenerateBody, Lora, Model } from './types';
 
 /** `lora:<id>` is that LoRA's scale. */
@@ -14,7 +14,8 @@ export type Parameter = 'seed' | 'steps' | 'cfg' | `lora:${string}`;
 
 export interface Axis {
   parameter: Parameter;
-  label: string;
+  /** Of a LoRA: its name when the grid was made. */
+  name?: string;
   values: number[];
 }
 
@@ -48,32 +49,55 @@ export function dropGrid(id: string): void {
 }
 
 export function parametersOf(loras: Lora[]): { parameter: Parameter; label: string }[] {
-  return [
-    { parameter: 'seed', label: t('form.seed') },
-    { parameter: 'steps', label: t('form.steps') },
-    { parameter: 'cfg', label: t('form.cfg') },
-    ...loras.map((lora) => ({
-      parameter: `lora:${lora.id}` as const,
-      label: `${lora.name} · ${t('form.scale')}`,
-    })),
-  ];
+  const parameters: Parameter[] = ['seed', 'steps', 'cfg'];
+  parameters.push(...loras.map((lora) => `lora:${lora.id}` as const));
+  return parameters.map((parameter) => ({ parameter, label: labelOf({ parameter }) }));
+}
+
+const loraOf = (parameter: Parameter): Lora | undefined =>
+  library.value?.find((one) => `lora:${one.id}` === parameter);
+
+/** An axis's name in the reader's language. */
+export function labelOf({ parameter, name }: Pick<Axis, 'parameter' | 'name'>): string {
+  if (parameter === 'seed' || parameter === 'steps' || parameter === 'cfg')
+    return t(`form.${parameter}`);
+  return `${loraOf(parameter)?.name ?? name ?? t('lora.deleted')} · ${t('form.scale')}`;
+}
+
+export const axisOf = (parameter: Parameter, values: number[]): Axis => ({
+  parameter,
+  name: loraOf(parameter)?.name,
+  values,
+});
+
+/** What all cells take together: a value on an axis may make a cell slower. */
+export function estimateGrid(of: Whole, x: Axis, y: Axis): Estimate | null {
+  const sum: Estimate = { seconds: 0, usd: 0 };
+  for (const yValue of y.values) {
+    for (const xValue of x.values) {
+      const steps =
+        x.parameter === 'steps' ? xValue : y.parameter === 'steps' ? yValue : of.steps;
+      const one = estimate({ ...of, steps, num_images: 1 });
+      if (!one) return null;
+      sum.seconds += one.seconds;
+      sum.usd = one.usd === null || sum.usd === null ? null : sum.usd + one.usd;
+    }
+  }
+  return sum;
 }
 
 /** The values in `text`: numbers between commas, or `0..1 x5` for five evenly from 0 to 1. */
 export function readValues(text: string): number[] {
-  return text
-    .split(/[,;\n]/)
-    .map((part) => part.trim())
-    .filter(Boolean)
-    .flatMap((part) => {
-      const range = /^(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)\s*[x×]\s*(\d{1,3})$/.exec(part);
-      if (!range) return [Number(part)];
-      const [from, to, count] = [Number(range[1]), Number(range[2]), Number(range[3])];
-      if (count < 2) return [from];
-      return Array.from({ length: count }, (_, n) =>
-        Number((from + ((to - from) * n) / (count - 1)).toFixed(4)),
-      );
-    });
+  return splitNumbers(text).flatMap((part) => {
+    const range = /^(-?[\d.,]*\d)\s*\.\.\s*(-?[\d.,]+)\s*[x×]\s*(\d{1,3})$/.exec(part);
+    if (!range) return [readNumber(part)];
+    const [from, to] = [readNumber(range[1] ?? ''), readNumber(range[2] ?? '')];
+    const count = Number(range[3]);
+    if (count < 2) return [from];
+    return Array.from({ length: count }, (_, n) =>
+      Number((from + ((to - from) * n) / (count - 1)).toFixed(4)),
+    );
+  });
 }
 
 /** Why `values` cannot stand on the axis of `parameter`; null where they can. */
@@ -102,8 +126,18 @@ function withValue(body: GenerateBody, parameter: Parameter, value: number): Gen
   return { ...body, loras: [...others, { lora_model_id: id, scale: value }] };
 }
 
+/** Grids whose cells are still being asked for; one taken out is asked for no further. */
+const asking = new Set<string>();
+
+export const stopAsking = (id: string): void => void asking.delete(id);
+
 /** Ask for every cell, row by row. Stops at the first refusal, which is thrown. */
-export async function startGrid(of: Whole, x: Axis, y: Axis): Promise<Grid> {
+export async function startGrid(
+  of: Whole,
+  x: Axis,
+  y: Axis,
+  onStarted: (grid: Grid) => void,
+): Promise<Grid> {
   const body: GenerateBody = { ...asBody(of), num_images: 1 };
   // What is not on an axis is the same in every cell.
   body.seed ??= randomSeed();
@@ -115,16 +149,19 @@ export async function startGrid(of: Whole, x: Axis, y: Axis): Promise<Grid> {
     y,
     cells: y.values.map(() => x.values.map(() => null)),
   };
+  asking.add(grid.id);
+  putGrid(grid);
+  onStarted(grid);
   for (const [row, yValue] of y.values.entries()) {
     for (const [column, xValue] of x.values.entries()) {
       const cell = withValue(withValue(body, x.parameter, xValue), y.parameter, yValue);
-      const content = await api.generate(cell);
-      prependToFeed([content.id]);
-      follow(content);
+      if (!asking.has(grid.id)) return grid;
+      const content = await drawOrThrow(cell);
       const cells = grid.cells[row];
       if (cells) cells[column] = content.id;
       putGrid({ ...grid, cells: grid.cells.map((one) => [...one]) });
     }
   }
+  asking.delete(grid.id);
   return grid;
 }

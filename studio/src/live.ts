@@ -2,13 +2,28 @@
 
 import { computed, effect, signal, type Signal } from '@preact/signals';
 import { api, asProblem, openEvents } from './api';
-import { contentOf, forget, gate, keep, reached } from './store';
+import { tellEnd, hasNews } from './finished';
+import { percent, t } from './i18n';
+import { route } from './route';
+import {
+  contentOf,
+  feed,
+  forget,
+  gate,
+  keep,
+  prependToFeed,
+  reached,
+  refreshLibrary,
+} from './store';
 import { readEvents, type ServerEvent } from './sse';
+import { onNews } from './tabs';
 import { isFinal, type Content, type Events } from './types';
 
 /** What is known of a content being drawn; `position` 0 is next in line. */
 export interface Progress {
   position: number | null;
+  /** What keeps it, and all others, from going on. */
+  waits: string | null;
   phase: string | null;
   step: number;
   steps: number;
@@ -18,6 +33,7 @@ export interface Progress {
 
 const NOTHING: Progress = {
   position: null,
+  waits: null,
   phase: null,
   step: 0,
   steps: 0,
@@ -29,7 +45,7 @@ const STREAMS_SEEN = 3;
 const STREAMS_HIDDEN = 1;
 const POLL_MS = 2500;
 const POLLED_AT_ONCE = 4;
-const DRAWN = ['restore', 'image_encode', 'upload'];
+const DRAWN = ['decode', 'restore', 'image_encode', 'upload'];
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 /** Contents that are not at their end, oldest first. */
@@ -74,9 +90,11 @@ export function stopFollowing(): void {
 }
 
 function settle(content: Content): void {
+  const wasOpen = active.value.includes(content.id);
   keep(content);
   drop(content.id);
   ended.value = content;
+  if (wasOpen) tellEnd(content);
 }
 
 function drop(id: string): void {
@@ -132,13 +150,17 @@ async function stream(id: string, signal: AbortSignal): Promise<void> {
   }
 }
 
+/** Why an accepted content does not go on, as the server names it; null: it does. */
+export const reasonIn = (told: object): string | null =>
+  (told as { waiting_for?: { reason?: string } | null }).waiting_for?.reason ?? null;
+
 /** Take one event in; true when it was the last. */
 function take(id: string, event: ServerEvent): boolean {
   const now = progressOf(id);
   const read = <K extends keyof Events>(_: K): Events[K] => JSON.parse(event.data) as Events[K];
   switch (event.type) {
     case 'queued':
-      now.value = { ...NOTHING, position: read('queued').position };
+      now.value = { ...NOTHING, position: read('queued').position, waits: reasonIn(read('queued')) };
       return false;
     case 'started':
       now.value = { ...now.value, position: null };
@@ -200,19 +222,61 @@ async function poll(): Promise<void> {
   }
 }
 
+/** What another tab has made or changed. */
+function hear(ids: string[]): void {
+  for (const id of ids) {
+    api.content(id).then(
+      (content) => {
+        if (content.deleted_at) {
+          forget(id);
+          drop(id);
+          return;
+        }
+        const isNew = !contentOf(id).peek();
+        follow(content);
+        if (isNew && !feed.value?.includes(id)) prependToFeed([id]);
+      },
+      (error) => {
+        if (asProblem(error).status === 404) forget(id);
+      },
+    );
+  }
+}
+
 /** What the tab's title says of the drawing. */
 const headline = computed(() => {
   const ids = active.value;
   if (!ids.length) return '';
   const parts = ids.map((id) => partDone(progressOf(id).value));
   const part = parts.reduce<number>((sum, one) => sum + (one ?? 0), 0) / ids.length;
-  return `${Math.round(part * 100)} %${ids.length > 1 ? ` · ${ids.length}` : ''}`;
+  return `${percent(part)}${ids.length > 1 ? ` (${ids.length})` : ''}`;
 });
+
+/** Each view's name, as the address has it. */
+const VIEWS = ['create', 'gallery', 'loras', 'avatars', 'grid', 'batches', 'costs', 'more'] as const;
+
+function titleOf(view: string): string {
+  if (gate.value === 'sign-in') return t('signIn.title');
+  if (view === 'content' || view === 'shared') return t('viewer.label');
+  if (view === 'compare') return t('action.compare');
+  const known = VIEWS.find((one) => one === view);
+  return known ? t(`nav.${known}`) : '';
+}
 
 export function startLive(): void {
   document.addEventListener('visibilitychange', attach);
   setInterval(() => void (gate.value === 'open' && poll()), POLL_MS);
+  onNews((news) => {
+    if (gate.value !== 'open') return;
+    if (news.kind === 'made' || news.kind === 'changed') hear(news.ids);
+    else if (news.kind === 'library') void refreshLibrary();
+  });
+  document.addEventListener('visibilitychange', () => {
+    if (!document.hidden) hasNews.value = false;
+  });
   effect(() => {
-    document.title = headline.value ? `${headline.value} · Studio` : 'Studio';
+    const view = titleOf(route.value.view);
+    const lead = headline.value || (hasNews.value ? '✓' : '');
+    document.title = [lead, view, 'Studio'].filter(Boolean).join(' · ');
   });
 }

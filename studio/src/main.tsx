@@ -1,10 +1,13 @@
 import './styles/index.css';
 import { render } from 'preact';
 import { App } from './app';
+import { startLanguage } from './i18n';
 import { startLive } from './live';
 import { startTheme } from './theme';
 
 startTheme();
-startLive();
-const root = document.getElementById('app');
-if (root) render(<App />, root);
+void startLanguage().then(() => {
+  startLive();
+  const root = document.getElementById('app');
+  if (root) render(<App />, root);
+});

@@ -78,6 +78,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/content/batch/{batch_id}/repeat": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Repeat Batch
+         * @description The same request as a new batch: what it left to chance, such as a seed, is chosen anew.
+         */
+        post: operations["repeat_batch_api_v1_content_batch__batch_id__repeat_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/content/batch/{batch_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel Batch
+         * @description Stop every content of a batch that has not ended, the last ones first.
+         */
+        post: operations["cancel_batch_api_v1_content_batch__batch_id__cancel_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/content/batch/{batch_id}": {
         parameters: {
             query?: never;
@@ -265,7 +305,11 @@ export interface paths {
         delete: operations["delete_lora_api_v1_loras_models__lora_id__delete"];
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Change Lora
+         * @description Change what a person says of a LoRA; what the file is stays as it was read.
+         */
+        patch: operations["change_lora_api_v1_loras_models__lora_id__patch"];
         trace?: never;
     };
     "/api/v1/identities/avatars": {
@@ -492,6 +536,135 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/content/star": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Star Images
+         * @description Give pictures a star, or take it away: all of them, or none.
+         */
+        post: operations["star_images_api_v1_content_star_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/content/bin": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Bin Contents
+         * @description Put contents and single pictures into the bin, from which `POST /content/restore` brings
+         *     them back until the server empties it.
+         */
+        post: operations["bin_contents_api_v1_content_bin_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/content/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restore Contents
+         * @description Take contents, with all their pictures, and single pictures out of the bin again.
+         */
+        post: operations["restore_contents_api_v1_content_restore_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/boards": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Boards
+         * @description All boards, by name.
+         */
+        get: operations["list_boards_api_v1_boards_get"];
+        put?: never;
+        /**
+         * Create Board
+         * @description Make an empty board.
+         */
+        post: operations["create_board_api_v1_boards_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/boards/{board_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete Board
+         * @description Remove a board; its pictures stay.
+         */
+        delete: operations["delete_board_api_v1_boards__board_id__delete"];
+        options?: never;
+        head?: never;
+        /**
+         * Rename Board
+         * @description Give a board another name.
+         */
+        patch: operations["rename_board_api_v1_boards__board_id__patch"];
+        trace?: never;
+    };
+    "/api/v1/boards/{board_id}/images": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Arrange Board
+         * @description Put pictures onto a board and take others off.
+         */
+        post: operations["arrange_board_api_v1_boards__board_id__images_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/model": {
         parameters: {
             query?: never;
@@ -552,6 +725,66 @@ export interface paths {
          * @description Read a picture's marks. The file is not kept.
          */
         post: operations["verify_picture_api_v1_verify_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/shares": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Share Image
+         * @description Make a link that shows a picture to whoever has it, until it expires.
+         */
+        post: operations["share_image_api_v1_shares_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/shares/{image_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End Shares
+         * @description End every link to a picture at once.
+         */
+        delete: operations["end_shares_api_v1_shares__image_id__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/shared/{token}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Read Shared
+         * @description The picture of a link; needs no API key.
+         */
+        get: operations["read_shared_api_v1_shared__token__get"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -650,6 +883,11 @@ export interface components {
              * @default 0.9
              */
             lora_scale?: number | null;
+            /**
+             * Cover Image Id
+             * @description a picture of one's own, by its id
+             */
+            cover_image_id?: string | null;
         };
         /**
          * AvatarOut
@@ -671,6 +909,13 @@ export interface components {
             lora_model_id: string | null;
             /** Lora Scale */
             lora_scale: number;
+            /** Cover Image Id */
+            cover_image_id: string | null;
+            /**
+             * Cover Url
+             * @description a small picture of it; signed anew on each read
+             */
+            cover_url: string | null;
             /**
              * Created At
              * Format: date-time
@@ -709,6 +954,11 @@ export interface components {
              * @default 0.9
              */
             lora_scale?: number | null;
+            /**
+             * Cover Image Id
+             * @description a picture of one's own, by its id
+             */
+            cover_image_id?: string | null;
         };
         /**
          * BatchAccepted
@@ -810,6 +1060,52 @@ export interface components {
              */
             cancelled: number;
             /**
+             * Prompts
+             * @description the first ones, shortened
+             */
+            prompts: string[];
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+        };
+        /**
+         * BoardImagesIn
+         * @description `POST /boards/{id}/images`: what comes onto a board and what leaves it.
+         */
+        BoardImagesIn: {
+            /** Add */
+            add?: string[];
+            /** Remove */
+            remove?: string[];
+        };
+        /**
+         * BoardIn
+         * @description A new board, or its new name.
+         */
+        BoardIn: {
+            /** Name */
+            name: string;
+        };
+        /**
+         * BoardOut
+         * @description A board.
+         */
+        BoardOut: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Images
+             * @description on it, without those in the bin
+             */
+            images: number;
+            /**
              * Created At
              * Format: date-time
              */
@@ -836,6 +1132,16 @@ export interface components {
              * @description PNG, JPEG or WebP, at most 32 MiB
              */
             file: string;
+        };
+        /**
+         * Choice
+         * @description Contents with all their pictures, and single pictures.
+         */
+        Choice: {
+            /** Content Ids */
+            content_ids?: string[];
+            /** Image Ids */
+            image_ids?: string[];
         };
         /**
          * ContentOut
@@ -896,6 +1202,11 @@ export interface components {
             started_at: string | null;
             /** Finished At */
             finished_at: string | null;
+            /**
+             * Deleted At
+             * @description in the bin since then; null: it is not
+             */
+            deleted_at: string | null;
         };
         /**
          * CostGroup
@@ -1177,6 +1488,18 @@ export interface components {
          * @description One picture; its URLs expire.
          */
         ImageOut: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * Position
+             * @description its place among the request's pictures, from 0
+             */
+            position: number;
+            /** Starred */
+            starred: boolean;
             /** Url */
             url: string;
             /**
@@ -1256,16 +1579,58 @@ export interface components {
              * Suggested Scheduler
              * @description sampler that it wants, where it says that it was made for few steps (LCM, Lightning, Hyper-SD, DMD2, TCD); with `suggested_steps` and `suggested_cfg`
              */
-            suggested_scheduler?: string | null;
+            suggested_scheduler: string | null;
             /** Suggested Steps */
-            suggested_steps?: number | null;
+            suggested_steps: number | null;
             /** Suggested Cfg */
-            suggested_cfg?: number | null;
+            suggested_cfg: number | null;
+            /**
+             * Default Scale
+             * @description what a form begins with
+             */
+            default_scale: number;
+            /** Cover Image Id */
+            cover_image_id: string | null;
+            /**
+             * Cover Url
+             * @description a small picture of what it does; signed anew
+             */
+            cover_url: string | null;
             /**
              * Created At
              * Format: date-time
              */
             created_at: string;
+        };
+        /**
+         * LoraPatch
+         * @description What is to change; a field left out stays. What the file is cannot be changed.
+         */
+        LoraPatch: {
+            /**
+             * Name
+             * @default
+             */
+            name?: string | null;
+            /**
+             * Description
+             * @default
+             */
+            description?: string | null;
+            /** Tags */
+            tags?: string[];
+            /** Trigger Words */
+            trigger_words?: string[];
+            /**
+             * Default Scale
+             * @default 1
+             */
+            default_scale?: number | null;
+            /**
+             * Cover Image Id
+             * @description a picture of one's own, by its id; null takes it away
+             */
+            cover_image_id?: string | null;
         };
         /**
          * LoraUse
@@ -1454,6 +1819,13 @@ export interface components {
         Page_BatchOut_: {
             /** Items */
             items: components["schemas"]["BatchOut"][];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /** Page[BoardOut] */
+        Page_BoardOut_: {
+            /** Items */
+            items: components["schemas"]["BoardOut"][];
             /** Next Cursor */
             next_cursor: string | null;
         };
@@ -1663,6 +2035,65 @@ export interface components {
             name: string | null;
         };
         /**
+         * ShareIn
+         * @description `POST /shares`: who has the link sees the picture, without an API key, until it expires.
+         */
+        ShareIn: {
+            /**
+             * Image Id
+             * Format: uuid
+             */
+            image_id: string;
+            /**
+             * Hours
+             * @default 24
+             */
+            hours?: number | null;
+            /**
+             * With Prompt
+             * @description whether the link shows the prompt too
+             * @default false
+             */
+            with_prompt?: boolean | null;
+        };
+        /**
+         * ShareOut
+         * @description A new link; the server keeps only a digest of its token.
+         */
+        ShareOut: {
+            /** Token */
+            token: string;
+            /**
+             * Path
+             * @description of the page that shows it, on this server
+             */
+            path: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+        };
+        /**
+         * SharedOut
+         * @description `GET /shared/{token}`: a picture, to whoever has the link.
+         */
+        SharedOut: {
+            /** Url */
+            url: string;
+            /** Width */
+            width: number;
+            /** Height */
+            height: number;
+            /** Prompt */
+            prompt: string | null;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+        };
+        /**
          * SignIn
          * @description `POST /session`.
          */
@@ -1679,6 +2110,16 @@ export interface components {
          * @enum {string}
          */
         Signing: "hmac" | "ed25519";
+        /**
+         * StarIn
+         * @description `POST /content/star`.
+         */
+        StarIn: {
+            /** Image Ids */
+            image_ids: string[];
+            /** Starred */
+            starred: boolean;
+        };
         /**
          * StartedEvent
          * @description `started`: a worker has taken it up.
@@ -2175,6 +2616,86 @@ export interface operations {
             };
         };
     };
+    repeat_batch_api_v1_content_batch__batch_id__repeat_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchAccepted"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    cancel_batch_api_v1_content_batch__batch_id__cancel_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     read_batch_api_v1_content_batch__batch_id__get: {
         parameters: {
             query?: never;
@@ -2218,12 +2739,24 @@ export interface operations {
     list_contents_api_v1_content_get: {
         parameters: {
             query?: {
-                avatar_id?: string | null;
-                status?: components["schemas"]["Status"] | null;
-                batch_id?: string | null;
                 limit?: number;
                 /** @description next_cursor of the page before */
                 cursor?: string | null;
+                avatar_id?: string | null;
+                status?: components["schemas"]["Status"] | null;
+                batch_id?: string | null;
+                /** @description words of the prompt; the beginning of each is enough */
+                q?: string | null;
+                lora_model_id?: string | null;
+                /** @description with a zone */
+                created_from?: string | null;
+                /** @description itself left out */
+                created_until?: string | null;
+                /** @description only with a picture that has a star */
+                starred?: boolean;
+                board_id?: string | null;
+                /** @description what is in the bin, instead of the rest */
+                deleted?: boolean;
             };
             header?: never;
             path?: never;
@@ -2606,6 +3139,50 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    change_lora_api_v1_loras_models__lora_id__patch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                lora_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LoraPatch"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoraOut"];
+                };
             };
             /** @description The call cannot be answered as it is; the detail says why. */
             "4XX": {
@@ -3278,6 +3855,330 @@ export interface operations {
             };
         };
     };
+    star_images_api_v1_content_star_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StarIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    bin_contents_api_v1_content_bin_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Choice"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    restore_contents_api_v1_content_restore_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Choice"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ContentOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_boards_api_v1_boards_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_BoardOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_board_api_v1_boards_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BoardIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BoardOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_board_api_v1_boards__board_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                board_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    rename_board_api_v1_boards__board_id__patch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                board_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BoardIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    arrange_board_api_v1_boards__board_id__images_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                board_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BoardImagesIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     read_model_api_v1_model_get: {
         parameters: {
             query?: never;
@@ -3418,6 +4319,126 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["VerificationOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    share_image_api_v1_shares_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ShareIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ShareOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_shares_api_v1_shares__image_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                image_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    read_shared_api_v1_shared__token__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                token: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SharedOut"];
                 };
             };
             /** @description The call cannot be answered as it is; the detail says why. */

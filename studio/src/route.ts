@@ -5,11 +5,18 @@ import { signal } from '@preact/signals';
 export interface Route {
   view: string;
   ids: string[];
+  /** What stands after `?`, such as a gallery's filter. */
+  query: string;
 }
 
 function parse(): Route {
-  const [view = '', ...ids] = location.hash.replace(/^#\/?/, '').split('/');
-  return { view: view || 'create', ids: ids.filter((id) => /^[0-9a-zA-Z-]{1,64}$/.test(id)) };
+  const [path = '', query = ''] = location.hash.replace(/^#\/?/, '').split('?', 2);
+  const [view = '', ...ids] = path.split('/');
+  return {
+    view: view || 'create',
+    ids: ids.filter((id) => /^[0-9a-zA-Z_-]{1,64}$/.test(id)),
+    query,
+  };
 }
 
 export const route = signal<Route>(parse());
@@ -20,4 +27,10 @@ window.addEventListener('hashchange', () => {
 
 export function go(path: string): void {
   location.hash = `#/${path}`;
+}
+
+/** Change the address without a step in the history. */
+export function replace(path: string): void {
+  history.replaceState(null, '', `#/${path}`);
+  route.value = parse();
 }

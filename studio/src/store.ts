@@ -1,21 +1,43 @@
 // What every view looks at: who is signed in, the model, the library, and contents by id.
 
 import { signal, type Signal } from '@preact/signals';
-import { api, asProblem, setListeners, type Problem } from './api';
-import { t, tMaybe } from './i18n';
+import { api, asProblem, setListeners } from './api';
+import { explain } from './explain';
+import { recall, remember } from './memory';
+import { announce } from './tabs';
 import { isFinal, type Avatar, type Content, type Lora, type Model, type Session } from './types';
 
 export type Gate = 'opening' | 'sign-in' | 'open';
 
 export const gate = signal<Gate>('opening');
 export const session = signal<Session | null>(null);
-export const model = signal<Model | null>(null);
+/** The model as last seen, from before a reload too, so that the form need not wait for it. */
+export const model = signal<Model | null>(recall<Model | null>('model', null));
 export const loras = signal<Lora[] | null>(null);
 export const avatars = signal<Avatar[] | null>(null);
 /** Newest contents first, unfiltered; null until they were read. */
 export const feed = signal<string[] | null>(null);
 export const reached = signal(true);
-export const notice = signal<{ text: string; isError: boolean; number: number } | null>(null);
+/** A key that was valid is refused now: the sign-in says so. */
+export const wasRefused = signal(false);
+
+interface Notice {
+  text: string;
+  isError: boolean;
+  /** It is about a lost connection, and goes when that is back. */
+  isOffline: boolean;
+  number: number;
+  action?: { label: string; run: () => void };
+}
+
+export const notice = signal<Notice | null>(null);
+/** Said to who cannot see: the end of work, not each step of it. */
+export const said = signal('');
+
+/** Which content the stage shows, and which picture of it; null: the newest. */
+export const focus = signal<string | null>(null);
+/** The picture that is looked at now, for what refers to "this one". */
+export const looked = signal<{ content: Content; place: number } | null>(null);
 
 const contents = new Map<string, Signal<Content | null>>();
 
@@ -45,26 +67,23 @@ export function forget(id: string): void {
 
 let notices = 0;
 
-export function tell(text: string, isError = false): void {
-  notice.value = { text, isError, number: ++notices };
-}
-
-/** An error in words: what the page knows of its code, then what the server says. */
-export function explain(problem: Problem): string {
-  const lead = tMaybe(`error.${problem.code}`, '');
-  return [lead, problem.message].filter(Boolean).join(' ') || t('error.unknown');
+export function tell(text: string, options: Partial<Omit<Notice, 'text' | 'number'>> = {}): void {
+  notice.value = { isError: false, isOffline: false, ...options, text, number: ++notices };
 }
 
 export function tellProblem(error: unknown): void {
-  tell(explain(asProblem(error)), true);
+  const problem = asProblem(error);
+  tell(explain(problem), { isError: true, isOffline: problem.status === 0 });
 }
 
 setListeners(
   () => {
+    wasRefused.value = gate.value === 'open';
     gate.value = 'sign-in';
   },
   (now) => {
     reached.value = now;
+    if (now && notice.peek()?.isOffline) notice.value = null;
   },
 );
 
@@ -79,9 +98,18 @@ export async function refreshLibrary(): Promise<void> {
   }
 }
 
+/** Note a LoRA that is new or changed. */
+export function keepLora(lora: Lora): void {
+  const others = (loras.value ?? []).filter((one) => one.id !== lora.id);
+  const place = (loras.value ?? []).findIndex((one) => one.id === lora.id);
+  loras.value = place < 0 ? [lora, ...others] : others.toSpliced(place, 0, lora);
+  announce({ kind: 'library' });
+}
+
 export async function refreshModel(): Promise<void> {
   try {
     model.value = await api.model();
+    remember('model', model.value);
   } catch (error) {
     if (asProblem(error).status !== 401 && asProblem(error).status !== 0) tellProblem(error);
   }
@@ -91,4 +119,5 @@ export async function refreshModel(): Promise<void> {
 export function clearStore(): void {
   contents.clear();
   loras.value = avatars.value = feed.value = null;
+  focus.value = looked.value = null;
 }

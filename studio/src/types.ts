@@ -12,7 +12,12 @@ export type Content = Shapes['ContentOut'];
 export type Failure = Shapes['ErrorOut'];
 export type Lora = Shapes['LoraOut'];
 export type Avatar = Shapes['AvatarOut'];
-export type AvatarFields = Omit<Avatar, 'id' | 'created_at' | 'updated_at'>;
+export type AvatarFields = Omit<Avatar, 'id' | 'cover_url' | 'created_at' | 'updated_at'>;
+export type LoraFields = Required<Shapes['LoraPatch']>;
+export type Board = Shapes['BoardOut'];
+export type Choice = Required<Shapes['Choice']>;
+export type Shared = Shapes['SharedOut'];
+export type Share = Shapes['ShareOut'];
 export type Bounds = Shapes['Range'];
 export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits']> };
 /** With what the page always sends. */

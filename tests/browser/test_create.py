@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import uuid
 
 import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
@@ -20,7 +22,7 @@ def draw(page: Page, prompt: str) -> str:
     """Ask for a picture with the form; the content's id, once the stage shows it."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
     with page.expect_response("**/content/generate") as answer:
-        page.get_by_role("button", name="Draw", exact=False).first.click()
+        page.get_by_role("button", name="Generate", exact=False).first.click()
     return on_stage(page, answer.value.json()["id"])
 
 
@@ -44,7 +46,7 @@ def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
 
     expect_status(page, "running")
     expect(frame.locator("img.preview")).to_be_visible()
-    expect(page).to_have_title(re.compile(r"^[1-9]\d? % · Studio$"))
+    expect(page).to_have_title(re.compile(r"^[1-9]\d?% · Create · Studio$"))
     expect(frame.get_by_role("progressbar")).to_have_attribute(
         "aria-valuenow", re.compile(r"^[1-9]\d?$")
     )
@@ -56,7 +58,7 @@ def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
     page.get_by_role("button", name="Cancel", exact=True).click()
 
     expect_status(page, "cancelled")
-    expect(page).to_have_title("Studio")
+    expect(page).to_have_title("Create · Studio")
     assert studio.content(drawn)["status"] == "cancelled"
 
 
@@ -79,7 +81,60 @@ def test_an_answer_to_cancel_that_comes_after_the_end_does_not_undo_it(
     page.wait_for_timeout(500)
 
     expect_status(page, "cancelled")
-    expect(page).to_have_title("Studio")
+    expect(page).to_have_title("Create · Studio")
+
+
+def test_a_second_click_on_cancel_presses_nothing_else_and_the_end_is_said(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft=LONG)
+    draw(page, "a picture that is not wanted")
+    expect_status(page, "running")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("the next idea")
+    button = page.get_by_role("button", name="Cancel", exact=True)
+    place = button.bounding_box()
+    assert place is not None
+    middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    page.mouse.click(*middle)
+    page.wait_for_timeout(350)
+    page.mouse.click(*middle)
+    expect_status(page, "cancelled")
+
+    page.mouse.click(*middle)
+    expect(prompt).to_have_value("the next idea")
+    expect(page.get_by_text("Cancelled: a picture that is not wanted")).to_be_attached()
+    assert page.evaluate("() => document.activeElement.closest('.actions')") is None
+
+
+def test_what_an_accepted_picture_waits_for_is_said_in_the_pages_words(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    made = studio.draw("an apple that waits")
+    fake = {
+        **made,
+        "id": str(uuid.uuid4()),
+        "status": "queued",
+        "images": [],
+        "image_url": None,
+        "finished_at": None,
+    }
+    waits = {"reason": "worker_unreachable", "message": "raw words of the server"}
+    told = json.dumps({"position": 0, "waiting_for": waits})
+    page = open_page(studio.url, draft={"prompt": "an apple that waits"})
+    page.route("**/content/generate", lambda route: route.fulfill(status=202, json=fake))
+    page.route(f"**/content/{fake['id']}", lambda route: route.fulfill(json=fake))
+    page.route(
+        f"**/content/{fake['id']}/events",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"event: queued\ndata: {told}\n\n"
+        ),
+    )
+    page.get_by_label("Prompt", exact=True).press("Control+Enter")
+
+    frame = page.locator(".stage .frame")
+    expect(frame).to_contain_text("The image engine cannot be reached; it starts by itself")
+    expect(frame).not_to_contain_text("raw words")
 
 
 def test_several_are_drawn_at_once_and_each_comes_to_its_end(
@@ -90,7 +145,7 @@ def test_several_are_drawn_at_once_and_each_comes_to_its_end(
 
     for one in ids:
         expect(page.locator(f".strip .thumb[data-id='{one}'] img:not(.preview)")).to_be_visible()
-    expect(page).to_have_title("Studio")
+    expect(page).to_have_title("Create · Studio")
     assert {studio.content(one)["status"] for one in ids} == {"succeeded"}
 
 
@@ -155,7 +210,8 @@ def test_what_only_the_server_knows_is_told_beside_the_field_too(
     page.keyboard.press("Control+Enter")
 
     expect(prompt).to_have_attribute("aria-invalid", "true")
-    expect(page.get_by_text("prompt: weight 9 is too large")).to_be_visible()
+    expect(page.get_by_text("Prompt: this value does not fit.")).to_be_visible()
+    expect(page.get_by_text("weight 9")).to_have_count(0)
 
 
 def test_a_dropped_lora_is_inspected_used_and_reported_and_a_bad_one_explained(
@@ -200,7 +256,7 @@ def test_a_lora_file_can_be_dropped_onto_the_form(studio: Studio, open_page: Ope
         t.items.add(new File([new Uint8Array(bytes)], 'dropped.safetensors')); return t; }""",
         list(fitting_lora(studio.worker_url, "dropword")),
     )
-    target = page.locator(".composer .drop")
+    target = page.locator(".composer")
     target.dispatch_event("dragenter", {"dataTransfer": transfer})
     target.dispatch_event("drop", {"dataTransfer": transfer})
 
@@ -216,7 +272,7 @@ def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
     page.get_by_label("Name").fill("Mara")
     page.get_by_label("What it looks like").fill("a woman with red hair")
     page.get_by_role("button", name="Save").click()
-    page.locator(".card", has_text="Mara").get_by_role("button", name="Draw with it").click()
+    page.locator(".card", has_text="Mara").get_by_role("button", name="Generate with it").click()
     drawn = studio.content(draw(page, "on a horse"))
     expect_status(page, "succeeded")
     assert drawn["prompt"] == "a woman with red hair, on a horse"
@@ -227,7 +283,8 @@ def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("on a horse")
     expect(page.get_by_label("Seed", exact=True)).to_have_value(str(drawn["parameters"]["seed"]))
     with page.expect_response("**/replay") as answer:
-        page.get_by_role("button", name="Again", exact=True).click()
+        page.get_by_role("button", name="More actions").click()
+        page.get_by_role("menuitem", name="Repeat exactly").click()
     again = on_stage(page, answer.value.json()["id"])
     expect_status(page, "succeeded")
     pictures = [studio.content(one)["images"][0]["sha256"] for one in (drawn["id"], again)]
@@ -251,7 +308,7 @@ def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
 ) -> None:
     watch.expected.append("ERR_INTERNET_DISCONNECTED")
     page = open_page(studio.url)
-    expect(page.get_by_role("button", name="Draw", exact=False).first).to_be_enabled()
+    expect(page.get_by_role("button", name="Generate", exact=False).first).to_be_enabled()
     page.context.set_offline(True)
     page.get_by_label("Prompt", exact=True).fill("an apple")
     page.keyboard.press("Control+Enter")

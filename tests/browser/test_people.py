@@ -32,7 +32,7 @@ def test_a_wrong_key_is_refused_and_a_right_one_leads_from_the_first_run_to_a_pi
     expect(page.get_by_role("heading", name="Make the first picture")).to_be_visible()
     assert first not in page.evaluate("() => JSON.stringify(localStorage) + document.cookie")
 
-    page.get_by_role("button", name="Draw the first picture").click()
+    page.get_by_role("button", name="a red apple, white background").click()
     frame = page.locator(".stage .frame")
     expect(frame).to_have_attribute("data-status", "succeeded")
     expect(frame.locator("img")).to_be_visible()
@@ -130,7 +130,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(studio: Studio, open_page: 
         assert widest <= 390, view
     page.goto(f"{studio.url}/#/create")
     page.get_by_label("Prompt", exact=True).fill("an apple on a phone")
-    page.get_by_role("button", name="Draw", exact=False).first.tap()
+    page.get_by_role("button", name="Generate", exact=False).first.tap()
     expect(page.locator(".report")).to_contain_text("an apple on a phone")
     frame = page.locator(".stage .frame")
     expect(frame).to_be_in_viewport()
@@ -144,10 +144,10 @@ def test_the_browsers_language_is_spoken_until_another_is_chosen(
     studio: Studio, open_page: OpenPage
 ) -> None:
     page = open_page(studio.url, locale="es-MX")
-    expect(page.get_by_role("button", name="Dibujar", exact=False).first).to_be_visible()
+    expect(page.get_by_role("button", name="Generar", exact=False).first).to_be_visible()
     expect(page.locator("html")).to_have_attribute("lang", "es")
     page.get_by_label("Idioma").first.select_option("en")
-    expect(page.get_by_role("button", name="Draw", exact=False).first).to_be_visible()
+    expect(page.get_by_role("button", name="Generate", exact=False).first).to_be_visible()
     page.reload()
     expect(page.locator("html")).to_have_attribute("lang", "en")
 

@@ -22,7 +22,7 @@ def test_a_batch_draws_every_prompt_and_the_gallery_shows_only_it(
     page = open_page(studio.url, path="#/batches")
     page.get_by_label("Prompts").fill("one pear\ntwo pears")
     page.get_by_label("Of each").fill("2")
-    page.get_by_role("button", name="Draw them all").click()
+    page.get_by_role("button", name="Generate them all").click()
     card = page.locator(".card").first
 
     expect(card).to_contain_text("4 pictures")
@@ -46,7 +46,7 @@ def test_batches_are_listed_for_every_browser_of_the_same_person_and_older_ones_
     expect(page.locator(".card").nth(21)).to_be_visible()
     # What is made now comes first.
     page.get_by_label("Prompts").fill("one plum\ntwo plums\nthree plums")
-    page.get_by_role("button", name="Draw them all").click()
+    page.get_by_role("button", name="Generate them all").click()
     expect(page.locator(".card").first).to_contain_text("3 pictures")
 
 
@@ -58,7 +58,7 @@ def test_a_grid_is_labelled_and_downloads_as_one_picture(
     page.get_by_label("Values").first.fill("2..6 x2")
     page.get_by_label("Down (Y)").last.select_option("seed")
     page.get_by_label("Values").last.fill("7, 8")
-    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_role("button", name="Generate the grid").click()
 
     expect(page.locator(".xy td img:not(.preview)")).to_have_count(4)
     expect(page.locator(".xy th[scope=col]")).to_have_text(["2", "6"])

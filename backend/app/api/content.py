@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AwareDatetime, BeforeValidator
 
 from app.api.content_out import content_out
 from app.api.deps import CallerDep, OwnerDep, RightsDep, ServicesDep
 from app.core.cursor import CURSOR
 from app.core.db import DATABASE_LOST
-from app.core.errors import NotFound
+from app.core.errors import Conflict, NotFound
 from app.models import Content, Status
+from app.models.filters import ContentFilter
 from app.schemas.common import Page
 from app.schemas.content import (
     BatchAccepted,
@@ -75,6 +77,16 @@ Cursor = Annotated[
         json_schema_extra={"pattern": CURSOR},
     ),
 ]
+
+
+def _date_and_time(value: object) -> object:
+    # A bare number is no date, although it might be read as seconds since 1970.
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+        raise ValueError("must be a date and time such as 2026-03-01T00:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_date_and_time)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 
 
@@ -133,32 +145,81 @@ async def list_batches(
     return Page(items=[batch_out(*row) for row in rows], next_cursor=next_cursor)
 
 
+@router.post("/batch/{batch_id:uuid}/repeat", status_code=202)
+async def repeat_batch(
+    batch_id: uuid.UUID, caller: CallerDep, services: ServicesDep, response: Response
+) -> BatchAccepted:
+    """The same request as a new batch: what it left to chance, such as a seed, is chosen anew."""
+    old, _ = await services.batches.get(caller.owner, batch_id)
+    batch, ids = await services.contents.accept_batch(
+        caller.owner, BatchIn.model_validate(old.request), None, caller.allowance
+    )
+    response.headers["Location"] = f"/api/v1/content/batch/{batch.id}"
+    return BatchAccepted(batch_id=batch.id, content_ids=ids)
+
+
+@router.post("/batch/{batch_id:uuid}/cancel", status_code=202)
+async def cancel_batch(batch_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> BatchOut:
+    """Stop every content of a batch that has not ended, the last ones first."""
+    for content_id in reversed(await services.batches.content_ids(owner, batch_id)):
+        # One that has ended meanwhile, or was removed, needs no stop.
+        with contextlib.suppress(Conflict, NotFound):
+            await services.contents.cancel(owner, content_id)
+    return batch_out(*await services.batches.get(owner, batch_id))
+
+
 @router.get("/batch/{batch_id:uuid}")
 async def read_batch(batch_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> BatchOut:
     """How many contents of a batch are in which state."""
     return batch_out(*await services.batches.get(owner, batch_id))
 
 
+async def _content_filter(
+    avatar_id: uuid.UUID | None = None,
+    status: Status | None = None,
+    batch_id: uuid.UUID | None = None,
+    q: Annotated[
+        str | None,
+        Query(max_length=200, description="words of the prompt; the beginning of each is enough"),
+    ] = None,
+    lora_model_id: uuid.UUID | None = None,
+    created_from: Annotated[Moment | None, Query(description="with a zone")] = None,
+    created_until: Annotated[Moment | None, Query(description="itself left out")] = None,
+    starred: Annotated[bool, Query(description="only with a picture that has a star")] = False,
+    board_id: uuid.UUID | None = None,
+    deleted: Annotated[bool, Query(description="what is in the bin, instead of the rest")] = False,
+) -> ContentFilter:
+    """The list's filter; several parts narrow it down together."""
+    return ContentFilter(
+        avatar_id=avatar_id,
+        status=status,
+        batch_id=batch_id,
+        words=q,
+        lora_model_id=lora_model_id,
+        since=created_from,
+        until=created_until,
+        starred=starred,
+        board_id=board_id,
+        binned=deleted,
+    )
+
+
 @router.get("")
 async def list_contents(
     owner: OwnerDep,
     services: ServicesDep,
-    avatar_id: uuid.UUID | None = None,
-    status: Status | None = None,
-    batch_id: uuid.UUID | None = None,
+    wanted: Annotated[ContentFilter, Depends(_content_filter)],
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[ContentOut]:
     """Contents, newest first."""
     rows, next_cursor = await services.contents.page(
-        owner,
-        limit=limit,
-        cursor=cursor,
-        avatar_id=avatar_id,
-        status=status,
-        batch_id=batch_id,
+        owner, limit=limit, cursor=cursor, wanted=wanted
     )
-    return Page(items=[_out(services, row) for row in rows], next_cursor=next_cursor)
+    return Page(
+        items=[_out(services, row, binned=wanted.binned) for row in rows],
+        next_cursor=next_cursor,
+    )
 
 
 @router.get("/{content_id:uuid}")
@@ -231,10 +292,11 @@ async def follow_content(
             )
 
 
-def _out(services: ServicesDep, content: Content) -> ContentOut:
+def _out(services: ServicesDep, content: Content, *, binned: bool = False) -> ContentOut:
     return content_out(
         content,
         services.storage,
         services.settings.image_url_seconds,
         services.gate.waiting_for,
+        binned=binned,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.models import Content, Status
+from app.models import Avatar, Content, Image, LoraModel, Status
 from app.models.base import utc_now
 from app.schemas.content import (
     ContentOut,
@@ -16,7 +16,48 @@ from app.schemas.content import (
     UsedLora,
     WaitingFor,
 )
+from app.schemas.identities import AvatarOut
+from app.schemas.loras import LoraOut
 from app.services.storage import Storage
+
+
+def image_out(image: Image, storage: Storage, image_url_seconds: int) -> ImageOut:
+    """`image` as the API shows it; its URLs signed now."""
+    return ImageOut(
+        id=image.id,
+        position=image.position,
+        starred=image.starred_at is not None,
+        url=storage.image_url(image.object_key, image_url_seconds),
+        thumbnail_url=None
+        if image.thumbnail_key is None
+        else storage.image_url(image.thumbnail_key, image_url_seconds),
+        seed=image.seed,
+        width=image.width,
+        height=image.height,
+        sha256=image.sha256,
+        file_sha256=image.file_sha256 or image.sha256,
+    )
+
+
+def cover_url(image: Image | None, storage: Storage, image_url_seconds: int) -> str | None:
+    """The small picture that stands for something; None where it has none, or its is in the bin."""
+    if image is None or image.deleted_at is not None:
+        return None
+    return storage.image_url(image.thumbnail_key or image.object_key, image_url_seconds)
+
+
+def lora_out(lora: LoraModel, storage: Storage, image_url_seconds: int) -> LoraOut:
+    """`lora` as the API shows it; its cover's URL signed now."""
+    out = LoraOut.model_validate(lora)
+    out.cover_url = cover_url(lora.cover, storage, image_url_seconds)
+    return out
+
+
+def avatar_out(avatar: Avatar, storage: Storage, image_url_seconds: int) -> AvatarOut:
+    """`avatar` as the API shows it; its cover's URL signed now."""
+    out = AvatarOut.model_validate(avatar)
+    out.cover_url = cover_url(avatar.cover, storage, image_url_seconds)
+    return out
 
 
 def content_out(
@@ -24,24 +65,19 @@ def content_out(
     storage: Storage,
     image_url_seconds: int,
     line_waits_for: Mapping[str, str] | None = None,
+    *,
+    binned: bool = False,
 ) -> ContentOut:
     """`content` with its pictures, as the API shows it; every URL signed now.
 
     `line_waits_for`: what keeps every content in the line from being taken up, if anything.
     """
+    # Of a content that is not in the bin itself, `binned` shows the pictures that are.
+    wanted = binned and content.deleted_at is None
     images = [
-        ImageOut(
-            url=storage.image_url(image.object_key, image_url_seconds),
-            thumbnail_url=None
-            if image.thumbnail_key is None
-            else storage.image_url(image.thumbnail_key, image_url_seconds),
-            seed=image.seed,
-            width=image.width,
-            height=image.height,
-            sha256=image.sha256,
-            file_sha256=image.file_sha256 or image.sha256,
-        )
+        image_out(image, storage, image_url_seconds)
         for image in content.images
+        if content.deleted_at is not None or (image.deleted_at is not None) is wanted
     ]
     cost = None
     if content.cost_seconds is not None:
@@ -75,6 +111,7 @@ def content_out(
         deadline_at=content.deadline_at,
         started_at=content.started_at,
         finished_at=content.finished_at,
+        deleted_at=content.deleted_at,
     )
 
 

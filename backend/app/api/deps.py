@@ -27,6 +27,7 @@ from app.core.tries import Tries
 from app.models import LOCAL_OWNER
 from app.services.avatars import AvatarService
 from app.services.callers import is_key_required, key_of
+from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
@@ -67,6 +68,7 @@ class Services:
     batches: BatchService
     events: EventService
     webhooks: WebhookService
+    collection: CollectionService
     queue: JobQueue
     marking: Marking
     takedowns: TakedownService

@@ -8,10 +8,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 
+from app.api.content_out import lora_out
 from app.api.deps import OwnerDep, RightsDep, ServicesDep
 from app.api.edge.upload_form import UploadRoute
+from app.models import LoraModel
 from app.schemas.common import Description, Name, Page, Storable, storable
-from app.schemas.loras import LoraOut
+from app.schemas.loras import LoraOut, LoraPatch
 from sdxl_contract.errors import InvalidRequest
 
 router = APIRouter(prefix="/loras/models", tags=["loras"], route_class=UploadRoute)
@@ -62,23 +64,35 @@ async def upload_lora(
     )
     if not uploaded.is_new:
         response.status_code = 200
-    return LoraOut.model_validate(uploaded.lora)
+    return _out(services, uploaded.lora)
 
 
 @router.get("")
 async def list_loras(owner: OwnerDep, services: ServicesDep) -> Page[LoraOut]:
     """All LoRAs, newest first."""
     rows = await services.loras.list(owner)
-    return Page(items=[LoraOut.model_validate(row) for row in rows])
+    return Page(items=[_out(services, row) for row in rows])
 
 
 @router.get("/{lora_id:uuid}")
 async def read_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> LoraOut:
     """One LoRA."""
-    return LoraOut.model_validate(await services.loras.get(owner, lora_id))
+    return _out(services, await services.loras.get(owner, lora_id))
+
+
+@router.patch("/{lora_id:uuid}")
+async def change_lora(
+    lora_id: uuid.UUID, asked: LoraPatch, owner: OwnerDep, services: ServicesDep
+) -> LoraOut:
+    """Change what a person says of a LoRA; what the file is stays as it was read."""
+    return _out(services, await services.loras.change(owner, lora_id, asked))
 
 
 @router.delete("/{lora_id:uuid}", status_code=204)
 async def delete_lora(lora_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> None:
     """Remove a LoRA that no avatar and no waiting content uses."""
     await services.loras.delete(owner, lora_id)
+
+
+def _out(services: ServicesDep, lora: LoraModel) -> LoraOut:
+    return lora_out(lora, services.storage, services.settings.image_url_seconds)

@@ -175,6 +175,9 @@ class Settings(BaseSettings):
     retention_days: int | None = Field(
         default=None, ge=1, le=36500, description="days that ended contents are kept; unset: always"
     )
+    bin_days: int | None = Field(
+        default=30, ge=1, le=36500, description="days that deleted pictures stay in the bin"
+    )
     sweep_grace_seconds: float = Field(
         default=86400.0, ge=60, description="seconds before an object without a row is removed"
     )

@@ -5,6 +5,7 @@ from app.models.avatar import Avatar
 from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
+from app.models.board import Board, BoardImage, Share
 from app.models.call_rate import CallRate
 from app.models.content import Content, GenerationEvent, Status
 from app.models.image import Image
@@ -21,6 +22,8 @@ __all__ = [
     "Avatar",
     "Base",
     "Batch",
+    "Board",
+    "BoardImage",
     "CallRate",
     "Content",
     "DeliveryState",
@@ -31,6 +34,7 @@ __all__ = [
     "QueueTurn",
     "RemovedCost",
     "SeenBaseModel",
+    "Share",
     "Status",
     "Takedown",
     "Webhook",

@@ -8,6 +8,7 @@ from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import Base, Created, LongText, Moment, UuidPk
+from app.models.image import Image
 from app.models.lora_model import LoraModel
 
 
@@ -26,7 +27,11 @@ class Avatar(Base):
         ForeignKey("lora_model.id", ondelete="RESTRICT"), index=True
     )
     lora_scale: Mapped[float]
+    cover_image_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("content_piece.id", ondelete="SET NULL"), index=True
+    )
     created_at: Mapped[Created]
     updated_at: Mapped[Moment]
 
     lora: Mapped[LoraModel | None] = relationship(lazy="raise")
+    cover: Mapped[Image | None] = relationship(lazy="selectin")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import uuid
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import BigInteger, CheckConstraint, Computed, ForeignKey, Index, text
+from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import Base, Created, Json, JsonList, LongText, Moment, UuidPk
@@ -112,6 +113,12 @@ class Content(Base):
     created_at: Mapped[Created]
     started_at: Mapped[Moment | None]
     finished_at: Mapped[Moment | None] = mapped_column(index=True)
+    deleted_at: Mapped[Moment | None]  # in the bin since then
+
+    # Made by the database from the prompt, and read only there.
+    prompt_search: Mapped[str | None] = mapped_column(
+        TSVECTOR, Computed("to_tsvector('simple'::regconfig, prompt)"), deferred=True
+    )
 
     images: Mapped[list[Image]] = relationship(
         order_by=Image.position, lazy="raise", passive_deletes=True

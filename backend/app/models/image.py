@@ -7,7 +7,7 @@ import uuid
 from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Created, UuidPk
+from app.models.base import Base, Created, Moment, UuidPk
 
 
 class Image(Base):
@@ -36,6 +36,8 @@ class Image(Base):
     likeness: Mapped[int | None] = mapped_column(BigInteger)  # see marking.likeness
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
+    starred_at: Mapped[Moment | None]
+    deleted_at: Mapped[Moment | None]  # in the bin since then
     created_at: Mapped[Created]
 
     @property

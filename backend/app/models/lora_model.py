@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Index, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+import uuid
+
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import Base, Created, Json, JsonList, LongText, UuidPk
+from app.models.image import Image
 from sdxl_contract.lora.few_steps import FewSteps, few_steps
 
 # What files call themselves by, in the metadata that is kept.
@@ -41,7 +44,13 @@ class LoraModel(Base):
     parameter_count: Mapped[int] = mapped_column(BigInteger)
     dtype: Mapped[str]
     file_metadata: Mapped[Json]
+    default_scale: Mapped[float] = mapped_column(default=1.0, server_default="1")
+    cover_image_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("content_piece.id", ondelete="SET NULL"), index=True
+    )
     created_at: Mapped[Created]
+
+    cover: Mapped[Image | None] = relationship(lazy="selectin")
 
     @property
     def _few_steps(self) -> FewSteps | None:

@@ -62,6 +62,19 @@ class BatchRepository:
             select(Batch).where(Batch.owner == self._owner, Batch.idempotency_key == key)
         )
 
+    async def open_ids(self, batch_id: uuid.UUID) -> Sequence[uuid.UUID]:
+        """Its contents that have not ended, in the order that they were asked for."""
+        rows = await self._session.scalars(
+            select(Content.id)
+            .where(
+                Content.batch_id == batch_id,
+                Content.owner == self._owner,
+                Content.finished_at.is_(None),
+            )
+            .order_by(Content.created_at, Content.id)
+        )
+        return rows.all()
+
     async def content_ids(self, batch_id: uuid.UUID) -> Sequence[uuid.UUID]:
         """Its contents that are still there, in the order that they were asked for."""
         rows = await self._session.scalars(

@@ -13,7 +13,8 @@ from sqlalchemy.dialects.postgresql import JSONB, dialect
 
 from app.models import Base, Content, Image
 
-GENERATION = tuple(Content.__table__.columns.keys())
+# Without what the database makes itself.
+GENERATION = tuple(c.name for c in Content.__table__.columns if c.computed is None)
 PIECE = tuple(Image.__table__.columns.keys())
 _POSTGRESQL = dialect()  # type: ignore[no-untyped-call]
 

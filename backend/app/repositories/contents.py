@@ -18,7 +18,9 @@ from sqlalchemy.orm import selectinload
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
 from app.models import Content, Image, Status
+from app.models.filters import ContentFilter
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters
+from app.repositories.filters import conditions
 
 _ADD = f"""
     WITH added AS (
@@ -149,18 +151,10 @@ class ContentRepository:
         *,
         limit: int,
         after: tuple[datetime, uuid.UUID] | None,
-        avatar_id: uuid.UUID | None,
-        status: Status | None,
-        batch_id: uuid.UUID | None = None,
+        wanted: ContentFilter,
     ) -> Sequence[Content]:
         """Newest first; `after` is the last one of the page before."""
-        query = select(Content).where(Content.owner == self._owner)
-        if avatar_id is not None:
-            query = query.where(Content.avatar_id == avatar_id)
-        if batch_id is not None:
-            query = query.where(Content.batch_id == batch_id)
-        if status is not None:
-            query = query.where(Content.status == status)
+        query = select(Content).where(Content.owner == self._owner, *conditions(wanted))
         if after is not None:
             query = query.where(tuple_(Content.created_at, Content.id) < after)
         rows = await self._session.scalars(

@@ -19,6 +19,7 @@ from app.models import (
     LoraModel,
     PageSession,
     RemovedCost,
+    Share,
     Status,
 )
 
@@ -57,12 +58,44 @@ class MaintenanceRepository:
         )
         return len(old), keys
 
+    async def empty_bin(self, moment: datetime, limit: int) -> tuple[int, list[str]]:
+        """Remove at most `limit` pictures, and contents, that went into the bin before; (how many,
+        their objects' keys)."""
+        contents = (
+            await self._session.scalars(
+                select(Content)
+                .where(Content.deleted_at < moment, Content.finished_at.is_not(None))
+                .limit(limit)
+                .options(selectinload(Content.images))
+                .with_for_update(skip_locked=True, of=Content)
+            )
+        ).all()
+        pictures = (
+            await self._session.scalars(
+                select(Image)
+                .join(Content, Content.id == Image.generation_id)
+                .where(Image.deleted_at < moment, Content.deleted_at.is_(None))
+                .limit(limit)
+                .with_for_update(skip_locked=True, of=Image)
+            )
+        ).all()
+        all_images = [*pictures, *(image for content in contents for image in content.images)]
+        keys = [key for image in all_images for key in image.keys]
+        await self._session.execute(
+            delete(Content).where(Content.id.in_([content.id for content in contents]))
+        )
+        await self._session.execute(
+            delete(Image).where(Image.id.in_([image.id for image in pictures]))
+        )
+        return len(contents) + len(pictures), keys
+
     async def remove_leftovers(self, batches_before: datetime | None) -> None:
         """Remove ended sessions, rates and costs that say nothing more, and old empty batches."""
         await self._session.execute(delete(PageSession).where(PageSession.expires_at <= func.now()))
         await self._session.execute(
             delete(RemovedCost).where(RemovedCost.day < func.now() - timedelta(days=7))
         )
+        await self._session.execute(delete(Share).where(Share.expires_at <= func.now()))
         await self._session.execute(
             delete(CallRate).where(CallRate.free_at < func.now() - timedelta(hours=1))
         )

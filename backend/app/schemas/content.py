@@ -146,19 +146,36 @@ class BatchOut(Out):
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    prompts: list[str] = Field(description="the first ones, shortened")
     created_at: datetime
+
+
+_SHOWN_PROMPTS = 3
+_SHOWN_CHARS = 200
 
 
 def batch_out(batch: Batch, counts: dict[str, int]) -> BatchOut:
     """`batch` as the API shows it, with its contents by status."""
     return BatchOut.model_validate(
-        {"batch_id": batch.id, "total": batch.total, "created_at": batch.created_at, **counts}
+        {
+            "batch_id": batch.id,
+            "total": batch.total,
+            "prompts": [
+                prompt[:_SHOWN_CHARS]
+                for prompt in batch.request.get("prompts", [])[:_SHOWN_PROMPTS]
+            ],
+            "created_at": batch.created_at,
+            **counts,
+        }
     )
 
 
 class ImageOut(BaseModel):
     """One picture; its URLs expire."""
 
+    id: uuid.UUID
+    position: int = Field(description="its place among the request's pictures, from 0")
+    starred: bool
     url: str
     thumbnail_url: str | None = Field(
         description="WebP of at most 256 px a side; null where the picture is that small itself"
@@ -273,3 +290,4 @@ class ContentOut(BaseModel):
     deadline_at: datetime | None = Field(description="it fails where it has not ended by then")
     started_at: datetime | None
     finished_at: datetime | None
+    deleted_at: datetime | None = Field(description="in the bin since then; null: it is not")

@@ -6,9 +6,9 @@ import uuid
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from app.schemas.common import NUMBER, VISIBLE, In, Name, Prompt, storable
+from app.schemas.common import NUMBER, VISIBLE, In, Name, Out, Prompt, storable
 from sdxl_contract.limits import PROMPT_MAX_CHARS, SHORT_SCALE_MAX, SHORT_SCALE_MIN
 
 AVATAR_SCALE_DEFAULT = 0.9
@@ -32,12 +32,15 @@ class AvatarIn(In):
     negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
     lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
+    cover_image_id: uuid.UUID | None = Field(
+        default=None, description="a picture of one's own, by its id"
+    )
 
 
 class AvatarPatch(In):
     """What is to change; a field left out stays. `lora_model_id: null` takes the LoRA away."""
 
-    nulls_kept = frozenset({"lora_model_id"})
+    nulls_kept = frozenset({"lora_model_id", "cover_image_id"})
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,9 +49,12 @@ class AvatarPatch(In):
     negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
     lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
+    cover_image_id: uuid.UUID | None = Field(
+        default=None, description="a picture of one's own, by its id"
+    )
 
 
-class AvatarOut(BaseModel):
+class AvatarOut(Out):
     """An avatar."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -59,5 +65,9 @@ class AvatarOut(BaseModel):
     negative_prompt: str
     lora_model_id: uuid.UUID | None
     lora_scale: float
+    cover_image_id: uuid.UUID | None
+    cover_url: str | None = Field(
+        default=None, description="a small picture of it; signed anew on each read"
+    )
     created_at: datetime
     updated_at: datetime

@@ -17,6 +17,7 @@ from app.models.base import utc_now
 from app.repositories.avatars import AvatarRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.identities import AvatarIn, AvatarPatch
+from app.services.collection import check_cover
 from sdxl_contract.errors import InvalidRequest
 
 
@@ -39,7 +40,9 @@ class AvatarService:
         )
         async with self._database.session() as session:
             await _check_lora(session, owner, asked.lora_model_id)
+            await check_cover(session, owner, asked.cover_image_id)
             await AvatarRepository(session, owner).add(avatar)
+            await session.refresh(avatar, ["cover"])
         return avatar
 
     async def list(self, owner: str) -> Sequence[Avatar]:
@@ -68,9 +71,12 @@ class AvatarService:
         async with self._database.session() as session:
             avatar = await _find(session, owner, avatar_id, lock=True)
             await _check_lora(session, owner, changes.get("lora_model_id"))
+            await check_cover(session, owner, changes.get("cover_image_id"))
             for field, value in changes.items():
                 setattr(avatar, field, value)
             avatar.updated_at = utc_now()
+            await session.flush()
+            await session.refresh(avatar, ["cover"])
         return avatar
 
     async def delete(self, owner: str, avatar_id: uuid.UUID) -> None:

@@ -20,6 +20,8 @@ from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
 from app.repositories.takedowns import TakedownRepository
+from app.schemas.loras import LoraPatch
+from app.services.collection import check_cover
 from app.services.foreign_files import foreign_files
 from app.services.lora_names import free_name
 from app.services.storage import Storage
@@ -119,6 +121,32 @@ class LoraService:
             raise NotFound("There is no LoRA with this id.")
         return lora
 
+    async def change(self, owner: str, lora_id: uuid.UUID, asked: LoraPatch) -> LoraModel:
+        """Change the fields that `asked` sets.
+
+        Raises:
+            NotFound: the LoRA or its new cover is not there.
+            Conflict: another one has the new name.
+        """
+        changes = asked.model_dump(exclude_unset=True)
+        async with self._database.session() as session:
+            repository = LoraRepository(session, owner)
+            await repository.hold_names()
+            lora = await repository.get(lora_id, lock=True)
+            if lora is None:
+                raise NotFound("There is no LoRA with this id.")
+            names = await repository.names()
+            if changes.get("name") in {names[other] for other in names if other != lora_id}:
+                raise Conflict(
+                    "Another LoRA has this name.", field="name", details={"reason": "name_taken"}
+                )
+            await check_cover(session, owner, changes.get("cover_image_id"))
+            for field, value in changes.items():
+                setattr(lora, field, value)
+            await session.flush()
+            await session.refresh(lora, ["cover"])
+        return lora
+
     async def delete(self, owner: str, lora_id: uuid.UUID) -> None:
         """Remove a LoRA that nothing needs any more; finished contents don't need it.
 
@@ -186,6 +214,8 @@ def _row(
         parameter_count=inspection.parameters,
         dtype=inspection.dtype,
         file_metadata={_clean(k): _clean(v) for k, v in inspection.metadata.items()},
+        default_scale=1.0,
+        cover=None,
         created_at=utc_now(),
     )
 

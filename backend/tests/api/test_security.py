@@ -185,6 +185,9 @@ async def test_no_route_shows_or_changes_what_is_anothers(
     batch = await backend.http.post("/api/v1/content/batch", json={"prompts": ["a"]})
     hook = await backend.http.post("/api/v1/webhooks", json={"url": "https://example.com/"})
     place = f"/api/v1/webhooks/{hook.json()['id']}"
+    board = await backend.http.post("/api/v1/boards", json={"name": "mine"})
+    image_id = (await backend.generate())["images"][0]["id"]
+    share = await backend.http.post("/api/v1/shares", json={"image_id": image_id})
     ids = {
         "webhook_id": hook.json()["id"],
         "delivery_id": (await backend.http.post(f"{place}/test")).json()["id"],
@@ -192,6 +195,14 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "batch_id": batch.json()["batch_id"],
         "lora_id": lora["id"],
         "avatar_id": avatar.json()["id"],
+        "board_id": board.json()["id"],
+        "image_id": image_id,
+        "token": share.json()["token"],
+    }
+    # What each needs beside the id, so that only the id can be what is wrong.
+    bodies: dict[str, Any] = {
+        "/api/v1/boards/{board_id}": {"name": "theirs"},
+        "/api/v1/boards/{board_id}/images": {},
     }
     mine, other = await add_key(database_url, "local"), await add_key(database_url, "other")
     paths = (await backend.http.get("/openapi.json")).json()["paths"]
@@ -202,14 +213,18 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         for method in methods:
             place = path.format(**ids)
             body: dict[str, Any] = {"json": {}} if method in ("patch", "put") else {}
+            if path in bodies and method != "delete":
+                body = {"json": bodies[path]}
             answer = await backend.http.request(method, place, **body)
             # Without a key: the page's login, which shows nothing; whoever comes across a picture
             # may ask about it. The operator's routes are not there without a token of theirs.
             opens = {"/api/v1/session": answer.status_code, "/api/v1/verify": 422}
+            # Whoever has a link of a picture's owner sees that picture.
+            opens["/api/v1/shared/{token}"] = 200
             if path.startswith("/api/v1/admin"):
                 opens[path] = 404
             assert answer.status_code == opens.get(path, 401), (method, path)
-            if "{" in path:
+            if "{" in path and path not in opens:
                 answer = await backend.http.request(method, place, headers=other, **body)
                 assert answer.status_code == 404, (method, path)
                 assert answer.json()["error_code"] == "NOT_FOUND"

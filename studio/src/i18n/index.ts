@@ -3,7 +3,6 @@
 import { computed, signal } from '@preact/signals';
 import { recall, remember } from '../memory';
 import en from './en.json';
-import es from './es.json';
 
 export type Key = keyof typeof en;
 type Plural<K> = K extends `${infer Base}.other` ? Base : never;
@@ -11,26 +10,41 @@ export type PluralKey = Plural<Key>;
 export type Language = 'en' | 'es';
 export const LANGUAGES: Record<Language, string> = { en: 'English', es: 'Español' };
 
-const DICTIONARIES: Record<Language, Record<Key, string>> = { en, es };
+type Dictionary = Record<Key, string>;
+const DICTIONARIES: Partial<Record<Language, Dictionary>> = { en };
+
+/** Fetch a language's words; English is always there, as the words of last resort. */
+async function load(wanted: Language): Promise<void> {
+  if (wanted === 'es') DICTIONARIES.es ??= (await import('./es.json')).default satisfies Dictionary;
+}
 
 function firstLanguage(): Language {
   const kept = recall<string>('language', '');
   const wanted = [kept, ...navigator.languages].map((tag) => tag.slice(0, 2).toLowerCase());
-  return (wanted.find((tag) => tag in DICTIONARIES) as Language | undefined) ?? 'en';
+  return (wanted.find((tag) => tag in LANGUAGES) as Language | undefined) ?? 'en';
 }
 
-export const language = signal<Language>(firstLanguage());
+export const language = signal<Language>('en');
+
+/** Show the page in a language, once its words are there. */
+async function show(wanted: Language): Promise<void> {
+  await load(wanted).catch(() => {});
+  if (DICTIONARIES[wanted]) language.value = wanted;
+}
+
+/** Before the page is drawn: in the language chosen on this device, or the browser's. */
+export const startLanguage = (): Promise<void> => show(firstLanguage());
 
 export function setLanguage(chosen: Language): void {
   remember('language', chosen);
-  language.value = chosen;
+  void show(chosen);
 }
 
 type Values = Record<string, string | number>;
 
 /** The words of `key`, with `{name}` replaced by `values.name`. */
 export function t(key: Key, values: Values = {}): string {
-  return DICTIONARIES[language.value][key].replace(/\{(\w+)\}/g, (whole, name: string) =>
+  return (DICTIONARIES[language.value] ?? en)[key].replace(/\{(\w+)\}/g, (whole, name: string) =>
     name in values ? String(values[name]) : whole,
   );
 }
@@ -42,43 +56,98 @@ export function plural(key: PluralKey, n: number, values: Values = {}): string {
 }
 
 /** The words of `key` where the dictionary has it, else `otherwise`. */
-export function tMaybe(key: string, otherwise: string): string {
-  return key in en ? t(key as Key) : otherwise;
+export function tMaybe(key: string, otherwise: string, values: Values = {}): string {
+  return key in en ? t(key as Key, values) : otherwise;
 }
 
 const rules = computed(() => new Intl.PluralRules(language.value));
+
+/** The reader's own way with numbers and dates: the page's language in the browser's region. */
+export const locale = computed<string>(() => {
+  const own = navigator.languages.find((tag) => tag.toLowerCase().startsWith(language.value));
+  if (own) return own;
+  const region = navigator.languages.map((tag) => new Intl.Locale(tag).region).find(Boolean);
+  return region ? `${language.value}-${region}` : language.value;
+});
+
 const formats = new Map<string, Intl.NumberFormat>();
 
+function formatOf(name: string, options: Intl.NumberFormatOptions): Intl.NumberFormat {
+  const key = `${locale.value}|${name}`;
+  let format = formats.get(key);
+  if (!format) formats.set(key, (format = new Intl.NumberFormat(locale.value, options)));
+  return format;
+}
+
 export function number(value: number, digits = 0, least = 0): string {
-  const name = `${language.value}|${digits}|${least}`;
-  let format = formats.get(name);
-  if (!format) {
-    format = new Intl.NumberFormat(language.value, {
-      maximumFractionDigits: digits,
-      minimumFractionDigits: least,
-    });
-    formats.set(name, format);
-  }
-  return format.format(value);
+  return formatOf(`${digits}|${least}`, {
+    maximumFractionDigits: digits,
+    minimumFractionDigits: least,
+  }).format(value);
+}
+
+/** `value` as it stands in a field: the reader's decimal sign, nothing between the thousands. */
+export function plain(value: number): string {
+  return formatOf('plain', { maximumFractionDigits: 6, useGrouping: false }).format(value);
+}
+
+/** The number in `text`, with a decimal comma or point; NaN where it is none. */
+export function readNumber(text: string): number {
+  const bare = text.replace(/[\s\u00a0\u202f]/g, '').replace(/^\u2212/, '-');
+  const last = Math.max(bare.lastIndexOf(','), bare.lastIndexOf('.'));
+  const sign = bare[last];
+  // With both signs, the first ones only part the thousands.
+  const mixed = bare.includes(',') && bare.includes('.');
+  const cleaned = mixed
+    ? bare.slice(0, last).replace(/[.,]/g, '') + '.' + bare.slice(last + 1)
+    : sign === ','
+      ? bare.replace(',', '.')
+      : bare;
+  return /^-?(\d+\.?\d*|\.\d+)$/.test(cleaned) ? Number(cleaned) : NaN;
+}
+
+const decimalComma = (): boolean => plain(0.5).includes(',');
+
+/**
+ * The parts of a list of numbers. A comma parts them, unless it is a decimal comma: beside
+ * semicolons or lines, without a space after it where others have one, or alone where people
+ * write so.
+ */
+export function splitNumbers(text: string): string[] {
+  const whole = text.trim();
+  const separator = /[;\n]/.test(whole)
+    ? /[;\n]/
+    : /,\s/.test(whole)
+      ? /,\s+/
+      : decimalComma() && whole.split(',').length === 2
+        ? /;/
+        : /,/;
+  return whole.split(separator).map((part) => part.trim().replace(/,$/, '')).filter(Boolean);
 }
 
 export function percent(part: number): string {
-  return number(Math.round(part * 100)) + '\u00a0%';
+  return formatOf('percent', { style: 'percent', maximumFractionDigits: 0 }).format(part);
 }
 
 /** 0.42 s, 3.1 s, 2 min 5 s. */
 export function duration(seconds: number): string {
   if (seconds < 1) return `${number(seconds, 2)}\u00a0s`;
   if (seconds < 10) return `${number(seconds, 1)}\u00a0s`;
-  if (seconds < 60) return `${number(Math.round(seconds))}\u00a0s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes}\u00a0min ${Math.round(seconds % 60)}\u00a0s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${number(whole)}\u00a0s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes}\u00a0min ${whole % 60}\u00a0s`;
   return `${Math.floor(minutes / 60)}\u00a0h ${minutes % 60}\u00a0min`;
 }
 
 export function usd(amount: number): string {
-  const digits = amount !== 0 && amount < 0.1 ? 4 : 2;
-  return `$${number(amount, digits, 2)}`;
+  const digits = amount !== 0 && Math.abs(amount) < 0.1 ? 4 : 2;
+  return formatOf(`usd${digits}`, {
+    style: 'currency',
+    currency: 'USD',
+    minimumFractionDigits: 2,
+    maximumFractionDigits: digits,
+  }).format(amount);
 }
 
 export function bytes(count: number): string {
@@ -88,12 +157,32 @@ export function bytes(count: number): string {
   return `${number(count / 1e9, 2)} GB`;
 }
 
-export function moment(iso: string): string {
-  const format: Intl.DateTimeFormatOptions = { dateStyle: 'medium', timeStyle: 'short' };
-  return new Intl.DateTimeFormat(language.value, format).format(new Date(iso));
+function date(value: Date, options: Intl.DateTimeFormatOptions): string {
+  return new Intl.DateTimeFormat(locale.value, options).format(value);
 }
 
+export function moment(iso: string): string {
+  return date(new Date(iso), { dateStyle: 'medium', timeStyle: 'short' });
+}
+
+/** A day of UTC in short, as below a chart. */
 export function day(iso: string): string {
-  const format: Intl.DateTimeFormatOptions = { day: 'numeric', month: 'short', timeZone: 'UTC' };
-  return new Intl.DateTimeFormat(language.value, format).format(new Date(iso));
+  return date(new Date(iso), { day: 'numeric', month: 'short', timeZone: 'UTC' });
+}
+
+/** A day of UTC in full. */
+export function fullDay(iso: string): string {
+  return date(new Date(iso), { dateStyle: 'long', timeZone: 'UTC' });
+}
+
+/** The reader's own day on which something was made, as a heading. */
+export function ownDay(iso: string): string {
+  const value = new Date(iso);
+  const year = value.getFullYear() === new Date().getFullYear() ? undefined : 'numeric';
+  return date(value, { weekday: 'long', day: 'numeric', month: 'long', year });
+}
+
+/** The names in `all` as the language lists them: a, b and c. */
+export function listed(all: string[]): string {
+  return new Intl.ListFormat(locale.value, { type: 'conjunction' }).format(all);
 }

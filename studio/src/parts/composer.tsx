@@ -1,20 +1,25 @@
 // The form: everything of a request, what it will take, and the button.
 
-import { asProblem, api } from '../api';
-import { asBody, avatar, change, check, draft, refused, whole, type FieldErrors } from '../draft';
+import { drawOrThrow } from '../actions';
+import { asProblem } from '../api';
+import { asBody, change, check, clearDraft, draft, refused, whole, type FieldErrors } from '../draft';
 import { estimate } from '../estimate';
+import { explain } from '../explain';
+import { rememberDraft } from '../history';
 import { duration, t, usd } from '../i18n';
-import { active, follow } from '../live';
-import { avatars, explain, model, prependToFeed, reached } from '../store';
+import { active } from '../live';
+import { avatars, model, reached, tell } from '../store';
 import type { Content } from '../types';
 import { LoraPicker, TriggerWords } from './loraPicker';
+import { PromptField } from './promptField';
+import { QueueButton } from './queue';
 import { CountField, NumberFields, SeedField, SizeField } from './settings';
 import { Button, Field, Loading } from './ui';
 
 /** Fields that show an error of their own; any other error stands above the button. */
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'seed', 'num_images'];
 const isShown = (field: string): boolean =>
-  SHOWN.includes(field) || field === 'avatar_id' || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
+  SHOWN.includes(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
   const now = whole.value;
@@ -33,13 +38,13 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
     }
     refused.value = {};
     try {
-      const content = await api.generate(asBody(now));
-      prependToFeed([content.id]);
-      follow(content);
-      onAccepted(content);
+      rememberDraft(draft.value);
+      onAccepted(await drawOrThrow(asBody(now)));
     } catch (error) {
       const problem = asProblem(error);
       const field = (problem.field ?? '').replace(/^custom_prompt$/, 'prompt');
+      // A lost connection is told by the banner as long as it lasts, not by a text that stays.
+      if (problem.status === 0) return;
       refused.value = { [isShown(field) ? field : '']: explain(problem) };
       focusFirstError();
     }
@@ -62,22 +67,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
     >
       <div class="composer-fields">
         <AvatarField error={errors.avatar_id} />
-        <Field
-          label={t('form.prompt')}
-          error={errors.prompt}
-          hint={avatar.value ? t('form.promptAfterAvatar', { name: avatar.value.name }) : null}
-        >
-          {(attributes) => (
-            <textarea
-              {...attributes}
-              class="prompt"
-              rows={4}
-              placeholder={t('form.promptExample')}
-              value={draft.value.prompt}
-              onInput={(e) => change({ prompt: e.currentTarget.value })}
-            />
-          )}
-        </Field>
+        <PromptField error={errors.prompt} />
         <TriggerWords />
         <Field label={t('form.negative')} error={errors.negative_prompt}>
           {(attributes) => (
@@ -89,7 +79,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
             />
           )}
         </Field>
-        <LoraPicker error={errors.loras} />
+        <LoraPicker errors={errors} />
         <SizeField of={now} model={by} errors={errors} />
         <NumberFields of={now} model={by} errors={errors} />
         <div class="seed-and-count">
@@ -103,7 +93,13 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
             {errors['']}
           </p>
         )}
-        <Expected />
+        <div class="row between">
+          <Expected />
+          {active.value.length > 0 && <QueueButton />}
+          <Button icon="undo" kind="quiet" iconOnly onClick={reset}>
+            {t('form.reset')}
+          </Button>
+        </div>
         <Button
           type="submit"
           kind="accent"
@@ -117,6 +113,14 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
       </div>
     </form>
   );
+}
+
+/** Everything as the model's defaults have it; it can be taken back. */
+function reset(): void {
+  const before = draft.value;
+  rememberDraft(before);
+  clearDraft();
+  tell(t('told.reset'), { action: { label: t('action.undo'), run: () => change(before) } });
 }
 
 function focusFirstError(): void {
@@ -152,9 +156,8 @@ function AvatarField({ error }: { error?: string }) {
 function Expected() {
   const now = whole.value;
   const found = now && estimate({ ...now, num_images: now.count });
-  const waiting = active.value.length;
   return (
-    <p class="expected" aria-live="polite">
+    <p class="expected">
       {found ? (
         <>
           <span class="num">≈ {duration(found.seconds)}</span>
@@ -163,7 +166,6 @@ function Expected() {
       ) : (
         <span>{t('form.noEstimate')}</span>
       )}
-      {waiting > 0 && <span class="num">{t('form.ahead', { n: waiting })}</span>}
     </p>
   );
 }

@@ -1,29 +1,34 @@
 // The LoRAs of a request: chosen from the library or dropped in, each with its scale.
 
 import { useState } from 'preact/hooks';
-import { change, draft, refused, usedLoras, whole } from '../draft';
+import { change, draft, refused, usedLoras, type FieldErrors } from '../draft';
+import { partOf, placeOf, replaceText } from '../editText';
 import { number, t } from '../i18n';
 import { loras, model } from '../store';
-import { FileDrop, UploadRows, upload, uploads } from './uploads';
+import type { Lora } from '../types';
+import { LoraCover } from './cover';
+import { takeFiles, UploadRows, uploads } from './uploads';
 import { Button, Dialog, Empty, Slider } from './ui';
 
-export function LoraPicker({ error }: { error?: string | null }) {
+/** Whether `lora` is what `sought` asks for, by its name, tags or trigger words. */
+export const isSought = (lora: Lora, sought: string): boolean => {
+  const all = [lora.name, lora.description, ...lora.tags, ...lora.trigger_words].join(' ').toLowerCase();
+  return sought.toLowerCase().split(/\s+/).every((word) => all.includes(word));
+};
+
+/** Add a LoRA to the form, with the scale that it is best at. */
+export function chooseLora(lora: Lora): void {
+  if (!draft.value.loras.some((one) => one.id === lora.id))
+    change({ loras: [...draft.value.loras, { id: lora.id, scale: lora.default_scale }] });
+}
+
+export function LoraPicker({ errors }: { errors: FieldErrors }) {
   const [isOpen, setOpen] = useState(false);
   const bounds = model.value?.lora_scale;
   const most = model.value?.limits.max_loras ?? 8;
   const used = usedLoras.value;
-  const choose = (id: string) => {
-    if (!draft.value.loras.some((one) => one.id === id))
-      change({ loras: [...draft.value.loras, { id, scale: 1 }] });
-  };
-  const takeFiles = async (files: File[]) => {
-    for (const file of files) {
-      const lora = await upload(file);
-      if (lora) choose(lora.id);
-    }
-  };
   return (
-    <FileDrop class="lora-picker" onFiles={takeFiles}>
+    <div class="lora-picker">
       <fieldset>
         <legend>
           {t('nav.loras')}{' '}
@@ -33,7 +38,7 @@ export function LoraPicker({ error }: { error?: string | null }) {
         </legend>
         {used.map(({ lora, scale, isAvatars }) => {
           const place = draft.value.loras.findIndex((one) => one.id === lora.id);
-          const problem = place < 0 ? null : refused.value[`loras[${place}].scale`];
+          const field = `loras[${place}].scale`;
           return (
             <div class="lora-use" key={lora.id}>
               {isAvatars ? (
@@ -51,7 +56,7 @@ export function LoraPicker({ error }: { error?: string | null }) {
                     min={bounds?.minimum ?? -2}
                     max={bounds?.maximum ?? 2}
                     step={0.05}
-                    error={problem}
+                    error={refused.value[field] ?? errors[field]}
                     onChange={(value) =>
                       change({
                         loras: draft.value.loras.map((one) =>
@@ -80,27 +85,18 @@ export function LoraPicker({ error }: { error?: string | null }) {
             {t('form.addLora')}
           </Button>
         )}
-        {error && <p class="field-error">{error}</p>}
-        <UploadRows rows={uploads.value.filter((row) => row.state !== 'done')} />
+        {errors.loras && <p class="field-error">{errors.loras}</p>}
+        <UploadRows rows={uploads.value.filter((row) => row.from === 'create' && row.state !== 'done')} />
       </fieldset>
-      {isOpen && <LibraryDialog onChoose={choose} onFiles={takeFiles} onClose={() => setOpen(false)} />}
-    </FileDrop>
+      {isOpen && <LibraryDialog onClose={() => setOpen(false)} />}
+    </div>
   );
 }
 
-function LibraryDialog(props: {
-  onChoose: (id: string) => void;
-  onFiles: (files: File[]) => void;
-  onClose: () => void;
-}) {
+function LibraryDialog(props: { onClose: () => void }) {
   const [sought, setSought] = useState('');
   const all = loras.value ?? [];
-  const found = all.filter((lora) =>
-    [lora.name, ...lora.tags, ...lora.trigger_words]
-      .join(' ')
-      .toLowerCase()
-      .includes(sought.trim().toLowerCase()),
-  );
+  const found = all.filter((lora) => isSought(lora, sought));
   const chosen = new Set(usedLoras.value.map(({ lora }) => lora.id));
   return (
     <Dialog title={t('form.addLora')} onClose={props.onClose}>
@@ -120,21 +116,29 @@ function LibraryDialog(props: {
               type="button"
               disabled={chosen.has(lora.id)}
               onClick={() => {
-                props.onChoose(lora.id);
+                chooseLora(lora);
                 props.onClose();
               }}
             >
-              <strong>{lora.name}</strong>
-              <span class="muted small">
-                {[...lora.trigger_words.slice(0, 4), ...lora.tags.slice(0, 4)].join(' · ') ||
-                  `${lora.format} · ${t('lora.rank', { rank: lora.rank })}`}
+              <LoraCover lora={lora} />
+              <span class="choice-words">
+                <strong>{lora.name}</strong>
+                <span class="muted small">
+                  {[...lora.trigger_words.slice(0, 4), ...lora.tags.slice(0, 4)].join(' · ') ||
+                    `${lora.format} · ${t('lora.rank', { rank: lora.rank })}`}
+                </span>
               </span>
             </button>
           </li>
         ))}
       </ul>
       {all.length === 0 && <Empty icon="loras" title={t('lora.empty')} />}
-      <FilePicker onFiles={props.onFiles} />
+      {all.length > 0 && found.length === 0 && (
+        <p class="muted" role="status">
+          {t('lora.noHit', { sought })}
+        </p>
+      )}
+      <FilePicker onFiles={(files) => void takeFiles(files)} />
     </Dialog>
   );
 }
@@ -159,10 +163,9 @@ export function FilePicker({ onFiles }: { onFiles: (files: File[]) => void }) {
 
 /** Words that wake the chosen LoRAs, to be put into the prompt with one click. */
 export function TriggerWords() {
-  const prompt = whole.value?.prompt ?? '';
+  const { prompt } = draft.value;
   const words = [...new Set(usedLoras.value.flatMap(({ lora }) => lora.trigger_words))];
   if (!words.length) return null;
-  const has = (word: string) => prompt.toLowerCase().includes(word.toLowerCase());
   return (
     <div class="chips" role="group" aria-label={t('form.triggers')}>
       {words.slice(0, 16).map((word) => (
@@ -170,8 +173,8 @@ export function TriggerWords() {
           type="button"
           key={word}
           class="chip"
-          aria-pressed={has(word)}
-          onClick={() => change({ prompt: has(word) ? taken(prompt, word) : added(prompt, word) })}
+          aria-pressed={placeOf(word, prompt) >= 0}
+          onClick={() => toggleWord(word)}
         >
           {word}
         </button>
@@ -180,12 +183,23 @@ export function TriggerWords() {
   );
 }
 
-const added = (prompt: string, word: string): string =>
-  prompt.trim() ? `${prompt.trim().replace(/,$/, '')}, ${word}` : word;
-
-function taken(prompt: string, word: string): string {
-  const at = prompt.toLowerCase().indexOf(word.toLowerCase());
-  const left = prompt.slice(0, at).replace(/,?\s*$/, '');
-  const right = prompt.slice(at + word.length).replace(/^\s*,?\s*/, '');
-  return left && right ? `${left}, ${right}` : left + right;
+/** Put `word` at the prompt's end; where it is a part of its own, take it out again. */
+function toggleWord(word: string): void {
+  const field = document.querySelector<HTMLTextAreaElement>('textarea.prompt');
+  if (!field) return;
+  const text = field.value;
+  const part = partOf(word, text);
+  if (part) {
+    replaceText(field, part.start, part.end, '');
+    return;
+  }
+  const place = placeOf(word, text);
+  if (place >= 0) {
+    // Within a phrase only its writer knows what would be left: it is shown, not cut out.
+    field.focus();
+    field.setSelectionRange(place, place + word.length);
+    return;
+  }
+  const end = text.replace(/[\s,]+$/, '').length;
+  replaceText(field, end, text.length, end ? `, ${word}` : word);
 }

@@ -1,10 +1,13 @@
 // Pictures: their URLs are signed and expire, so one that cannot be loaded is asked for once again.
 
 import { api, pictureUrl } from '../api';
-import { percent, t } from '../i18n';
+import { fileName } from '../files';
+import { moment, percent, t } from '../i18n';
+import { readItem } from '../items';
 import { partDone, progressOf } from '../live';
 import { contentOf, keep } from '../store';
 import type { Content } from '../types';
+import { Icon } from './icons';
 
 const RENEWED_MS = 20_000;
 const renewedAt = new Map<string, number>();
@@ -19,9 +22,25 @@ async function renew(id: string): Promise<void> {
   }
 }
 
-/** A finished picture of `content`. */
-export function Picture(props: { content: Content; place?: number; small?: boolean; eager?: boolean }) {
-  const { content, place = 0, small, eager } = props;
+/** Let a picture be dragged onto the desktop as the file that it is. */
+export function offerFile(e: DragEvent, content: Content, place: number): void {
+  const picture = content.images[place];
+  if (!picture || !e.dataTransfer) return;
+  const url = new URL(pictureUrl(picture.url), location.href).href;
+  e.dataTransfer.effectAllowed = 'copy';
+  e.dataTransfer.setData('DownloadURL', `image/png:${fileName(content, place)}:${url}`);
+  e.dataTransfer.setData('text/uri-list', url);
+}
+
+interface PictureProps {
+  content: Content;
+  place?: number;
+  small?: boolean;
+  eager?: boolean;
+}
+
+/** A finished picture of `content`; it can be dragged out of the page. */
+export function Picture({ content, place = 0, small, eager }: PictureProps) {
   const picture = content.images[place] ?? content.images[0];
   if (!picture) return null;
   return (
@@ -32,28 +51,45 @@ export function Picture(props: { content: Content; place?: number; small?: boole
       height={picture.height}
       loading={eager ? 'eager' : 'lazy'}
       decoding="async"
-      draggable={false}
+      draggable
+      onDragStart={(e) => offerFile(e, content, place)}
       onError={() => void renew(content.id)}
     />
   );
 }
 
 interface ThumbProps {
+  /** A content, or one picture of it. */
   id: string;
   chosen?: boolean;
-  onOpen?: (id: string) => void;
+  /** Chosen among others, rather than shown: it gets a tick. */
+  ticked?: boolean;
+  /** The whole request as one, with the number of its pictures. */
+  whole?: boolean;
+  onOpen?: (id: string, e: MouseEvent) => void;
   /** Set in lists where only one thumb takes part in the tab order. */
   tabIndex?: number;
 }
 
-/** A small square that stands for a content in any state. */
-export function Thumb({ id, chosen, onOpen, tabIndex }: ThumbProps) {
-  const content = contentOf(id).value;
-  const inside = <ThumbInside id={id} content={content} />;
+/** A small square that stands for a content in any state; the picture in it is whole. */
+export function Thumb({ id, chosen, ticked, whole, onOpen, tabIndex }: ThumbProps) {
+  const item = readItem(id);
+  const content = contentOf(item.id).value;
+  const inside = (
+    <>
+      <ThumbInside id={item.id} place={item.place} content={content} whole={whole} />
+      {ticked && (
+        <span class="tick">
+          <Icon name="check" size={14} />
+        </span>
+      )}
+    </>
+  );
   const names = `thumb ${chosen ? 'chosen' : ''} ${content?.status ?? 'unknown'}`;
+  const title = content ? `${content.prompt.slice(0, 300)}\n${moment(content.created_at)}` : '';
   if (!onOpen) {
     return (
-      <a class={names} href={`#/content/${id}`} tabIndex={tabIndex} data-id={id}>
+      <a class={names} href={`#/content/${id}`} tabIndex={tabIndex} data-id={id} title={title}>
         {inside}
       </a>
     );
@@ -65,20 +101,34 @@ export function Thumb({ id, chosen, onOpen, tabIndex }: ThumbProps) {
       aria-pressed={chosen}
       tabIndex={tabIndex}
       data-id={id}
-      onClick={() => onOpen(id)}
+      title={title}
+      onClick={(e) => onOpen(id, e)}
     >
       {inside}
     </button>
   );
 }
 
-function ThumbInside({ id, content }: { id: string; content: Content | null }) {
+interface InsideProps {
+  id: string;
+  place: number;
+  content: Content | null;
+  whole?: boolean;
+}
+
+function ThumbInside({ id, place, content, whole }: InsideProps) {
   if (!content) return <span class="unseen">{t('state.loading')}</span>;
   if (content.images.length) {
     return (
       <>
-        <Picture content={content} small />
-        {content.images.length > 1 && <span class="tag">×{content.images.length}</span>}
+        <Picture content={content} place={place} small />
+        {whole && content.images.length > 1 && <span class="tag">×{content.images.length}</span>}
+        {content.images[place]?.starred && !whole && (
+          <span class="tag starred">
+            <Icon name="star" size={12} />
+            <span class="unseen">{t('star.is')}</span>
+          </span>
+        )}
       </>
     );
   }
@@ -95,7 +145,9 @@ function ThumbState({ id, content }: { id: string; content: Content }) {
         {part === null ? t(`status.${content.status}`) : percent(part)}
       </span>
       <span class="unseen">{content.prompt}</span>
-      {content.status === 'running' && <i class="thumb-bar" style={{ width: `${(part ?? 0) * 100}%` }} />}
+      {content.status === 'running' && (
+        <i class="thumb-bar" style={{ width: `${(part ?? 0) * 100}%` }} />
+      )}
     </>
   );
 }

@@ -1,6 +1,8 @@
-// Language and colours, and the list of shortcuts.
+// Language, colours and what is told, and the list of shortcuts.
 
+import { notifies, setNotifies, setSounds, sounds } from '../finished';
 import { language, LANGUAGES, setLanguage, t, type Language } from '../i18n';
+import { areOn, LETTERS, setShortcuts } from '../shortcuts';
 import { setTheme, theme, THEMES, type Theme } from '../theme';
 import { Dialog } from './ui';
 
@@ -30,27 +32,65 @@ export function Preferences({ compact }: { compact?: boolean }) {
           ))}
         </select>
       </label>
+      {!compact && (
+        <>
+          <Check
+            label={t('prefs.notify')}
+            isOn={notifies.value}
+            onChange={(wanted) => void setNotifies(wanted)}
+          />
+          <Check label={t('prefs.sound')} isOn={sounds.value} onChange={setSounds} />
+        </>
+      )}
     </div>
   );
 }
 
+function Check(props: { label: string; isOn: boolean; onChange: (wanted: boolean) => void }) {
+  return (
+    <label class="check">
+      <input
+        type="checkbox"
+        checked={props.isOn}
+        onChange={(e) => props.onChange(e.currentTarget.checked)}
+      />
+      {props.label}
+    </label>
+  );
+}
+
+const NAMES = {
+  create: 'nav.create',
+  gallery: 'nav.gallery',
+  loras: 'nav.loras',
+  avatars: 'nav.avatars',
+  grid: 'nav.grid',
+  batches: 'nav.batches',
+  costs: 'nav.costs',
+} as const;
+
 export function Shortcuts({ onClose }: { onClose: () => void }) {
   const keys: [string, string][] = [
     ['Ctrl ↵', t('action.draw')],
+    ['Ctrl ↑ ↓', t('keys.weight')],
     ['/', t('keys.prompt')],
-    ['g c', t('nav.create')],
-    ['g g', t('nav.gallery')],
-    ['g l', t('nav.loras')],
-    ['g a', t('nav.avatars')],
-    ['g x', t('nav.grid')],
-    ['g b', t('nav.batches')],
-    ['g s', t('nav.costs')],
+    ...Object.entries(LETTERS).map(([letter, view]): [string, string] => [
+      `g ${letter}`,
+      t(NAMES[view as keyof typeof NAMES]),
+    ]),
     ['← →', t('keys.neighbours')],
+    ['s', t('action.star')],
+    ['d', t('action.download')],
+    ['v', t('action.vary')],
+    ['c', t('action.compare')],
+    ['Del', t('action.delete')],
     ['Esc', t('keys.back')],
+    ['+ − 0 1 f', t('keys.lightbox')],
     ['?', t('keys.title')],
   ];
   return (
     <Dialog title={t('keys.title')} onClose={onClose}>
+      <Check label={t('keys.on')} isOn={areOn.value} onChange={setShortcuts} />
       <dl class="keys">
         {keys.map(([key, meaning]) => (
           <div key={key}>
@@ -61,6 +101,12 @@ export function Shortcuts({ onClose }: { onClose: () => void }) {
           </div>
         ))}
       </dl>
+      <Check
+        label={t('prefs.notify')}
+        isOn={notifies.value}
+        onChange={(wanted) => void setNotifies(wanted)}
+      />
+      <Check label={t('prefs.sound')} isOn={sounds.value} onChange={setSounds} />
     </Dialog>
   );
 }

@@ -1,9 +1,11 @@
 // The form's numbers: size, steps, cfg, seed. Used by every view that has pictures made.
 
-import { change, draft, randomSeed, type FieldErrors, type Whole } from '../draft';
+import { change, randomSeed, SEED_MAX, type FieldErrors, type Whole } from '../draft';
 import { number, t } from '../i18n';
 import type { Model } from '../types';
 import { shapesOf } from './shapes';
+import { looked } from '../store';
+import { NumberInput } from './numberInput';
 import { Button, Field, Slider } from './ui';
 
 interface Props {
@@ -17,15 +19,13 @@ export function SizeField({ of, model, errors }: Props) {
   const side = (name: 'width' | 'height') => (
     <Field label={t(`form.${name}`)} error={errors[name]}>
       {(attributes) => (
-        <input
+        <NumberInput
           {...attributes}
-          type="number"
-          class="number"
-          min={limits.min_side}
-          max={limits.max_side}
-          step={limits.multiple_of}
-          value={Number.isFinite(of[name]) ? of[name] : ''}
-          onInput={(e) => change({ [name]: e.currentTarget.valueAsNumber })}
+          least={limits.min_side}
+          most={limits.max_side}
+          stepBy={limits.multiple_of}
+          value={of[name]}
+          onChange={(value) => change({ [name]: value ?? NaN })}
         />
       )}
     </Field>
@@ -96,6 +96,12 @@ export function NumberFields({ of, model, errors }: Props) {
   );
 }
 
+/** The seed of the picture that is looked at: the lock keeps that one. */
+function seedInView(): number | null {
+  const now = looked.value;
+  return now ? (now.content.images[now.place]?.seed ?? now.content.parameters.seed) : null;
+}
+
 export function SeedField({ of, errors }: Props) {
   return (
     <Field
@@ -105,18 +111,13 @@ export function SeedField({ of, errors }: Props) {
     >
       {(attributes) => (
         <div class="seed">
-          <input
+          <NumberInput
             {...attributes}
-            type="number"
-            class="number"
-            min={0}
-            step={1}
+            least={0}
+            most={SEED_MAX}
             placeholder={t('form.random')}
-            value={of.seedIsLocked && of.seed !== null && Number.isFinite(of.seed) ? of.seed : ''}
-            onInput={(e) => {
-              const { value, valueAsNumber } = e.currentTarget;
-              change({ seed: value === '' ? null : valueAsNumber, seedIsLocked: value !== '' });
-            }}
+            value={of.seedIsLocked ? of.seed : null}
+            onChange={(seed) => change({ seed, seedIsLocked: seed !== null })}
           />
           <Button icon="dice" iconOnly onClick={() => change({ seed: randomSeed(), seedIsLocked: true })}>
             {t('form.newSeed')}
@@ -129,7 +130,7 @@ export function SeedField({ of, errors }: Props) {
               change(
                 of.seedIsLocked
                   ? { seedIsLocked: false, seed: null }
-                  : { seedIsLocked: true, seed: draft.value.seed ?? randomSeed() },
+                  : { seedIsLocked: true, seed: seedInView() ?? randomSeed() },
               )
             }
           >

@@ -1,9 +1,10 @@
 // The few controls that every view is made of.
 
 import type { ComponentChildren, JSX } from 'preact';
-import { useEffect, useId, useRef } from 'preact/hooks';
+import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { t } from '../i18n';
 import { Icon, type IconName } from './icons';
+import { NumberInput } from './numberInput';
 
 interface ButtonProps extends Omit<JSX.IntrinsicElements['button'], 'icon'> {
   icon?: IconName;
@@ -76,23 +77,23 @@ interface SliderProps {
 /** A slider and, for exact values, a number field that shares its label. */
 export function Slider({ label, value, min, max, step, error, onChange }: SliderProps) {
   const shown = Number.isFinite(value) ? Math.min(max, Math.max(min, value)) : min;
-  const part = ((shown - min) / (max - min)) * 100;
-  const read = (e: Event) => onChange((e.currentTarget as HTMLInputElement).valueAsNumber);
+  // Filled from 0 where the range has negative numbers: 0 is nothing, not half.
+  const partOf = (one: number) => ((one - min) / (max - min)) * 100;
+  const zero = partOf(Math.max(0, min));
+  const [from, to] = [Math.min(zero, partOf(shown)), Math.max(zero, partOf(shown))];
   return (
     <Field
       label={label}
       error={error}
       aside={
-        <input
-          class="number"
-          type="number"
+        <NumberInput
           aria-label={`${label} (${t('form.exact')})`}
           aria-invalid={error ? 'true' : undefined}
-          min={min}
-          max={max}
-          step={step}
-          value={Number.isFinite(value) ? value : ''}
-          onInput={read}
+          least={min}
+          most={max}
+          stepBy={step}
+          value={value}
+          onChange={(next) => onChange(next ?? NaN)}
         />
       }
     >
@@ -104,8 +105,9 @@ export function Slider({ label, value, min, max, step, error, onChange }: Slider
           max={max}
           step={step}
           value={shown}
-          style={{ '--part': `${part}%` }}
-          onInput={read}
+          class={min < 0 ? 'both' : ''}
+          style={{ '--from': `${from}%`, '--part': `${to}%`, '--zero': `${zero}%` }}
+          onInput={(e) => onChange(e.currentTarget.valueAsNumber)}
         />
       )}
     </Field>
@@ -135,30 +137,56 @@ interface DialogProps {
   onClose: () => void;
   children: ComponentChildren;
   wide?: boolean;
+  /** Something was written that closing would lose: it is asked before. */
+  isDirty?: boolean;
 }
 
 /** A modal dialog: the browser keeps the focus in it and gives it back. */
-export function Dialog({ title, onClose, children, wide }: DialogProps) {
+export function Dialog({ title, onClose, children, wide, isDirty }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
+  const [asks, setAsks] = useState(false);
   const id = useId();
   useEffect(() => {
     element.current?.showModal();
   }, []);
+  const leave = () => (isDirty ? setAsks(true) : element.current?.close());
   return (
     <dialog
       ref={element}
       class={wide ? 'wide' : ''}
       aria-labelledby={id}
       onClose={onClose}
-      onClick={(e) => e.target === element.current && element.current?.close()}
+      onCancel={(e) => {
+        if (!isDirty) return;
+        e.preventDefault();
+        setAsks(!asks);
+      }}
+      // A second Esc in a row closes without the event above.
+      onKeyDown={(e) => {
+        if (e.key !== 'Escape' || !isDirty) return;
+        e.preventDefault();
+        setAsks(!asks);
+      }}
+      onMouseDown={(e) => e.target === element.current && leave()}
     >
       <div class="dialog-body">
         <header>
           <h2 id={id}>{title}</h2>
-          <Button icon="close" kind="quiet" iconOnly onClick={() => element.current?.close()}>
+          <Button icon="close" kind="quiet" iconOnly onClick={leave}>
             {t('action.close')}
           </Button>
         </header>
+        {asks && (
+          <div class="discard row between" role="alert">
+            <span>{t('dialog.unsaved')}</span>
+            <span class="row">
+              <Button onClick={() => setAsks(false)}>{t('dialog.goOn')}</Button>
+              <Button kind="danger" onClick={() => element.current?.close()}>
+                {t('dialog.discard')}
+              </Button>
+            </span>
+          </div>
+        )}
         {children}
       </div>
     </dialog>

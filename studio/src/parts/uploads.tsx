@@ -1,21 +1,25 @@
 // LoRA files on their way into the library, whichever view they were dropped on.
 
 import { signal } from '@preact/signals';
-import type { ComponentChildren } from 'preact';
-import { useRef, useState } from 'preact/hooks';
 import { asProblem, uploadLora } from '../api';
+import { change, draft } from '../draft';
+import { explain } from '../explain';
 import { bytes, percent, t } from '../i18n';
-import { explain, loras, model } from '../store';
+import { route } from '../route';
+import { keepLora, model } from '../store';
 import type { Lora } from '../types';
 import { Bar, Button } from './ui';
 
 interface Upload {
   number: number;
-  name: string;
-  size: number;
+  file: File;
+  /** The view on which it was dropped. */
+  from: string;
   part: number;
   state: 'sending' | 'reading' | 'done' | 'refused';
   text: string;
+  /** The line failed, not the file: it may be sent again. */
+  canRetry: boolean;
 }
 
 export const uploads = signal<Upload[]>([]);
@@ -25,106 +29,92 @@ function note(number: number, changes: Partial<Upload>): void {
   uploads.value = uploads.value.map((row) => (row.number === number ? { ...row, ...changes } : row));
 }
 
-/** Put `file` into the library; null where it was refused, which its row explains. */
-export async function upload(file: File): Promise<Lora | null> {
+const dismiss = (gone: (row: Upload) => boolean): void => {
+  uploads.value = uploads.value.filter((row) => !gone(row));
+};
+
+/** Put `files` into the library, one after the other; from the form, they are used as well. */
+export async function takeFiles(files: File[]): Promise<void> {
+  const from = route.value.view;
+  for (const file of files) await upload(file, from);
+}
+
+async function upload(file: File, from: string): Promise<void> {
   const number = ++count;
-  const row: Upload = { number, name: file.name, size: file.size, part: 0, state: 'sending', text: '' };
+  const row: Upload = { number, file, from, part: 0, state: 'sending', text: '', canRetry: false };
   uploads.value = [...uploads.value, row];
+  await send(row);
+}
+
+async function send(row: Upload): Promise<void> {
+  const { number, file, from } = row;
+  note(number, { state: 'sending', part: 0, text: '', canRetry: false });
   const most = model.value?.limits.lora_max_bytes ?? Infinity;
   const early = !file.name.toLowerCase().endsWith('.safetensors')
     ? t('upload.wrongType')
     : file.size > most
       ? t('upload.tooLarge', { max: bytes(most) })
       : null;
-  if (early) {
-    note(number, { state: 'refused', text: early });
-    return null;
-  }
+  if (early) return note(number, { state: 'refused', text: early });
   try {
     const name = file.name.replace(/\.safetensors$/i, '').replace(/[_]+/g, ' ');
     const { lora, isNew } = await uploadLora(file, name, (part) =>
       note(number, { part, state: part < 1 ? 'sending' : 'reading' }),
     );
-    loras.value = [lora, ...(loras.value ?? []).filter((one) => one.id !== lora.id)];
+    keepLora(lora);
     note(number, { state: 'done', text: isNew ? t('upload.added') : t('upload.known') });
-    return lora;
+    if (from === 'create') use(lora);
   } catch (error) {
-    note(number, { state: 'refused', text: explain(asProblem(error)) });
-    return null;
+    const problem = asProblem(error);
+    const canRetry = problem.status === 0 || problem.status >= 500;
+    note(number, { state: 'refused', text: explain(problem), canRetry });
   }
 }
 
+function use(lora: Lora): void {
+  if (!draft.value.loras.some((one) => one.id === lora.id))
+    change({ loras: [...draft.value.loras, { id: lora.id, scale: lora.default_scale }] });
+}
+
 export function UploadRows({ rows }: { rows: Upload[] }) {
+  const ended = rows.filter((row) => row.state === 'done' || row.state === 'refused');
   if (!rows.length) return null;
   return (
-    <ul class="uploads" aria-live="polite">
-      {rows.map((row) => (
-        <li key={row.number} class={row.state}>
-          <div class="row between">
-            <strong>{row.name}</strong>
-            <span class="muted small num">{bytes(row.size)}</span>
-            {row.state !== 'sending' && row.state !== 'reading' && (
-              <Button
-                icon="close"
-                kind="quiet"
-                iconOnly
-                onClick={() => {
-                  uploads.value = uploads.value.filter((one) => one !== row);
-                }}
-              >
-                {t('action.dismiss')}
-              </Button>
+    <div class="stack" aria-live="polite">
+      <ul class="uploads">
+        {rows.map((row) => (
+          <li key={row.number} class={row.state}>
+            <div class="row between">
+              <strong>{row.file.name}</strong>
+              <span class="muted small num">{bytes(row.file.size)}</span>
+              {row.canRetry && (
+                <Button icon="again" kind="quiet" onClick={() => void send(row)}>
+                  {t('action.retry')}
+                </Button>
+              )}
+              {ended.includes(row) && (
+                <Button
+                  icon="close"
+                  kind="quiet"
+                  iconOnly
+                  onClick={() => dismiss((one) => one.number === row.number)}
+                >
+                  {t('action.dismiss')}
+                </Button>
+              )}
+            </div>
+            {row.state === 'sending' && (
+              <Bar part={row.part} label={`${t('upload.sending')} ${percent(row.part)}`} />
             )}
-          </div>
-          {row.state === 'sending' && (
-            <Bar part={row.part} label={`${t('upload.sending')} ${percent(row.part)}`} />
-          )}
-          {row.state === 'reading' && <Bar part={null} label={t('upload.reading')} />}
-          {row.text && <p class={row.state === 'refused' ? 'field-error' : 'small'}>{row.text}</p>}
-        </li>
-      ))}
-    </ul>
-  );
-}
-
-interface DropProps {
-  class?: string;
-  onFiles: (files: File[]) => void;
-  children: ComponentChildren;
-}
-
-/** A place to drop files on. Only files light it up: text dragged over it does not. */
-export function FileDrop({ class: names = '', onFiles, children }: DropProps) {
-  const [isOver, setOver] = useState(false);
-  const depth = useRef(0);
-  const hasFiles = (e: DragEvent) => e.dataTransfer?.types.includes('Files') ?? false;
-  return (
-    <div
-      class={`drop ${names} ${isOver ? 'over' : ''}`}
-      onDragEnter={(e) => {
-        if (!hasFiles(e)) return;
-        e.preventDefault();
-        depth.current++;
-        setOver(true);
-      }}
-      onDragOver={(e) => hasFiles(e) && e.preventDefault()}
-      onDragLeave={() => {
-        depth.current = Math.max(0, depth.current - 1);
-        if (depth.current === 0) setOver(false);
-      }}
-      onDrop={(e) => {
-        if (!hasFiles(e)) return;
-        e.preventDefault();
-        depth.current = 0;
-        setOver(false);
-        onFiles([...(e.dataTransfer?.files ?? [])]);
-      }}
-    >
-      {children}
-      {isOver && (
-        <p class="drop-note" aria-hidden="true">
-          {t('lora.drop')}
-        </p>
+            {row.state === 'reading' && <Bar part={null} label={t('upload.reading')} />}
+            {row.text && <p class={row.state === 'refused' ? 'field-error' : 'small'}>{row.text}</p>}
+          </li>
+        ))}
+      </ul>
+      {ended.length > 1 && (
+        <Button kind="quiet" onClick={() => dismiss((row) => ended.some((one) => one.number === row.number))}>
+          {t('upload.dismissAll')}
+        </Button>
       )}
     </div>
   );

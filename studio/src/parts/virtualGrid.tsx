@@ -12,7 +12,11 @@ interface Props {
   least: number;
   label: string;
   chosen?: ReadonlySet<string>;
-  onOpen?: (id: string) => void;
+  onOpen?: (id: string, e: MouseEvent) => void;
+  /** Has the focus once, when the grid comes into the document. */
+  focusOn?: string | null;
+  /** Hears which thumb is the first in sight. */
+  onTop?: (id: string) => void;
   /** The end of what is there came near. */
   onNearEnd: () => void;
 }
@@ -22,12 +26,21 @@ interface Window {
   side: number;
   first: number;
   last: number;
+  /** The first row in sight. */
+  top: number;
 }
 
 /** Scrolls with the page's main part. Arrow keys, Home and End move between thumbs. */
-export function VirtualGrid({ ids, least, label, chosen, onOpen, onNearEnd }: Props) {
+export function VirtualGrid(props: Props) {
+  const { ids, least, label, chosen, onOpen, focusOn, onTop, onNearEnd } = props;
   const box = useRef<HTMLDivElement>(null);
-  const [seen, setSeen] = useState<Window>({ columns: 4, side: least, first: 0, last: 8 });
+  const [seen, setSeen] = useState<Window>({
+    columns: 4,
+    side: least,
+    first: 0,
+    last: 8,
+    top: 0,
+  });
   const [current, setCurrent] = useState(0);
   const wanted = useRef<number | null>(null);
 
@@ -40,12 +53,17 @@ export function VirtualGrid({ ids, least, label, chosen, onOpen, onNearEnd }: Pr
       const side = (element.clientWidth - GAP * (columns - 1)) / columns;
       const above = scroller.getBoundingClientRect().top - element.getBoundingClientRect().top;
       const row = side + GAP;
-      const first = Math.max(0, Math.floor(above / row) - AHEAD_ROWS);
+      const top = Math.max(0, Math.floor(above / row));
+      const first = Math.max(0, top - AHEAD_ROWS);
       const last = Math.ceil((above + scroller.clientHeight) / row) + AHEAD_ROWS;
       setSeen((old) =>
-        old.columns === columns && old.side === side && old.first === first && old.last === last
+        old.columns === columns &&
+        old.side === side &&
+        old.top === top &&
+        old.first === first &&
+        old.last === last
           ? old
-          : { columns, side, first, last },
+          : { columns, side, first, last, top },
       );
     };
     look();
@@ -59,11 +77,24 @@ export function VirtualGrid({ ids, least, label, chosen, onOpen, onNearEnd }: Pr
     };
   }, [least]);
 
-  const { columns, side, first, last } = seen;
+  const { columns, side, first, last, top } = seen;
   const rows = Math.ceil(ids.length / columns);
   useEffect(() => {
     if (last >= rows - AHEAD_ROWS) onNearEnd();
   }, [last, rows, onNearEnd]);
+
+  useEffect(() => {
+    const place = focusOn ? ids.indexOf(focusOn) : -1;
+    if (place < 0) return;
+    setCurrent(place);
+    // Not where a click or a key has it meanwhile.
+    const isFree = document.activeElement === document.body || document.activeElement?.id === 'main';
+    if (isFree) wanted.current = place;
+  }, []);
+  useEffect(() => {
+    const id = ids[top * columns];
+    if (id) onTop?.(id);
+  }, [top, columns, ids]);
 
   useEffect(() => {
     if (wanted.current === null) return;
@@ -134,6 +165,7 @@ export function VirtualGrid({ ids, least, label, chosen, onOpen, onNearEnd }: Pr
             <Thumb
               id={id}
               chosen={chosen?.has(id)}
+              ticked={chosen?.has(id)}
               onOpen={onOpen}
               tabIndex={place === inTabOrder ? 0 : -1}
             />

@@ -6,7 +6,10 @@ import { change, type FieldErrors } from '../draft';
 import { number, t } from '../i18n';
 import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
 import { go } from '../route';
-import { avatars, explain, loras, tellProblem } from '../store';
+import { explain } from '../explain';
+import { Cover } from '../parts/cover';
+import { CoverDialog } from '../parts/coverDialog';
+import { avatars, loras, tellProblem } from '../store';
 import type { Avatar, AvatarFields } from '../types';
 
 const NEW: AvatarFields = {
@@ -15,6 +18,7 @@ const NEW: AvatarFields = {
   negative_prompt: '',
   lora_model_id: null,
   lora_scale: 0.9,
+  cover_image_id: null,
 };
 
 export function AvatarsView() {
@@ -64,7 +68,8 @@ function AvatarCard({ avatar, onEdit }: { avatar: Avatar; onEdit: () => void }) 
   };
   return (
     <li class="card">
-      <header class="row between">
+      <header class="card-head">
+        <Cover url={avatar.cover_url} name={avatar.name} />
         <h2>{avatar.name}</h2>
         <Button icon="trash" kind="quiet" iconOnly onClick={() => setAsked(true)}>
           {t('avatar.delete', { name: avatar.name })}
@@ -104,16 +109,26 @@ function AvatarCard({ avatar, onEdit }: { avatar: Avatar; onEdit: () => void }) 
 function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () => void }) {
   const [fields, setFields] = useState<AvatarFields>(avatar ? fieldsOf(avatar) : NEW);
   const [errors, setErrors] = useState<FieldErrors>({});
+  const [isDirty, setDirty] = useState(false);
+  const [choosesCover, setChoosesCover] = useState(false);
   const set = (changes: Partial<AvatarFields>) => {
     setFields({ ...fields, ...changes });
     setErrors({});
+    setDirty(true);
   };
   const save = async () => {
     const wrong: FieldErrors = {};
     if (!fields.name.trim()) wrong.name = t('check.name');
-    if (!fields.base_prompt.trim()) wrong.base_prompt = t('check.prompt');
+    if (!fields.base_prompt.trim()) wrong.base_prompt = t('check.avatar');
     setErrors(wrong);
-    if (Object.keys(wrong).length) return;
+    if (fields.lora_model_id && !(fields.lora_scale >= 0 && fields.lora_scale <= 1))
+      wrong.lora_scale = t('check.range', { min: number(0), max: number(1) });
+    if (Object.keys(wrong).length) {
+      requestAnimationFrame(() =>
+        document.querySelector<HTMLElement>('dialog [aria-invalid=true]')?.focus(),
+      );
+      return;
+    }
     try {
       const saved = avatar
         ? await api.changeAvatar(avatar.id, fields)
@@ -127,7 +142,7 @@ function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () 
     }
   };
   return (
-    <Dialog title={t(avatar ? 'avatar.change' : 'avatar.new')} onClose={onClose}>
+    <Dialog title={t(avatar ? 'avatar.change' : 'avatar.new')} onClose={onClose} isDirty={isDirty}>
       <form
         noValidate
         class="stack"
@@ -136,6 +151,15 @@ function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () 
           void save();
         }}
       >
+        <div class="row">
+          <Cover url={avatar?.cover_url} name={fields.name} />
+          <Button icon="image" onClick={() => setChoosesCover(true)}>
+            {t('cover.choose')}
+          </Button>
+          {fields.cover_image_id !== (avatar?.cover_image_id ?? null) && (
+            <span class="muted small">{t('cover.changed')}</span>
+          )}
+        </div>
         <Field label={t('avatar.name')} error={errors.name}>
           {(attributes) => (
             <input
@@ -206,11 +230,18 @@ function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () 
           </Button>
         </footer>
       </form>
+      {choosesCover && (
+        <CoverDialog
+          loraId={fields.lora_model_id}
+          onChoose={(cover_image_id) => set({ cover_image_id })}
+          onClose={() => setChoosesCover(false)}
+        />
+      )}
     </Dialog>
   );
 }
 
 function fieldsOf(avatar: Avatar): AvatarFields {
-  const { name, base_prompt, negative_prompt, lora_model_id, lora_scale } = avatar;
-  return { name, base_prompt, negative_prompt, lora_model_id, lora_scale };
+  const { name, base_prompt, negative_prompt, lora_model_id, lora_scale, cover_image_id } = avatar;
+  return { name, base_prompt, negative_prompt, lora_model_id, lora_scale, cover_image_id };
 }

@@ -1,52 +1,28 @@
 // Batches: many prompts at once with the form's settings, and how far each batch is.
 
-import { signal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../api';
 import { asBody, check, whole } from '../draft';
 import { estimate } from '../estimate';
-import { duration, moment, number, plural, t, usd } from '../i18n';
+import { duration, moment, plural, t, usd } from '../i18n';
 import { follow } from '../live';
 import { SettingsLine } from '../parts/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
-import { explain, model, prependToFeed, tellProblem } from '../store';
-import { isFinal, type Batch, type BatchBody, type Content } from '../types';
+import { listAnew, listed, listMore, next } from '../batchList';
+import { explain } from '../explain';
+import { NumberInput } from '../parts/numberInput';
+import { Thumb } from '../parts/picture';
+import { keep, model, prependToFeed, tellProblem } from '../store';
+import { announce } from '../tabs';
+import type { Batch, BatchBody, Content } from '../types';
 import { showBatch } from './gallery';
 
 // The backend's bounds for one batch.
 const MAX_PROMPTS = 100;
 const MAX_CONTENTS = 500;
-const SHOWN_AT_ONCE = 20;
+const MAX_COUNT = 100;
 const LOOK_MS = 2000;
 const PAGE = 200;
-
-// Newest first, as far as they were asked for; null until the first page is there.
-const listed = signal<Batch[] | null>(null);
-const next = signal<string | null>(null);
-
-async function listMore(): Promise<void> {
-  try {
-    const page = await api.batches(SHOWN_AT_ONCE, next.value);
-    const before = listed.value ?? [];
-    const known = new Set(before.map((batch) => batch.batch_id));
-    listed.value = [...before, ...page.items.filter((batch) => !known.has(batch.batch_id))];
-    next.value = page.next_cursor;
-  } catch (error) {
-    tellProblem(error);
-  }
-}
-
-/** From the start: batches may have been made elsewhere since. */
-async function listAnew(): Promise<void> {
-  next.value = null;
-  listed.value = null;
-  await listMore();
-}
-
-export function clearBatches(): void {
-  listed.value = null;
-  next.value = null;
-}
 
 /** All contents of a batch, page by page. */
 async function contentsOf(batch_id: string): Promise<Content[]> {
@@ -58,6 +34,15 @@ async function contentsOf(batch_id: string): Promise<Content[]> {
     cursor = page.next_cursor;
   } while (cursor);
   return found;
+}
+
+/** Show a batch that was accepted just now, and follow its contents. */
+async function takeUp(batch_id: string): Promise<void> {
+  listed.value = [await api.readBatch(batch_id), ...(listed.value ?? [])];
+  const made = await contentsOf(batch_id);
+  prependToFeed(made.map((content) => content.id));
+  announce({ kind: 'made', ids: made.map((content) => content.id) });
+  follow(...made.reverse());
 }
 
 export function BatchesView() {
@@ -107,7 +92,9 @@ function Form() {
   const by = model.value;
   if (!now || !by) return <Loading />;
   const prompts = text.split('\n').map((line) => line.trim()).filter(Boolean);
-  const all = prompts.length * count;
+  const all = prompts.length * (Number.isFinite(count) ? count : 0);
+  const isCount = Number.isInteger(count) && count >= 1 && count <= MAX_COUNT;
+  const countProblem = isCount ? null : t('check.whole', { min: 1, max: MAX_COUNT });
   const form = Object.values(check({ ...now, prompt: '' }, by, false))[0] ?? null;
   const promptProblem =
     prompts.length > MAX_PROMPTS
@@ -122,12 +109,8 @@ function Form() {
     const { prompt: _, ...settings } = asBody(now);
     const body: BatchBody = { ...settings, prompts, count };
     try {
-      const { batch_id } = await api.batch(body);
-      listed.value = [await api.readBatch(batch_id), ...(listed.value ?? [])];
+      await takeUp((await api.batch(body)).batch_id);
       setText('');
-      const made = await contentsOf(batch_id);
-      prependToFeed(made.map((content) => content.id));
-      follow(...made.reverse());
     } catch (problem) {
       setError(explain(asProblem(problem)));
     } finally {
@@ -140,7 +123,7 @@ function Form() {
       noValidate
       onSubmit={(e) => {
         e.preventDefault();
-        if (prompts.length && !promptProblem && !form && !isBusy) void start();
+        if (prompts.length && !promptProblem && !countProblem && !form && !isBusy) void start();
       }}
     >
       <div class="batch-fields">
@@ -154,18 +137,14 @@ function Form() {
             />
           )}
         </Field>
-        <Field label={t('batch.count')}>
+        <Field label={t('batch.count')} error={countProblem}>
           {(attributes) => (
-            <input
+            <NumberInput
               {...attributes}
-              type="number"
-              class="number"
-              min={1}
-              max={100}
+              least={1}
+              most={MAX_COUNT}
               value={count}
-              onInput={(e) =>
-                setCount(Math.min(100, Math.max(1, Math.round(e.currentTarget.valueAsNumber) || 1)))
-              }
+              onChange={(next) => setCount(next ?? NaN)}
             />
           )}
         </Field>
@@ -186,12 +165,37 @@ function Form() {
           type="submit"
           kind="accent"
           icon="batches"
-          disabled={!prompts.length || !!promptProblem || !!form || isBusy}
+          disabled={!prompts.length || !!promptProblem || !!countProblem || !!form || isBusy}
         >
           {t('batch.start')}
         </Button>
       </footer>
     </form>
+  );
+}
+
+const SAMPLE = 4;
+
+/** The newest pictures of a batch. */
+function Sample({ id, done }: { id: string; done: number }) {
+  const [ids, setIds] = useState<string[]>([]);
+  useEffect(() => {
+    if (!done) return;
+    api.contents({ batch_id: id, status: 'succeeded', limit: SAMPLE }).then(
+      (page) => {
+        for (const content of page.items) keep(content);
+        setIds(page.items.map((content) => content.id));
+      },
+      () => {},
+    );
+  }, [id, Math.min(done, SAMPLE)]);
+  if (!ids.length) return null;
+  return (
+    <div class="sample">
+      {ids.map((one) => (
+        <Thumb key={one} id={one} whole />
+      ))}
+    </div>
   );
 }
 
@@ -227,8 +231,14 @@ function BatchCard({ first }: { first: Batch }) {
   }, [id]);
   const stop = async () => {
     try {
-      const open = (await contentsOf(id)).filter((content) => !isFinal(content.status));
-      for (const content of open) await api.cancel(content.id);
+      setBatch(await api.cancelBatch(id));
+    } catch (error) {
+      tellProblem(error);
+    }
+  };
+  const repeat = async () => {
+    try {
+      await takeUp((await api.repeatBatch(id)).batch_id);
     } catch (error) {
       tellProblem(error);
     }
@@ -241,6 +251,14 @@ function BatchCard({ first }: { first: Batch }) {
         <h2 class="num">{plural('count.pictures', batch.total)}</h2>
         <span class="muted small">{moment(batch.created_at)}</span>
       </header>
+      <ul class="batch-prompts">
+        {batch.prompts.map((prompt) => (
+          <li key={prompt} class="clamp">
+            {prompt}
+          </li>
+        ))}
+      </ul>
+      <Sample id={id} done={batch.succeeded} />
       <div class="states" aria-hidden="true">
         {STATES.map((state) => (
           <span key={state} class={state} style={{ flexGrow: batch[state] }} />
@@ -248,7 +266,7 @@ function BatchCard({ first }: { first: Batch }) {
       </div>
       <p class="small num" role="status">
         {STATES.filter((state) => batch[state] > 0)
-          .map((state) => `${number(batch[state])} ${t(`status.${state}`).toLowerCase()}`)
+          .map((state) => plural(`state.${state}`, batch[state]))
           .join(' · ')}
       </p>
       <footer class="row between">
@@ -257,7 +275,9 @@ function BatchCard({ first }: { first: Batch }) {
             {t('batch.cancel')}
           </Button>
         ) : (
-          <span />
+          <Button icon="again" onClick={() => void repeat()}>
+            {t('batch.repeat')}
+          </Button>
         )}
         <Button icon="gallery" onClick={() => showBatch(id)}>
           {t('batch.show')}

@@ -6,7 +6,9 @@ import { number, percent, t } from '../i18n';
 import { Picture, Thumb } from '../parts/picture';
 import { Button, Empty, Loading } from '../parts/ui';
 import { go } from '../route';
-import { contentOf, explain, feed, keep } from '../store';
+import { explain } from '../explain';
+import { expanded, readItem } from '../items';
+import { contentOf, feed, keep } from '../store';
 import type { Content } from '../types';
 
 const OFFERED = 48;
@@ -16,23 +18,23 @@ export function CompareView({ ids }: { ids: string[] }) {
   const [problem, setProblem] = useState<string | null>(null);
   useEffect(() => {
     setProblem(null);
-    for (const id of [left, right]) {
+    for (const id of [left, right].map((key) => key && readItem(key).id)) {
       if (id && !contentOf(id).peek())
         api.content(id).then(keep, (error) => setProblem(explain(asProblem(error))));
     }
   }, [left, right]);
-  const a = left ? contentOf(left).value : null;
-  const b = right ? contentOf(right).value : null;
+  const a = left ? pictureOf(left) : null;
+  const b = right ? pictureOf(right) : null;
   return (
     <div class="page compare">
       <header class="page-head">
         <h1>{t('action.compare')}</h1>
         {a && b && (
           <div class="row">
-            <Button icon="swap" onClick={() => go(`compare/${b.id}/${a.id}`)}>
+            <Button icon="swap" onClick={() => go(`compare/${right}/${left}`)}>
               {t('compare.swap')}
             </Button>
-            <Button onClick={() => go(`compare/${a.id}`)}>{t('compare.other')}</Button>
+            <Button onClick={() => go(`compare/${left}`)}>{t('compare.other')}</Button>
           </div>
         )}
       </header>
@@ -55,9 +57,23 @@ export function CompareView({ ids }: { ids: string[] }) {
   );
 }
 
+/** One picture of a content as a content of its own: its seed and size are that picture's. */
+function pictureOf(key: string): Content | null {
+  const { id, place } = readItem(key);
+  const content = contentOf(id).value;
+  const picture = content?.images[place];
+  if (!content || !picture) return content;
+  const { seed, width, height } = picture;
+  return {
+    ...content,
+    images: [picture],
+    parameters: { ...content.parameters, seed, width, height, num_images: 1 },
+  };
+}
+
 function Choice(props: { title: string; without: string | null; onChoose: (id: string) => void }) {
-  const ids = (feed.value ?? []).filter(
-    (id) => id !== props.without && contentOf(id).value?.images.length,
+  const ids = expanded(feed.value ?? []).filter(
+    (key) => key !== props.without && contentOf(readItem(key).id).value?.images.length,
   );
   return (
     <section class="stack">

@@ -1,16 +1,20 @@
-// One content by its link, with the way to its neighbours.
+// One picture by its link, with the way to its neighbours.
 
 import { useEffect, useLayoutEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../api';
+import { explain } from '../explain';
 import { t } from '../i18n';
+import { expanded, readItem } from '../items';
 import { follow } from '../live';
 import { Button, Empty, Loading } from '../parts/ui';
 import { Viewer } from '../parts/viewer';
 import { go } from '../route';
-import { contentOf, explain, feed } from '../store';
-import { galleryIds } from './gallery';
+import { isTyping } from '../shortcuts';
+import { contentOf, feed } from '../store';
+import { galleryIds, galleryPath, noteOpened } from './gallery';
 
-export function ContentView({ id }: { id: string }) {
+export function ContentView({ item }: { item: string }) {
+  const { id, place } = readItem(item);
   const content = contentOf(id).value;
   const [problem, setProblem] = useState<string | null>(null);
   useEffect(() => {
@@ -18,17 +22,24 @@ export function ContentView({ id }: { id: string }) {
     if (contentOf(id).peek()) return;
     api.content(id).then(follow, (error) => setProblem(explain(asProblem(error))));
   }, [id]);
-  const ids = galleryIds() ?? feed.value ?? [];
-  const place = ids.indexOf(id);
-  const before = place > 0 ? ids[place - 1] : undefined;
-  const after = place >= 0 ? ids[place + 1] : undefined;
+  const keys = expanded(galleryIds() ?? feed.value ?? []);
+  // A link to the whole request stands for its first picture.
+  const here = Math.max(keys.indexOf(item), keys.indexOf(`${id}_1`) * Number(!item.includes('_')));
+  const at = keys.includes(item) || keys.includes(`${id}_1`) ? here : -1;
+  const before = at > 0 ? keys[at - 1] : undefined;
+  const after = at >= 0 ? keys[at + 1] : undefined;
+  useEffect(() => noteOpened(item), [item]);
+  const leave = (by: -1 | 1) => {
+    const to = by < 0 ? before : after;
+    if (to) go(`content/${to}`);
+  };
   // Before the view is painted: whoever sees it may press a key at once.
   useLayoutEffect(() => {
     const onKey = (e: KeyboardEvent) => {
-      if ((e.target as HTMLElement).closest('input, textarea, select, dialog')) return;
-      if (e.key === 'ArrowLeft' && before) go(`content/${before}`);
-      else if (e.key === 'ArrowRight' && after) go(`content/${after}`);
-      else if (e.key === 'Escape') go('gallery');
+      if (isTyping(e.target) || e.defaultPrevented) return;
+      if (e.key === 'ArrowLeft') leave(-1);
+      else if (e.key === 'ArrowRight') leave(1);
+      else if (e.key === 'Escape') go(galleryPath());
     };
     addEventListener('keydown', onKey);
     return () => removeEventListener('keydown', onKey);
@@ -38,23 +49,24 @@ export function ContentView({ id }: { id: string }) {
       <header class="page-head">
         <h1>{t('viewer.label')}</h1>
         <nav class="row" aria-label={t('viewer.neighbours')}>
-          <a class="button" href="#/gallery">
+          <a class="button" href={`#/${galleryPath()}`}>
             {t('nav.gallery')}
           </a>
-          <Button icon="left" iconOnly disabled={!before} onClick={() => go(`content/${before}`)}>
+          <Button icon="left" iconOnly disabled={!before} onClick={() => leave(-1)}>
             {t('viewer.newer')}
           </Button>
-          <Button icon="right" iconOnly disabled={!after} onClick={() => go(`content/${after}`)}>
+          <Button icon="right" iconOnly disabled={!after} onClick={() => leave(1)}>
             {t('viewer.older')}
           </Button>
         </nav>
       </header>
       {content ? (
         <Viewer
-          key={id}
           content={content}
+          first={place}
           onShow={(shown) => go(`content/${shown}`)}
-          onRemoved={() => go(after ? `content/${after}` : 'gallery')}
+          onRemoved={() => go(after ? `content/${after}` : galleryPath())}
+          onLeave={leave}
         />
       ) : problem ? (
         <Empty icon="image" title={problem} />

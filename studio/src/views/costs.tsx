@@ -2,9 +2,10 @@
 
 import { useEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../api';
-import { day, duration, number, plural, t, usd } from '../i18n';
+import { explain } from '../explain';
+import { day, duration, fullDay, number, plural, t, usd } from '../i18n';
 import { Button, Empty, Loading } from '../parts/ui';
-import { explain } from '../store';
+import { reached } from '../store';
 import type { CostGroup, CostSummary } from '../types';
 
 const SPANS = [7, 30, 90];
@@ -28,13 +29,18 @@ export function CostsView() {
     let ended = false;
     setProblem(null);
     api.costs(days).then(
-      (found) => ended || setSummary(found),
+      (found) => {
+        if (ended) return;
+        setSummary(found);
+        setProblem(null);
+      },
       (error) => ended || setProblem(explain(asProblem(error))),
     );
     return () => {
       ended = true;
     };
-  }, [days]);
+    // Also when the server is there again.
+  }, [days, reached.value]);
   // A computer without a price has no dollars to show.
   const measure = chosen ?? (summary && summary.total.actual_usd > 0 ? 'usd' : 'seconds');
   return (
@@ -98,11 +104,16 @@ function Summary({ summary, measure }: { summary: CostSummary; measure: Measure 
         <DayChart summary={summary} measure={measure} />
       </section>
       <div class="two">
-        <Ranking title={t('costs.byLora')} groups={summary.by_lora} measure={measure} />
+        <Ranking
+          title={t('costs.byLora')}
+          groups={withRest(summary.by_lora, total, measure)}
+          measure={measure}
+          note={t('costs.loraNote')}
+        />
         <Ranking title={t('costs.byAvatar')} groups={summary.by_avatar} measure={measure} />
       </div>
       <p class="muted small">
-        {t('costs.prices', { date: summary.prices_as_of })}
+        {t('costs.prices', { date: fullDay(summary.prices_as_of) })}
         {total.unpriced_seconds > 0 &&
           ` ${t('costs.unpriced', { time: duration(total.unpriced_seconds) })}`}
       </p>
@@ -129,6 +140,9 @@ function DayChart({ summary, measure }: { summary: CostSummary; measure: Measure
   return (
     <div class="chart">
       <span class="chart-top num muted small">{words(highest, measure)}</span>
+      <span class="chart-top middle num muted small" aria-hidden="true">
+        {words(highest / 2, measure)}
+      </span>
       <div class="columns" style={{ height: `${HEIGHT}px` }} aria-hidden="true">
         {days.map((one) => {
           const amount = byDay.get(one) ?? 0;
@@ -161,13 +175,33 @@ function DayChart({ summary, measure }: { summary: CostSummary; measure: Measure
   );
 }
 
-function Ranking(props: { title: string; groups: CostGroup[]; measure: Measure }) {
-  const { title, groups, measure } = props;
+interface RankingProps {
+  title: string;
+  groups: CostGroup[];
+  measure: Measure;
+  note?: string;
+}
+
+/** With what no LoRA had a part in, as far as that can be told: contents with two count twice. */
+function withRest(groups: CostGroup[], total: CostGroup, measure: Measure): CostGroup[] {
+  if (groups.some((group) => group.id === null)) return groups;
+  const named = groups.reduce((sum, group) => sum + amountOf(group, measure), 0);
+  const rest = amountOf(total, measure) - named;
+  if (rest <= 0) return groups;
+  return [
+    ...groups,
+    { ...total, id: null, name: null, actual_usd: rest, seconds: rest, images: rest },
+  ];
+}
+
+function Ranking(props: RankingProps) {
+  const { title, groups, measure, note } = props;
   const sorted = [...groups].sort((a, b) => amountOf(b, measure) - amountOf(a, measure));
   const highest = sorted[0] ? amountOf(sorted[0], measure) : 0;
   return (
     <section class="panel">
       <h2>{title}</h2>
+      {note && groups.length > 1 && <p class="muted small">{note}</p>}
       {sorted.length ? (
         <ul class="ranking">
           {sorted.map((group) => (

@@ -1,6 +1,6 @@
 // Where pictures are made: the form, what is being drawn, and the last results.
 
-import { signal } from '@preact/signals';
+import { useRef } from 'preact/hooks';
 import { draw } from '../actions';
 import { asBody, clearDraft, draft, whole } from '../draft';
 import { t } from '../i18n';
@@ -9,12 +9,9 @@ import { Icon } from '../parts/icons';
 import { Thumb } from '../parts/picture';
 import { Button, Loading } from '../parts/ui';
 import { Viewer } from '../parts/viewer';
-import { contentOf, feed, model } from '../store';
+import { contentOf, feed, focus, model } from '../store';
 
 const STRIP = 24;
-
-/** Which content the stage shows; null: the newest. */
-export const focus = signal<string | null>(null);
 
 export function CreateView() {
   return (
@@ -41,8 +38,13 @@ function Stage() {
     );
   }
   if (ids.length === 0) return <FirstRun />;
-  const id = focus.value && ids.includes(focus.value) ? focus.value : ids[0];
+  const wanted = focus.value && contentOf(focus.value).value ? focus.value : null;
+  const id = wanted ?? ids[0];
   const content = id ? contentOf(id).value : null;
+  const leave = (by: -1 | 1) => {
+    const to = ids[ids.indexOf(id ?? '') + by];
+    if (to) focus.value = to;
+  };
   return (
     <section class="stage" aria-label={t('create.stage')}>
       {content ? (
@@ -51,16 +53,47 @@ function Stage() {
           content={content}
           onShow={(shown) => (focus.value = shown)}
           onRemoved={() => (focus.value = null)}
+          onLeave={leave}
         />
       ) : (
         <Loading />
       )}
-      <div class="strip" role="group" aria-label={t('create.recent')}>
-        {ids.slice(0, STRIP).map((one) => (
-          <Thumb key={one} id={one} chosen={one === id} onOpen={(shown) => (focus.value = shown)} />
-        ))}
-      </div>
+      <Strip ids={ids.slice(0, STRIP)} shown={id} />
     </section>
+  );
+}
+
+/** The last results: one stop of the Tab key, arrows move within. */
+function Strip({ ids, shown }: { ids: string[]; shown: string | undefined }) {
+  const box = useRef<HTMLDivElement>(null);
+  const current = Math.max(0, ids.indexOf(shown ?? ''));
+  const onKeyDown = (e: KeyboardEvent) => {
+    const here = ids.indexOf((e.target as HTMLElement).dataset.id ?? '');
+    const to: Record<string, number> = {
+      ArrowRight: here + 1,
+      ArrowLeft: here - 1,
+      Home: 0,
+      End: ids.length - 1,
+    };
+    const id = ids[to[e.key] ?? -1];
+    if (!id) return;
+    e.preventDefault();
+    focus.value = id;
+    box.current?.querySelector<HTMLElement>(`[data-id="${id}"]`)?.focus();
+  };
+  return (
+    <div ref={box} class="strip" role="group" aria-label={t('create.recent')} onKeyDown={onKeyDown}>
+      {ids.map((one, place) => (
+        <Thumb
+          key={one}
+          id={one}
+          whole
+          chosen={one === shown}
+          tabIndex={place === current ? 0 : -1}
+          onOpen={(id) => (focus.value = id)}
+        />
+      ))}
+    </div>
   );
 }
 
@@ -81,15 +114,12 @@ function FirstRun() {
       <Icon name="image" size={40} />
       <h2>{t('first.title')}</h2>
       <p>{t('first.text')}</p>
-      <Button kind="accent" icon="create" onClick={() => void make(ideas[0] ?? '')}>
-        {t('first.action')}
-      </Button>
       <ul class="ideas">
-        {ideas.slice(1).map((idea) => (
+        {ideas.map((idea) => (
           <li key={idea}>
-            <button type="button" class="chip" onClick={() => void make(idea)}>
+            <Button icon="create" onClick={() => void make(idea)}>
               {idea}
-            </button>
+            </Button>
           </li>
         ))}
       </ul>

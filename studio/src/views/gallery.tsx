@@ -1,66 +1,63 @@
-// Everything that was made, newest first, with filters; two chosen pictures can be compared.
+// Everything that was made, newest first; what is looked for stands in the address.
 
-import { signal, useSignalEffect } from '@preact/signals';
+import { useSignalEffect } from '@preact/signals';
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
-import { remove } from '../actions';
+import { remove, restored } from '../actions';
 import { contentList, type ContentList } from '../contentList';
-import { plural, t } from '../i18n';
+import { ownDay, t } from '../i18n';
+import { expanded, readItem } from '../items';
+import { ended } from '../live';
+import { filterOf, isFiltered, NO_FILTER, pathOf, wantedOf, type Filter } from '../galleryFilter';
+import { Filters, size } from '../parts/filters';
+import { Selection } from '../parts/selection';
 import { VirtualGrid } from '../parts/virtualGrid';
-import { Button, Confirm, Empty, Loading } from '../parts/ui';
-import { go } from '../route';
-import { avatars, feed } from '../store';
-import type { Status } from '../types';
+import { Button, Empty, Loading } from '../parts/ui';
+import { go, replace, route } from '../route';
+import { contentOf, feed } from '../store';
 
-const STATUSES: Status[] = ['succeeded', 'running', 'queued', 'failed', 'cancelled'];
-
-interface Filter {
-  status: Status | '';
-  avatar_id: string;
-  batch_id: string;
-}
-
-const NO_FILTER: Filter = { status: '', avatar_id: '', batch_id: '' };
-const filter = signal<Filter>(NO_FILTER);
-const size = signal(168);
-let kept: { filter: Filter; list: ContentList; top: number } | null = null;
+let kept: { query: string; list: ContentList; top: number; opened: string | null } | null = null;
 
 /** The list that the gallery shows, for a picture's neighbours; null before it was opened. */
 export const galleryIds = (): string[] | null => kept?.list.ids.value ?? null;
 
+/** Where the gallery was left, with its filter. */
+export const galleryPath = (): string => (kept?.query ? `gallery?${kept.query}` : 'gallery');
+
+/** The picture that was looked at: back in the gallery, it has the focus. */
+export function noteOpened(item: string): void {
+  if (kept) kept.opened = item;
+}
+
 export function forgetGallery(): void {
   kept = null;
-  filter.value = NO_FILTER;
 }
 
 export function showBatch(batch_id: string): void {
-  filter.value = { ...NO_FILTER, batch_id };
-  go('gallery');
+  go(pathOf({ ...NO_FILTER, batch_id }));
 }
 
-function currentList(): ContentList {
-  if (kept?.filter !== filter.value) {
-    kept = { filter: filter.value, list: contentList({ ...filter.value }), top: 0 };
-  }
+function currentList(query: string): ContentList {
+  if (kept?.query !== query)
+    kept = { query, list: contentList(wantedOf(filterOf(query))), top: 0, opened: null };
   return kept.list;
 }
 
 export function GalleryView() {
-  const list = currentList();
+  const { query } = route.value;
+  const filter = filterOf(query);
+  const list = currentList(query);
   const [chosen, setChosen] = useState<ReadonlySet<string> | null>(null);
-  const [isAsked, setAsked] = useState(false);
+  const [anchor, setAnchor] = useState<string | null>(null);
+  const [topId, setTopId] = useState<string | null>(null);
   const heading = useRef<HTMLHeadingElement>(null);
-  const isFiltered = filter.value !== NO_FILTER && Object.values(filter.value).some(Boolean);
+  const set = (changes: Partial<Filter>) => replace(pathOf({ ...filter, ...changes }));
 
-  // What was made meanwhile comes to the front; where a filter is set, only a reload shows it.
+  // What was made, ended or came back meanwhile: the first page is asked for again.
   useSignalEffect(() => {
-    const newest = feed.value ?? [];
-    const ids = list.ids.peek();
-    if (isFiltered || !ids.length) return;
-    const known = new Set(ids);
-    const fresh = newest.slice(0, newest.indexOf(ids[0] ?? '')).filter((id) => !known.has(id));
-    if (fresh.length) list.ids.value = [...fresh, ...ids];
+    void [feed.value?.[0], ended.value, restored.value];
+    if (list.ids.peek().length || list.isWhole.peek()) void list.refresh();
   });
-
+  useEffect(() => setChosen(null), [query]);
   useEffect(() => {
     const scroller = heading.current?.closest('main');
     if (scroller && kept) scroller.scrollTop = kept.top;
@@ -73,55 +70,73 @@ export function GalleryView() {
 
   const more = useCallback(() => void list.more(), [list]);
   useEffect(more, [more]);
-  const toggle = (id: string) => {
+  const keys = expanded(list.ids.value);
+  const shownKeys = filter.starred ? keys.filter(isStarred) : keys;
+
+  const choose = (key: string, e: MouseEvent) => {
     const next = new Set(chosen);
-    if (!next.delete(id)) next.add(id);
+    const [from, to] = [shownKeys.indexOf(anchor ?? ''), shownKeys.indexOf(key)];
+    if (e.shiftKey && from >= 0) {
+      for (const one of shownKeys.slice(Math.min(from, to), Math.max(from, to) + 1)) next.add(one);
+    } else if (!next.delete(key)) next.add(key);
+    setAnchor(key);
     setChosen(next);
   };
-  const ids = list.ids.value;
-  const pair = [...(chosen ?? [])];
-  const removeChosen = async () => {
-    for (const id of pair) {
-      if (!(await remove(id))) break;
-      list.ids.value = list.ids.value.filter((other) => other !== id);
-    }
-    setChosen(null);
-  };
+  useEffect(() => {
+    if (!chosen) return;
+    const onKey = (e: KeyboardEvent) => {
+      const target = e.target as Element;
+      if (target.closest('input, textarea, select, dialog, [role=menu]')) return;
+      if (e.key === 'Escape') setChosen(null);
+      else if (e.key === 'a' && (e.ctrlKey || e.metaKey)) setChosen(new Set(shownKeys));
+      else return;
+      e.preventDefault();
+    };
+    addEventListener('keydown', onKey);
+    return () => removeEventListener('keydown', onKey);
+  }, [chosen, shownKeys.length]);
+
+  const day = topId && contentOf(readItem(topId).id).value?.created_at;
   return (
     <div class="page gallery">
-      <header class="page-head">
+      <header class="page-head sticky">
         <h1 ref={heading}>{t('nav.gallery')}</h1>
-        <Filters />
         {chosen ? (
-          <div class="row" role="group" aria-label={t('gallery.chosen')}>
-            <span class="num">{plural('gallery.count', pair.length)}</span>
-            <Button
-              icon="compare"
-              disabled={pair.length !== 2}
-              onClick={() => go(`compare/${pair.join('/')}`)}
-            >
-              {t('action.compare')}
-            </Button>
-            <Button icon="trash" disabled={!pair.length} onClick={() => setAsked(true)}>
-              {t('action.delete')}
-            </Button>
-            <Button kind="quiet" onClick={() => setChosen(null)}>
-              {t('action.done')}
-            </Button>
-          </div>
+          <Selection
+            chosen={[...chosen]}
+            isBin={filter.deleted}
+            onAll={() => setChosen(new Set(shownKeys))}
+            onDone={() => setChosen(null)}
+            onRemove={async () => {
+              const all = [...chosen];
+              if (!(await remove(all, () => void list.refresh()))) return;
+              list.drop(all.map((key) => readItem(key).id).filter((id) => !contentOf(id).peek()));
+              setChosen(null);
+            }}
+            onRestored={(ids) => {
+              list.drop(ids);
+              setChosen(null);
+            }}
+          />
         ) : (
-          <Button icon="check" onClick={() => setChosen(new Set())}>
-            {t('gallery.choose')}
-          </Button>
+          <>
+            <Filters filter={filter} onChange={set} />
+            <Button icon="check" onClick={() => setChosen(new Set())}>
+              {t('gallery.choose')}
+            </Button>
+          </>
         )}
+        {day && <p class="gallery-day muted small">{ownDay(day)}</p>}
       </header>
-      {ids.length > 0 && (
+      {shownKeys.length > 0 && (
         <VirtualGrid
-          ids={ids}
+          ids={shownKeys}
           least={size.value}
           label={t('nav.gallery')}
           chosen={chosen ?? undefined}
-          onOpen={chosen ? toggle : undefined}
+          focusOn={kept?.opened ?? null}
+          onOpen={chosen ? choose : undefined}
+          onTop={setTopId}
           onNearEnd={more}
         />
       )}
@@ -131,10 +146,13 @@ export function GalleryView() {
           {t('action.retry')}
         </Button>
       )}
-      {!ids.length && list.isWhole.value && (
-        <Empty icon="gallery" title={t(isFiltered ? 'gallery.none' : 'gallery.empty')}>
-          {isFiltered ? (
-            <Button onClick={() => (filter.value = NO_FILTER)}>{t('gallery.noFilter')}</Button>
+      {!shownKeys.length && list.isWhole.value && (
+        <Empty
+          icon={filter.deleted ? 'trash' : 'gallery'}
+          title={t(filter.deleted ? 'gallery.emptyBin' : isFiltered(filter) ? 'gallery.none' : 'gallery.empty')}
+        >
+          {isFiltered(filter) ? (
+            <Button onClick={() => replace('gallery')}>{t('gallery.noFilter')}</Button>
           ) : (
             <a class="button accent" href="#/create">
               {t('first.action')}
@@ -142,67 +160,11 @@ export function GalleryView() {
           )}
         </Empty>
       )}
-      {isAsked && (
-        <Confirm
-          title={t('viewer.deleteTitle')}
-          text={plural('gallery.deleteText', pair.length)}
-          action={t('action.delete')}
-          onConfirm={() => void removeChosen()}
-          onClose={() => setAsked(false)}
-        />
-      )}
     </div>
   );
 }
 
-function Filters() {
-  const set = (changes: Partial<Filter>) => (filter.value = { ...filter.value, ...changes });
-  return (
-    <div class="row filters">
-      <select
-        aria-label={t('gallery.status')}
-        value={filter.value.status}
-        onChange={(e) => set({ status: e.currentTarget.value as Status | '' })}
-      >
-        <option value="">{t('gallery.anyStatus')}</option>
-        {STATUSES.map((status) => (
-          <option key={status} value={status}>
-            {t(`status.${status}`)}
-          </option>
-        ))}
-      </select>
-      {(avatars.value?.length ?? 0) > 0 && (
-        <select
-          aria-label={t('form.avatar')}
-          value={filter.value.avatar_id}
-          onChange={(e) => set({ avatar_id: e.currentTarget.value })}
-        >
-          <option value="">{t('gallery.anyAvatar')}</option>
-          {avatars.value?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </select>
-      )}
-      {filter.value.batch_id && (
-        <Button icon="close" onClick={() => set({ batch_id: '' })}>
-          {t('gallery.batch')}
-        </Button>
-      )}
-      <label class="row">
-        <span class="unseen">{t('gallery.size')}</span>
-        <input
-          type="range"
-          class="zoom"
-          min={96}
-          max={320}
-          step={8}
-          value={size.value}
-          style={{ '--part': `${((size.value - 96) / (320 - 96)) * 100}%` }}
-          onInput={(e) => (size.value = e.currentTarget.valueAsNumber)}
-        />
-      </label>
-    </div>
-  );
-}
+const isStarred = (key: string): boolean => {
+  const { id, place } = readItem(key);
+  return contentOf(id).value?.images[place]?.starred ?? false;
+};

@@ -1,29 +1,36 @@
 // X/Y grids: two parameters, their values, and the labelled result.
 
 import { useEffect, useState } from 'preact/hooks';
-import { save } from '../actions';
+import { cancel } from '../actions';
 import { api, asProblem } from '../api';
 import { check, usedLoras, whole } from '../draft';
-import { estimate } from '../estimate';
+import { explain } from '../explain';
+import { save } from '../files';
 import { drawGrid } from '../gridPicture';
 import {
+  axisOf,
   dropGrid,
+  estimateGrid,
   grids,
+  labelOf,
   MAX_CELLS,
   parametersOf,
+  putGrid,
   readValues,
   startGrid,
+  stopAsking,
   valuesProblem,
   type Grid,
   type Parameter,
 } from '../grids';
-import { duration, moment, number, plural, t, usd } from '../i18n';
+import { duration, listed, moment, number, plain, plural, t, usd } from '../i18n';
 import { follow } from '../live';
 import { Thumb } from '../parts/picture';
 import { SettingsLine } from '../parts/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
 import { go } from '../route';
-import { contentOf, explain, model, tellProblem } from '../store';
+import { contentOf, model, tell, tellProblem } from '../store';
+import { isFinal } from '../types';
 
 export function GridView({ id }: { id: string | undefined }) {
   const shown = grids.value.find((one) => one.id === id);
@@ -48,7 +55,7 @@ export function GridView({ id }: { id: string | undefined }) {
                 <li key={one.id}>
                   <a href={`#/grid/${one.id}`}>
                     <strong>
-                      {one.x.label} × {one.y.label}
+                      {labelOf(one.x)} × {labelOf(one.y)}
                     </strong>
                     <span class="muted small">
                       {one.prompt.slice(0, 80)} · {moment(one.made)}
@@ -70,14 +77,15 @@ function Form() {
   const offered = parametersOf(loras);
   const [x, setX] = useState<Parameter>(loras[0] ? `lora:${loras[0].id}` : 'cfg');
   const [y, setY] = useState<Parameter>('seed');
-  const [xText, setXText] = useState(loras[0] ? '0, 0.5, 1' : '3, 5.5, 8');
-  const [yText, setYText] = useState('1, 2, 3');
+  const [xText, setXText] = useState(() => (loras[0] ? [0, 0.5, 1] : [3, 5.5, 8]).map(plain).join('; '));
+  const [yText, setYText] = useState('1; 2; 3');
   const [isBusy, setBusy] = useState(false);
   const [error, setError] = useState<string | null>(null);
   if (!now || !by) return <Loading />;
   const axes = { x: readValues(xText), y: readValues(yText) };
   const cells = axes.x.length * axes.y.length;
-  const wrong = check(now, by);
+  // The prompt is written on the page of the form: without it the button says so when pressed.
+  const { prompt: noPrompt, ...wrong } = check(now, by);
   const problems = {
     x: valuesProblem(x, axes.x, by),
     y: x === y ? t('grid.same') : valuesProblem(y, axes.y, by),
@@ -85,21 +93,16 @@ function Form() {
   const form = Object.values(wrong)[0] ?? null;
   const tooMany = cells > MAX_CELLS ? t('grid.tooMany', { max: MAX_CELLS }) : null;
   const canStart = !problems.x && !problems.y && !form && !tooMany && !isBusy;
-  const one = estimate({ ...now, num_images: 1 });
+  const all = canStart ? estimateGrid(now, axisOf(x, axes.x), axisOf(y, axes.y)) : null;
   const start = async () => {
-    const labelOf = (parameter: Parameter) =>
-      offered.find((choice) => choice.parameter === parameter)?.label ?? parameter;
+    setError(noPrompt ?? null);
+    if (noPrompt) return;
     setBusy(true);
-    setError(null);
     try {
-      const grid = await startGrid(
-        now,
-        { parameter: x, label: labelOf(x), values: axes.x },
-        { parameter: y, label: labelOf(y), values: axes.y },
-      );
-      go(`grid/${grid.id}`);
+      // Shown from its first cell on; what the line refuses later is told where the reader is.
+      await startGrid(now, axisOf(x, axes.x), axisOf(y, axes.y), (grid) => go(`grid/${grid.id}`));
     } catch (problem) {
-      setError(explain(asProblem(problem)));
+      tell(explain(asProblem(problem)), { isError: true });
     } finally {
       setBusy(false);
     }
@@ -128,7 +131,11 @@ function Form() {
           </select>
         )}
       </Field>
-      <Field label={t('grid.values')} error={problems[name]} hint={t('grid.valuesHint')}>
+      <Field
+        label={t('grid.values')}
+        error={problems[name]}
+        hint={`${plural('grid.read', axes[name].length)}: ${listed(axes[name].map((one) => number(one, 4)))}. ${t('grid.valuesHint')}`}
+      >
         {(attributes) => (
           <input
             {...attributes}
@@ -163,8 +170,8 @@ function Form() {
       <footer class="row between">
         <p class="expected num">
           {plural('count.pictures', cells)}
-          {one && ` · ≈ ${duration(one.seconds * cells)}`}
-          {one && ` · ${one.usd === null ? t('cost.none') : `≈ ${usd(one.usd * cells)}`}`}
+          {all && ` · ≈ ${duration(all.seconds)}`}
+          {all && ` · ${all.usd === null ? t('cost.none') : `≈ ${usd(all.usd)}`}`}
         </p>
         <Button type="submit" kind="accent" icon="grid" disabled={!canStart}>
           {t('grid.start')}
@@ -181,6 +188,15 @@ function Result({ grid }: { grid: Grid }) {
     for (const id of ids) if (!contentOf(id).peek()) api.content(id).then(follow, () => {});
   }, [grid.id]);
   const done = ids.filter((id) => contentOf(id).value?.images.length).length;
+  const open = ids.filter((id) => {
+    const content = contentOf(id).value;
+    return content !== null && !isFinal(content.status);
+  });
+  const cells = grid.x.values.length * grid.y.values.length;
+  const stop = async () => {
+    stopAsking(grid.id);
+    for (const id of [...open].reverse()) await cancel(id);
+  };
   const download = async () => {
     setBusy(true);
     try {
@@ -197,8 +213,13 @@ function Result({ grid }: { grid: Grid }) {
         <p class="prompt-text">{grid.prompt}</p>
         <div class="row">
           <span class="muted num" role="status">
-            {t('grid.done', { done: number(done), all: number(ids.length) })}
+            {t('grid.done', { done: number(done), all: number(cells) })}
           </span>
+          {open.length > 0 && (
+            <Button icon="close" onClick={() => void stop()}>
+              {t('grid.stop')}
+            </Button>
+          )}
           <Button icon="download" disabled={!done || isBusy} onClick={() => void download()}>
             {t('grid.download')}
           </Button>
@@ -209,6 +230,9 @@ function Result({ grid }: { grid: Grid }) {
             onClick={() => {
               dropGrid(grid.id);
               go('grid');
+              tell(t('grid.forgotten'), {
+                action: { label: t('action.undo'), run: () => putGrid(grid) },
+              });
             }}
           >
             {t('grid.forget')}
@@ -220,10 +244,10 @@ function Result({ grid }: { grid: Grid }) {
           <thead>
             <tr>
               <td>
-                <span class="label">{grid.y.label} ↓</span>
+                <span class="label">{labelOf(grid.y)} ↓</span>
               </td>
               <td colSpan={grid.x.values.length}>
-                <span class="label">{grid.x.label} →</span>
+                <span class="label">{labelOf(grid.x)} →</span>
               </td>
             </tr>
             <tr>

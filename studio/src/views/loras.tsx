@@ -1,25 +1,38 @@
-// The library of LoRA files: put in, looked at, taken out.
+// The library of LoRA files: put in, found, described, taken out.
 
 import { useState } from 'preact/hooks';
-import { api } from '../api';
-import { change, draft } from '../draft';
+import { api, asProblem } from '../api';
+import type { FieldErrors } from '../draft';
+import { explain } from '../explain';
+import { NO_FILTER, pathOf } from '../galleryFilter';
 import { bytes, moment, number, plural, t } from '../i18n';
-import { FilePicker } from '../parts/loraPicker';
-import { FileDrop, UploadRows, upload, uploads } from '../parts/uploads';
-import { Button, Confirm, Empty, Loading } from '../parts/ui';
+import { LoraCover } from '../parts/cover';
+import { CoverDialog } from '../parts/coverDialog';
+import { chooseLora, FilePicker, isSought } from '../parts/loraPicker';
+import { takeFiles, UploadRows, uploads } from '../parts/uploads';
+import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
 import { go } from '../route';
-import { loras, tellProblem } from '../store';
-import type { Lora } from '../types';
+import { keepLora, loras, model, tellProblem } from '../store';
+import { announce } from '../tabs';
+import type { Lora, LoraFields } from '../types';
 
 export function LorasView() {
   const all = loras.value;
-  const takeFiles = async (files: File[]) => {
-    for (const file of files) await upload(file);
-  };
+  const [sought, setSought] = useState('');
+  const found = (all ?? []).filter((lora) => isSought(lora, sought));
   return (
-    <FileDrop class="page loras" onFiles={(files) => void takeFiles(files)}>
-      <header class="page-head">
+    <div class="page loras">
+      <header class="page-head sticky">
         <h1>{t('nav.loras')}</h1>
+        {(all?.length ?? 0) > 6 && (
+          <input
+            type="search"
+            placeholder={t('form.searchLora')}
+            aria-label={t('form.searchLora')}
+            value={sought}
+            onInput={(e) => setSought(e.currentTarget.value)}
+          />
+        )}
         <FilePicker onFiles={(files) => void takeFiles(files)} />
       </header>
       <UploadRows rows={uploads.value} />
@@ -29,28 +42,29 @@ export function LorasView() {
         <Empty icon="loras" title={t('lora.empty')}>
           <p>{t('lora.emptyText')}</p>
         </Empty>
-      ) : (
+      ) : found.length ? (
         <ul class="cards">
-          {all.map((lora) => (
+          {found.map((lora) => (
             <LoraCard key={lora.id} lora={lora} />
           ))}
         </ul>
+      ) : (
+        <p class="muted" role="status">
+          {t('lora.noHit', { sought })}
+        </p>
       )}
-    </FileDrop>
+    </div>
   );
 }
 
 function LoraCard({ lora }: { lora: Lora }) {
   const [isAsked, setAsked] = useState(false);
-  const use = () => {
-    if (!draft.value.loras.some((one) => one.id === lora.id))
-      change({ loras: [...draft.value.loras, { id: lora.id, scale: 1 }] });
-    go('create');
-  };
+  const [isEdited, setEdited] = useState(false);
   const remove = async () => {
     try {
       await api.deleteLora(lora.id);
       loras.value = (loras.value ?? []).filter((one) => one.id !== lora.id);
+      announce({ kind: 'library' });
     } catch (error) {
       tellProblem(error);
     }
@@ -62,24 +76,21 @@ function LoraCard({ lora }: { lora: Lora }) {
     [t('lora.textEncoder'), t(lora.text_encoder ? 'word.yes' : 'word.no')],
     [t('lora.size'), bytes(lora.size_bytes)],
     [t('lora.base'), lora.base_model],
+    [t('lora.added'), moment(lora.created_at)],
   ];
   return (
     <li class="card">
-      <header class="row between">
+      <header class="card-head">
+        <LoraCover lora={lora} />
         <h2>{lora.name}</h2>
+        <Button icon="create" kind="quiet" iconOnly onClick={() => setEdited(true)}>
+          {t('lora.edit', { name: lora.name })}
+        </Button>
         <Button icon="trash" kind="quiet" iconOnly onClick={() => setAsked(true)}>
           {t('lora.delete', { name: lora.name })}
         </Button>
       </header>
-      {lora.description && <p>{lora.description}</p>}
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      {lora.description && <p class="prompt-text">{lora.description}</p>}
       {lora.trigger_words.length > 0 && (
         <p class="words">
           <span class="label">{t('form.triggers')}</span>
@@ -89,12 +100,32 @@ function LoraCard({ lora }: { lora: Lora }) {
         </p>
       )}
       {lora.tags.length > 0 && <p class="muted small">{lora.tags.join(' · ')}</p>}
-      {lora.strays.length > 0 && (
-        <p class="muted small">{plural('lora.unmatched', lora.strays.length)}</p>
-      )}
+      <details class="details">
+        <summary>{t('lora.file')}</summary>
+        <dl class="facts">
+          {facts.map(([name, value]) => (
+            <div key={name}>
+              <dt>{name}</dt>
+              <dd>{value}</dd>
+            </div>
+          ))}
+        </dl>
+        {lora.strays.length > 0 && (
+          <p class="muted small">{plural('lora.unmatched', lora.strays.length)}</p>
+        )}
+      </details>
       <footer class="row between">
-        <span class="muted small">{moment(lora.created_at)}</span>
-        <Button onClick={use}>{t('lora.use')}</Button>
+        <a class="button quiet" href={`#/${pathOf({ ...NO_FILTER, lora: lora.id })}`}>
+          {t('lora.pictures')}
+        </a>
+        <Button
+          onClick={() => {
+            chooseLora(lora);
+            go('create');
+          }}
+        >
+          {t('lora.use')}
+        </Button>
       </footer>
       {isAsked && (
         <Confirm
@@ -105,6 +136,120 @@ function LoraCard({ lora }: { lora: Lora }) {
           onClose={() => setAsked(false)}
         />
       )}
+      {isEdited && <LoraDialog lora={lora} onClose={() => setEdited(false)} />}
     </li>
+  );
+}
+
+const words = (text: string): string[] => text.split(',').map((one) => one.trim()).filter(Boolean);
+
+function LoraDialog({ lora, onClose }: { lora: Lora; onClose: () => void }) {
+  const [fields, setFields] = useState({
+    name: lora.name,
+    description: lora.description,
+    tags: lora.tags.join(', '),
+    trigger_words: lora.trigger_words.join(', '),
+    default_scale: lora.default_scale,
+    cover_image_id: lora.cover_image_id,
+  });
+  const [errors, setErrors] = useState<FieldErrors>({});
+  const [choosesCover, setChoosesCover] = useState(false);
+  const [isDirty, setDirty] = useState(false);
+  const set = (changes: Partial<typeof fields>) => {
+    setFields({ ...fields, ...changes });
+    setErrors({});
+    setDirty(true);
+  };
+  const save = async () => {
+    if (!fields.name.trim()) return setErrors({ name: t('check.name') });
+    const body: LoraFields = {
+      ...fields,
+      tags: words(fields.tags),
+      trigger_words: words(fields.trigger_words),
+    };
+    try {
+      keepLora(await api.changeLora(lora.id, body));
+      onClose();
+    } catch (error) {
+      const problem = asProblem(error);
+      const field = problem.field?.replace(/\[\d+\]$/, '') ?? '';
+      setErrors({ [field in fields ? field : '']: explain(problem) });
+    }
+  };
+  const bounds = model.value?.lora_scale;
+  const text = (name: 'name' | 'tags' | 'trigger_words', label: string, hint?: string) => (
+    <Field label={label} error={errors[name]} hint={hint}>
+      {(attributes) => (
+        <input
+          {...attributes}
+          type="text"
+          value={fields[name]}
+          onInput={(e) => set({ [name]: e.currentTarget.value })}
+        />
+      )}
+    </Field>
+  );
+  return (
+    <Dialog title={t('lora.edit', { name: lora.name })} onClose={onClose} isDirty={isDirty}>
+      <form
+        noValidate
+        class="stack"
+        onSubmit={(e) => {
+          e.preventDefault();
+          void save();
+        }}
+      >
+        <div class="row">
+          <LoraCover lora={lora} />
+          <Button icon="image" onClick={() => setChoosesCover(true)}>
+            {t('cover.choose')}
+          </Button>
+          {fields.cover_image_id !== lora.cover_image_id && (
+            <span class="muted small">{t('cover.changed')}</span>
+          )}
+        </div>
+        {text('name', t('avatar.name'))}
+        {text('trigger_words', t('form.triggers'), t('lora.commas'))}
+        {text('tags', t('lora.tags'), t('lora.commas'))}
+        <Field label={t('lora.notes')} error={errors.description}>
+          {(attributes) => (
+            <textarea
+              {...attributes}
+              rows={3}
+              maxLength={4000}
+              value={fields.description}
+              onInput={(e) => set({ description: e.currentTarget.value })}
+            />
+          )}
+        </Field>
+        <Slider
+          label={t('lora.defaultScale')}
+          value={fields.default_scale}
+          min={bounds?.minimum ?? -2}
+          max={bounds?.maximum ?? 2}
+          step={0.05}
+          error={errors.default_scale}
+          onChange={(default_scale) => set({ default_scale })}
+        />
+        {errors[''] && (
+          <p class="field-error" role="alert">
+            {errors['']}
+          </p>
+        )}
+        <footer class="row end">
+          <Button onClick={onClose}>{t('action.cancel')}</Button>
+          <Button type="submit" kind="accent">
+            {t('action.save')}
+          </Button>
+        </footer>
+      </form>
+      {choosesCover && (
+        <CoverDialog
+          loraId={lora.id}
+          onChoose={(cover_image_id) => set({ cover_image_id })}
+          onClose={() => setChoosesCover(false)}
+        />
+      )}
+    </Dialog>
   );
 }

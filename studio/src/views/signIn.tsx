@@ -5,7 +5,8 @@ import { api, asProblem } from '../api';
 import { t } from '../i18n';
 import { Icon } from '../parts/icons';
 import { Button, Field } from '../parts/ui';
-import { explain } from '../store';
+import { explain } from '../explain';
+import { wasRefused } from '../store';
 
 export function SignInView({ onSignedIn }: { onSignedIn: () => void }) {
   const [key, setKey] = useState('');
@@ -38,11 +39,17 @@ export function SignInView({ onSignedIn }: { onSignedIn: () => void }) {
       >
         <Icon name="key" size={28} />
         <h1>{t('signIn.title')}</h1>
+        {wasRefused.value && (
+          <p class="field-error" role="alert">
+            {t('signIn.refused')}
+          </p>
+        )}
         <p class="muted">{t('signIn.text')}</p>
         <Field label={t('signIn.key')} error={error}>
           {(attributes) => (
             <input
               {...attributes}
+              autofocus
               type="password"
               autocomplete="current-password"
               spellcheck={false}

@@ -6,6 +6,7 @@ Must not know: HTTP, and how batches are made.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 from app.core.cursor import read_cursor, write_cursor
 from app.core.db import Database
@@ -34,6 +35,16 @@ class BatchService:
         if found is None:
             raise NotFound("There is no batch with this id.")
         return found
+
+    async def content_ids(self, owner: str, batch_id: uuid.UUID) -> Sequence[uuid.UUID]:
+        """Its contents that have not ended, in the order that they were asked for.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        await self.get(owner, batch_id)
+        async with self._database.session() as session:
+            return await BatchRepository(session, owner).open_ids(batch_id)
 
     async def page(
         self, owner: str, *, limit: int, cursor: str | None

@@ -13,7 +13,8 @@ import uuid
 from app.core.cursor import read_cursor, write_cursor
 from app.core.db import Database
 from app.core.errors import NotFound
-from app.models import Content, Status
+from app.models import Content
+from app.models.filters import ContentFilter
 from app.repositories.attempts import AttemptRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.services.contents.waiters import Waiters
@@ -70,19 +71,13 @@ class ContentReading:
         *,
         limit: int,
         cursor: str | None,
-        avatar_id: uuid.UUID | None,
-        status: Status | None,
-        batch_id: uuid.UUID | None,
+        wanted: ContentFilter,
     ) -> tuple[list[Content], str | None]:
         """Newest first, and the cursor of the next page."""
         after = None if cursor is None else read_cursor(cursor)
         async with self._database.session() as session:
             rows = await ContentRepository(session, owner).page(
-                limit=limit + 1,
-                after=after,
-                avatar_id=avatar_id,
-                status=status,
-                batch_id=batch_id,
+                limit=limit + 1, after=after, wanted=wanted
             )
         page = list(rows[:limit])
         more = len(rows) > limit

@@ -40,7 +40,7 @@ def chores(
     """Every chore of the backend."""
 
     async def retain() -> None:
-        removed = await remove_old(database, storage, settings.retention_days)
+        removed = await remove_old(database, storage, settings.retention_days, settings.bin_days)
         metrics.retention_removed.inc(removed)
 
     async def sweep_storage() -> None:

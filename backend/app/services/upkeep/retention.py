@@ -19,8 +19,11 @@ _AT_ONCE = 200
 log = logging.getLogger(__name__)
 
 
-async def remove_old(database: Database, storage: Storage, days: int | None) -> int:
-    """Remove contents that ended more than `days` days ago (None: none), and expired sessions.
+async def remove_old(
+    database: Database, storage: Storage, days: int | None, bin_days: int | None = None
+) -> int:
+    """Remove contents that ended more than `days` days ago (None: none), what has been in the bin
+    for `bin_days` days (None: stays), and expired sessions.
 
     Rows go first: a crash in between leaves objects that the sweep finds, never rows without
     their pictures. Returns how many contents went.
@@ -30,16 +33,28 @@ async def remove_old(database: Database, storage: Storage, days: int | None) -> 
     while before is not None:
         async with database.session() as session:
             count, keys = await MaintenanceRepository(session).remove_ended_before(before, _AT_ONCE)
-        for key in keys:
-            try:
-                await storage.delete(key)
-            except StorageFailed:
-                log.warning("an expired picture stays until the next sweep")
+        await _delete(storage, keys)
+        removed += count
+        if count < _AT_ONCE:
+            break
+    while bin_days is not None:
+        binned_before = utc_now() - timedelta(days=bin_days)
+        async with database.session() as session:
+            count, keys = await MaintenanceRepository(session).empty_bin(binned_before, _AT_ONCE)
+        await _delete(storage, keys)
         removed += count
         if count < _AT_ONCE:
             break
     async with database.session() as session:
         await MaintenanceRepository(session).remove_leftovers(before)
     if removed:
-        log.info("removed %d contents that were older than %d days", removed, days)
+        log.info("removed %d contents and pictures that had had their time", removed)
     return removed
+
+
+async def _delete(storage: Storage, keys: list[str]) -> None:
+    for key in keys:
+        try:
+            await storage.delete(key)
+        except StorageFailed:
+            log.warning("an expired picture stays until the next sweep")

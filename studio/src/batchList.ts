@@ -1,0 +1,36 @@
+// The list of batches, page by page.
+
+import { signal } from '@preact/signals';
+import { api } from './api';
+import { tellProblem } from './store';
+import type { Batch } from './types';
+
+const SHOWN_AT_ONCE = 20;
+
+// Newest first, as far as they were asked for; null until the first page is there.
+export const listed = signal<Batch[] | null>(null);
+export const next = signal<string | null>(null);
+
+export async function listMore(): Promise<void> {
+  try {
+    const page = await api.batches(SHOWN_AT_ONCE, next.value);
+    const before = listed.value ?? [];
+    const known = new Set(before.map((batch) => batch.batch_id));
+    listed.value = [...before, ...page.items.filter((batch) => !known.has(batch.batch_id))];
+    next.value = page.next_cursor;
+  } catch (error) {
+    tellProblem(error);
+  }
+}
+
+/** From the start: batches may have been made elsewhere since. */
+export async function listAnew(): Promise<void> {
+  next.value = null;
+  listed.value = null;
+  await listMore();
+}
+
+export function clearBatches(): void {
+  listed.value = null;
+  next.value = null;
+}

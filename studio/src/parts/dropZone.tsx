@@ -1,0 +1,81 @@
+// Files dropped anywhere on the page: a LoRA goes into the library, a picture's settings into the
+// form. Nothing that is dropped makes the browser leave the page.
+
+import { useEffect, useState } from 'preact/hooks';
+import { change, draft } from '../draft';
+import { rememberDraft } from '../history';
+import { listed, t } from '../i18n';
+import { parametersIn, readSettings } from '../pngSettings';
+import { go } from '../route';
+import { gate, tell } from '../store';
+import { takeFiles } from './uploads';
+
+/** Put what `text` says into the form; it can be taken back. */
+export function takeSettings(text: string): void {
+  const { draft: found, missing } = readSettings(text);
+  const before = draft.value;
+  rememberDraft(before);
+  change(found);
+  go('create');
+  tell(missing.length ? t('drop.without', { names: listed(missing) }) : t('drop.taken'), {
+    isError: missing.length > 0,
+    action: { label: t('action.undo'), run: () => change(before) },
+  });
+}
+
+async function take(files: File[]): Promise<void> {
+  const pictures = files.filter((file) => file.type.startsWith('image/'));
+  const others = files.filter((file) => !pictures.includes(file));
+  if (others.length) void takeFiles(others);
+  const [first] = pictures;
+  if (!first) return;
+  const text = await parametersIn(first);
+  if (text === null) tell(t('drop.noSettings'), { isError: true });
+  else takeSettings(text);
+}
+
+const hasFiles = (e: DragEvent): boolean => e.dataTransfer?.types.includes('Files') ?? false;
+
+export function DropZone() {
+  const [isOver, setOver] = useState(false);
+  useEffect(() => {
+    let depth = 0;
+    const end = () => {
+      depth = 0;
+      setOver(false);
+    };
+    const listeners: [string, (e: DragEvent) => void][] = [
+      [
+        'dragenter',
+        (e) => {
+          if (!hasFiles(e)) return;
+          e.preventDefault();
+          depth++;
+          setOver(gate.value === 'open');
+        },
+      ],
+      ['dragover', (e) => hasFiles(e) && e.preventDefault()],
+      ['dragleave', () => (depth = Math.max(0, depth - 1)) === 0 && end()],
+      [
+        'drop',
+        (e) => {
+          if (!hasFiles(e)) return;
+          e.preventDefault();
+          end();
+          if (gate.value === 'open') void take([...(e.dataTransfer?.files ?? [])]);
+        },
+      ],
+      ['dragend', end],
+    ];
+    for (const [name, listener] of listeners) addEventListener(name, listener as EventListener);
+    return () => {
+      for (const [name, listener] of listeners) removeEventListener(name, listener as EventListener);
+    };
+  }, []);
+  if (!isOver) return null;
+  return (
+    <p class="drop-note" aria-hidden="true">
+      {t('drop.here')}
+    </p>
+  );
+}
