@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from app.core.db import Database
 from app.core.security import key_digest, new_api_key
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 
 BASE_URL = "http://127.0.0.1:8000"
 CONTENT = "/api/v1/content"

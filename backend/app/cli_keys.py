@@ -20,7 +20,7 @@ from app.core.embedded_postgres import DatabaseError
 from app.core.security import key_digest, new_api_key
 from app.core.settings import load_settings
 from app.models import LOCAL_OWNER
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 from app.startup import StartRefused, prepare
 
 console = Console()

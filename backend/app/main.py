@@ -26,7 +26,6 @@ from app.api import (
     health,
     identities,
     loras,
-    reference,
     session,
     studio,
     takedowns,
@@ -34,7 +33,8 @@ from app.api import (
     webhooks,
 )
 from app.api.deps import KEY_OR_COOKIE, Services
-from app.api.document import PROBLEM, install_document
+from app.api.describing import reference
+from app.api.describing.document import PROBLEM, install_document
 from app.api.edge.body_deadline import BodyDeadline
 from app.api.edge.body_limit import BodyLimit
 from app.api.edge.calls import KeyBeforeUpload, RequestLog
@@ -59,10 +59,10 @@ from app.services.contents.waiters import Waiters
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
+from app.services.marking.takedowns import TakedownService
 from app.services.marking.verifying import FILE_MAX_BYTES
 from app.services.outgoing import Outgoing
 from app.services.storage import Storage, build_storage
-from app.services.takedowns import TakedownService
 from app.services.upkeep.chores import chores
 from app.services.upkeep.metrics import Metrics
 from app.services.webhooks.sender import WebhookSender

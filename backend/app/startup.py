@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from app.core.db import Database, database_url, migrate
 from app.core.embedded_postgres import EmbeddedPostgres, make_private_folder
 from app.core.settings import Settings
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 
 
 class StartRefused(RuntimeError):

@@ -35,8 +35,8 @@ from app.services.contents.queue import JobQueue
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
+from app.services.marking.takedowns import TakedownService
 from app.services.storage import Storage
-from app.services.takedowns import TakedownService
 from app.services.webhooks.service import WebhookService
 from app.services.worker.base_model import BaseModel
 from app.services.worker.gate import Gate

@@ -6,13 +6,11 @@ from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
-from app.models.call_rate import CallRate
 from app.models.content import Content, GenerationEvent, Status
 from app.models.image import Image
+from app.models.limits import CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import LoraModel
 from app.models.page_session import PageSession
-from app.models.queue_turn import QueueTurn
-from app.models.removed_cost import RemovedCost
 from app.models.takedown import Takedown
 from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 

@@ -12,8 +12,8 @@ from app.core.db import Database
 from app.core.security import key_digest, new_session_token
 from app.models import ApiKey
 from app.models.base import utc_now
-from app.repositories.api_keys import CallerRepository
-from app.repositories.sessions import SessionRepository
+from app.repositories.access.api_keys import CallerRepository
+from app.repositories.access.sessions import SessionRepository
 
 
 async def key_of(

@@ -18,7 +18,7 @@ from app.core.errors import BudgetExhausted, RateLimited
 from app.core.settings import Settings
 from app.models import ApiKey
 from app.models.base import utc_now
-from app.repositories.limits import LimitRepository
+from app.repositories.access.limits import LimitRepository
 
 _USUAL_SECONDS = 15.0
 

@@ -13,7 +13,7 @@ from sqlalchemy import URL, text
 from app.core.db import Database
 from app.core.security import key_digest, new_api_key
 from app.core.settings import load_settings
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 from sdxl_contract.prices import USD_PER_SECOND
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 from app.api.edge import body_limit
 from app.core.settings import Settings
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 from app.services.storage import LocalStorage, check_key
 from sdxl_contract.redaction import redact
 from testkit.backend import BASE_URL, Backend, add_key

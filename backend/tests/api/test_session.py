@@ -10,7 +10,7 @@ from sqlalchemy import URL, text
 
 from app.core.db import Database
 from app.core.security import SESSION_COOKIE, key_digest, new_api_key
-from app.repositories.api_keys import ApiKeyRepository
+from app.repositories.access.api_keys import ApiKeyRepository
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
 

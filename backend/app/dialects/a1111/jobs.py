@@ -11,8 +11,6 @@ from app.api.deps import Caller, Services
 from app.core.errors import Conflict, NotFound
 from app.models import Content, Status
 from app.models.base import utc_now
-from app.repositories.contents import ContentRepository
-from app.repositories.events import EventRepository
 
 _LOOK_BACK = timedelta(hours=2)
 _STOPPED_AT_ONCE = 100
@@ -24,10 +22,9 @@ def mark_of(caller: Caller) -> str:
 
 
 async def _open(services: Services, caller: Caller, limit: int) -> Sequence[Content]:
-    async with services.database.session() as session:
-        return await ContentRepository(session, caller.owner).marked(
-            mark_of(caller), after=utc_now() - _LOOK_BACK, is_open=True, limit=limit
-        )
+    return await services.contents.open_marked(
+        caller.owner, mark_of(caller), after=utc_now() - _LOOK_BACK, limit=limit
+    )
 
 
 async def stop_all(services: Services, caller: Caller) -> None:
@@ -44,9 +41,7 @@ async def progress(services: Services, caller: Caller, *, with_image: bool) -> d
         return _progress()
     # The one that is being drawn, rather than one that waits behind it.
     content = next((one for one in found if one.status == Status.RUNNING), found[0])
-    async with services.database.direct() as connection:
-        events = await EventRepository(connection).after(content.id, 0)
-    latest = {event.type: event.data for event in events}
+    latest = await services.events.latest(content.id)
     told = latest.get("progress", {})
     step, steps = told.get("step") or 0, told.get("steps") or content.parameters["steps"]
     preview = str(latest.get("preview", {}).get("image", "")).partition("base64,")[2]

@@ -24,10 +24,10 @@ from app.core.errors import Conflict, LimitReached, NotFound, StorageFailed
 from app.core.tracing import span
 from app.models import Batch, Content, Status
 from app.models.base import utc_now
+from app.repositories.access.limits import LimitRepository
 from app.repositories.batches import BatchRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
-from app.repositories.limits import LimitRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import BatchIn, GenerateIn
 from app.services.contents.drafts import Draft, digest_of, draft_content

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from app.core.db import DATABASE_LOST, Database
 from app.models import Content
+from app.repositories.access.limits import LimitRepository
 from app.repositories.attempts import AttemptRepository, Holds
-from app.repositories.limits import LimitRepository
 from app.services.costs import CallClock, Cost, added, cost_of, price
 from app.services.limits import day_start
 from app.services.modal_sdxl_lora_client import InferenceOutcome

@@ -101,6 +101,12 @@ class EventService:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), _STOP_SECONDS)
 
+    async def latest(self, content_id: uuid.UUID) -> dict[str, dict[str, Any]]:
+        """The data of the last event of each type."""
+        async with self._database.direct() as connection:
+            events = await EventRepository(connection).after(content_id, 0)
+        return {event.type: event.data for event in events}
+
     async def _known(self, content_id: uuid.UUID, number: int) -> int:
         """`number`, or 0 where the content's events have not come so far."""
         if number <= 0:

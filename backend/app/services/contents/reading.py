@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections.abc import Sequence
+from datetime import datetime
 
 from app.core.cursor import read_cursor, write_cursor
 from app.core.db import Database
@@ -64,6 +66,15 @@ class ContentReading:
         if content is None:
             raise NotFound("There is no content with this id.")
         return content
+
+    async def open_marked(
+        self, owner: str, mark: str, *, after: datetime, limit: int
+    ) -> Sequence[Content]:
+        """Contents that wait or run and were asked for under `mark` since `after`, newest first."""
+        async with self._database.session() as session:
+            return await ContentRepository(session, owner).marked(
+                mark, after=after, is_open=True, limit=limit
+            )
 
     async def page(
         self,

@@ -14,7 +14,7 @@ from app.core.db import Database
 from app.core.errors import StorageFailed
 from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
-from app.repositories.limits import LimitRepository
+from app.repositories.access.limits import LimitRepository
 from app.repositories.takedowns import TakedownRepository
 from app.services.contents.waiters import Waiters
 from app.services.limits import day_start

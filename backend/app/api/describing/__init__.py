@@ -1,0 +1,1 @@
+"""How the API describes itself: its document and the pages made of it."""

@@ -1,0 +1,1 @@
+"""SQL of who may do how much: keys, sessions, limits."""
