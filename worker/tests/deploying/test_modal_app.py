@@ -156,13 +156,16 @@ def checked(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path: Path) -> None:
-    line = "        with without_cuda():"
+def before_the_weights(tmp_path: Path, *lines: str) -> Path:
+    """app.py with `lines` before it reads the weights, which a snapshot keeps."""
+    line = "        self.weights = read_weights(deployment, settings)"
     assert SOURCE.count(line) == 1
-    source = SOURCE.replace(
-        line, f"        import torch\n        torch.cuda.is_available()\n{line}"
-    )
-    result = checked(rewritten(tmp_path, ast.parse(source)))
+    more = "".join(f"        {one}\n" for one in lines)
+    return rewritten(tmp_path, ast.parse(SOURCE.replace(line, f"{more}{line}")))
+
+
+def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path: Path) -> None:
+    result = checked(before_the_weights(tmp_path, "import torch", "torch.cuda.is_available()"))
 
     assert result.returncode == 1
     assert "asks the GPU's driver: cudaGetDeviceCount (by app.py" in result.stdout
@@ -172,8 +175,13 @@ def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path:
 def test_without_the_guard_the_libraries_ask_the_driver_while_they_are_imported(
     tmp_path: Path,
 ) -> None:
-    source = SOURCE.replace("with without_cuda():", "if True:")
-    result = checked(rewritten(tmp_path, ast.parse(source)))
+    path = before_the_weights(
+        tmp_path,
+        "import contextlib",
+        "from sdxl_worker.deploying import starting",
+        "starting.without_cuda = contextlib.nullcontext",
+    )
+    result = checked(path)
 
     assert result.returncode == 1
     assert "asks the GPU's driver: cudaGetDeviceCount" in result.stdout
