@@ -219,7 +219,7 @@ def test_a_missing_file_of_a_repository_is_named(tmp_path: Path, hub: HubDouble)
         ("cond_stage_model.transformer.x", "Stable Diffusion 1 or 2"),
         ("conditioner.embedders.0.model.x", "refiner"),
         ("double_blocks.0.x", "Flux"),
-        ("down_blocks.0.x", "no text encoders"),
+        ("down_blocks.0.x", "lacks text encoders"),
     ],
 )
 def test_a_single_file_of_another_kind_is_named(tmp_path: Path, tensor: str, says: str) -> None:
