@@ -230,20 +230,18 @@ async def test_a_key_sends_so_many_files_at_a_time_and_another_is_told_to_wait(
     start_backend: StartBackend,
 ) -> None:
     async with start_backend(max_uploads_at_once=1) as backend:
-        gate = asyncio.Event()
+        begun, gate = asyncio.Event(), asyncio.Event()
 
         async def slow() -> Any:
             yield b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\n'
+            begun.set()  # it has its place: its body is being read
             await gate.wait()
             yield b"a\r\n--x--\r\n"
 
         form = {"Content-Type": "multipart/form-data; boundary=x"}
         first = asyncio.ensure_future(backend.http.post(UPLOAD, content=slow(), headers=form))
-        for _ in range(200):
-            await asyncio.sleep(0.02)
-            second = await backend.http.post(UPLOAD, content=b"--x--\r\n", headers=form)
-            if second.status_code == 429:
-                break
+        await begun.wait()
+        second = await backend.http.post(UPLOAD, content=b"--x--\r\n", headers=form)
         assert (second.status_code, second.json()["error_code"]) == (429, "RATE_LIMITED")
         assert "retry-after" in second.headers
         gate.set()
