@@ -67,6 +67,14 @@ class Content(Base):
             unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
+        Index("ix_generation_bin", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("ix_generation_prompt_search", "prompt_search", postgresql_using="gin"),
+        Index(
+            "ix_generation_loras",
+            "loras",
+            postgresql_using="gin",
+            postgresql_ops={"loras": "jsonb_path_ops"},
+        ),
     )
 
     id: Mapped[UuidPk]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, Moment, UuidPk
@@ -19,6 +19,14 @@ class Image(Base):
         UniqueConstraint("object_key"),
         UniqueConstraint("thumbnail_key"),
         Index("ix_content_piece_sha256", "sha256"),
+        Index(
+            "ix_content_piece_starred",
+            "generation_id",
+            postgresql_where=text("starred_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_content_piece_bin", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")
+        ),
     )
 
     id: Mapped[UuidPk]
