@@ -332,16 +332,13 @@ def test_running_out_of_memory_names_a_smaller_size(
 def test_latents_that_are_not_finite_are_an_error(
     client: httpx2.Client, worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        class Output:
-            images = torch.full((1, 8, 8, 8), float("nan"))
-
-        return Output()
+    def broken(_: Any, sample: torch.Tensor, *__: Any, **___: Any) -> Any:
+        return (torch.full_like(sample, float("nan")),)
 
     assert worker.engine._ready is not None
-    pipe_class = type(worker.engine._ready.model.pipe)
+    unet_class = type(worker.engine._ready.model.pipe.unet)
     with monkeypatch.context() as patch:
-        patch.setattr(pipe_class, "__call__", broken)
+        patch.setattr(unet_class, "forward", broken)
         status, body = refused(client)
 
     assert (status, body["error_code"]) == (500, "GENERATION_FAILED")

@@ -141,7 +141,7 @@ async def test_nothing_that_a_worker_repeats_is_shown_or_logged(
                 edge.plan(step)
                 await backend.generate(**asked)
             shown = await everything_shown(backend)
-    assert len(edge.posts) == len(steps) + 1
+    assert len(edge.posts) >= len(steps) + 1  # what may pass is asked again
     assert edge.posts[0].headers["modal-secret"] == PLANTED["modal_proxy_secret"]
     assert shown.count('"failed"') >= 9
     assert leaks(shown, (*SECRETS, SERVER_PATH)) == []
@@ -175,8 +175,12 @@ async def test_nothing_that_an_exception_says_is_shown_or_logged(
         inference.failures.append(failed)
     storage = _BrokenStorage(planted) if where == "storage" else None
     async with start_backend(inference=inference, storage=storage) as backend:
-        content = await backend.generate()
-        assert content["status"] == "failed"
+        if where == "storage":  # a drawn picture waits for a store that is away
+            content = await backend.generate(202, headers={"Prefer": "wait=1"})
+            assert content["status"] in ("queued", "running")
+        else:
+            content = await backend.generate()
+            assert content["status"] == "failed"
         if where == "storage":
             await backend.upload(kohya_lora(), expected=507)
         shown = await everything_shown(backend)
