@@ -178,6 +178,7 @@ async def test_nothing_that_an_exception_says_is_shown_or_logged(
         if where == "storage":  # a drawn picture waits for a store that is away
             content = await backend.generate(202, headers={"Prefer": "wait=1"})
             assert content["status"] in ("queued", "running")
+            await backend.http.post(f"/api/v1/content/{content['id']}/cancel")
         else:
             content = await backend.generate()
             assert content["status"] == "failed"
