@@ -8,6 +8,7 @@ import ipaddress
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import URL, text
@@ -134,6 +135,42 @@ async def test_attempts_are_listed_a_message_is_sent_again_and_410_disables(
         assert (await backend.http.patch(place, json={"enabled": True})).json()["enabled"]
         await backend.http.post(again)
         await until(lambda: len(receiver.messages) == 4)
+
+
+async def test_an_end_written_while_its_message_is_sent_again_waits_and_does_not_deadlock(
+    start_backend: StartBackend, database_url: URL
+) -> None:
+    libpq = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    async with (
+        start_backend(webhook_allow_loopback=True) as backend,
+        receiving() as receiver,
+        await psycopg.AsyncConnection.connect(libpq, autocommit=True) as other,
+        await psycopg.AsyncConnection.connect(libpq) as resender,
+    ):
+        receiver.answer = lambda _: 503
+        made = await hook(backend, receiver)
+        place = f"{HOOKS}/{made['id']}"
+        delivery_id = (await backend.http.post(f"{place}/test")).json()["id"]
+        await until(lambda: len(receiver.messages) == 1)
+
+        await resender.execute("SELECT id FROM webhook FOR UPDATE")
+        await other.execute("UPDATE webhook_delivery SET next_at = now()")  # due at once
+        await until(lambda: len(receiver.messages) == 2)
+        waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while not await (await other.execute(waits)).fetchall():
+            await asyncio.sleep(0.02)
+        await resender.execute("SELECT id FROM webhook_delivery FOR UPDATE")
+        await resender.commit()
+
+        async def attempts() -> list[int]:
+            answer = await backend.http.get(f"{place}/deliveries/{delivery_id}")
+            return [attempt["status"] for attempt in answer.json()["log"]]
+
+        for _ in range(200):
+            if len(await attempts()) == 2:
+                break
+            await asyncio.sleep(0.05)
+        assert await attempts() == [503, 503]
 
 
 async def test_a_content_and_the_message_of_its_end_are_one_transaction(

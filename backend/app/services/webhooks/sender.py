@@ -151,6 +151,13 @@ class WebhookSender:
         taken = answer is not None and 200 <= answer.status < 300
         async with self._database.direct() as connection, connection.transaction():
             outbox = OutboxStatements(connection)
+            # The webhook's row before its message's, as whoever resends or deletes locks them: the
+            # other way round the two could wait for each other.
+            failing_since = None
+            if taken:
+                await outbox.works(claimed.webhook_id)
+            else:
+                failing_since = await outbox.fails(claimed.webhook_id, now)
             await outbox.note(
                 claimed,
                 now,
@@ -161,7 +168,6 @@ class WebhookSender:
             )
             if taken:
                 await outbox.end(claimed, DeliveryState.DELIVERED, None)
-                await outbox.works(claimed.webhook_id)
                 return
             again = next_attempt(
                 claimed.attempts,
@@ -171,7 +177,6 @@ class WebhookSender:
             )
             state = DeliveryState.FAILED if again is None else DeliveryState.WAITING
             await outbox.end(claimed, state, again)
-            failing_since = await outbox.fails(claimed.webhook_id, now)
             if answer is not None and answer.status == _GONE:
                 await outbox.disable(claimed.webhook_id, "its receiver answered 410 Gone")
             elif is_given_up(failing_since, now):
