@@ -50,6 +50,9 @@ _ENDS = """
     ON e.generation_id = g.id AND e.type IN ('succeeded', 'failed', 'cancelled')
     GROUP BY g.id HAVING count(e.id) <> 1
 """
+UNFINISHED = "generation WHERE status IN ('queued', 'running')"
+RUNNING = "generation WHERE status = 'running'"
+CHANGED_LATE = "chaos_late"
 Piece = tuple[uuid.UUID, str, str | None, str]
 
 
@@ -84,12 +87,10 @@ def install_audit(conninfo: str) -> None:
         connection.execute(_AUDIT)
 
 
-def unfinished(conninfo: str) -> int:
-    """How many contents have not ended."""
+def count(conninfo: str, of: str) -> int:
+    """How many rows there are of `UNFINISHED`, `RUNNING` or `CHANGED_LATE`."""
     with psycopg.connect(conninfo) as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM generation WHERE status IN ('queued', 'running')"
-        ).fetchone()
+        row = connection.execute(f"SELECT count(*) FROM {of}").fetchone()
     assert row is not None
     return int(row[0])
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import httpx2
 
-from chaos.balance import unfinished
+from chaos.balance import UNFINISHED, count
 from chaos.scene import LEASE_SECONDS, Scene
 from testkit.lora_bytes import kohya_lora
 
@@ -89,7 +89,7 @@ class Load:
         conninfo = self._scene.environment["DATABASE_URL"]
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if unfinished(conninfo) == 0:
+            if count(conninfo, UNFINISHED) == 0:
                 return True
             time.sleep(0.3)
         return False

@@ -13,16 +13,26 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-from chaos.balance import Balance, draw_up, install_audit
+from chaos.balance import (
+    CHANGED_LATE,
+    RUNNING,
+    UNFINISHED,
+    Balance,
+    count,
+    draw_up,
+    install_audit,
+)
 from chaos.load import Load, Trouble
-from chaos.scene import LEASE_SECONDS, Scene, scene
+from chaos.scene import JOB_CONCURRENCY, LEASE_SECONDS, Scene, scene
 
 WEIGHTS = {
     "ok": 60, "late": 6, "slow": 6, "busy": 6, "crash": 5, "no_memory": 3, "garbage": 3,
     "damaged": 3, "redirect": 5, "cut": 3,
 }  # fmt: skip
 _END_SECONDS = 300
+_CONTROL_SECONDS = 60.0  # longest wait for each step of the control
 _PAUSE_SECONDS = 6.0  # of each of eight clients: so that the asking outlasts several rounds
 
 
@@ -52,20 +62,43 @@ def settle(running: Scene, load: Load) -> Balance:
     return draw_up(running.settings(), load.accepted)
 
 
+def wake_without_the_fence(running: Scene, load: Load) -> Balance:
+    """The fence is out, one backend sleeps past its lease and wakes: the balance must tell.
+
+    The worker stands still until each backend is known to hold contents: as many run as both
+    together may hold.
+    """
+    conninfo = running.environment["DATABASE_URL"]
+    places = len(running.backends) * JOB_CONCURRENCY
+    running.take_the_fence_out()
+    lora_id = asyncio.run(load.upload_lora())
+    running.freeze(running.worker)
+    asyncio.run(load.ask(places, lora_id))
+    assert _comes(lambda: count(conninfo, RUNNING) == places), "the backends hold too little"
+    running.freeze(running.backends[0])
+    running.thaw(running.worker)
+    # The other one draws its own, and then those that it takes over.
+    assert _comes(lambda: count(conninfo, UNFINISHED) == 0), "the other backend did not go on"
+    running.thaw(running.backends[0])
+    _comes(lambda: count(conninfo, CHANGED_LATE) > 0)
+    return settle(running, load)
+
+
+def _comes(is_so: Callable[[], bool]) -> bool:
+    """Whether something becomes true in time."""
+    deadline = time.monotonic() + _CONTROL_SECONDS
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def control(seed: int) -> Balance:
-    """The fence is out, one backend sleeps past its lease and wakes: the balance must tell."""
-    with scene({"ok": 1}, worker_seconds=1.0, seed=seed) as running:
-        running.take_the_fence_out()
+    """The control, on a scene of its own."""
+    with scene({"ok": 1}, worker_seconds=0.3, seed=seed) as running:
         install_audit(running.environment["DATABASE_URL"])
-        load = Load(running, seed)
-        lora_id = asyncio.run(load.upload_lora())
-        asyncio.run(load.ask(24, lora_id))
-        time.sleep(1.0)
-        running.freeze(running.backends[0])
-        load.wait_until_all_ended(60)
-        running.thaw(running.backends[0])
-        time.sleep(LEASE_SECONDS)
-        return settle(running, load)
+        return wake_without_the_fence(running, Load(running, seed))
 
 
 def main() -> int:

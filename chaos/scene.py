@@ -25,6 +25,7 @@ from app.core.settings import Settings, load_settings
 from scripts.stack import LOOPBACK, REPOSITORY, Service, StackError, free_port, port_is_taken
 
 LEASE_SECONDS = 2.0
+JOB_CONCURRENCY = 4  # contents that a backend holds at a time
 PICTURE_SIDE = 264  # px; larger than a thumbnail, so that every picture has one
 _BUCKET, _ACCESS_KEY, _SECRET_KEY = "pictures", "chaos-access", "chaos-secret-key"
 
@@ -79,7 +80,7 @@ class Scene:
             "MODAL_RETRY_BACKOFF_BASE": "0.2",
             "MODAL_TIMEOUT_SECONDS": "60",
             "LORA_URL_SECONDS": "2",
-            "JOB_CONCURRENCY": "4",
+            "JOB_CONCURRENCY": str(JOB_CONCURRENCY),
             "JOB_HEARTBEAT_SECONDS": "0.4",
             "JOB_STALLED_SECONDS": str(LEASE_SECONDS),
             "JOB_MAX_ATTEMPTS": "30",

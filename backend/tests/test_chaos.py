@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import uuid
 
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from app.services.storage import S3Storage
 from chaos.balance import draw_up, install_audit
 from chaos.load import Load, Trouble
-from chaos.run import WEIGHTS, settle
-from chaos.scene import LEASE_SECONDS, Scene, scene
+from chaos.run import WEIGHTS, settle, wake_without_the_fence
+from chaos.scene import Scene, scene
 
 JOBS = 36
 
@@ -58,24 +57,10 @@ def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
         assert f"row of {key} has no object" in found
         assert f"row of {lora} has no object" in found
 
-        running.take_the_fence_out()
-        before = len(load.accepted)
-        asyncio.run(ask_more(load, 16))
-        time.sleep(0.5)
-        running.freeze(running.backends[0])
-        assert load.wait_until_all_ended(60)
-        running.thaw(running.backends[0])
-        time.sleep(LEASE_SECONDS)
-        unfenced = settle(running, load)
-        assert len(load.accepted) == before + 16
+        unfenced = wake_without_the_fence(running, load)
         assert any("was changed again" in wrong for wrong in unfenced.wrong), unfenced.wrong
 
 
 async def keys_of(store: S3Storage) -> list[str]:
     """What is stored."""
     return [stored.key async for page in store.objects("owners") for stored in page]
-
-
-async def ask_more(load: Load, count: int) -> None:
-    """Jobs of the control: slow enough that a frozen backend holds some."""
-    await load.ask(count, await load.upload_lora())
