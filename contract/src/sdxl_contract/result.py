@@ -126,7 +126,12 @@ class GenerateResult(_Answer):
     model_clean: bool | None = Field(
         default=None,
         description="true: after this request every weight a LoRA had touched was compared with "
-        "its pristine copy and found equal, bit for bit",
+        "its pristine copy and found equal, bit for bit, and the structure is clean",
+    )
+    structure_clean: bool | None = Field(
+        default=None,
+        description="true: after this request every attribute of the model was the one it had at "
+        "start: no processor, hook, setting or word was left behind",
     )
     request_id: str | None = None
     drawing: DrawingReport | None = None

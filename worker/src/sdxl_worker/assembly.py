@@ -18,6 +18,7 @@ from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
+from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.lora_source import LoraSource
@@ -50,6 +51,16 @@ class Assembly:
     disk: DiskTier | None
     signature: BaseModelSignature
     gpu: str
+    structure: Structure
+
+    def verify_full(self) -> None:
+        """Compare every byte and attribute of the model with its start; seconds for a large one.
+
+        Raises:
+            ModelCorrupted: anything differs.
+        """
+        self.patcher.verify_full()
+        self.structure.verify_full()
 
 
 def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assembly:
@@ -66,12 +77,14 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     roomy = plan is None or plan.pristine > 0
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
+    later = model.device.type == "cpu"
+    structure = Structure(pipe, later=later)
     recorder, without = _recorder(settings, model, plan)
     patcher = LoraPatcher(
         targets,
         pristine_device=None if roomy else "cpu",
         # On a GPU it is quick, and nothing else may use the device while graphs are recorded.
-        fingerprint_later=model.device.type == "cpu",
+        fingerprint_later=later,
         kept=model.mapped,
         one_block=plan is not None and roomy,
         recorder=recorder,
@@ -103,7 +116,16 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     smallest = min(model.limits.lora_max_bytes, settings.lora_max_bytes, LORA_MAX_BYTES)
     limits = model.limits.model_copy(update={"lora_max_bytes": smallest})
     return Assembly(
-        model, limits, patcher, drawer, source, cache, disk, describe(model, targets), gpu
+        model,
+        limits,
+        patcher,
+        drawer,
+        source,
+        cache,
+        disk,
+        describe(model, targets),
+        gpu,
+        structure,
     )
 
 

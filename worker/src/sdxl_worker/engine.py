@@ -276,6 +276,8 @@ class Engine:
 
         try:
             with (
+                # Outermost: whatever becomes of the weights, nothing else may stay behind.
+                self._structure_verified(run, ready),
                 ready.patcher.applied(
                     run.scaled_loras,
                     check=run.check,
@@ -295,6 +297,14 @@ class Engine:
         finally:
             self.metrics.model_calls(ready.drawer.counts)
             self._learn_speed(run.seconds_on_lane)
+
+    @contextmanager
+    def _structure_verified(self, run: Run, ready: Assembly) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ready.structure.verify()
+            run.structure_clean = True
 
     def _learn_speed(self, seconds: float) -> None:
         known = self._seconds_per_request

@@ -76,7 +76,8 @@ class Run:
         id: the request's, or a new one.
         seed: of the first picture; random unless the request states one.
         loras: filled once they are fetched and parsed.
-        clean: whether the model was restored and verified after this run.
+        clean: whether the model's weights were restored and verified after this run.
+        structure_clean: whether all else about the model was found as it was at start.
         drawing: how the denoising steps were made, once they are.
         task: the work itself, once started; ends with the result.
     """
@@ -93,6 +94,7 @@ class Run:
         self.seed = int.from_bytes(os.urandom(4), "big") if request.seed is None else request.seed
         self.loras: list[RunLora] = []
         self.clean = False
+        self.structure_clean = False
         self.drawing: DrawingReport | None = None
         self.task: asyncio.Task[GenerateResult] | None = None
         self.started = time.perf_counter()

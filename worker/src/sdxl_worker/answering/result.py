@@ -105,7 +105,8 @@ class Answer:
             ]
             if len(files) > 1
             else [],
-            model_clean=True if run.clean else None,
+            model_clean=True if run.clean and run.structure_clean else None,
+            structure_clean=True if run.structure_clean else None,
             request_id=run.id,
             drawing=run.drawing,
         )
