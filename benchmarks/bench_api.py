@@ -190,7 +190,7 @@ def services(folder: Path) -> Iterator[tuple[Service, str, str]]:
     worker = Service(
         name="worker double",
         command=[sys.executable, "-m", "chaos.worker_double"],
-        folder=ROOT / "scripts",
+        folder=ROOT,
         environment={"DOUBLE_PORT": str(ports[0]), "DOUBLE_SECONDS": str(WORKER_SECONDS)},
         ready_url=f"{worker_url}/health",
         log=folder / "worker.log",
