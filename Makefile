@@ -118,7 +118,7 @@ studio: ## Build the page into backend/app/static/studio (needs Node 20.19 or ne
 openapi: $(INSTALLED) ## docs/openapi.json from the app; the page's types from it (where Node is there)
 	@$(PY) -m scripts.openapi
 	@if command -v npm >/dev/null; then cd studio && npm ci --no-audit --no-fund && npm run -s types; \
-	else echo "npm is not here: studio/src/openapi.ts was left as it is"; fi
+	else echo "npm is not here: studio/src/server/openapi.ts was left as it is"; fi
 
 .PHONY: screenshots
 screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/images (needs chromium)

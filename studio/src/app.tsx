@@ -2,27 +2,27 @@
 
 import { effect } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
-import { api, asProblem } from './api';
-import { clearDraft, dropDeletedLoras } from './draft';
-import { clearHistory } from './history';
+import { api, asProblem } from './server/api';
+import { clearDraft, dropDeletedLoras } from './drafting/draft';
+import { clearHistory } from './state/history';
 import { language, t } from './i18n';
 import { lazy } from './lazy';
-import { follow, stopFollowing } from './live';
-import { recall, remember } from './memory';
+import { follow, stopFollowing } from './server/live';
+import { recall, remember } from './state/memory';
 import { Icon } from './parts/icons';
 import { Preferences } from './parts/preferences';
 import { NEAR, PLACES, Shell } from './parts/shell';
 import { Button, Loading } from './parts/ui';
-import { clearPresets } from './presets';
-import { route } from './route';
-import * as store from './store';
-import { announce, onNews } from './tabs';
-import { clearBatches } from './batchList';
+import { clearPresets } from './drafting/presets';
+import { route } from './state/route';
+import * as store from './state/store';
+import { announce, onNews } from './state/tabs';
+import { clearBatches } from './state/batchList';
 import { ContentView } from './views/content';
 import { CreateView } from './views/create';
 import { forgetGallery, GalleryView } from './views/gallery';
 import { SignInView } from './views/signIn';
-import { clearGrids } from './grids';
+import { clearGrids } from './drafting/grids';
 
 const AvatarsView = lazy(() => import('./views/avatars').then((found) => found.AvatarsView));
 const BatchesView = lazy(() => import('./views/batches').then((found) => found.BatchesView));

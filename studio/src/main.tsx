@@ -2,8 +2,8 @@ import './styles/index.css';
 import { render } from 'preact';
 import { App } from './app';
 import { startLanguage } from './i18n';
-import { startLive } from './live';
-import { startTheme } from './theme';
+import { startLive } from './server/live';
+import { startTheme } from './device/theme';
 
 startTheme();
 void startLanguage().then(() => {

@@ -1,8 +1,8 @@
 // Pictures as files: their names, saving one.
 
-import { api, pictureUrl } from './api';
-import { keep, tellProblem } from './store';
-import type { Content } from './types';
+import { api, pictureUrl } from '../server/api';
+import { keep, tellProblem } from '../state/store';
+import type { Content } from '../server/types';
 
 /** A name that says what is in it: the prompt's first words, the content, the seed. */
 export function fileName(content: Content, place: number): string {

@@ -1,8 +1,8 @@
 // Keys that act wherever the reader is, and the choice to have none of them.
 
 import { signal } from '@preact/signals';
-import { recall, remember } from './memory';
-import { go } from './route';
+import { recall, remember } from '../state/memory';
+import { go } from '../state/route';
 
 export const areOn = signal<boolean>(recall('shortcuts', true));
 

@@ -1,7 +1,7 @@
 // Light or dark: as the system says, or as chosen on this device.
 
 import { effect, signal } from '@preact/signals';
-import { recall, remember } from './memory';
+import { recall, remember } from '../state/memory';
 
 export type Theme = 'system' | 'light' | 'dark';
 export const THEMES: Theme[] = ['system', 'light', 'dark'];

@@ -1,10 +1,10 @@
 // What the form holds: kept on this device, checked against the model's limits, sent as a request.
 
 import { computed, effect, signal } from '@preact/signals';
-import { number, t } from './i18n';
-import { recall, remember, recallHere, rememberHere } from './memory';
-import { avatars, loras, model } from './store';
-import type { Avatar, Content, GenerateBody, Lora, Model } from './types';
+import { number, t } from '../i18n';
+import { recall, remember, recallHere, rememberHere } from '../state/memory';
+import { avatars, loras, model } from '../state/store';
+import type { Avatar, Content, GenerateBody, Lora, Model } from '../server/types';
 
 export interface Draft {
   prompt: string;

@@ -1,7 +1,7 @@
 // How long the next picture takes and what it costs, judged by the last ones on the same device.
 
-import { contentOf, feed } from './store';
-import type { Content } from './types';
+import { contentOf, feed } from '../state/store';
+import type { Content } from '../server/types';
 
 const LOOKED_AT = 8;
 

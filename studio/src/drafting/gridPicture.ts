@@ -1,10 +1,10 @@
 // A grid as one labelled picture.
 
-import { pictureUrl } from './api';
+import { pictureUrl } from '../server/api';
 import { labelOf, type Grid } from './grids';
-import { number, t } from './i18n';
-import { contentOf } from './store';
-import type { Content } from './types';
+import { number, t } from '../i18n';
+import { contentOf } from '../state/store';
+import type { Content } from '../server/types';
 
 const GAP = 8;
 const LABEL = 34;

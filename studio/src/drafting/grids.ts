@@ -1,13 +1,13 @@
 // X/Y grids: one picture for every pair of values of two parameters. Kept on this device.
 
 import { signal } from '@preact/signals';
-import { drawOrThrow } from './actions';
+import { drawOrThrow } from '../state/actions';
 import { asBody, randomSeed, SEED_MAX, type Whole } from './draft';
 import { estimate, type Estimate } from './estimate';
-import { number, readNumber, splitNumbers, t } from './i18n';
-import { recall, remember } from './memory';
-import { loras as library } from './store';
-import type { GenerateBody, Lora, Model } from './types';
+import { number, readNumber, splitNumbers, t } from '../i18n';
+import { recall, remember } from '../state/memory';
+import { loras as library } from '../state/store';
+import type { GenerateBody, Lora, Model } from '../server/types';
 
 /** `lora:<id>` is that LoRA's scale. */
 export type Parameter = 'seed' | 'steps' | 'cfg' | `lora:${string}`;

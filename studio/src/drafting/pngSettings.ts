@@ -1,7 +1,7 @@
 // Settings that a picture or a text brings along: what this project and A1111 write into a PNG.
 
 import type { Draft } from './draft';
-import { loras as library, model } from './store';
+import { loras as library, model } from '../state/store';
 
 export interface Found {
   draft: Partial<Draft>;

@@ -2,7 +2,7 @@
 
 import { signal } from '@preact/signals';
 import type { Draft } from './draft';
-import { recall, remember } from './memory';
+import { recall, remember } from '../state/memory';
 
 /** Of a form: everything but the seed. */
 export interface Preset {

@@ -1,7 +1,7 @@
 // Words of the page in the reader's language. en.json is the type: es.json must have the same keys.
 
 import { computed, signal } from '@preact/signals';
-import { recall, remember } from '../memory';
+import { recall, remember } from '../state/memory';
 import en from './en.json';
 
 export type Key = keyof typeof en;

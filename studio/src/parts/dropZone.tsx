@@ -2,13 +2,13 @@
 // form. Nothing that is dropped makes the browser leave the page.
 
 import { useEffect, useState } from 'preact/hooks';
-import { change, draft } from '../draft';
-import { rememberDraft } from '../history';
+import { change, draft } from '../drafting/draft';
+import { rememberDraft } from '../state/history';
 import { listed, t } from '../i18n';
-import { parametersIn, readSettings } from '../pngSettings';
-import { go } from '../route';
-import { gate, tell } from '../store';
-import { takeFiles } from './uploads';
+import { parametersIn, readSettings } from '../drafting/pngSettings';
+import { go } from '../state/route';
+import { gate, tell } from '../state/store';
+import { takeFiles } from './composer/uploads';
 
 /** Put what `text` says into the form; it can be taken back. */
 export function takeSettings(text: string): void {

@@ -1,9 +1,9 @@
 // Language, colours and what is told, and the list of shortcuts.
 
-import { notifies, setNotifies, setSounds, sounds } from '../finished';
+import { notifies, setNotifies, setSounds, sounds } from '../state/finished';
 import { language, LANGUAGES, setLanguage, t, type Language } from '../i18n';
-import { areOn, LETTERS, setShortcuts } from '../shortcuts';
-import { setTheme, theme, THEMES, type Theme } from '../theme';
+import { areOn, LETTERS, setShortcuts } from '../device/shortcuts';
+import { setTheme, theme, THEMES, type Theme } from '../device/theme';
 import { Dialog } from './ui';
 
 export function Preferences({ compact }: { compact?: boolean }) {

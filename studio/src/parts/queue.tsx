@@ -1,11 +1,11 @@
 // What waits and what is being drawn, in its order; each can be cancelled, or all of it.
 
 import { useState } from 'preact/hooks';
-import { cancel } from '../actions';
+import { cancel } from '../state/actions';
 import { percent, plural, t } from '../i18n';
-import { active, partDone, progressOf } from '../live';
-import { contentOf, focus } from '../store';
-import { Thumb } from './picture';
+import { active, partDone, progressOf } from '../server/live';
+import { contentOf, focus } from '../state/store';
+import { Thumb } from './pictures/picture';
 import { Button, Dialog } from './ui';
 
 export function QueueButton() {

@@ -3,9 +3,9 @@
 import type { ComponentChildren } from 'preact';
 import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { t, type Key } from '../i18n';
-import { route } from '../route';
-import { listenForKeys } from '../shortcuts';
-import * as store from '../store';
+import { route } from '../state/route';
+import { listenForKeys } from '../device/shortcuts';
+import * as store from '../state/store';
 import { DropZone } from './dropZone';
 import { Icon, type IconName } from './icons';
 import { Preferences, Shortcuts } from './preferences';

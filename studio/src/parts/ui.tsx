@@ -4,7 +4,7 @@ import type { ComponentChildren, JSX } from 'preact';
 import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { t } from '../i18n';
 import { Icon, type IconName } from './icons';
-import { NumberInput } from './numberInput';
+import { NumberInput } from './composer/numberInput';
 
 interface ButtonProps extends Omit<JSX.IntrinsicElements['button'], 'icon'> {
   icon?: IconName;

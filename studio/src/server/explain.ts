@@ -2,7 +2,7 @@
 // wrote for programmers is shown.
 
 import type { Details, Problem } from './api';
-import { bytes, duration, number, t, tMaybe } from './i18n';
+import { bytes, duration, number, t, tMaybe } from '../i18n';
 import type { Failure } from './types';
 
 interface Fault {

@@ -2,9 +2,9 @@
 
 import { computed, effect, signal, type Signal } from '@preact/signals';
 import { api, asProblem, openEvents } from './api';
-import { tellEnd, hasNews } from './finished';
-import { percent, t } from './i18n';
-import { route } from './route';
+import { tellEnd, hasNews } from '../state/finished';
+import { percent, t } from '../i18n';
+import { route } from '../state/route';
 import {
   contentOf,
   feed,
@@ -14,9 +14,9 @@ import {
   prependToFeed,
   reached,
   refreshLibrary,
-} from './store';
+} from '../state/store';
 import { readEvents, type ServerEvent } from './sse';
-import { onNews } from './tabs';
+import { onNews } from '../state/tabs';
 import { isFinal, type Content, type Events } from './types';
 
 /** What is known of a content being drawn; `position` 0 is next in line. */

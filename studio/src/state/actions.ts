@@ -1,15 +1,15 @@
 // What a person can do with a content, from whichever view.
 
 import { signal } from '@preact/signals';
-import { api, asProblem } from './api';
-import { asBody, change, completed, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from './draft';
+import { api, asProblem } from '../server/api';
+import { asBody, change, completed, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from '../drafting/draft';
 import { rememberDraft } from './history';
-import { listed, plural, t } from './i18n';
-import { follow } from './live';
+import { listed, plural, t } from '../i18n';
+import { follow } from '../server/live';
 import { readItem } from './items';
 import { contentOf, focus, forget, keep, model, prependToFeed, tell, tellProblem } from './store';
 import { announce } from './tabs';
-import type { Choice, Content, GenerateBody } from './types';
+import type { Choice, Content, GenerateBody } from '../server/types';
 
 function takeUp(content: Content): Content {
   prependToFeed([content.id]);

@@ -1,9 +1,9 @@
 // The list of batches, page by page.
 
 import { signal } from '@preact/signals';
-import { api } from './api';
+import { api } from '../server/api';
 import { tellProblem } from './store';
-import type { Batch } from './types';
+import type { Batch } from '../server/types';
 
 const SHOWN_AT_ONCE = 20;
 

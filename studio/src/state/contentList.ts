@@ -1,10 +1,10 @@
 // A list of contents by filter that grows page by page; the gallery and its neighbours use it.
 
 import { signal, type Signal } from '@preact/signals';
-import { api, type ContentFilter } from './api';
-import { followIds } from './live';
+import { api, type ContentFilter } from '../server/api';
+import { followIds } from '../server/live';
 import { keep, tellProblem } from './store';
-import { isFinal } from './types';
+import { isFinal } from '../server/types';
 
 const PAGE = 100;
 

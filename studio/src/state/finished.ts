@@ -2,12 +2,12 @@
 // system's notification and a sound.
 
 import { signal } from '@preact/signals';
-import { explainEnd } from './explain';
-import { t } from './i18n';
+import { explainEnd } from '../server/explain';
+import { t } from '../i18n';
 import { recall, remember } from './memory';
 import { go } from './route';
 import { focus, said } from './store';
-import type { Content } from './types';
+import type { Content } from '../server/types';
 
 /** Something came to its end while nobody looked. */
 export const hasNews = signal(false);

@@ -1,7 +1,7 @@
 // What the gallery is narrowed down to, as it stands in the address.
 
-import type { ContentFilter } from './api';
-import type { Status } from './types';
+import type { ContentFilter } from '../server/api';
+import type { Status } from '../server/types';
 
 export interface Filter {
   q: string;

@@ -2,7 +2,7 @@
 // replaced, newest first.
 
 import { signal } from '@preact/signals';
-import type { Draft } from './draft';
+import type { Draft } from '../drafting/draft';
 import { recall, remember } from './memory';
 
 const KEPT = 50;

@@ -2,7 +2,7 @@
 // one picture, or none, is one item: `<content>`.
 
 import { contentOf } from './store';
-import type { Content } from './types';
+import type { Content } from '../server/types';
 
 export interface Item {
   id: string;

@@ -1,11 +1,11 @@
 // What every view looks at: who is signed in, the model, the library, and contents by id.
 
 import { signal, type Signal } from '@preact/signals';
-import { api, asProblem, setListeners } from './api';
-import { explain } from './explain';
+import { api, asProblem, setListeners } from '../server/api';
+import { explain } from '../server/explain';
 import { recall, remember } from './memory';
 import { announce } from './tabs';
-import { isFinal, type Avatar, type Content, type Lora, type Model, type Session } from './types';
+import { isFinal, type Avatar, type Content, type Lora, type Model, type Session } from '../server/types';
 
 export type Gate = 'opening' | 'sign-in' | 'open';
 

@@ -1,16 +1,16 @@
 // Avatars: characters with a prompt, a LoRA and its scale of their own.
 
 import { useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import { change, type FieldErrors } from '../draft';
+import { api, asProblem } from '../server/api';
+import { change, type FieldErrors } from '../drafting/draft';
 import { number, t } from '../i18n';
 import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
-import { go } from '../route';
-import { explain } from '../explain';
-import { Cover } from '../parts/cover';
-import { CoverDialog } from '../parts/coverDialog';
-import { avatars, loras, tellProblem } from '../store';
-import type { Avatar, AvatarFields } from '../types';
+import { go } from '../state/route';
+import { explain } from '../server/explain';
+import { Cover } from '../parts/pictures/cover';
+import { CoverDialog } from '../parts/pictures/coverDialog';
+import { avatars, loras, tellProblem } from '../state/store';
+import type { Avatar, AvatarFields } from '../server/types';
 
 const NEW: AvatarFields = {
   name: '',

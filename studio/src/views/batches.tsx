@@ -1,20 +1,20 @@
 // Batches: many prompts at once with the form's settings, and how far each batch is.
 
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import { asBody, check, whole } from '../draft';
-import { estimate } from '../estimate';
+import { api, asProblem } from '../server/api';
+import { asBody, check, whole } from '../drafting/draft';
+import { estimate } from '../drafting/estimate';
 import { duration, moment, plural, t, usd } from '../i18n';
-import { follow } from '../live';
-import { SettingsLine } from '../parts/settingsLine';
+import { follow } from '../server/live';
+import { SettingsLine } from '../parts/composer/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
-import { listAnew, listed, listMore, next } from '../batchList';
-import { explain } from '../explain';
-import { NumberInput } from '../parts/numberInput';
-import { Thumb } from '../parts/picture';
-import { keep, model, prependToFeed, tellProblem } from '../store';
-import { announce } from '../tabs';
-import type { Batch, BatchBody, Content } from '../types';
+import { listAnew, listed, listMore, next } from '../state/batchList';
+import { explain } from '../server/explain';
+import { NumberInput } from '../parts/composer/numberInput';
+import { Thumb } from '../parts/pictures/picture';
+import { keep, model, prependToFeed, tellProblem } from '../state/store';
+import { announce } from '../state/tabs';
+import type { Batch, BatchBody, Content } from '../server/types';
 import { showBatch } from './gallery';
 
 // The backend's bounds for one batch.

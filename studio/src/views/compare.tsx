@@ -1,15 +1,15 @@
 // Two pictures under one slider or side by side, and in what their settings differ.
 
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
+import { api, asProblem } from '../server/api';
 import { number, percent, t } from '../i18n';
-import { Picture, Thumb } from '../parts/picture';
+import { Picture, Thumb } from '../parts/pictures/picture';
 import { Button, Empty, Loading } from '../parts/ui';
-import { go } from '../route';
-import { explain } from '../explain';
-import { expanded, readItem } from '../items';
-import { contentOf, feed, keep } from '../store';
-import type { Content } from '../types';
+import { go } from '../state/route';
+import { explain } from '../server/explain';
+import { expanded, readItem } from '../state/items';
+import { contentOf, feed, keep } from '../state/store';
+import type { Content } from '../server/types';
 
 const OFFERED = 48;
 

@@ -1,16 +1,16 @@
 // One picture by its link, with the way to its neighbours.
 
 import { useEffect, useLayoutEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import { explain } from '../explain';
+import { api, asProblem } from '../server/api';
+import { explain } from '../server/explain';
 import { t } from '../i18n';
-import { expanded, readItem } from '../items';
-import { follow } from '../live';
+import { expanded, readItem } from '../state/items';
+import { follow } from '../server/live';
 import { Button, Empty, Loading } from '../parts/ui';
-import { Viewer } from '../parts/viewer';
-import { go } from '../route';
-import { isTyping } from '../shortcuts';
-import { contentOf, feed } from '../store';
+import { Viewer } from '../parts/pictures/viewer';
+import { go } from '../state/route';
+import { isTyping } from '../device/shortcuts';
+import { contentOf, feed } from '../state/store';
 import { galleryIds, galleryPath, noteOpened } from './gallery';
 
 export function ContentView({ item }: { item: string }) {

@@ -1,12 +1,12 @@
 // What was spent, by day, LoRA and avatar.
 
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import { explain } from '../explain';
+import { api, asProblem } from '../server/api';
+import { explain } from '../server/explain';
 import { day, duration, fullDay, number, plural, t, usd } from '../i18n';
 import { Button, Empty, Loading } from '../parts/ui';
-import { reached } from '../store';
-import type { CostGroup, CostSummary } from '../types';
+import { reached } from '../state/store';
+import type { CostGroup, CostSummary } from '../server/types';
 
 const SPANS = [7, 30, 90];
 const MEASURES = ['usd', 'seconds', 'images'] as const;

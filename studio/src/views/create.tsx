@@ -1,15 +1,15 @@
 // Where pictures are made: the form, what is being drawn, and the last results.
 
 import { useRef } from 'preact/hooks';
-import { draw } from '../actions';
-import { asBody, clearDraft, draft, whole } from '../draft';
+import { draw } from '../state/actions';
+import { asBody, clearDraft, draft, whole } from '../drafting/draft';
 import { t } from '../i18n';
-import { Composer } from '../parts/composer';
+import { Composer } from '../parts/composer/composer';
 import { Icon } from '../parts/icons';
-import { Thumb } from '../parts/picture';
+import { Thumb } from '../parts/pictures/picture';
 import { Button, Loading } from '../parts/ui';
-import { Viewer } from '../parts/viewer';
-import { contentOf, feed, focus, model } from '../store';
+import { Viewer } from '../parts/pictures/viewer';
+import { contentOf, feed, focus, model } from '../state/store';
 
 const STRIP = 24;
 

@@ -2,18 +2,18 @@
 
 import { useSignalEffect } from '@preact/signals';
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
-import { remove, restored } from '../actions';
-import { contentList, type ContentList } from '../contentList';
+import { remove, restored } from '../state/actions';
+import { contentList, type ContentList } from '../state/contentList';
 import { ownDay, t } from '../i18n';
-import { expanded, readItem } from '../items';
-import { ended } from '../live';
-import { filterOf, isFiltered, NO_FILTER, pathOf, wantedOf, type Filter } from '../galleryFilter';
-import { Filters, size } from '../parts/filters';
-import { Selection } from '../parts/selection';
-import { VirtualGrid } from '../parts/virtualGrid';
+import { expanded, readItem } from '../state/items';
+import { ended } from '../server/live';
+import { filterOf, isFiltered, NO_FILTER, pathOf, wantedOf, type Filter } from '../state/galleryFilter';
+import { Filters, size } from '../parts/pictures/filters';
+import { Selection } from '../parts/pictures/selection';
+import { VirtualGrid } from '../parts/pictures/virtualGrid';
 import { Button, Empty, Loading } from '../parts/ui';
-import { go, replace, route } from '../route';
-import { contentOf, feed } from '../store';
+import { go, replace, route } from '../state/route';
+import { contentOf, feed } from '../state/store';
 
 let kept: { query: string; list: ContentList; top: number; opened: string | null } | null = null;
 

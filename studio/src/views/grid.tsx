@@ -1,12 +1,12 @@
 // X/Y grids: two parameters, their values, and the labelled result.
 
 import { useEffect, useState } from 'preact/hooks';
-import { cancel } from '../actions';
-import { api, asProblem } from '../api';
-import { check, usedLoras, whole } from '../draft';
-import { explain } from '../explain';
-import { save } from '../files';
-import { drawGrid } from '../gridPicture';
+import { cancel } from '../state/actions';
+import { api, asProblem } from '../server/api';
+import { check, usedLoras, whole } from '../drafting/draft';
+import { explain } from '../server/explain';
+import { save } from '../device/files';
+import { drawGrid } from '../drafting/gridPicture';
 import {
   axisOf,
   dropGrid,
@@ -22,15 +22,15 @@ import {
   valuesProblem,
   type Grid,
   type Parameter,
-} from '../grids';
+} from '../drafting/grids';
 import { duration, listed, moment, number, plain, plural, t, usd } from '../i18n';
-import { follow } from '../live';
-import { Thumb } from '../parts/picture';
-import { SettingsLine } from '../parts/settingsLine';
+import { follow } from '../server/live';
+import { Thumb } from '../parts/pictures/picture';
+import { SettingsLine } from '../parts/composer/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
-import { go } from '../route';
-import { contentOf, model, tell, tellProblem } from '../store';
-import { isFinal } from '../types';
+import { go } from '../state/route';
+import { contentOf, model, tell, tellProblem } from '../state/store';
+import { isFinal } from '../server/types';
 
 export function GridView({ id }: { id: string | undefined }) {
   const shown = grids.value.find((one) => one.id === id);

@@ -1,20 +1,20 @@
 // The library of LoRA files: put in, found, described, taken out.
 
 import { useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import type { FieldErrors } from '../draft';
-import { explain } from '../explain';
-import { NO_FILTER, pathOf } from '../galleryFilter';
+import { api, asProblem } from '../server/api';
+import type { FieldErrors } from '../drafting/draft';
+import { explain } from '../server/explain';
+import { NO_FILTER, pathOf } from '../state/galleryFilter';
 import { bytes, moment, number, plural, t } from '../i18n';
-import { LoraCover } from '../parts/cover';
-import { CoverDialog } from '../parts/coverDialog';
-import { chooseLora, FilePicker, isSought } from '../parts/loraPicker';
-import { takeFiles, UploadRows, uploads } from '../parts/uploads';
+import { LoraCover } from '../parts/pictures/cover';
+import { CoverDialog } from '../parts/pictures/coverDialog';
+import { chooseLora, FilePicker, isSought } from '../parts/composer/loraPicker';
+import { takeFiles, UploadRows, uploads } from '../parts/composer/uploads';
 import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
-import { go } from '../route';
-import { keepLora, loras, model, tellProblem } from '../store';
-import { announce } from '../tabs';
-import type { Lora, LoraFields } from '../types';
+import { go } from '../state/route';
+import { keepLora, loras, model, tellProblem } from '../state/store';
+import { announce } from '../state/tabs';
+import type { Lora, LoraFields } from '../server/types';
 
 export function LorasView() {
   const all = loras.value;

@@ -1,11 +1,11 @@
 // What a shared link shows: one picture, to whoever has it.
 
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem, pictureUrl } from '../api';
-import { explain } from '../explain';
+import { api, asProblem, pictureUrl } from '../server/api';
+import { explain } from '../server/explain';
 import { moment, t } from '../i18n';
 import { Empty, Loading } from '../parts/ui';
-import type { Shared } from '../types';
+import type { Shared } from '../server/types';
 
 export function SharedView({ token }: { token: string }) {
   const [shared, setShared] = useState<Shared | null>(null);

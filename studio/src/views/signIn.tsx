@@ -1,12 +1,12 @@
 // The gate where the server asks for a key.
 
 import { useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
+import { api, asProblem } from '../server/api';
 import { t } from '../i18n';
 import { Icon } from '../parts/icons';
 import { Button, Field } from '../parts/ui';
-import { explain } from '../explain';
-import { wasRefused } from '../store';
+import { explain } from '../server/explain';
+import { wasRefused } from '../state/store';
 
 export function SignInView({ onSignedIn }: { onSignedIn: () => void }) {
   const [key, setKey] = useState('');

@@ -1,19 +1,19 @@
 // What can be done with the picture that is shown.
 
 import { useEffect, useState } from 'preact/hooks';
-import { again, asCurl, cancel, copy, linkTo, remove, reuse, star, stepScale, stepSeed, varySeed } from '../actions';
-import { download } from '../files';
-import { number, t } from '../i18n';
-import { itemKey } from '../items';
-import { go } from '../route';
-import { lazy } from '../lazy';
-import { loras } from '../store';
-import { isFinal, type Content } from '../types';
-import { BoardMenu } from './boards';
-import { Menu, MenuItem } from './menu';
-import { Button } from './ui';
+import { again, asCurl, cancel, copy, linkTo, remove, reuse, star, stepScale, stepSeed, varySeed } from '../../state/actions';
+import { download } from '../../device/files';
+import { number, t } from '../../i18n';
+import { itemKey } from '../../state/items';
+import { go } from '../../state/route';
+import { lazy } from '../../lazy';
+import { loras } from '../../state/store';
+import { isFinal, type Content } from '../../server/types';
+import { BoardMenu } from '../pictures/boards';
+import { Menu, MenuItem } from '../menu';
+import { Button } from '../ui';
 
-const ShareDialog = lazy(() => import('./share').then((found) => found.ShareDialog));
+const ShareDialog = lazy(() => import('../pictures/share').then((found) => found.ShareDialog));
 
 interface Props {
   content: Content;

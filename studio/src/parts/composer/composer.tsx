@@ -1,20 +1,20 @@
 // The form: everything of a request, what it will take, and the button.
 
-import { drawOrThrow } from '../actions';
-import { asProblem } from '../api';
-import { asBody, change, check, clearDraft, draft, refused, whole, type FieldErrors } from '../draft';
-import { estimate } from '../estimate';
-import { explain } from '../explain';
-import { rememberDraft } from '../history';
-import { duration, t, usd } from '../i18n';
-import { active } from '../live';
-import { avatars, model, reached, tell } from '../store';
-import type { Content } from '../types';
+import { drawOrThrow } from '../../state/actions';
+import { asProblem } from '../../server/api';
+import { asBody, change, check, clearDraft, draft, refused, whole, type FieldErrors } from '../../drafting/draft';
+import { estimate } from '../../drafting/estimate';
+import { explain } from '../../server/explain';
+import { rememberDraft } from '../../state/history';
+import { duration, t, usd } from '../../i18n';
+import { active } from '../../server/live';
+import { avatars, model, reached, tell } from '../../state/store';
+import type { Content } from '../../server/types';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
-import { QueueButton } from './queue';
+import { QueueButton } from '../queue';
 import { CountField, NumberFields, SeedField, SizeField } from './settings';
-import { Button, Field, Loading } from './ui';
+import { Button, Field, Loading } from '../ui';
 
 /** Fields that show an error of their own; any other error stands above the button. */
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'seed', 'num_images'];

@@ -1,14 +1,14 @@
 // The LoRAs of a request: chosen from the library or dropped in, each with its scale.
 
 import { useState } from 'preact/hooks';
-import { change, draft, refused, usedLoras, type FieldErrors } from '../draft';
-import { partOf, placeOf, replaceText } from '../editText';
-import { number, t } from '../i18n';
-import { loras, model } from '../store';
-import type { Lora } from '../types';
-import { LoraCover } from './cover';
+import { change, draft, refused, usedLoras, type FieldErrors } from '../../drafting/draft';
+import { partOf, placeOf, replaceText } from '../../drafting/editText';
+import { number, t } from '../../i18n';
+import { loras, model } from '../../state/store';
+import type { Lora } from '../../server/types';
+import { LoraCover } from '../pictures/cover';
 import { takeFiles, UploadRows, uploads } from './uploads';
-import { Button, Dialog, Empty, Slider } from './ui';
+import { Button, Dialog, Empty, Slider } from '../ui';
 
 /** Whether `lora` is what `sought` asks for, by its name, tags or trigger words. */
 export const isSought = (lora: Lora, sought: string): boolean => {

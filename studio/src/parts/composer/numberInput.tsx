@@ -1,7 +1,7 @@
 // A field for a number that takes a decimal comma or point, whatever language the browser has.
 
 import { useEffect, useState } from 'preact/hooks';
-import { plain, readNumber } from '../i18n';
+import { plain, readNumber } from '../../i18n';
 
 interface Props {
   id?: string;

@@ -2,15 +2,15 @@
 // of other tools that is pasted becomes settings, and what was there before can be had back.
 
 import { useId, useRef, useState } from 'preact/hooks';
-import { avatar, change, draft, usedLoras } from '../draft';
-import { changeWeight, replaceText } from '../editText';
-import { past, rememberDraft } from '../history';
-import { moment, t } from '../i18n';
-import { inStyle, dropPreset, presets, savePreset, STYLES } from '../presets';
-import { looksLikeSettings } from '../pngSettings';
-import { loras, tell } from '../store';
-import { takeSettings } from './dropZone';
-import { Button, Dialog, Empty, Field } from './ui';
+import { avatar, change, draft, usedLoras } from '../../drafting/draft';
+import { changeWeight, replaceText } from '../../drafting/editText';
+import { past, rememberDraft } from '../../state/history';
+import { moment, t } from '../../i18n';
+import { inStyle, dropPreset, presets, savePreset, STYLES } from '../../drafting/presets';
+import { looksLikeSettings } from '../../drafting/pngSettings';
+import { loras, tell } from '../../state/store';
+import { takeSettings } from '../dropZone';
+import { Button, Dialog, Empty, Field } from '../ui';
 
 const WEIGHT = 0.1;
 const OFFERED = 6;

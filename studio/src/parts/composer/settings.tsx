@@ -1,12 +1,12 @@
 // The form's numbers: size, steps, cfg, seed. Used by every view that has pictures made.
 
-import { change, randomSeed, SEED_MAX, type FieldErrors, type Whole } from '../draft';
-import { number, t } from '../i18n';
-import type { Model } from '../types';
+import { change, randomSeed, SEED_MAX, type FieldErrors, type Whole } from '../../drafting/draft';
+import { number, t } from '../../i18n';
+import type { Model } from '../../server/types';
 import { shapesOf } from './shapes';
-import { looked } from '../store';
+import { looked } from '../../state/store';
 import { NumberInput } from './numberInput';
-import { Button, Field, Slider } from './ui';
+import { Button, Field, Slider } from '../ui';
 
 interface Props {
   of: Whole;

@@ -1,8 +1,8 @@
 // The form's settings in short, where a view builds on them.
 
-import { usedLoras, type Whole } from '../draft';
-import { number, t } from '../i18n';
-import { avatars } from '../store';
+import { usedLoras, type Whole } from '../../drafting/draft';
+import { number, t } from '../../i18n';
+import { avatars } from '../../state/store';
 
 export function SettingsLine({ of, withoutPrompt }: { of: Whole; withoutPrompt?: boolean }) {
   const character = avatars.value?.find((one) => one.id === of.avatarId);

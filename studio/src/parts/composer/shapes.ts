@@ -1,6 +1,6 @@
 // Sizes offered as shapes: near the native area, on the model's grid, inside its bounds.
 
-import type { Model } from '../types';
+import type { Model } from '../../server/types';
 
 export interface Shape {
   name: string;

@@ -1,14 +1,14 @@
 // LoRA files on their way into the library, whichever view they were dropped on.
 
 import { signal } from '@preact/signals';
-import { asProblem, uploadLora } from '../api';
-import { change, draft } from '../draft';
-import { explain } from '../explain';
-import { bytes, percent, t } from '../i18n';
-import { route } from '../route';
-import { keepLora, model } from '../store';
-import type { Lora } from '../types';
-import { Bar, Button } from './ui';
+import { asProblem, uploadLora } from '../../server/api';
+import { change, draft } from '../../drafting/draft';
+import { explain } from '../../server/explain';
+import { bytes, percent, t } from '../../i18n';
+import { route } from '../../state/route';
+import { keepLora, model } from '../../state/store';
+import type { Lora } from '../../server/types';
+import { Bar, Button } from '../ui';
 
 interface Upload {
   number: number;

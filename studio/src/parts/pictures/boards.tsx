@@ -2,13 +2,13 @@
 
 import { signal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../api';
-import { explain } from '../explain';
-import { number, t } from '../i18n';
-import { tell, tellProblem } from '../store';
-import type { Board } from '../types';
-import { MenuItem } from './menu';
-import { Button, Dialog, Field } from './ui';
+import { api, asProblem } from '../../server/api';
+import { explain } from '../../server/explain';
+import { number, t } from '../../i18n';
+import { tell, tellProblem } from '../../state/store';
+import type { Board } from '../../server/types';
+import { MenuItem } from '../menu';
+import { Button, Dialog, Field } from '../ui';
 
 /** By name; null until they were read. */
 export const boards = signal<Board[] | null>(null);

@@ -1,7 +1,7 @@
 // What a LoRA or an avatar looks like: a picture of one's own chosen for it, else its initials.
 
-import { pictureUrl } from '../api';
-import type { Lora } from '../types';
+import { pictureUrl } from '../../server/api';
+import type { Lora } from '../../server/types';
 
 export function Cover({ url, name }: { url: string | null | undefined; name: string }) {
   return (

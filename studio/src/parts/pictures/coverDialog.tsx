@@ -1,11 +1,11 @@
 // A picture of one's own, chosen as the cover of a LoRA or an avatar.
 
-import { imagesOf } from '../actions';
-import { t } from '../i18n';
-import { expanded, readItem } from '../items';
-import { contentOf, feed } from '../store';
+import { imagesOf } from '../../state/actions';
+import { t } from '../../i18n';
+import { expanded, readItem } from '../../state/items';
+import { contentOf, feed } from '../../state/store';
 import { Thumb } from './picture';
-import { Button, Dialog, Empty } from './ui';
+import { Button, Dialog, Empty } from '../ui';
 
 const OFFERED = 60;
 

@@ -2,13 +2,13 @@
 
 import { signal } from '@preact/signals';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { isFiltered, NO_FILTER, type Filter } from '../galleryFilter';
-import { t } from '../i18n';
-import { recall, remember } from '../memory';
-import { avatars, loras } from '../store';
-import type { Status } from '../types';
+import { isFiltered, NO_FILTER, type Filter } from '../../state/galleryFilter';
+import { t } from '../../i18n';
+import { recall, remember } from '../../state/memory';
+import { avatars, loras } from '../../state/store';
+import type { Status } from '../../server/types';
 import { BoardChoice } from './boards';
-import { Button } from './ui';
+import { Button } from '../ui';
 
 const STATUSES: Status[] = ['succeeded', 'running', 'queued', 'failed', 'cancelled'];
 const TYPING_MS = 300;

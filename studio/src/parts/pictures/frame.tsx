@@ -1,15 +1,15 @@
 // The picture of a content, or how far it is, or why there is none.
 
 import { useState } from 'preact/hooks';
-import { explainEnd } from '../explain';
-import { duration, plural, t, tMaybe } from '../i18n';
-import { partDone, progressOf, reasonIn, type Progress } from '../live';
-import { reached } from '../store';
-import { isFinal, type Content } from '../types';
-import { Icon } from './icons';
-import { lazy } from '../lazy';
+import { explainEnd } from '../../server/explain';
+import { duration, plural, t, tMaybe } from '../../i18n';
+import { partDone, progressOf, reasonIn, type Progress } from '../../server/live';
+import { reached } from '../../state/store';
+import { isFinal, type Content } from '../../server/types';
+import { Icon } from '../icons';
+import { lazy } from '../../lazy';
 import { Picture } from './picture';
-import { Bar } from './ui';
+import { Bar } from '../ui';
 
 const Lightbox = lazy(() => import('./lightbox').then((found) => found.Lightbox));
 

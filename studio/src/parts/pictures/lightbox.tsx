@@ -1,12 +1,12 @@
 // The picture alone, as large as the window or pixel by pixel: zoom, pan, swipe, keys.
 
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { pictureUrl } from '../api';
-import { download } from '../files';
-import { number, t } from '../i18n';
-import type { Content } from '../types';
+import { pictureUrl } from '../../server/api';
+import { download } from '../../device/files';
+import { number, t } from '../../i18n';
+import type { Content } from '../../server/types';
 import { offerFile } from './picture';
-import { Button } from './ui';
+import { Button } from '../ui';
 
 interface Props {
   content: Content;

@@ -1,13 +1,13 @@
 // Pictures: their URLs are signed and expire, so one that cannot be loaded is asked for once again.
 
-import { api, pictureUrl } from '../api';
-import { fileName } from '../files';
-import { moment, percent, t } from '../i18n';
-import { readItem } from '../items';
-import { partDone, progressOf } from '../live';
-import { contentOf, keep } from '../store';
-import type { Content } from '../types';
-import { Icon } from './icons';
+import { api, pictureUrl } from '../../server/api';
+import { fileName } from '../../device/files';
+import { moment, percent, t } from '../../i18n';
+import { readItem } from '../../state/items';
+import { partDone, progressOf } from '../../server/live';
+import { contentOf, keep } from '../../state/store';
+import type { Content } from '../../server/types';
+import { Icon } from '../icons';
 
 const RENEWED_MS = 20_000;
 const renewedAt = new Map<string, number>();

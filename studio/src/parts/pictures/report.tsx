@@ -1,11 +1,11 @@
 // What is known of a picture: its prompt and settings first; what the machine did is folded.
 
-import { copy } from '../actions';
-import { duration, moment, number, plural, t, tMaybe, usd } from '../i18n';
-import { recall, remember } from '../memory';
-import { avatars, loras } from '../store';
-import type { Content } from '../types';
-import { Button } from './ui';
+import { copy } from '../../state/actions';
+import { duration, moment, number, plural, t, tMaybe, usd } from '../../i18n';
+import { recall, remember } from '../../state/memory';
+import { avatars, loras } from '../../state/store';
+import type { Content } from '../../server/types';
+import { Button } from '../ui';
 
 // In the order in which they happen; neighbours have different tones.
 const PHASES = [

@@ -1,17 +1,17 @@
 // What can be done with the pictures that were chosen in the gallery.
 
 import { useState } from 'preact/hooks';
-import { choiceOf, imagesOf, restore } from '../actions';
-import { api, pictureUrl } from '../api';
-import { fileName, save } from '../files';
-import { number, plural, t } from '../i18n';
-import { readItem } from '../items';
-import { go } from '../route';
-import { contentOf, keep, tell, tellProblem } from '../store';
-import { zip } from '../zip';
+import { choiceOf, imagesOf, restore } from '../../state/actions';
+import { api, pictureUrl } from '../../server/api';
+import { fileName, save } from '../../device/files';
+import { number, plural, t } from '../../i18n';
+import { readItem } from '../../state/items';
+import { go } from '../../state/route';
+import { contentOf, keep, tell, tellProblem } from '../../state/store';
+import { zip } from '../../device/zip';
 import { BoardMenu } from './boards';
-import { Menu } from './menu';
-import { Button } from './ui';
+import { Menu } from '../menu';
+import { Button } from '../ui';
 
 interface Props {
   chosen: string[];

@@ -1,13 +1,13 @@
 // A link that shows one picture to whoever has it, for a while.
 
 import { useState } from 'preact/hooks';
-import { copy } from '../actions';
-import { api, asProblem } from '../api';
-import { explain } from '../explain';
-import { moment, plural, t } from '../i18n';
-import { tell, tellProblem } from '../store';
-import type { Content } from '../types';
-import { Button, Dialog, Field } from './ui';
+import { copy } from '../../state/actions';
+import { api, asProblem } from '../../server/api';
+import { explain } from '../../server/explain';
+import { moment, plural, t } from '../../i18n';
+import { tell, tellProblem } from '../../state/store';
+import type { Content } from '../../server/types';
+import { Button, Dialog, Field } from '../ui';
 
 const HOURS = [1, 24, 24 * 7, 24 * 30];
 

@@ -1,10 +1,10 @@
 // One content in full: its picture or its progress, what to do with it, and what is known of it.
 
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { t } from '../i18n';
-import { looked } from '../store';
-import { isFinal, type Content } from '../types';
-import { Actions } from './actionBar';
+import { t } from '../../i18n';
+import { looked } from '../../state/store';
+import { isFinal, type Content } from '../../server/types';
+import { Actions } from '../composer/actionBar';
 import { Frame } from './frame';
 import { Picture } from './picture';
 import { Report } from './report';
