@@ -196,9 +196,7 @@ def dialect_routes() -> set[tuple[str, str]]:
     """The same of the dialects, each below its prefix."""
     found = set()
     folder = REPOSITORY / "backend/app/dialects"
-    prefixes = re.findall(
-        r'^([A-Z0-9]+) = Dialect\(\s*"([^"]+)"', (folder / "mounting.py").read_text(), re.M
-    )
+    prefixes = re.findall(r'^([A-Z0-9]+) = "(/[^"]+)"$', (folder / "mounting.py").read_text(), re.M)
     for name, prefix in prefixes:
         for file in (folder / name.lower()).glob("*.py"):
             calls = re.findall(r'@router\.(get|post|put|delete)\(\s*"([^"]*)"', file.read_text())

@@ -45,9 +45,11 @@ from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
 from app.core.settings import Settings
-from app.dialects.mounting import DIALECTS, mount_dialects
+from app.dialects.mounting import dialects_of, message_shapes, mount_dialects
 from app.models import Status
 from app.services.avatars import AvatarService
+from app.services.calls.calls import CallService
+from app.services.calls.lora_urls import LoraUrls
 from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
@@ -135,7 +137,7 @@ def create_app(
         large_bodies={_UPLOAD: settings.max_upload_bytes, _VERIFY: FILE_MAX_BYTES},
         key_first=frozenset({_UPLOAD}),
     )
-    dialects = app.state.dialects = Dialects(own, DIALECTS)
+    dialects = app.state.dialects = Dialects(own, dialects_of(settings))
     app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
     app.add_middleware(Utf8Json, dialects=dialects)
     app.add_middleware(RequestLog)
@@ -248,20 +250,33 @@ async def _start(
             else None,
         )
         stack.push_async_callback(outgoing.aclose)
-        sender = WebhookSender(database, storage, outgoing, settings.image_url_seconds)
+        shapes = message_shapes(settings, database, storage)
+        sender = WebhookSender(
+            database, storage, outgoing, settings.image_url_seconds, shapes=shapes
+        )
         sender.start()
         stack.push_async_callback(sender.stop)
+        loras = LoraService(database, storage, base_model, settings.max_upload_bytes)
+        lora_urls = LoraUrls(
+            database,
+            loras,
+            outgoing,
+            max_bytes=settings.max_upload_bytes,
+            at_once=settings.max_uploads_at_once,
+        )
         services = Services(
             settings=settings,
             database=database,
             storage=storage,
             base_model=base_model,
             contents=contents,
-            loras=LoraService(database, storage, base_model, settings.max_upload_bytes),
+            loras=loras,
             avatars=AvatarService(database),
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),
             webhooks=WebhookService(database, outgoing, sender.wake),
+            calls=CallService(database, contents, outgoing),
+            lora_urls=lora_urls,
             collection=CollectionService(database),
             queue=queue,
             marking=marking,

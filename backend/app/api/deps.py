@@ -27,6 +27,8 @@ from app.core.tries import Tries
 from app.models import LOCAL_OWNER
 from app.services.avatars import AvatarService
 from app.services.callers import is_key_required, key_of
+from app.services.calls.calls import CallService
+from app.services.calls.lora_urls import LoraUrls
 from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
@@ -68,6 +70,8 @@ class Services:
     batches: BatchService
     events: EventService
     webhooks: WebhookService
+    calls: CallService
+    lora_urls: LoraUrls
     collection: CollectionService
     queue: JobQueue
     marking: Marking
@@ -180,7 +184,8 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
         # Browsers add a Basic credential unasked, also to what another site's page sends.
         refuse_other_origin(request, services)
     request.state.caller = caller
-    await take_call(services.database, str(caller.key_id or caller.owner), caller.allowance)
+    if not dialect.is_poll(request.scope):
+        await take_call(services.database, str(caller.key_id or caller.owner), caller.allowance)
     return caller
 
 

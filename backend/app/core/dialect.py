@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Dialect:
         shape: of every error.
         large_bodies: bytes that a path's body may have, where it is more than usual.
         key_first: paths whose key is asked for before the body is read.
+        polled: paths whose GETs count towards no rate of calls: clients repeat them all the time.
     """
 
     prefix: str
@@ -42,10 +44,19 @@ class Dialect:
     shape: Shape = as_problem
     large_bodies: Mapping[str, int] = field(default_factory=dict)
     key_first: frozenset[str] = frozenset()
+    polled: re.Pattern[str] | None = None
 
     def covers(self, path: str) -> bool:
         """Whether `path` is one of this dialect's."""
         return path == self.prefix or path.startswith(f"{self.prefix}/")
+
+    def is_poll(self, scope: Scope) -> bool:
+        """Whether a call is one of those that clients repeat until a content has ended."""
+        return (
+            self.polled is not None
+            and scope["method"] == "GET"
+            and self.polled.fullmatch(scope["path"]) is not None
+        )
 
     def api_key(self, headers: Headers) -> str | None:
         """What a call sends as its API key; None where it sends none."""

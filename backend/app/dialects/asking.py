@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ValidationError
 from app.api.deps import Caller, Services
 from app.core.db import DATABASE_LOST
 from app.core.errors import BackendError, Fault, NotFound, fault_of
+from app.core.settings import Settings
 from app.models import Content, Status
+from app.schemas.common import storable
 from app.schemas.content import GenerateIn
 from app.services.contents.drafts import find_same
 from sdxl_contract.errors import ERRORS, ContractError, ErrorCode, InvalidRequest
@@ -47,6 +50,44 @@ async def read_json(request: Request) -> dict[str, Any]:
     return data
 
 
+_ECHO_TEXT_CHARS = 20_000
+_ECHO_DEPTH = 20
+
+
+def echo_of(data: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """`data` as it is kept to be answered with; a file in it is shortened.
+
+    Raises:
+        InvalidRequest: the database cannot hold it.
+    """
+
+    def shortened(value: Any, depth: int) -> Any:
+        if depth > _ECHO_DEPTH:
+            raise ValueError("is nested too deeply")
+        if isinstance(value, dict):
+            return {storable(k): shortened(v, depth + 1) for k, v in value.items()}
+        if isinstance(value, list):
+            return [shortened(item, depth + 1) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must hold finite numbers")
+        if isinstance(value, str):
+            cut = value.startswith("data:") and len(value) > 100
+            return storable(f"{value[:40]}…" if cut else value[:_ECHO_TEXT_CHARS])
+        return value
+
+    try:
+        return {storable(key): shortened(value, 1) for key, value in data.items()}
+    except ValueError as error:
+        raise InvalidRequest(f"{field}: {error}", details={"field": field}) from None
+
+
+def own_base(request: Request, settings: Settings) -> str:
+    """Where the caller reached this server: PUBLIC_BASE_URL, or else what the call says."""
+    if settings.public_base_url:
+        return settings.public_base_url
+    return f"{request.url.scheme}://{request.url.netloc}"
+
+
 def read_as(model: type[Model], data: Mapping[str, Any]) -> Model:
     """`data` as `model`.
 
@@ -58,6 +99,31 @@ def read_as(model: type[Model], data: Mapping[str, Any]) -> Model:
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise explain_validation([dict(item) for item in found]) from None
+
+
+async def served_models(services: Services) -> list[str]:
+    """The base model's own name, then its aliases."""
+    signature = await services.base_model.signature()
+    own = [] if signature is None else [signature.name]
+    return list(dict.fromkeys([*own, *services.settings.model_aliases]))
+
+
+async def check_model(services: Services, model: str) -> None:
+    """Refuse a model that is none of SDXL's: `model` is `owner/name`, perhaps with more behind.
+
+    Raises:
+        NotFound: it is one.
+    """
+    name = model.partition("/")[2]
+    if "sdxl" in name.lower() or "stable-diffusion-xl" in name.lower():
+        return
+    served = await served_models(services)
+    if name not in served and model not in served:
+        raise NotFound(
+            f"The model {model[:80]!r} is not served here: its name must hold sdxl, or be one of "
+            f"{', '.join(served)}.",
+            field="model",
+        )
 
 
 @contextlib.contextmanager

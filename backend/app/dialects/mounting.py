@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI
 
+from app.core.db import Database
 from app.core.dialect import Dialect
+from app.core.settings import Settings
 from app.dialects.a1111.discovery import router as a1111_discovery
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.routes import router as a1111_router
 from app.dialects.openai.errors import as_openai
 from app.dialects.openai.routes import router as openai_router
+from app.dialects.replicate.files import router as replicate_files
+from app.dialects.replicate.routes import router as replicate_router
+from app.dialects.replicate.webhook import PredictionMessages
 from app.dialects.subapp import dialect_app
+from app.models.webhook import Kind
+from app.services.storage import Storage
+from app.services.webhooks.sender import MessageShape
 
-PNG_INFO = "/sdapi/v1/png-info"
-OPENAI = Dialect("/v1", key_headers=("api-key",), shape=as_openai)
-A1111 = Dialect(
-    "/sdapi",
-    schemes=frozenset({"basic", "bearer"}),
-    shape=as_a1111,
-    large_bodies={PNG_INFO: 12 * 2**20},
-    key_first=frozenset({PNG_INFO}),
-)
-DIALECTS = (OPENAI, A1111)
+OPENAI = "/v1"
+A1111 = "/sdapi"
+REPLICATE = "/replicate/v1"
+_PNG_INFO = f"{A1111}/v1/png-info"
+_REPLICATE_FILES = f"{REPLICATE}/files"
+
+
+def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
+    """What holds for the paths of each dialect."""
+    return (
+        Dialect(OPENAI, key_headers=("api-key",), shape=as_openai),
+        Dialect(
+            A1111,
+            schemes=frozenset({"basic", "bearer"}),
+            shape=as_a1111,
+            large_bodies={_PNG_INFO: 12 * 2**20},
+            key_first=frozenset({_PNG_INFO}),
+        ),
+        Dialect(
+            REPLICATE,
+            schemes=frozenset({"bearer", "token"}),
+            large_bodies={_REPLICATE_FILES: settings.max_upload_bytes},
+            key_first=frozenset({_REPLICATE_FILES}),
+            polled=re.compile(rf"{REPLICATE}/predictions/[^/]+"),
+        ),
+    )
 
 
 def mount_dialects(app: FastAPI) -> None:
     """Put each dialect's application below its prefix."""
-    app.mount(OPENAI.prefix, dialect_app("OpenAI Images", OPENAI, app.state, openai_router))
-    routers = (a1111_router, a1111_discovery)
-    app.mount(A1111.prefix, dialect_app("A1111", A1111, app.state, *routers))
+    routers = {
+        OPENAI: ("OpenAI Images", [openai_router]),
+        A1111: ("A1111", [a1111_router, a1111_discovery]),
+        REPLICATE: ("Replicate", [replicate_router, replicate_files]),
+    }
+    for dialect in app.state.dialects.others:
+        title, parts = routers[dialect.prefix]
+        app.mount(dialect.prefix, dialect_app(title, dialect, app.state, *parts))
+
+
+def message_shapes(
+    settings: Settings, database: Database, storage: Storage
+) -> dict[str, MessageShape]:
+    """How webhooks' messages of each dialect look."""
+    return {Kind.REPLICATE.value: PredictionMessages(settings, database, storage)}

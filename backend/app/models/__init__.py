@@ -6,10 +6,10 @@ from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
-from app.models.content import Content, GenerationEvent, Status
+from app.models.content import Content, DialectCall, GenerationEvent, Status
 from app.models.image import Image
 from app.models.limits import CallRate, QueueTurn, RemovedCost
-from app.models.lora_model import LoraModel
+from app.models.lora_model import LoraModel, LoraSource
 from app.models.page_session import PageSession
 from app.models.takedown import Takedown
 from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
@@ -25,9 +25,11 @@ __all__ = [
     "CallRate",
     "Content",
     "DeliveryState",
+    "DialectCall",
     "GenerationEvent",
     "Image",
     "LoraModel",
+    "LoraSource",
     "PageSession",
     "QueueTurn",
     "RemovedCost",

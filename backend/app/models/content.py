@@ -146,3 +146,28 @@ class GenerationEvent(Base):
     type: Mapped[str]
     data: Mapped[Json]
     created_at: Mapped[Created]
+
+
+class DialectCall(Base):
+    """The call of another service's API that a content came by, where its answers echo it.
+
+    A trigger tells `webhook_url` what happens to the content, as `webhook_id` signs it.
+    """
+
+    __tablename__ = "dialect_call"
+    __table_args__ = (Index(None, "owner", "dialect", "created_at", "content_id"),)
+
+    content_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("generation.id", ondelete="CASCADE"), primary_key=True
+    )
+    owner: Mapped[str]
+    dialect: Mapped[str]
+    model: Mapped[str]
+    version: Mapped[str | None]
+    input: Mapped[Json]
+    webhook_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("webhook.id", ondelete="SET NULL"), index=True
+    )
+    webhook_url: Mapped[LongText | None]
+    webhook_events: Mapped[JsonList]
+    created_at: Mapped[Created]

@@ -7,7 +7,7 @@ import uuid
 from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.models.base import Base, Created, Json, JsonList, LongText, UuidPk
+from app.models.base import Base, Created, Json, JsonList, LongText, Moment, UuidPk
 from app.models.image import Image
 from sdxl_contract.lora.few_steps import FewSteps, few_steps
 
@@ -75,3 +75,17 @@ class LoraModel(Base):
         """The CFG that it wants."""
         hint = self._few_steps
         return None if hint is None else hint.cfg
+
+
+class LoraSource(Base):
+    """Which LoRA a URL led to. Of the URL only a digest is kept: it may hold a signature."""
+
+    __tablename__ = "lora_source"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    url_sha256: Mapped[str] = mapped_column(primary_key=True)
+    lora_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("lora_model.id", ondelete="CASCADE"), index=True
+    )
+    etag: Mapped[str | None]
+    looked_at: Mapped[Moment]

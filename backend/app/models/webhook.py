@@ -26,14 +26,36 @@ class DeliveryState(StrEnum):
     FAILED = "failed"
 
 
+class Kind(StrEnum):
+    """Whose messages a webhook's are."""
+
+    OWN = "own"
+    REPLICATE = "replicate"
+    FAL = "fal"
+
+
 class Webhook(Base):
-    """A URL of its owner's. `secret` signs; the previous one does so too until a moment."""
+    """A URL of its owner's. `secret` signs; the previous one does so too until a moment.
+
+    Of another kind than `own` each owner has one at most: the secret for messages to URLs that
+    calls of that dialect name, each in its own message.
+    """
 
     __tablename__ = "webhook"
-    __table_args__ = (Index(None, "owner", "created_at"),)
+    __table_args__ = (
+        Index(None, "owner", "created_at"),
+        Index(
+            "uq_webhook_dialect",
+            "owner",
+            "kind",
+            unique=True,
+            postgresql_where=text("kind <> 'own'"),
+        ),
+    )
 
     id: Mapped[UuidPk]
     owner: Mapped[str]
+    kind: Mapped[str] = mapped_column(default=Kind.OWN.value, server_default=Kind.OWN.value)
     url: Mapped[LongText]
     description: Mapped[LongText]
     events: Mapped[JsonList]
@@ -67,6 +89,7 @@ class WebhookDelivery(Base):
     webhook_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"))
     content_id: Mapped[uuid.UUID | None]  # no foreign key: the message outlives its content
     type: Mapped[str]
+    url: Mapped[LongText | None]  # where it is not its webhook's
     state: Mapped[str]
     attempts: Mapped[int]  # the fence
     next_at: Mapped[Moment | None]  # not before then; while it is being sent, when that is over

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import DriverConnection, fetch_rows
 from app.models import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 from app.models.base import utc_now
+from app.models.webhook import Kind
 
 # At most so many of each webhook, so that a receiver that stalls keeps only its own waiting.
 _CLAIM = f"""
@@ -27,8 +28,9 @@ _CLAIM = f"""
     )
     UPDATE webhook_delivery d SET attempts = attempts + 1, next_at = %(lease)s
     FROM due, webhook w WHERE d.id = due.id AND w.id = d.webhook_id
-    RETURNING d.id, d.webhook_id, d.content_id, d.type, d.attempts, d.created_at, w.owner, w.url,
-        w.secret, CASE WHEN w.previous_until > %(now)s THEN w.previous_secret END AS previous_secret
+    RETURNING d.id, d.webhook_id, d.content_id, d.type, d.attempts, d.created_at, w.owner,
+        coalesce(d.url, w.url) AS url, d.url IS NOT NULL AS is_by_call, w.secret,
+        CASE WHEN w.previous_until > %(now)s THEN w.previous_secret END AS previous_secret
 """
 _END = f"""
     UPDATE webhook_delivery SET state = %(state)s, next_at = %(next_at)s
@@ -71,6 +73,7 @@ class Claimed(NamedTuple):
     created_at: datetime
     owner: str
     url: str
+    is_by_call: bool  # one call named the URL: what it answers says nothing of other messages
     secret: str
     previous_secret: str | None
 
@@ -142,12 +145,15 @@ class WebhookRepository:
         self._session = session
         self._owner = owner
 
+    def _own(self) -> tuple[ColumnElement[bool], ...]:
+        return Webhook.owner == self._owner, Webhook.kind == Kind.OWN.value
+
     async def count(self) -> int:
         """How many there are; others of this owner wait until the transaction's end."""
         await self._session.execute(
             select(func.pg_advisory_xact_lock(func.hashtextextended(f"webhooks:{self._owner}", 0)))
         )
-        query = select(func.count()).select_from(Webhook).where(Webhook.owner == self._owner)
+        query = select(func.count()).select_from(Webhook).where(*self._own())
         return await self._session.scalar(query) or 0
 
     async def add(self, row: Webhook | WebhookDelivery) -> None:
@@ -158,15 +164,13 @@ class WebhookRepository:
     async def list(self) -> Sequence[Webhook]:
         """All, oldest first."""
         rows = await self._session.scalars(
-            select(Webhook)
-            .where(Webhook.owner == self._owner)
-            .order_by(Webhook.created_at, Webhook.id)
+            select(Webhook).where(*self._own()).order_by(Webhook.created_at, Webhook.id)
         )
         return rows.all()
 
     async def get(self, webhook_id: uuid.UUID, *, lock: bool = False) -> Webhook | None:
         """One; `lock` holds it until the transaction's end."""
-        query = select(Webhook).where(Webhook.id == webhook_id, Webhook.owner == self._owner)
+        query = select(Webhook).where(Webhook.id == webhook_id, *self._own())
         return await self._session.scalar(query.with_for_update() if lock else query)
 
     async def delete(self, webhook: Webhook) -> None:
@@ -204,7 +208,7 @@ class WebhookRepository:
             .where(
                 WebhookDelivery.id == delivery_id,
                 WebhookDelivery.webhook_id == webhook_id,
-                Webhook.owner == self._owner,
+                *self._own(),
             )
         )
         return await self._session.scalar(

@@ -1,4 +1,4 @@
-"""POSTs to URLs of somebody else's: to public addresses only, bounded in bytes and time.
+"""Calls to URLs of somebody else's: to public addresses only, bounded in bytes and time.
 
 Duty: connect to the address that was checked, under the name's own certificate; follow nothing.
 Must not know: what is sent.
@@ -123,7 +123,7 @@ class Outgoing:
         """
         try:
             async with asyncio.timeout(self._attempt_seconds):
-                async with self._open(url, body, headers) as response:
+                async with self._open("POST", url, body, headers) as response:
                     return Answer(
                         response.status_code, await _head(response), _retry_after(response)
                     )
@@ -139,8 +139,19 @@ class Outgoing:
             raise OutgoingFailed(f"the connection failed ({type(error).__name__})") from None
 
     @asynccontextmanager
+    async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
+        """What `url` answers, a redirection too; the caller bounds what it reads, and for how long.
+
+        Raises:
+            UrlRefused, HostUnknown, AddressRefused: the URL leads where it may not.
+            httpx2.HTTPError, httpx2.InvalidURL: the connection failed.
+        """
+        async with self._open("GET", url, None, headers) as response:
+            yield response
+
+    @asynccontextmanager
     async def _open(
-        self, url: str, body: bytes, headers: Mapping[str, str]
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
     ) -> AsyncIterator[httpx2.Response]:
         parts = self.check(url)
         host = str(parts.hostname)
@@ -160,7 +171,7 @@ class Outgoing:
             if parts.scheme == "https":
                 extensions["sni_hostname"] = host
         request = self._client.build_request(
-            "POST", target, content=body, headers=headers, extensions=extensions
+            method, target, content=body, headers=headers, extensions=extensions
         )
         response = await self._client.send(request, stream=True)
         try:

@@ -26,6 +26,7 @@ from app.dialects.asking import (
     until_ended,
 )
 from app.dialects.pictures import as_base64
+from app.dialects.subapp import json_body
 from app.models import Content
 from sdxl_contract.errors import InvalidRequest
 
@@ -33,12 +34,7 @@ _FIELDS = {"cfg": "cfg_scale", "num_images": "batch_size"}
 router = APIRouter()
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
-
-
-@router.post("/v1/txt2img", openapi_extra=_body(Txt2ImgIn), response_model=None)
+@router.post("/v1/txt2img", openapi_extra=json_body(Txt2ImgIn), response_model=None)
 async def txt2img(request: Request, caller: CallerDep, services: ServicesDep) -> Response:
     """Draw, and answer with the pictures."""
     with fields_called(_FIELDS):
@@ -138,7 +134,7 @@ class PngIn(BaseModel):
     image: str
 
 
-@router.post("/v1/png-info", openapi_extra=_body(PngIn))
+@router.post("/v1/png-info", openapi_extra=json_body(PngIn))
 async def png_info(request: Request, caller: CallerDep) -> dict[str, Any]:
     """The parameters that a PNG holds."""
     texts = png_texts(read_as(PngIn, await read_json(request)).image)

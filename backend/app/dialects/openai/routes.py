@@ -9,7 +9,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api.deps import CallerDep, Services, ServicesDep
 from app.core.errors import BackendError
-from app.dialects.asking import failure_of, fields_called, read_as, read_json, submit, until_ended
+from app.dialects.asking import (
+    failure_of,
+    fields_called,
+    read_as,
+    read_json,
+    served_models,
+    submit,
+    until_ended,
+)
 from app.dialects.openai.answers import images_response, request_id, stream
 from app.dialects.openai.errors import MODEL_NOT_FOUND, REQUEST_ID, as_openai
 from app.dialects.openai.schemas import ImagesIn
@@ -29,13 +37,6 @@ class ModelNotFound(BackendError):
 
     status = 404
     code = MODEL_NOT_FOUND  # type: ignore[assignment]
-
-
-async def served_models(services: Services) -> list[str]:
-    """The base model's own name, then its aliases."""
-    signature = await services.base_model.signature()
-    own = [] if signature is None else [signature.name]
-    return list(dict.fromkeys([*own, *services.settings.model_aliases]))
 
 
 async def _check_model(services: Services, model: str | None) -> None:

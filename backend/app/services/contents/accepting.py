@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import InvalidPrompt
 from sdxl_contract.limits import SEED_MAX
+
+Beside = Callable[[DriverConnection, Content], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,12 @@ class ContentService(ContentReading):
         asked: GenerateIn,
         idempotency_key: str | None = None,
         allowance: Allowance = UNLIMITED,
+        beside: Beside | None = None,
     ) -> Accepted:
         """Hold `asked` against every limit, and put it in the queue.
+
+        Args:
+            beside: writes what belongs to a new content, in the same transaction.
 
         Raises:
             InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
@@ -89,7 +95,7 @@ class ContentService(ContentReading):
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
         with span("content.accept"):
-            return await self._accept(owner, asked, idempotency_key, allowance)
+            return await self._accept(owner, asked, idempotency_key, allowance, beside)
 
     async def _accept(
         self,
@@ -97,6 +103,7 @@ class ContentService(ContentReading):
         asked: GenerateIn,
         idempotency_key: str | None,
         allowance: Allowance,
+        beside: Beside | None,
     ) -> Accepted:
         digest = digest_of(asked)
         if idempotency_key is not None:
@@ -108,6 +115,8 @@ class ContentService(ContentReading):
         try:
             async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
                 await self._add(connection, owner, content)
+                if beside is not None:
+                    await beside(connection, content)
         except (psycopg.IntegrityError, LimitReached):
             # The same call at the same time came first, and may have used the last place up.
             if idempotency_key is None:

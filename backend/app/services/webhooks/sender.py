@@ -15,9 +15,9 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from app.core.db import DATABASE_LOST, Database
 from app.models import DeliveryState
@@ -27,7 +27,7 @@ from app.repositories.webhooks import Claimed, OutboxStatements
 from app.services.outgoing import Answer, Outgoing, OutgoingFailed
 from app.services.storage import Storage
 from app.services.webhooks.schedule import is_given_up, next_attempt
-from app.services.webhooks.signing import signatures
+from app.services.webhooks.signing import Headers, standard_headers
 
 _LOOK_SECONDS = 1.0
 _LEASE = timedelta(seconds=60)
@@ -39,8 +39,24 @@ _USER_AGENT = "modal-sdxl-lora-webhooks/1"
 log = logging.getLogger(__name__)
 
 
+class MessageShape(Protocol):
+    """How the messages of a dialect look."""
+
+    async def body(self, owner: str, content_id: uuid.UUID) -> bytes | None:
+        """What is sent of a content; None where what it would tell of is gone."""
+
+    def headers(
+        self, secret: str, owner: str, message_id: str, moment: int, body: bytes
+    ) -> Headers:
+        """The headers that prove it, `moment` in seconds since 1970."""
+
+
 class WebhookSender:
-    """One of them runs in each server."""
+    """One of them runs in each server.
+
+    Args:
+        shapes: of messages that are no Standard Webhooks, by the first word of their type.
+    """
 
     def __init__(
         self,
@@ -49,12 +65,14 @@ class WebhookSender:
         outgoing: Outgoing,
         image_url_seconds: int,
         clock: Callable[[], datetime] = utc_now,
+        shapes: Mapping[str, MessageShape] | None = None,
     ) -> None:
         self._database = database
         self._storage = storage
         self._outgoing = outgoing
         self._image_url_seconds = image_url_seconds
         self._clock = clock
+        self._shapes = shapes or {}
         self._news = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._busy: Counter[uuid.UUID] = Counter()  # messages under way, by webhook
@@ -124,16 +142,23 @@ class WebhookSender:
             log.warning("webhook %s: its end could not be written", claimed.webhook_id)
 
     async def _send(self, claimed: Claimed) -> None:
-        body = await self._body(claimed)
+        shape = self._shapes.get(claimed.type.partition(".")[0])
+        body: bytes | None = None
+        if shape is None:
+            body = await self._body(claimed)
+        elif claimed.content_id is not None:
+            body = await shape.body(claimed.owner, claimed.content_id)
+        if body is None:
+            async with self._database.direct() as connection:
+                await OutboxStatements(connection).end(claimed, DeliveryState.FAILED, None)
+            return
         message_id, moment = f"msg_{claimed.id.hex}", int(self._clock().timestamp())
-        secrets = [claimed.secret, *([claimed.previous_secret] if claimed.previous_secret else [])]
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": _USER_AGENT,
-            "webhook-id": message_id,
-            "webhook-timestamp": str(moment),
-            "webhook-signature": signatures(secrets, message_id, moment, body),
-        }
+        if shape is None:
+            secrets = [secret for secret in (claimed.secret, claimed.previous_secret) if secret]
+            proof = standard_headers(secrets, message_id, moment, body)
+        else:
+            proof = shape.headers(claimed.secret, claimed.owner, message_id, moment, body)
+        headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT, **proof}
         started = time.perf_counter()
         answer: Answer | None = None
         error: str | None = None
@@ -154,7 +179,9 @@ class WebhookSender:
             # The webhook's row before its message's, as whoever resends or deletes locks them: the
             # other way round the two could wait for each other.
             failing_since = None
-            if taken:
+            if claimed.is_by_call:
+                pass
+            elif taken:
                 await outbox.works(claimed.webhook_id)
             else:
                 failing_since = await outbox.fails(claimed.webhook_id, now)
@@ -169,15 +196,20 @@ class WebhookSender:
             if taken:
                 await outbox.end(claimed, DeliveryState.DELIVERED, None)
                 return
+            is_gone = answer is not None and answer.status == _GONE
             again = next_attempt(
                 claimed.attempts,
                 now,
                 random.random(),
                 answer.retry_after if answer else None,
             )
+            if is_gone and claimed.is_by_call:
+                again = None
             state = DeliveryState.FAILED if again is None else DeliveryState.WAITING
             await outbox.end(claimed, state, again)
-            if answer is not None and answer.status == _GONE:
+            if claimed.is_by_call:
+                return
+            if is_gone:
                 await outbox.disable(claimed.webhook_id, "its receiver answered 410 Gone")
             elif is_given_up(failing_since, now):
                 await outbox.disable(claimed.webhook_id, "its receiver failed for five days")

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.models.webhook import Signing
 
+Headers = dict[str, str]
 _SECRET_BYTES = 32
 SYMMETRIC, PRIVATE, PUBLIC = "whsec_", "whsk_", "whpk_"
 
@@ -30,13 +31,34 @@ def shown_secret(secret: str) -> str:
     """What receivers check with: the secret itself, or the public key `whpk_…`."""
     if secret.startswith(SYMMETRIC):
         return secret
-    return PUBLIC + _text(_private_key(secret).public_key().public_bytes_raw())
+    return PUBLIC + _text(public_key(secret))
 
 
 def signatures(secret_texts: Sequence[str], message_id: str, timestamp: int, body: bytes) -> str:
     """The header `webhook-signature`: one signature for each secret, with blanks between."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(_sign(secret, signed) for secret in secret_texts)
+
+
+def standard_headers(
+    secret_texts: Sequence[str], message_id: str, timestamp: int, body: bytes
+) -> Headers:
+    """The three headers of a Standard Webhook."""
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signatures(secret_texts, message_id, timestamp, body),
+    }
+
+
+def signed_by(secret: str, data: bytes) -> bytes:
+    """`data`'s ed25519 signature by the private key `whsk_…`."""
+    return _private_key(secret).sign(data)
+
+
+def public_key(secret: str) -> bytes:
+    """The public key of the private key `whsk_…`."""
+    return _private_key(secret).public_key().public_bytes_raw()
 
 
 def _sign(secret: str, signed: bytes) -> str:
