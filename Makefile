@@ -43,6 +43,10 @@ serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKE
 test: $(INSTALLED) ## All tests, lint and types included, file by file on up to four cores
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
+.PHONY: test-long
+test-long: $(INSTALLED) ## The outages of the tests in minutes: worker away, backend killed (10 minutes)
+	@$(PY) -m pytest --long -s --timeout 900 tests/test_outages.py
+
 .PHONY: check
 check: $(INSTALLED) lint types ## In a minute: lint, types, the tests that need neither a process nor a model
 	@$(PY) -m pytest --quick $(SIDE_BY_SIDE)

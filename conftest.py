@@ -25,9 +25,12 @@ LONG = frozenset({"slow", "gpu", "browser", "process"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--quick`."""
+    """`--quick` and `--long`."""
     parser.addoption(
         "--quick", action="store_true", help="only tests that need neither a process nor a model"
+    )
+    parser.addoption(
+        "--long", action="store_true", help="outages of minutes where there are such of seconds"
     )
 
 

@@ -28,6 +28,7 @@ from app.services.thumbnails import make_thumbnail
 from app.services.upkeep.sweep import sweep
 from chaos.scene import PICTURE_SIDE
 from chaos.worker_double import draw
+from sdxl_contract.errors import ErrorCode
 
 _AUDIT = """
     CREATE TABLE chaos_late (content_id uuid, was text, becomes text, attempt int);
@@ -53,6 +54,8 @@ _ENDS = """
 UNFINISHED = "generation WHERE status IN ('queued', 'running')"
 RUNNING = "generation WHERE status = 'running'"
 CHANGED_LATE = "chaos_late"
+# By its deadline, or by what was asked: a picture that is too large for the GPU.
+_RIGHTLY_FAILED = frozenset({ErrorCode.TIMEOUT, ErrorCode.CUDA_OOM})
 Piece = tuple[uuid.UUID, str, str | None, str]
 
 
@@ -147,6 +150,8 @@ def _compare_contents(
                 balance.wrong.append(f"content {content_id} succeeded with an error")
         elif status == "failed" and isinstance(error, dict) and error.get("message"):
             balance.failed[str(error["code"])] += 1
+            if error["code"] not in _RIGHTLY_FAILED:
+                balance.wrong.append(f"content {content_id} failed: {error}")
         else:
             balance.wrong.append(f"content {content_id} ended as {status} with {error}")
     ended = balance.succeeded + balance.failed.total()

@@ -96,11 +96,17 @@ class Load:
 
 
 class Trouble:
-    """One kind of trouble after another; `made` counts them."""
+    """One kind of trouble after another; `made` counts them.
 
-    def __init__(self, scene: Scene, seed: int) -> None:
+    Args:
+        outage_seconds: how long the worker, the store and the database are away where they are for
+            long; 0 leaves these outages out.
+    """
+
+    def __init__(self, scene: Scene, seed: int, outage_seconds: float = 0.0) -> None:
         self._scene = scene
         self._random = random.Random(seed)
+        self._outage_seconds = outage_seconds
         self.made: Counter[str] = Counter()
         self._kinds: dict[str, Callable[[], None]] = {
             "backend killed": self.kill_backend,
@@ -110,6 +116,12 @@ class Trouble:
             "S3 server away": self.s3_away,
             "PostgreSQL crashed": self.crash_postgres,
         }
+        if outage_seconds:
+            self._kinds |= {
+                "worker away for long": self.worker_away_for_long,
+                "S3 server away for long": self.s3_away_for_long,
+                "PostgreSQL away for long": self.postgres_away_for_long,
+            }
 
     def kill_backend(self) -> None:
         """kill -9 of one of the two."""
@@ -140,6 +152,22 @@ class Trouble:
     def crash_postgres(self) -> None:
         """Every connection breaks; what was committed is there again afterwards."""
         self._scene.crash_postgres(self._random.uniform(0.5, 2))
+
+    def worker_away_for_long(self) -> None:
+        """Longer than any call to it is tried; a backend is killed and started meanwhile."""
+        self._scene.kill(self._scene.worker)
+        time.sleep(self._outage_seconds / 2)
+        self._scene.restart(self._random.choice(self._scene.backends))
+        time.sleep(self._outage_seconds / 2)
+        self._scene.start_again(self._scene.worker)
+
+    def s3_away_for_long(self) -> None:
+        """Longer than any call to it is tried."""
+        self._scene.restart(self._scene.s3, self._outage_seconds)
+
+    def postgres_away_for_long(self) -> None:
+        """Longer than anybody waits for a connection."""
+        self._scene.crash_postgres(self._outage_seconds)
 
     @property
     def kinds(self) -> list[str]:

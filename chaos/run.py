@@ -1,4 +1,5 @@
-"""`make chaos`: 300 jobs on two backends while everything around them fails; then the balance.
+"""`make chaos`: 300 jobs on two backends while everything around them fails, for a moment or for
+half a minute; then the balance.
 
 Nothing is doubled but the worker: two real backends, a real PostgreSQL, an S3 server that checks
 signatures and expiry. The last line is JSON; the exit code is 0 only where the balance holds and
@@ -32,15 +33,18 @@ WEIGHTS = {
     "damaged": 3, "redirect": 5, "cut": 3,
 }  # fmt: skip
 _END_SECONDS = 300
+_OUTAGE_SECONDS = 30.0  # more than any call, try or connection is waited for
 _CONTROL_SECONDS = 60.0  # longest wait for each step of the control
 _PAUSE_SECONDS = 6.0  # of each of eight clients: so that the asking outlasts several rounds
 
 
-def run(jobs: int, seed: int, report: list[str]) -> tuple[Balance, Load, Trouble]:
+def run(
+    jobs: int, seed: int, outage_seconds: float, report: list[str]
+) -> tuple[Balance, Load, Trouble]:
     """The chaos, and its balance."""
     with scene(WEIGHTS, worker_seconds=0.3, seed=seed) as running:
         install_audit(running.environment["DATABASE_URL"])
-        load, trouble = Load(running, seed), Trouble(running, seed)
+        load, trouble = Load(running, seed), Trouble(running, seed, outage_seconds)
         lora_id = asyncio.run(load.upload_lora())
         accepting = threading.Thread(
             target=lambda: asyncio.run(load.ask(jobs, lora_id, pause=_PAUSE_SECONDS)), daemon=True
@@ -106,10 +110,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--outage-seconds",
+        type=float,
+        default=_OUTAGE_SECONDS,
+        help="how long worker, store and database are away where it is for long (0: never)",
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
     report: list[str] = []
-    balance, load, trouble = run(arguments.jobs, arguments.seed, report)
+    balance, load, trouble = run(arguments.jobs, arguments.seed, arguments.outage_seconds, report)
     balance.wrong += [f"the key {key} gave two contents" for key in load.twice]
     print("\n".join(report))
     for wrong in balance.wrong[:50]:
@@ -129,6 +139,7 @@ def main() -> int:
                 "answers_that_were_no_acceptance": dict(load.refusals),
                 "seconds": round(time.monotonic() - started, 1),
                 "seed": arguments.seed,
+                "outage_seconds": arguments.outage_seconds,
             }
         )
     )

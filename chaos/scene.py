@@ -137,6 +137,10 @@ class Scene:
         """kill -9, and start it again after a while."""
         self.kill(service)
         time.sleep(away_seconds)
+        self.start_again(service)
+
+    def start_again(self, service: Service) -> None:
+        """Start what was killed, and wait until it is ready."""
         service.start()
         self._wait(service)
 

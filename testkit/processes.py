@@ -94,9 +94,9 @@ def backend_process(folder: Path, port: int, **environment: str) -> Iterator[Pro
 
 
 @contextlib.contextmanager
-def worker_process(folder: Path, model: Path) -> Iterator[str]:
+def worker_process(folder: Path, model: Path, port: int | None = None) -> Iterator[str]:
     """`python -m sdxl_worker.serve` with `model`, ready; its URL."""
-    port = free_port()
+    port = port or free_port()
     process = Process(
         [sys.executable, "-m", "sdxl_worker.serve"],
         folder / "worker.log",

@@ -42,7 +42,7 @@ def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
         assert load.twice == []
         assert balance.thumbnails > JOBS / 3
         assert balance.accepted == JOBS == balance.succeeded + balance.failed.total()
-        assert balance.succeeded > JOBS / 2, balance.shown()
+        assert balance.succeeded > 0.9 * JOBS, balance.shown()
 
         # What the balance would say if something were lost or left over.
         forgotten = load.accepted | {"lost": uuid.uuid4()}

@@ -128,6 +128,11 @@ class CallClock:
         if self._was_sent and self._heard is None:
             self._phases[UNTOLD] = self._now() - self._sent
 
+    @property
+    def seconds(self) -> float:
+        """How long the last call has taken, or took."""
+        return self._now() - self._sent
+
     def _now(self) -> float:
         return self._clock() if self._end is None else self._end
 

@@ -225,6 +225,22 @@ async def test_what_does_not_pass_fails_at_once(
     assert (content["status"], content["error"]["code"]) == ("failed", failure.code)
 
 
+async def test_a_url_that_had_the_time_to_expire_is_signed_anew(
+    start_backend: StartBackend, inference: InferenceDouble
+) -> None:
+    expired = LoraDownloadFailed("its URL has expired", details={"reason": "expired"})
+    inference.events, inference.event_pause = [QueuedEvent(position=1)], 1.1
+    async with start_backend(lora_url_seconds=2, job_max_attempts=1) as backend:
+        inference.failures += [expired] * 2
+        done = await backend.generate()
+        assert done["status"] == "succeeded", done
+        assert await attempts_of(backend, done["id"]) == (3, 2)
+        # One that is refused while it is young is a clock that is wrong.
+        inference.event_pause = 0.0
+        inference.failures.append(expired)
+        assert (await backend.generate())["error"]["code"] == "LORA_DOWNLOAD_FAILED"
+
+
 async def test_one_that_its_worker_dies_of_each_time_is_given_up(
     start_backend: StartBackend, inference: InferenceDouble
 ) -> None:

@@ -50,7 +50,7 @@ from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
 from app.services.worker.gate import Gate, waiting_for
 from app.services.worker.inference import Inference
-from app.services.worker.retry import Outage, is_permanent, outage
+from app.services.worker.retry import Outage, is_expired, is_permanent, outage
 from sdxl_contract.errors import Cancelled, ContractError, ErrorCode, RequestTimeout
 from sdxl_contract.request import GenerateRequest
 
@@ -93,6 +93,8 @@ class Drawing:
         self._gate = gate
         self._on_end = on_end
         self._gpu = gpu
+        # A store counts whole seconds, from the one in which a URL was signed.
+        self._url_seconds = settings.lora_url_seconds - 1
         # Runs of this process by content: one that was held for dead may overlap with the next.
         self._taken_up: Counter[uuid.UUID] = Counter()
         self._unwanted: set[uuid.UUID] = set()  # of those, the ones that were told to stop
@@ -316,6 +318,8 @@ class Drawing:
         found = outage(error)
         if found is None and error.code is ErrorCode.TIMEOUT and not clock.began:
             found = Outage.BUSY  # it stood in the worker's line, or nobody answered
+        if found is None and is_expired(error) and clock.seconds >= self._url_seconds:
+            found = Outage.LORA  # signed anew at the next attempt
         if found is None:
             if error.code is not ErrorCode.CANCELLED:
                 self._gate.worked()

@@ -48,6 +48,12 @@ def is_permanent(error: ContractError) -> bool:
     return (error.details or {}).get("reason") in PERMANENT_REASONS
 
 
+def is_expired(error: ContractError) -> bool:
+    """Whether a LoRA's file was not given because its signed URL was too old."""
+    reason = (error.details or {}).get("reason")
+    return error.code is ErrorCode.LORA_DOWNLOAD_FAILED and reason == "expired"
+
+
 def outage(error: ContractError) -> Outage | None:
     """What `error` says is away; None where waiting would not help."""
     details = error.details or {}
@@ -105,7 +111,7 @@ def retry_after(
         return None
     if error.code is ErrorCode.LORA_DOWNLOAD_FAILED:
         # Only an expired URL is mended by signing anew, and only once.
-        return 0.0 if reason == "expired" and failures.with_this_code == 1 else None
+        return 0.0 if is_expired(error) and failures.with_this_code == 1 else None
     if error.code is ErrorCode.CUDA_OOM:
         if failures.with_this_code > _OUT_OF_MEMORY_RETRIES:
             return None
