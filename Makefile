@@ -93,6 +93,10 @@ bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and 
 bench-marking: $(INSTALLED) ## A signed manifest: milliseconds and bytes a picture
 	@$(PY) -m benchmarks.bench_marking --json benchmarks/results/marking.json
 
+.PHONY: bench-replays
+bench-replays: $(INSTALLED) ## Fifty pictures, each drawn again from its own file and compared
+	@$(PY) -m benchmarks.bench_replays --json benchmarks/results/replays.json
+
 .PHONY: deploy-check
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account
 	@$(PY) -m deploy.check

@@ -61,6 +61,7 @@ from app.services.contents.waiters import Waiters
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
+from app.services.marking.replaying import ReplayService
 from app.services.marking.takedowns import TakedownService
 from app.services.marking.verifying import FILE_MAX_BYTES
 from app.services.outgoing import Outgoing
@@ -87,6 +88,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 _UPLOAD = f"{API}/loras/models/upload"
 _VERIFY = f"{API}/verify"
+_REPLAYS = (f"{API}/replays", f"{API}/replays/comparison")
 
 log = structlog.get_logger(__name__)
 
@@ -134,8 +136,11 @@ def create_app(
         "",
         takes_cookie=True,
         any_key_while_open=False,
-        large_bodies={_UPLOAD: settings.max_upload_bytes, _VERIFY: FILE_MAX_BYTES},
-        key_first=frozenset({_UPLOAD}),
+        large_bodies={
+            _UPLOAD: settings.max_upload_bytes,
+            **dict.fromkeys((_VERIFY, *_REPLAYS), FILE_MAX_BYTES),
+        },
+        key_first=frozenset({_UPLOAD, *_REPLAYS}),
     )
     dialects = app.state.dialects = Dialects(own, dialects_of(settings))
     app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
@@ -162,6 +167,7 @@ def create_app(
         collection.content_router,
         collection.router,
         health.model_router,
+        verify.replay_router,
     ):
         api.include_router(router, dependencies=KEY_OR_COOKIE)
     api.include_router(takedowns.router)  # for the operator, by another token than an API key
@@ -280,6 +286,7 @@ async def _start(
             collection=CollectionService(database),
             queue=queue,
             marking=marking,
+            replays=ReplayService(database, storage, contents, base_model),
             takedowns=TakedownService(database, storage, waiters),
             gate=gate,
         )

@@ -169,6 +169,22 @@ def test_a_lora_changes_the_picture_and_leaves_nothing_behind(stack: Stack) -> N
     assert row["file_sha256"] == hashlib.sha256(styled_png).hexdigest()
 
 
+def test_a_picture_is_drawn_again_from_its_own_file(stack: Stack) -> None:
+    lora = stack.lora()
+    used = [{"lora_model_id": lora["id"], "scale": 0.7}]
+    for changes in ({"loras": used, "num_images": 2}, {"output_format": "webp", "cfg": 3.0}):
+        content, _ = stack.draw(**changes)
+        picture = httpx2.get(content["images"][-1]["url"]).content
+        form = {"file": ("mine", picture)}
+        again = stack.call("POST", "/replays", 202, files=form)
+        while stack.call("GET", f"/content/{again['id']}", 200)["status"] in ("queued", "running"):
+            time.sleep(0.05)
+        compared = stack.call(
+            "POST", "/replays/comparison", 200, files=form, data={"content_id": again["id"]}
+        )
+        assert (compared["pixels_differing"], compared["same_file"]) == (0, True), compared
+
+
 def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:
     avatar = stack.call(
         "POST",

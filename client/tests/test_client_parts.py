@@ -100,6 +100,8 @@ def test_both_clients_have_the_same_methods() -> None:
         (models.Lora, "LoraOut"),
         (models.Batch, "BatchOut"),
         (models.Webhook, "WebhookWithSecret"),
+        (models.Verification, "VerificationOut"),
+        (models.Comparison, "ComparisonOut"),
     ],
 )
 def test_models_know_what_the_server_always_answers(model: Any, component: str) -> None:

@@ -9,6 +9,7 @@ import { language, t } from './i18n';
 import { lazy } from './lazy';
 import { follow, stopFollowing } from './server/live';
 import { recall, remember } from './state/memory';
+import { DropZone } from './parts/dropZone';
 import { Icon } from './parts/icons';
 import { Preferences } from './parts/preferences';
 import { NEAR, PLACES, Shell } from './parts/shell';
@@ -30,6 +31,7 @@ const CompareView = lazy(() => import('./views/compare').then((found) => found.C
 const CostsView = lazy(() => import('./views/costs').then((found) => found.CostsView));
 const GridView = lazy(() => import('./views/grid').then((found) => found.GridView));
 const LorasView = lazy(() => import('./views/loras').then((found) => found.LorasView));
+const VerifyView = lazy(() => import('./views/verify').then((found) => found.VerifyView));
 const SharedView = lazy(() => import('./views/shared').then((found) => found.SharedView));
 
 const FIRST_PAGE = 30;
@@ -104,6 +106,19 @@ export function App() {
   }, []);
   const { view, ids } = route.value;
   if (view === 'shared') return <SharedView token={ids[0] ?? ''} />;
+  // Whoever comes across a picture may ask what it is.
+  if (view === 'verify' && store.gate.value !== 'open') {
+    return (
+      <main class="public">
+        <VerifyView />
+        <DropZone />
+        <aside class="gate-foot">
+          <a href="#/create">{t('nav.create')}</a>
+          <Preferences />
+        </aside>
+      </main>
+    );
+  }
   if (store.gate.value === 'sign-in') {
     return (
       <div class="shell gate">
@@ -114,6 +129,7 @@ export function App() {
           }}
         />
         <aside class="gate-foot">
+          <a href="#/verify">{t('verify.title')}</a>
           <Preferences />
         </aside>
       </div>
@@ -149,6 +165,8 @@ function View() {
       return <BatchesView />;
     case 'costs':
       return <CostsView />;
+    case 'verify':
+      return <VerifyView />;
     case 'more':
       return <MoreView />;
     default:

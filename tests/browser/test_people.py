@@ -11,7 +11,18 @@ from testkit.browser import OpenPage, Studio, Watch, check_accessibility
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-VIEWS = ("create", "gallery", "loras", "avatars", "grid", "batches", "costs", "compare", "more")
+VIEWS = (
+    "create",
+    "gallery",
+    "loras",
+    "avatars",
+    "grid",
+    "batches",
+    "costs",
+    "verify",
+    "compare",
+    "more",
+)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 

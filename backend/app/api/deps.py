@@ -37,6 +37,7 @@ from app.services.contents.queue import JobQueue
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
+from app.services.marking.replaying import ReplayService
 from app.services.marking.takedowns import TakedownService
 from app.services.storage import Storage
 from app.services.webhooks.service import WebhookService
@@ -75,6 +76,7 @@ class Services:
     collection: CollectionService
     queue: JobQueue
     marking: Marking
+    replays: ReplayService
     takedowns: TakedownService
     gate: Gate
     sign_in_tries: Tries = field(default_factory=lambda: Tries(10, 60.0))

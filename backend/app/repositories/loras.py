@@ -14,6 +14,8 @@ from app.models.takedown import Kind, Takedown
 
 _RECENT = 1000
 
+_NOT_TAKEN_DOWN = ~exists().where(Takedown.kind == Kind.LORA, Takedown.value == LoraModel.sha256)
+
 
 class LoraRepository:
     """One owner's LoRAs."""
@@ -46,7 +48,7 @@ class LoraRepository:
             .where(
                 LoraModel.id.in_(list(ids)),
                 LoraModel.owner == self._owner,
-                ~exists().where(Takedown.kind == Kind.LORA, Takedown.value == LoraModel.sha256),
+                _NOT_TAKEN_DOWN,
             )
             .order_by(LoraModel.id)
             .with_for_update(read=True, of=LoraModel)
@@ -75,6 +77,15 @@ class LoraRepository:
         return await self._session.scalar(
             select(LoraModel).where(LoraModel.owner == self._owner, LoraModel.sha256 == sha256)
         )
+
+    async def by_hashes(self, hashes: Iterable[str]) -> dict[str, LoraModel]:
+        """Those with these bytes that may be used; one that was taken down is not there."""
+        rows = await self._session.scalars(
+            select(LoraModel).where(
+                LoraModel.owner == self._owner, LoraModel.sha256.in_(list(hashes)), _NOT_TAKEN_DOWN
+            )
+        )
+        return {row.sha256: row for row in rows}
 
     async def names(self) -> dict[uuid.UUID, str]:
         """Every LoRA's name, the newest LoRA first."""

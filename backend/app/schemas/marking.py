@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -15,6 +16,7 @@ class ManifestOut(BaseModel):
         "another signer; invalid: changed, damaged or of another picture"
     )
     problems: list[str] = Field(description="what is wrong, a sentence each")
+    codes: list[str] = Field(description="the same, as C2PA names it")
     signed_by: str | None = None
     signed_at: str | None = Field(default=None, description="by a time-stamping authority")
     generator: str | None = Field(default=None, description="the software that wrote it")
@@ -27,14 +29,18 @@ class ManifestOut(BaseModel):
     facts: dict[str, Any] | None = Field(
         default=None, description="the receipt: model, prompt, seed, LoRAs by hash and scale"
     )
+    receipt_is_signed: bool = Field(
+        default=False,
+        description="whether the receipt is as it was signed, also where the picture was changed",
+    )
 
 
 class VerificationOut(BaseModel):
     """What a picture says of itself, and whether that is so."""
 
-    media_type: str
-    width: int
-    height: int
+    media_type: str = Field(description="application/c2pa: a manifest without its picture")
+    width: int | None
+    height: int | None
     file_sha256: str
     unsigned_sha256: str | None = Field(
         default=None, description="of the file without its manifest; null for a JPEG"
@@ -47,4 +53,24 @@ class VerificationOut(BaseModel):
     parameters: str | None = Field(
         description="the text that a PNG carries, unsigned: anyone can change it"
     )
+    summary: str = Field(description="one sentence for a person")
+
+
+class ComparisonOut(BaseModel):
+    """A picture, or its manifest alone, held against what was drawn from its receipt."""
+
+    content_id: uuid.UUID = Field(description="what was drawn")
+    is_equal: bool = Field(
+        description="every pixel is equal; where only a manifest was sent, every byte of the file "
+        "that it was made for"
+    )
+    same_file: bool = Field(
+        description="the file that was drawn is, byte for byte, the one that the receipt names"
+    )
+    same_pixels: bool | None = Field(
+        description="null where that cannot be told: a manifest alone, or a copy of another size"
+    )
+    pixels: int | None = Field(description="of the picture")
+    pixels_differing: int | None
+    largest_difference: int | None = Field(description="of 255, in any colour of any pixel")
     summary: str = Field(description="one sentence for a person")

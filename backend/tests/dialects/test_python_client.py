@@ -12,7 +12,16 @@ import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
-from sdxl_client import ApiError, AsyncClient, Client, ContentFailed, LoraUse, Unauthorized
+from app.services.marking.unsigned import without_manifest
+from sdxl_client import (
+    ApiError,
+    AsyncClient,
+    Client,
+    Comparison,
+    ContentFailed,
+    LoraUse,
+    Unauthorized,
+)
 from sdxl_client.cli import app as command
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
@@ -139,6 +148,50 @@ async def test_the_command_line_draws_and_manages(
     assert (await run("webhooks", "rm", added["id"])).exit_code == 0
     assert all(line["ok"] for line in json.loads((await run("doctor")).stdout))
     assert json.loads((await run("whoami")).stdout)["name"] == "test"
+
+
+async def test_the_command_line_verifies_and_draws_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    content = json.loads((await run("generate", "a\x1b[31m red apple", "--seed", "7")).stdout)
+    picture = (await served.backend.http.get(content["image_url"])).content
+    (tmp_path / "mine.png").write_bytes(picture)
+    bare = without_manifest(picture)
+    assert bare is not None
+    (tmp_path / "bare.png").write_bytes(bare)
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+
+    for kept in ("SDXL_API_KEY", None):
+        if kept is None:
+            monkeypatch.delenv("SDXL_API_KEY")  # needs no account
+        for file, state, code in (("mine.png", "trusted", 0), ("bare.png", "unsigned", 3)):
+            found = await run("verify", file, "--quiet")
+            assert (found.stdout.strip(), found.exit_code) == (state, code)
+    assert json.loads((await run("verify", "mine.png")).stdout)["manifest"]["facts"]["seed"] == 7
+    monkeypatch.setattr("sdxl_client.cli.marks.wants_json", lambda _: False)
+    shown = await run("verify", "mine.png")
+    assert "seed       7" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    refused = await run("verify", "text.png")
+    assert refused.exit_code == 1
+    assert (await run("verify", "gone.png")).exit_code == 2
+
+    monkeypatch.setenv("SDXL_API_KEY", served.key)
+    again = await run("replay", "mine.png")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.startswith("equal: Every pixel is equal")
+    assert (await run("replay", "mine.png", "--quiet")).stdout.strip() == "equal"
+    assert (await run("replay", "bare.png")).exit_code == 1
+    assert (await run("replay", "gone.png")).exit_code == 2
+    monkeypatch.setattr(
+        Client,
+        "compare",
+        lambda *_: Comparison(
+            content_id=content["id"], is_equal=False, same_file=False, summary="2 pixels differ"
+        ),
+    )
+    other = await run("replay", "mine.png")
+    assert (other.exit_code, other.stdout.splitlines()[0]) == (3, "DIFFERENT: 2 pixels differ")
 
 
 async def test_the_command_lines_exit_codes(

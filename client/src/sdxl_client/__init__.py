@@ -3,13 +3,25 @@
 from sdxl_client.async_client import AsyncClient
 from sdxl_client.client import Client
 from sdxl_client.errors import ApiError, ConnectionLost, ContentFailed, SdxlError, Unauthorized
-from sdxl_client.models import Batch, Content, Event, Image, Lora, LoraUse, Page, Webhook
+from sdxl_client.models import (
+    Batch,
+    Comparison,
+    Content,
+    Event,
+    Image,
+    Lora,
+    LoraUse,
+    Page,
+    Verification,
+    Webhook,
+)
 
 __all__ = [
     "ApiError",
     "AsyncClient",
     "Batch",
     "Client",
+    "Comparison",
     "ConnectionLost",
     "Content",
     "ContentFailed",
@@ -20,5 +32,6 @@ __all__ = [
     "Page",
     "SdxlError",
     "Unauthorized",
+    "Verification",
     "Webhook",
 ]

@@ -16,7 +16,17 @@ from sdxl_client import calls
 from sdxl_client.calls import Call, Id
 from sdxl_client.client import DEFAULT_URL, _answer, _error, _itself, save_files
 from sdxl_client.errors import ConnectionLost, ContentFailed, SdxlError
-from sdxl_client.models import FINAL, Batch, Content, Event, Lora, LoraUse, Webhook
+from sdxl_client.models import (
+    FINAL,
+    Batch,
+    Comparison,
+    Content,
+    Event,
+    Lora,
+    LoraUse,
+    Verification,
+    Webhook,
+)
 from sdxl_client.retrying import EventLines, pause
 
 T = TypeVar("T")
@@ -218,6 +228,18 @@ class AsyncClient:
     async def replay(self, content_id: Id) -> Content:
         """The same request again, its seed included, as a new content."""
         return await self._send(calls.replay(content_id))
+
+    async def verify(self, file: Path | str) -> Verification:
+        """What a picture says of itself, and whether that is so; needs no key."""
+        return await self._send(calls.verify(Path(file)))
+
+    async def replay_file(self, file: Path | str) -> Content:
+        """Draw a picture again from its own receipt: the file, or its manifest alone (.c2pa)."""
+        return await self._send(calls.replay_file(Path(file)))
+
+    async def compare(self, file: Path | str, content_id: Id) -> Comparison:
+        """The file, pixel by pixel, against what was drawn from its receipt."""
+        return await self._send(calls.compare(Path(file), content_id))
 
     async def batch(self, prompts: Sequence[str], **fields: Any) -> Batch:
         """Ask for many pictures at once, all or none."""

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sdxl_client.errors import ApiError, Unauthorized
-from sdxl_client.models import Batch, Content, Lora, LoraUse, Page, Webhook
+from sdxl_client.models import (
+    Batch,
+    Comparison,
+    Content,
+    Lora,
+    LoraUse,
+    Page,
+    Verification,
+    Webhook,
+)
 
 API = "/api/v1"
 T = TypeVar("T")
@@ -116,6 +125,24 @@ def replay(content_id: Id) -> Call[Content]:
     """The same request again, its seed included."""
     path = f"{API}/content/{content_id}/replay"
     return Call("POST", path, Content.model_validate, repeats=False)
+
+
+def verify(file: Path) -> Call[Verification]:
+    """What a picture says of itself; needs no key."""
+    return Call("POST", f"{API}/verify", Verification.model_validate, file=file)
+
+
+def replay_file(file: Path) -> Call[Content]:
+    """Draw a picture again from the receipt in it."""
+    return Call("POST", f"{API}/replays", Content.model_validate, file=file, repeats=False)
+
+
+def compare(file: Path, content_id: Id) -> Call[Comparison]:
+    """A picture against what was drawn from its receipt."""
+    form = {"content_id": str(content_id)}
+    return Call(
+        "POST", f"{API}/replays/comparison", Comparison.model_validate, form=form, file=file
+    )
 
 
 def loras() -> Call[Page[Lora]]:

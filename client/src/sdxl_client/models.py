@@ -128,6 +128,35 @@ class Webhook(_Answer):
     secret: str | None = None
 
 
+class Verification(_Answer):
+    """What a picture says of itself, and whether that is so."""
+
+    media_type: str
+    file_sha256: str
+    unsigned_sha256: str | None = None
+    manifest: dict[str, Any] | None = None
+    matches_receipt: bool | None = None
+    parameters: str | None = None
+    summary: str
+
+    @property
+    def state(self) -> str:
+        """`trusted`, `valid`, `invalid`, or `unsigned` where there is no manifest."""
+        return "unsigned" if self.manifest is None else str(self.manifest["state"])
+
+
+class Comparison(_Answer):
+    """A picture held against what was drawn from its receipt."""
+
+    content_id: uuid.UUID
+    is_equal: bool
+    same_file: bool
+    same_pixels: bool | None = None
+    pixels_differing: int | None = None
+    largest_difference: int | None = None
+    summary: str
+
+
 class Page(_Answer, Generic[Item]):
     """Some of a list; `next_cursor` is there where more follows."""
 

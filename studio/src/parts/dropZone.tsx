@@ -1,14 +1,16 @@
 // Files dropped anywhere on the page: a LoRA goes into the library, a picture's settings into the
-// form. Nothing that is dropped makes the browser leave the page.
+// form. Where pictures are checked, a picture is checked. Nothing that is dropped makes the browser
+// leave the page.
 
 import { useEffect, useState } from 'preact/hooks';
 import { change, draft } from '../drafting/draft';
 import { rememberDraft } from '../state/history';
 import { listed, t } from '../i18n';
 import { parametersIn, readSettings } from '../drafting/pngSettings';
-import { go } from '../state/route';
+import { go, route } from '../state/route';
 import { gate, tell } from '../state/store';
 import { takeFiles } from './composer/uploads';
+import { checked } from '../state/checked';
 
 /** Put what `text` says into the form; it can be taken back. */
 export function takeSettings(text: string): void {
@@ -34,6 +36,9 @@ async function take(files: File[]): Promise<void> {
   else takeSettings(text);
 }
 
+const isChecking = (): boolean => route.value.view === 'verify';
+const takesFiles = (): boolean => gate.value === 'open' || isChecking();
+
 const hasFiles = (e: DragEvent): boolean => e.dataTransfer?.types.includes('Files') ?? false;
 
 export function DropZone() {
@@ -51,7 +56,7 @@ export function DropZone() {
           if (!hasFiles(e)) return;
           e.preventDefault();
           depth++;
-          setOver(gate.value === 'open');
+          setOver(takesFiles());
         },
       ],
       ['dragover', (e) => hasFiles(e) && e.preventDefault()],
@@ -62,7 +67,9 @@ export function DropZone() {
           if (!hasFiles(e)) return;
           e.preventDefault();
           end();
-          if (gate.value === 'open') void take([...(e.dataTransfer?.files ?? [])]);
+          const files = [...(e.dataTransfer?.files ?? [])];
+          if (isChecking()) checked.value = files[0] ?? null;
+          else if (takesFiles()) void take(files);
         },
       ],
       ['dragend', end],
@@ -75,7 +82,7 @@ export function DropZone() {
   if (!isOver) return null;
   return (
     <p class="drop-note" aria-hidden="true">
-      {t('drop.here')}
+      {t(isChecking() ? 'verify.drop' : 'drop.here')}
     </p>
   );
 }

@@ -25,6 +25,7 @@ export const PLACES: Place[] = [
   { view: 'grid', icon: 'grid', label: 'nav.grid' },
   { view: 'batches', icon: 'batches', label: 'nav.batches' },
   { view: 'costs', icon: 'costs', label: 'nav.costs' },
+  { view: 'verify', icon: 'seal', label: 'nav.verify' },
 ];
 /** How many of them a phone's bar has room for. */
 export const NEAR = 4;

@@ -8,6 +8,7 @@ import type {
   BatchBody,
   Board,
   Choice,
+  Comparison,
   Content,
   CostSummary,
   GenerateBody,
@@ -20,6 +21,7 @@ import type {
   Share,
   Shared,
   Status,
+  Verification,
 } from './types';
 
 const API = '/api/v1';
@@ -78,16 +80,18 @@ async function call<T>(
   headers: Record<string, string> = {},
 ): Promise<T> {
   let answer: Response;
+  // Of a form the browser itself says what it is, with the mark between its parts.
+  const isJson = body !== undefined && !(body instanceof FormData);
   try {
     answer = await fetch(API + path, {
       method,
       credentials: 'same-origin',
       headers: {
         ...OWN_PAGE,
-        ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
+        ...(isJson ? { 'Content-Type': 'application/json' } : {}),
         ...headers,
       },
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: isJson ? JSON.stringify(body) : (body as FormData | undefined),
     });
   } catch {
     onReach(false);
@@ -97,6 +101,13 @@ async function call<T>(
   if (answer.ok) return (answer.status === 204 ? undefined : await answer.json()) as T;
   if (answer.status === 401 && path !== '/session') onUnauthorized();
   throw problemOf(answer.status, await answer.text());
+}
+
+function formOf(file: File, values: Record<string, string> = {}): FormData {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(values)) form.append(name, value);
+  form.append('file', file);
+  return form;
 }
 
 function query(values: Record<string, string | number | boolean | null | undefined>): string {
@@ -122,6 +133,11 @@ export interface ContentFilter {
 }
 
 export const api = {
+  verify: (file: File) => call<Verification>('POST', '/verify', formOf(file)),
+  /** Draw a picture again from the receipt in it. */
+  replayFile: (file: File) => call<Content>('POST', '/replays', formOf(file)),
+  compareFile: (file: File, id: string) =>
+    call<Comparison>('POST', '/replays/comparison', formOf(file, { content_id: id })),
   session: () => call<Session>('GET', '/session'),
   signIn: (api_key: string) => call<void>('POST', '/session', { api_key }),
   signOut: () => call<void>('DELETE', '/session'),

@@ -687,6 +687,49 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/replays": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Replay From Receipt
+         * @description Draw a picture again from the receipt in its signed manifest.
+         *
+         *     On the same model and with the same LoRAs, which must be in the caller's library; others are
+         *     named by their hash. Then compare: `POST /replays/comparison`.
+         */
+        post: operations["replay_from_receipt_api_v1_replays_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/replays/comparison": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Compare With Replay
+         * @description The picture, pixel by pixel, against what was drawn from its receipt. It is not kept.
+         */
+        post: operations["compare_with_replay_api_v1_replays_comparison_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/admin/takedowns": {
         parameters: {
             query?: never;
@@ -1111,6 +1154,27 @@ export interface components {
              */
             created_at: string;
         };
+        /** Body_compare_with_replay_api_v1_replays_comparison_post */
+        Body_compare_with_replay_api_v1_replays_comparison_post: {
+            /**
+             * File
+             * @description PNG, JPEG, WebP, or a manifest alone (.c2pa); at most 32 MiB
+             */
+            file: string;
+            /**
+             * Content Id
+             * Format: uuid
+             */
+            content_id: string;
+        };
+        /** Body_replay_from_receipt_api_v1_replays_post */
+        Body_replay_from_receipt_api_v1_replays_post: {
+            /**
+             * File
+             * @description PNG, JPEG, WebP, or a manifest alone (.c2pa); at most 32 MiB
+             */
+            file: string;
+        };
         /** Body_upload_lora_api_v1_loras_models_upload_post */
         Body_upload_lora_api_v1_loras_models_upload_post: {
             /** File */
@@ -1129,7 +1193,7 @@ export interface components {
         Body_verify_picture_api_v1_verify_post: {
             /**
              * File
-             * @description PNG, JPEG or WebP, at most 32 MiB
+             * @description PNG, JPEG, WebP, or a manifest alone (.c2pa); at most 32 MiB
              */
             file: string;
         };
@@ -1142,6 +1206,50 @@ export interface components {
             content_ids?: string[];
             /** Image Ids */
             image_ids?: string[];
+        };
+        /**
+         * ComparisonOut
+         * @description A picture, or its manifest alone, held against what was drawn from its receipt.
+         */
+        ComparisonOut: {
+            /**
+             * Content Id
+             * Format: uuid
+             * @description what was drawn
+             */
+            content_id: string;
+            /**
+             * Is Equal
+             * @description every pixel is equal; where only a manifest was sent, every byte of the file that it was made for
+             */
+            is_equal: boolean;
+            /**
+             * Same File
+             * @description the file that was drawn is, byte for byte, the one that the receipt names
+             */
+            same_file: boolean;
+            /**
+             * Same Pixels
+             * @description null where that cannot be told: a manifest alone, or a copy of another size
+             */
+            same_pixels: boolean | null;
+            /**
+             * Pixels
+             * @description of the picture
+             */
+            pixels: number | null;
+            /** Pixels Differing */
+            pixels_differing: number | null;
+            /**
+             * Largest Difference
+             * @description of 255, in any colour of any pixel
+             */
+            largest_difference: number | null;
+            /**
+             * Summary
+             * @description one sentence for a person
+             */
+            summary: string;
         };
         /**
          * ContentOut
@@ -1666,6 +1774,11 @@ export interface components {
              * @description what is wrong, a sentence each
              */
             problems: string[];
+            /**
+             * Codes
+             * @description the same, as C2PA names it
+             */
+            codes: string[];
             /** Signed By */
             signed_by?: string | null;
             /**
@@ -1702,6 +1815,12 @@ export interface components {
             facts?: {
                 [key: string]: unknown;
             } | null;
+            /**
+             * Receipt Is Signed
+             * @description whether the receipt is as it was signed, also where the picture was changed
+             * @default false
+             */
+            receipt_is_signed?: boolean;
         };
         /**
          * ModelLimits
@@ -2208,12 +2327,15 @@ export interface components {
          * @description What a picture says of itself, and whether that is so.
          */
         VerificationOut: {
-            /** Media Type */
+            /**
+             * Media Type
+             * @description application/c2pa: a manifest without its picture
+             */
             media_type: string;
             /** Width */
-            width: number;
+            width: number | null;
             /** Height */
-            height: number;
+            height: number | null;
             /** File Sha256 */
             file_sha256: string;
             /**
@@ -4195,6 +4317,90 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ModelOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    replay_from_receipt_api_v1_replays_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["Body_replay_from_receipt_api_v1_replays_post"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ContentOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    compare_with_replay_api_v1_replays_comparison_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["Body_compare_with_replay_api_v1_replays_comparison_post"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComparisonOut"];
                 };
             };
             /** @description The call cannot be answered as it is; the detail says why. */

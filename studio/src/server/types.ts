@@ -18,6 +18,8 @@ export type Board = Shapes['BoardOut'];
 export type Choice = Required<Shapes['Choice']>;
 export type Shared = Shapes['SharedOut'];
 export type Share = Shapes['ShareOut'];
+export type Verification = Shapes['VerificationOut'];
+export type Comparison = Shapes['ComparisonOut'];
 export type Bounds = Shapes['Range'];
 export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits']> };
 /** With what the page always sends. */

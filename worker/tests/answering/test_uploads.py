@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import threading
 import time
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from testkit.worker import SIDE, FileServer, RunningWorker, running_worker, settings
 
@@ -44,6 +47,24 @@ def test_each_image_is_uploaded_to_its_own_place(client: httpx2.Client, files: F
     stored = [hashlib.sha256(files.puts[f"/{n}.png"]).hexdigest() for n in (1, 2)]
     assert [image["image_sha256"] for image in body["images"]] == stored
     assert "image_base64" not in answer.text
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_what_nobody_can_sign_afterwards_says_that_a_model_made_it(
+    client: httpx2.Client, files: FileServer, kind: str
+) -> None:
+    wanted = BASE | {"output_format": kind}
+    answered = client.post("/generate-image", json=wanted).json()["image_base64"]
+    place = {"output_url": files.url("/made")}
+    assert client.post("/generate-image", json=wanted | place).status_code == 200
+
+    with Image.open(io.BytesIO(files.puts["/made"])) as uploaded:
+        described = uploaded.getxmp()["xmpmeta"]["RDF"]["Description"]["DigitalSourceType"]
+        pixels = uploaded.convert("RGB").tobytes()
+    assert described.endswith("digitalsourcetype/trainedAlgorithmicMedia")
+    with Image.open(io.BytesIO(base64.b64decode(answered))) as plain:
+        assert plain.getxmp() == {}
+        assert plain.convert("RGB").tobytes() == pixels
 
 
 def test_no_image_is_drawn_that_would_be_lost(client: httpx2.Client, files: FileServer) -> None:

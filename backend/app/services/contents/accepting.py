@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -82,11 +82,13 @@ class ContentService(ContentReading):
         idempotency_key: str | None = None,
         allowance: Allowance = UNLIMITED,
         beside: Beside | None = None,
+        lora_names: Mapping[uuid.UUID, str] | None = None,
     ) -> Accepted:
         """Hold `asked` against every limit, and put it in the queue.
 
         Args:
             beside: writes what belongs to a new content, in the same transaction.
+            lora_names: under which LoRAs are written into the picture, where not their own.
 
         Raises:
             InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
@@ -95,7 +97,9 @@ class ContentService(ContentReading):
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
         with span("content.accept"):
-            return await self._accept(owner, asked, idempotency_key, allowance, beside)
+            return await self._accept(
+                owner, asked, idempotency_key, allowance, beside, lora_names or {}
+            )
 
     async def _accept(
         self,
@@ -104,6 +108,7 @@ class ContentService(ContentReading):
         idempotency_key: str | None,
         allowance: Allowance,
         beside: Beside | None,
+        lora_names: Mapping[uuid.UUID, str],
     ) -> Accepted:
         digest = digest_of(asked)
         if idempotency_key is not None:
@@ -112,6 +117,8 @@ class ContentService(ContentReading):
                 return Accepted(earlier, is_new=False)
         draft = await self._draft(owner, asked)
         content = draft.content(None, digest, idempotency_key)
+        for lora in content.loras:
+            lora["name"] = lora_names.get(uuid.UUID(lora["lora_model_id"]), lora["name"])
         try:
             async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
                 await self._add(connection, owner, content)

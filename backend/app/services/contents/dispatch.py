@@ -123,7 +123,7 @@ async def _lora_refs(
                 url=storage.sign_get(lora.object_key, settings.lora_url_seconds),
                 scale=wanted["scale"],
                 sha256=lora.sha256,
-                name=lora.name,
+                name=wanted["name"],  # it is written into the file: a new name, another file
             )
         )
     return refs

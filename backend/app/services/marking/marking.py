@@ -13,6 +13,7 @@ from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.models import Content, Image
 from app.services.contents.dispatch import parameters_used
+from app.services.contents.resolve import asked_of
 from app.services.marking.keys import (
     Identity,
     UnusableKey,
@@ -20,6 +21,7 @@ from app.services.marking.keys import (
     operators_identity,
 )
 from app.services.marking.marker import Facts, Marker
+from sdxl_contract.request import Scheduler
 from sdxl_contract.result import GenerateResult
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,8 @@ def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str,
         "prompt": content.prompt,
         "negative_prompt": content.negative_prompt,
         "parameters": parameters_used(content, result),
+        # As it was asked for: the parameters have the name of the class that the model chose.
+        "scheduler": asked_of(content).get("scheduler", Scheduler.DEFAULT.value),
         "base_model": result.model_info.base_model,
         "loras": [
             {"name": lora["name"], "sha256": lora["sha256"], "scale": lora["scale"]}

@@ -1,7 +1,8 @@
 """What a picture says of itself: manifest, signature, trust, text; and what was changed.
 
-Duty: bytes of anybody's file and the roots that are trusted → a report. Runs in a process of its
-own (`python -m app.services.marking.reading`), since the file is a stranger's.
+Duty: bytes of anybody's file and the roots that are trusted → a report; and two pictures → in how
+many pixels they differ. Runs in a process of its own (`python -m app.services.marking.reading`),
+since the file is a stranger's.
 Must not know: HTTP, the database. Fetches nothing.
 """
 
@@ -16,12 +17,22 @@ import sys
 from typing import Any
 
 import c2pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from app.services.marking.marker import FACTS_LABEL, GENERATOR, reading_settings
 from app.services.marking.unsigned import without_manifest
 
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_MANIFEST_ALONE = "application/c2pa"
+_NOT_OURS = "it is not a PNG, JPEG or WebP picture"
+_NO_PICTURE = (
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+_OTHER_PICTURE, _UNTRUSTED = "assertion.dataHash.mismatch", "signingCredential.untrusted"
 _MAX_PIXELS = 2**26
 _TEXT_CHARS = 20_000
 _MEMORY_BYTES = 2 * 2**30
@@ -40,14 +51,16 @@ _MEANINGS = {
 
 def read(picture: bytes, trusted: str) -> dict[str, Any]:
     """The report on `picture`, with `trusted` PEM roots; see `app.schemas.marking`."""
+    if picture[4:8] == b"jumb":
+        return _manifest_alone(picture, trusted)
     try:
         with Image.open(io.BytesIO(picture), formats=tuple(_FORMATS)) as opened:
             kind, size = str(opened.format), opened.size
             if size[0] * size[1] > _MAX_PIXELS:
                 return {"refused": f"it has more than {_MAX_PIXELS} pixels"}
             text = str(opened.info.get("parameters", "")) if kind == "PNG" else ""
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return {"refused": "it is not a PNG, JPEG or WebP picture"}
+    except _NO_PICTURE:
+        return {"refused": _NOT_OURS}
     report: dict[str, Any] = {
         "media_type": _FORMATS[kind],
         "width": size[0],
@@ -62,6 +75,52 @@ def read(picture: bytes, trusted: str) -> dict[str, Any]:
     return report
 
 
+def _manifest_alone(data: bytes, trusted: str) -> dict[str, Any]:
+    """The report on a manifest without its picture (a `.c2pa` file): all but the picture's part."""
+    manifest = _manifest(data, _MANIFEST_ALONE, trusted)
+    if manifest is None or "receipt_is_signed" not in manifest:
+        return {"refused": "it is neither a picture nor a manifest that can be read"}
+    other = _MEANINGS[_OTHER_PICTURE]
+    manifest["problems"] = [problem for problem in manifest["problems"] if problem != other]
+    manifest["codes"] = [code for code in manifest["codes"] if code != _OTHER_PICTURE]
+    if manifest["receipt_is_signed"]:
+        is_stranger = _MEANINGS[_UNTRUSTED] in manifest["problems"]
+        manifest["state"] = "valid" if is_stranger or not trusted else "trusted"
+    return {
+        "media_type": _MANIFEST_ALONE,
+        "width": None,
+        "height": None,
+        "file_sha256": hashlib.sha256(data).hexdigest(),
+        "parameters": None,
+        "manifest": manifest,
+    }
+
+
+def compare(drawn: bytes, other: bytes) -> dict[str, Any]:
+    """In how many pixels a stranger's picture differs from one of ours, and by how much at most."""
+    try:
+        with Image.open(io.BytesIO(other), formats=tuple(_FORMATS)) as opened:
+            size = opened.size
+            if size[0] * size[1] > _MAX_PIXELS:
+                return {"refused": f"it has more than {_MAX_PIXELS} pixels"}
+            theirs = opened.convert("RGB")
+    except _NO_PICTURE:
+        return {"refused": _NOT_OURS}
+    with Image.open(io.BytesIO(drawn)) as opened:
+        ours = opened.convert("RGB")
+    if ours.size != size:
+        return {"width": size[0], "height": size[1]}
+    red, green, blue = ImageChops.difference(ours, theirs).split()
+    largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    counts = largest.histogram()
+    return {
+        "width": size[0],
+        "height": size[1],
+        "pixels_differing": sum(counts[1:]),
+        "largest_difference": max(value for value, count in enumerate(counts) if count),
+    }
+
+
 def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] | None:
     try:
         with c2pa.Context(settings=reading_settings(trusted)) as context:
@@ -71,7 +130,8 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
     except c2pa.C2paError.ManifestNotFound:
         return None
     except c2pa.C2paError as error:
-        return {"state": "invalid", "problems": [f"The manifest is damaged ({_kind(error)})."]}
+        text = f"The manifest is damaged ({_kind(error)})."
+        return {"state": "invalid", "problems": [text], "codes": ["claim.malformed"]}
     active: dict[str, Any] = store.get("manifests", {}).get(store.get("active_manifest"), {})
     signer = active.get("signature_info", {})
     facts = _assertion(active, FACTS_LABEL)
@@ -80,12 +140,14 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
         (a.get("digitalSourceType") for a in reversed(actions) if "digitalSourceType" in a), None
     )
     generator = (active.get("claim_generator_info") or [{}])[0]
+    codes = {problem.get("code") for problem in store.get("validation_status", [])}
     return {
         "state": state,
         "problems": [
             _MEANINGS.get(problem.get("code", ""), f"C2PA: {problem.get('code', 'unknown')}.")
             for problem in store.get("validation_status", [])
         ],
+        "codes": sorted(str(code) for code in codes),
         "signed_by": signer.get("issuer"),
         "signed_at": signer.get("time"),
         "generator": generator.get("name"),
@@ -93,6 +155,7 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
         "digital_source_type": source,
         "made_at": actions[0].get("when") if actions else None,
         "facts": facts or None,
+        "receipt_is_signed": bool(facts) and codes <= {_OTHER_PICTURE, _UNTRUSTED},
         "made_from_a_picture": any(
             ingredient.get("relationship") == "parentOf"
             for ingredient in active.get("ingredients", [])
@@ -121,11 +184,16 @@ def _bound_memory() -> None:
 
 
 def main() -> None:
-    """On stdin the length of the roots (4 bytes), the roots, the picture; on stdout the report."""
+    """On stdin a length (4 bytes), the roots, the picture; on stdout the report.
+
+    With the argument `compare` one of our pictures stands in the place of the roots.
+    """
     _bound_memory()
     (length,) = struct.unpack(">I", sys.stdin.buffer.read(4))
-    trusted = sys.stdin.buffer.read(length).decode()
-    print(json.dumps(read(sys.stdin.buffer.read(), trusted)))
+    first = sys.stdin.buffer.read(length)
+    picture = sys.stdin.buffer.read()
+    comparing = sys.argv[1:] == ["compare"]
+    print(json.dumps(compare(first, picture) if comparing else read(picture, first.decode())))
 
 
 if __name__ == "__main__":

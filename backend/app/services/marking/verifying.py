@@ -30,18 +30,31 @@ async def verify(
     Raises:
         InvalidRequest: it is no picture, or reading it takes too long.
     """
-    report = await in_pool(Duty.FOREIGN, _read, picture, trusted.encode(), command)
+    return await _ask(picture, trusted.encode(), command)
+
+
+async def compare(drawn: bytes, picture: bytes) -> dict[str, Any]:
+    """In how many pixels a stranger's `picture` differs from `drawn`; see `reading.compare`.
+
+    Raises:
+        InvalidRequest: it is no picture, or reading it takes too long.
+    """
+    return await _ask(picture, drawn, (*_COMMAND, "compare"))
+
+
+async def _ask(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
+    report = await in_pool(Duty.FOREIGN, _read, picture, first, command)
     if "refused" in report:
         raise InvalidRequest(f"file: {report['refused']}", details={"field": "file"})
     return report
 
 
-def _read(picture: bytes, trusted: bytes, command: tuple[str, ...]) -> dict[str, Any]:
+def _read(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     try:
         done = subprocess.run(
             command,
-            input=struct.pack(">I", len(trusted)) + trusted + picture,
+            input=struct.pack(">I", len(first)) + first + picture,
             env={**kept, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             capture_output=True,
             timeout=_DEADLINE_S,

@@ -1,6 +1,7 @@
 """`sdxl`: the command itself, and logging in.
 
-Exit codes: 0 done, 1 it failed, 2 wrong usage, 4 no valid key, 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 a picture is not what it should be (`verify`,
+`replay`), 4 no valid key, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_client.cli import contents, library
+from sdxl_client.cli import contents, library, marks
 from sdxl_client.cli.config import Login, forget_login, keep_login, read_login
 from sdxl_client.cli.output import Exit, Json, errors, show, show_error, stop, wants_json
 from sdxl_client.client import DEFAULT_URL, Client
@@ -27,7 +28,8 @@ app.command()(contents.generate)
 app.command("ls")(contents.list_contents)
 app.command()(contents.get)
 app.command()(contents.cancel)
-app.command()(contents.replay)
+app.command()(marks.replay)
+app.command()(marks.verify)
 app.command()(contents.batch)
 app.add_typer(library.loras, name="loras")
 app.add_typer(library.webhooks, name="webhooks")

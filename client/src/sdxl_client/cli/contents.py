@@ -1,4 +1,4 @@
-"""`sdxl generate`, `ls`, `get`, `cancel`, `replay`, `batch`."""
+"""`sdxl generate`, `ls`, `get`, `cancel`, `batch`."""
 
 from __future__ import annotations
 
@@ -184,21 +184,6 @@ def cancel(content_id: str, as_json: Json = False, quiet: Quiet = False) -> None
         show(content)
     else:
         print(f"{content.id}  {content.status}")
-
-
-def replay(
-    content_id: str,
-    out: Out = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="return as soon as accepted")] = False,
-) -> None:
-    """The same request again, its seed included."""
-    with connect() as client:
-        content = client.replay(content_id)
-        if not no_wait:
-            content = follow(client, content)
-        finish(client, content, out, as_json=as_json, quiet=quiet)
 
 
 def batch(

@@ -28,6 +28,7 @@ class Exit(enum.IntEnum):
     OK = 0
     ERROR = 1
     USAGE = 2
+    NOT_AS_SAID = 3  # a picture is not what it should be: unsigned, changed, or drawn otherwise
     AUTH = 4
     INTERRUPTED = 130
 

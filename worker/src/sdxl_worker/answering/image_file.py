@@ -24,6 +24,20 @@ _LONG, _UNDEFINED = 4, 7
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NAME_SIGNS = re.compile(r'[<>:",\\\x00-\x1f\x7f-\x9f\u2028\u2029]')
 _NEEDS_QUOTES = re.compile(r'[,:"\n]')
+# XMP (ISO 16684-1) with the one property of IPTC's that says where a picture comes from. The mark
+# at its beginning is not of Latin-1, so that a PNG has it as iTXt, as the standard asks.
+_PNG_XMP = "XML:com.adobe.xmp"
+_MADE = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    "Iptc4xmpExt:DigitalSourceType="
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    "</rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="r"?>'
+)
 
 
 def parameters_text(
@@ -77,16 +91,25 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if _NEEDS_QUOTES.search(value) else value
 
 
-def encode_image(image: Image.Image, output_format: OutputFormat, parameters: str) -> bytes:
-    """`image` (RGB) as a file's bytes; the same picture and parameters give the same bytes."""
+def encode_image(
+    image: Image.Image, output_format: OutputFormat, parameters: str, *, says_made: bool = False
+) -> bytes:
+    """`image` (RGB) as a file's bytes; the same picture and parameters give the same bytes.
+
+    `says_made`: say in XMP that a model made it. That is for files that nobody signs afterwards: a
+    signed manifest says the same, and cannot be changed unseen.
+    """
     if output_format is OutputFormat.PNG:
-        return encode_png(image, {"parameters": parameters})
+        texts = {"parameters": parameters}
+        return encode_png(image, texts | ({_PNG_XMP: _MADE} if says_made else {}))
     buffer = io.BytesIO()
-    exif = _exif(b"UNICODE\0" + parameters.encode("utf-16-be"))
+    extra = {"exif": _exif(b"UNICODE\0" + parameters.encode("utf-16-be"))}
+    if says_made:
+        extra["xmp"] = _MADE.encode()
     if output_format is OutputFormat.JPEG:
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, exif=exif)
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, **extra)
     else:
-        image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=2, exif=exif)
+        image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=2, **extra)
     return buffer.getvalue()
 
 

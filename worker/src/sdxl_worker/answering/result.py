@@ -65,6 +65,8 @@ class Answer:
                     base_model=self.base_model,
                     loras=self.reports,
                 ),
+                # What is answered is signed by whoever stores it; an upload is past all that.
+                says_made=bool(request.places()),
             )
             for one in self.drawn
         ]
