@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -73,17 +74,23 @@ async def ended(backend: Backend, content_id: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def listening(backend: Backend) -> AsyncIterator[str]:
-    """The running app on a port of loopback; its URL."""
+async def listening(backend: Backend, certificate: Path | None = None) -> AsyncIterator[str]:
+    """The running app on a port of loopback; its URL. `certificate`, with its key: by https."""
     config = uvicorn.Config(
-        backend.app, host="127.0.0.1", port=0, lifespan="off", log_level="warning"
+        backend.app,
+        host="127.0.0.1",
+        port=0,
+        lifespan="off",
+        log_level="warning",
+        ssl_certfile=certificate,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     try:
         while not server.started:
             await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        scheme = "http" if certificate is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         await task

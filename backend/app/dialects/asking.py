@@ -21,7 +21,7 @@ from app.core.errors import BackendError, Fault, NotFound, fault_of
 from app.core.settings import Settings
 from app.models import Content, Status
 from app.schemas.common import storable
-from app.schemas.content import GenerateIn
+from app.schemas.content import GenerateIn, LoraUse
 from app.services.contents.drafts import find_same
 from sdxl_contract.errors import ERRORS, ContractError, ErrorCode, InvalidRequest
 from sdxl_contract.request import explain_validation
@@ -145,6 +145,21 @@ def fields_called(names: Mapping[str, str]) -> Iterator[None]:
         else:
             error.details = {**(error.details or {}), "field": theirs}
         raise
+
+
+def with_loras(asked: GenerateIn, wished: Sequence[LoraUse]) -> GenerateIn:
+    """`asked` with more LoRAs.
+
+    Raises:
+        InvalidRequest: there are too many.
+    """
+    if not wished:
+        return asked
+    values = asked.model_dump(exclude_unset=True, mode="json")
+    values["loras"] = [
+        use.model_dump(exclude_none=True, mode="json") for use in (*wished, *asked.loras)
+    ]
+    return read_as(GenerateIn, values)
 
 
 async def submit(

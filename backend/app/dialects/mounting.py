@@ -12,6 +12,11 @@ from app.core.settings import Settings
 from app.dialects.a1111.discovery import router as a1111_discovery
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.routes import router as a1111_router
+from app.dialects.fal.errors import as_fal
+from app.dialects.fal.routes import router as fal_router
+from app.dialects.fal.target import PATH as PROXY_PATH
+from app.dialects.fal.target import TargetPath
+from app.dialects.fal.webhook import RequestMessages
 from app.dialects.openai.errors import as_openai
 from app.dialects.openai.routes import router as openai_router
 from app.dialects.replicate.files import router as replicate_files
@@ -25,6 +30,7 @@ from app.services.webhooks.sender import MessageShape
 OPENAI = "/v1"
 A1111 = "/sdapi"
 REPLICATE = "/replicate/v1"
+FAL = "/fal"
 _PNG_INFO = f"{A1111}/v1/png-info"
 _REPLICATE_FILES = f"{REPLICATE}/files"
 
@@ -47,6 +53,12 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
             key_first=frozenset({_REPLICATE_FILES}),
             polled=re.compile(rf"{REPLICATE}/predictions/[^/]+"),
         ),
+        Dialect(
+            FAL,
+            schemes=frozenset({"key", "bearer"}),
+            shape=as_fal,
+            polled=re.compile(rf"{PROXY_PATH}|{FAL}/queue/.+/requests/.+"),
+        ),
     )
 
 
@@ -56,14 +68,21 @@ def mount_dialects(app: FastAPI) -> None:
         OPENAI: ("OpenAI Images", [openai_router]),
         A1111: ("A1111", [a1111_router, a1111_discovery]),
         REPLICATE: ("Replicate", [replicate_router, replicate_files]),
+        FAL: ("fal", [fal_router]),
     }
     for dialect in app.state.dialects.others:
         title, parts = routers[dialect.prefix]
-        app.mount(dialect.prefix, dialect_app(title, dialect, app.state, *parts))
+        mounted = dialect_app(title, dialect, app.state, *parts)
+        if dialect.prefix == FAL:
+            mounted.add_middleware(TargetPath)
+        app.mount(dialect.prefix, mounted)
 
 
 def message_shapes(
     settings: Settings, database: Database, storage: Storage
 ) -> dict[str, MessageShape]:
     """How webhooks' messages of each dialect look."""
-    return {Kind.REPLICATE.value: PredictionMessages(settings, database, storage)}
+    return {
+        Kind.REPLICATE.value: PredictionMessages(settings, database, storage),
+        Kind.FAL.value: RequestMessages(settings, database, storage),
+    }

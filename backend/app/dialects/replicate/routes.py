@@ -19,6 +19,7 @@ from app.dialects.asking import (
     read_as,
     read_json,
     until_ended,
+    with_loras,
 )
 from app.dialects.lora_refs import find_wishes
 from app.dialects.replicate.schemas import FIELDS, InputIn, PredictionIn, wait_seconds
@@ -26,7 +27,6 @@ from app.dialects.replicate.shown import API, model_out, prediction, version_out
 from app.dialects.subapp import json_body
 from app.models import Status
 from app.models.webhook import Kind
-from app.schemas.content import GenerateIn
 from app.services.calls.calls import Called, NewCall
 from sdxl_contract.errors import ContractError, InvalidRequest
 
@@ -69,21 +69,6 @@ async def _create(
     if seconds > 0:
         content = await until_ended(services, caller, content, seconds)
     return _shown(request, services, (content, kept), while_waiting=True)
-
-
-def with_loras(asked: GenerateIn, wished: list[Any]) -> GenerateIn:
-    """`asked` with more LoRAs.
-
-    Raises:
-        InvalidRequest: there are too many.
-    """
-    if not wished:
-        return asked
-    values = asked.model_dump(exclude_unset=True, mode="json")
-    values["loras"] = [
-        use.model_dump(exclude_none=True, mode="json") for use in (*wished, *asked.loras)
-    ]
-    return read_as(GenerateIn, values)
 
 
 def _named(model: str | None, version: str | None) -> tuple[str, str | None]:

@@ -31,7 +31,13 @@ class PredictionMessages:
         return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
 
     def headers(
-        self, secret: str, owner: str, message_id: str, moment: int, body: bytes
+        self,
+        secret: str,
+        owner: str,
+        content_id: uuid.UUID,
+        message_id: str,
+        moment: int,
+        body: bytes,
     ) -> Headers:
         """Those of a Standard Webhook."""
         return standard_headers([secret], message_id, moment, body)

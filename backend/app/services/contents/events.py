@@ -107,6 +107,11 @@ class EventService:
             events = await EventRepository(connection).after(content_id, 0)
         return {event.type: event.data for event in events}
 
+    async def position(self, content_id: uuid.UUID) -> int:
+        """How many contents are before a waiting one."""
+        async with self._database.direct() as connection:
+            return (await EventRepository(connection).place(content_id)).position
+
     async def _known(self, content_id: uuid.UUID, number: int) -> int:
         """`number`, or 0 where the content's events have not come so far."""
         if number <= 0:

@@ -46,7 +46,13 @@ class MessageShape(Protocol):
         """What is sent of a content; None where what it would tell of is gone."""
 
     def headers(
-        self, secret: str, owner: str, message_id: str, moment: int, body: bytes
+        self,
+        secret: str,
+        owner: str,
+        content_id: uuid.UUID,
+        message_id: str,
+        moment: int,
+        body: bytes,
     ) -> Headers:
         """The headers that prove it, `moment` in seconds since 1970."""
 
@@ -153,11 +159,13 @@ class WebhookSender:
                 await OutboxStatements(connection).end(claimed, DeliveryState.FAILED, None)
             return
         message_id, moment = f"msg_{claimed.id.hex}", int(self._clock().timestamp())
-        if shape is None:
+        if shape is None or claimed.content_id is None:
             secrets = [secret for secret in (claimed.secret, claimed.previous_secret) if secret]
             proof = standard_headers(secrets, message_id, moment, body)
         else:
-            proof = shape.headers(claimed.secret, claimed.owner, message_id, moment, body)
+            proof = shape.headers(
+                claimed.secret, claimed.owner, claimed.content_id, message_id, moment, body
+            )
         headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT, **proof}
         started = time.perf_counter()
         answer: Answer | None = None

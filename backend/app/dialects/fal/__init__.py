@@ -1,0 +1,1 @@
+"""fal's queue, its direct calls and its proxy at `/fal`."""
