@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 
+import httpx2
 import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
 
@@ -289,6 +290,43 @@ def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
     expect_status(page, "succeeded")
     pictures = [studio.content(one)["images"][0]["sha256"] for one in (drawn["id"], again)]
     assert pictures[0] == pictures[1]
+
+
+def test_what_nobody_chose_is_left_out_of_the_request_and_a_sampler_can_be_chosen(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft={"width": None, "height": None, "steps": None})
+
+    def asked() -> dict[str, object]:
+        with page.expect_request("**/content/generate") as sent:
+            drawn = draw(page, "an apple")
+        expect_status(page, "succeeded")
+        body: dict[str, object] = sent.value.post_data_json
+        return body | {"drawn": studio.content(drawn)["parameters"]}
+
+    left_open = asked()
+    assert left_open.keys() == {"prompt", "negative_prompt", "loras", "num_images", "drawn"}
+    drawn = left_open["drawn"]
+    assert isinstance(drawn, dict)
+    assert (drawn["width"], drawn["height"]) == (128, 128)  # the model's own
+
+    page.get_by_label("Sampler").select_option("lcm")
+    page.get_by_label("Steps").first.fill("3")
+    page.get_by_label("Steps").first.blur()
+    chosen = asked()
+    assert chosen.keys() - left_open.keys() == {"steps", "scheduler"}
+    assert (chosen["steps"], chosen["scheduler"]) == (3, "lcm")
+
+    page.goto(f"{studio.url}/#/avatars")
+    page.get_by_role("button", name="New avatar").click()
+    form = page.get_by_role("dialog")
+    form.get_by_label("Name").fill("Few steps")
+    form.get_by_label("What it looks like").fill("a pear")
+    form.get_by_label("Sampler").select_option("euler_trailing")
+    form.get_by_role("button", name="Save").click()
+    expect(form).to_have_count(0)
+    avatars = httpx2.get(f"{studio.url}/api/v1/identities/avatars").json()["items"]
+    assert avatars[0]["scheduler"] == "euler_trailing"
 
 
 def test_a_picture_can_be_downloaded_and_its_link_opens_it(

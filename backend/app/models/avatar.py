@@ -27,6 +27,7 @@ class Avatar(Base):
         ForeignKey("lora_model.id", ondelete="RESTRICT"), index=True
     )
     lora_scale: Mapped[float]
+    scheduler: Mapped[str | None]  # by the contract's name; None: the model's own
     cover_image_id: Mapped[uuid.UUID | None] = mapped_column(
         ForeignKey("content_piece.id", ondelete="SET NULL"), index=True
     )

@@ -9,9 +9,11 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field
 
 from app.schemas.common import NUMBER, VISIBLE, In, Name, Out, Prompt, storable
+from app.schemas.content import Sampler
 from sdxl_contract.limits import PROMPT_MAX_CHARS, SHORT_SCALE_MAX, SHORT_SCALE_MIN
 
 AVATAR_SCALE_DEFAULT = 0.9
+_SAMPLER = "sampler of its pictures where the request names none; null: the model's own"
 AvatarScale = Annotated[
     float, Field(ge=SHORT_SCALE_MIN, le=SHORT_SCALE_MAX, allow_inf_nan=False), NUMBER
 ]
@@ -32,6 +34,7 @@ class AvatarIn(In):
     negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
     lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
+    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
     cover_image_id: uuid.UUID | None = Field(
         default=None, description="a picture of one's own, by its id"
     )
@@ -40,7 +43,7 @@ class AvatarIn(In):
 class AvatarPatch(In):
     """What is to change; a field left out stays. `lora_model_id: null` takes the LoRA away."""
 
-    nulls_kept = frozenset({"lora_model_id", "cover_image_id"})
+    nulls_kept = frozenset({"lora_model_id", "scheduler", "cover_image_id"})
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,6 +52,7 @@ class AvatarPatch(In):
     negative_prompt: Prompt = ""
     lora_model_id: uuid.UUID | None = None
     lora_scale: AvatarScale = AVATAR_SCALE_DEFAULT
+    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
     cover_image_id: uuid.UUID | None = Field(
         default=None, description="a picture of one's own, by its id"
     )
@@ -65,6 +69,7 @@ class AvatarOut(Out):
     negative_prompt: str
     lora_model_id: uuid.UUID | None
     lora_scale: float
+    scheduler: str | None = Field(description=_SAMPLER)
     cover_image_id: uuid.UUID | None
     cover_url: str | None = Field(
         default=None, description="a small picture of it; signed anew on each read"

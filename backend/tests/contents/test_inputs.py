@@ -182,3 +182,29 @@ async def test_a_lora_is_held_against_no_model_that_was_never_seen(
             data={"name": "old"},
         )
         assert (foreign.status_code, foreign.json()["error_code"]) == (422, "LORA_LOAD_FAILED")
+
+
+async def test_an_avatar_s_sampler_is_used_where_the_request_names_none(
+    backend: Backend, inference: InferenceDouble
+) -> None:
+    avatars = "/api/v1/identities/avatars"
+    body = {"name": "Mia", "base_prompt": "Mia", "scheduler": "LCM"}
+    avatar = (await backend.http.post(avatars, json=body)).json()
+    assert avatar["scheduler"] == "lcm"
+    place = f"{avatars}/{avatar['id']}"
+    asked: list[dict[str, Any]] = [{}, {"scheduler": "euler"}, {"scheduler": "default"}]
+    for more in asked:
+        await backend.generate(avatar_id=avatar["id"], **more)
+    await backend.generate()
+    await backend.http.patch(place, json={"scheduler": "heun"})
+    refused = await backend.generate(expected=422, avatar_id=avatar["id"])
+    assert (refused["field"], "heun" in refused["detail"]) == ("avatar_id", True)
+    refused = await backend.generate(expected=422, avatar_id=avatar["id"], scheduler="heun")
+    assert refused["field"] == "scheduler"
+    changed = await backend.http.patch(place, json={"scheduler": None})
+    assert changed.json()["scheduler"] is None
+    await backend.generate(avatar_id=avatar["id"])
+    wrong = await backend.http.patch(place, json={"scheduler": "no such"})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "scheduler")
+    used = [request.scheduler.value for request in inference.requests]
+    assert used == ["lcm", "euler", "default", "default", "default"]

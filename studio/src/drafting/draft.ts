@@ -15,6 +15,7 @@ export interface Draft {
   height: number | null;
   steps: number | null;
   cfg: number | null;
+  scheduler: string | null;
   seed: number | null;
   seedIsLocked: boolean;
   count: number;
@@ -33,6 +34,7 @@ const EMPTY: Draft = {
   height: null,
   steps: null,
   cfg: null,
+  scheduler: null,
   seed: null,
   seedIsLocked: false,
   count: 1,
@@ -64,7 +66,7 @@ export function change(changes: Partial<Draft>): void {
 
 export const randomSeed = (): number => crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
 
-/** The draft with the model's defaults where nothing was chosen. */
+/** The draft with the model's defaults where nothing was chosen: to be shown, never to be sent. */
 export interface Whole extends Draft {
   width: number;
   height: number;
@@ -142,17 +144,19 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
   return Object.fromEntries(wrong);
 }
 
-/** `of` as the API takes it. A locked seed that is not set yet is drawn by the caller. */
-export function asBody(of: Whole): GenerateBody {
+/**
+ * `of` as the API takes it. What was not chosen is left out: the worker that draws decides it, and may
+ * be another one than the page has seen.
+ */
+export function asBody(of: Draft): GenerateBody {
+  const { width, height, steps, cfg, scheduler } = of;
+  const chosen = Object.entries({ width, height, steps, cfg, scheduler });
   return {
     ...(of.prompt.trim() ? { prompt: of.prompt } : {}),
     ...(of.avatarId ? { avatar_id: of.avatarId } : {}),
     loras: of.loras.map(({ id, scale }) => ({ lora_model_id: id, scale })),
     negative_prompt: of.negative,
-    width: of.width,
-    height: of.height,
-    steps: of.steps,
-    cfg: of.cfg,
+    ...Object.fromEntries(chosen.filter(([, value]) => value !== null)),
     ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
     num_images: of.count,
   };
@@ -207,11 +211,24 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
     height: parameters.height,
     steps: parameters.steps,
     cfg: parameters.cfg,
+    // The worker states the model's own by a name that cannot be asked for.
+    scheduler: model.value?.schedulers.find((name) => name === parameters.scheduler) ?? null,
     seed: keepSeed ? (picture?.seed ?? parameters.seed) : null,
     seedIsLocked: keepSeed,
     count: keepSeed && picture ? 1 : parameters.num_images,
   };
 }
+
+/** The sampler that a LoRA in use asks for, where another one is chosen. */
+export const suggested = computed<{ scheduler: string; lora: Lora } | null>(() => {
+  const offered = model.value?.schedulers ?? [];
+  for (const { lora } of usedLoras.value) {
+    const scheduler = lora.suggested_scheduler;
+    if (scheduler && offered.includes(scheduler))
+      return scheduler === (draft.value.scheduler ?? avatar.value?.scheduler) ? null : { scheduler, lora };
+  }
+  return null;
+});
 
 /** Nothing but what was asked: a first draft. */
 export function clearDraft(): void {

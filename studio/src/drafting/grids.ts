@@ -2,7 +2,7 @@
 
 import { signal } from '@preact/signals';
 import { drawOrThrow } from '../state/actions';
-import { asBody, randomSeed, SEED_MAX, type Whole } from './draft';
+import { asBody, randomSeed, SEED_MAX, type Draft, type Whole } from './draft';
 import { estimate, type Estimate } from './estimate';
 import { number, readNumber, splitNumbers, t } from '../i18n';
 import { recall, remember } from '../state/memory';
@@ -133,7 +133,7 @@ export const stopAsking = (id: string): void => void asking.delete(id);
 
 /** Ask for every cell, row by row. Stops at the first refusal, which is thrown. */
 export async function startGrid(
-  of: Whole,
+  of: Draft,
   x: Axis,
   y: Axis,
   onStarted: (grid: Grid) => void,

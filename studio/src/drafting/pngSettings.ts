@@ -67,6 +67,9 @@ export function readSettings(text: string): Found {
   };
   draft.steps = figure('Steps') ?? null;
   draft.cfg = figure('CFG scale') ?? null;
+  const plainName = (name: string) => name.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_');
+  const sampler = plainName(facts.get('Sampler') ?? '');
+  draft.scheduler = model.value?.schedulers.find((name) => name === sampler) ?? null;
   const seed = figure('Seed');
   if (seed !== undefined) Object.assign(draft, { seed, seedIsLocked: true, count: 1 });
   const size = /^(\d+)x(\d+)$/.exec(facts.get('Size') ?? '');

@@ -926,6 +926,8 @@ export interface components {
              * @default 0.9
              */
             lora_scale?: number | null;
+            /** @description sampler of its pictures where the request names none; null: the model's own */
+            scheduler?: string | null;
             /**
              * Cover Image Id
              * @description a picture of one's own, by its id
@@ -952,6 +954,11 @@ export interface components {
             lora_model_id: string | null;
             /** Lora Scale */
             lora_scale: number;
+            /**
+             * Scheduler
+             * @description sampler of its pictures where the request names none; null: the model's own
+             */
+            scheduler: string | null;
             /** Cover Image Id */
             cover_image_id: string | null;
             /**
@@ -997,6 +1004,8 @@ export interface components {
              * @default 0.9
              */
             lora_scale?: number | null;
+            /** @description sampler of its pictures where the request names none; null: the model's own */
+            scheduler?: string | null;
             /**
              * Cover Image Id
              * @description a picture of one's own, by its id

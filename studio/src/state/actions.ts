@@ -2,7 +2,7 @@
 
 import { signal } from '@preact/signals';
 import { api, asProblem } from '../server/api';
-import { asBody, change, completed, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from '../drafting/draft';
+import { asBody, change, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from '../drafting/draft';
 import { rememberDraft } from './history';
 import { listed, plural, t } from '../i18n';
 import { follow } from '../server/live';
@@ -52,9 +52,8 @@ function isWhole(content: Content): boolean {
 
 /** The settings of a picture with some of them changed, drawn at once. */
 export async function vary(content: Content, place: number, changes: Partial<Draft>): Promise<Content | null> {
-  if (!model.value || !isWhole(content)) return null;
-  const settings = completed({ ...draftOf(content, true, place), ...changes }, model.value);
-  return draw(asBody(settings));
+  if (!isWhole(content)) return null;
+  return draw(asBody({ ...draftOf(content, true, place), ...changes }));
 }
 
 /** The same settings with another seed; `count` pictures of it. */
@@ -207,9 +206,8 @@ export async function copy(text: string, told: string): Promise<void> {
 export const linkTo = (key: string): string => `${location.origin}/#/content/${key}`;
 
 /** A call of the API that makes the same picture, for a terminal. */
-export function asCurl(content: Content, place: number): string | null {
-  if (!model.value) return null;
-  const body = asBody(completed(draftOf(content, true, place), model.value));
+export function asCurl(content: Content, place: number): string {
+  const body = asBody(draftOf(content, true, place));
   const text = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
   return [
     `curl -X POST '${location.origin}/api/v1/content/generate' \\`,

@@ -7,10 +7,11 @@ import { number, t } from '../i18n';
 import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
 import { go } from '../state/route';
 import { explain } from '../server/explain';
+import { SamplerOptions } from '../parts/composer/settings';
 import { Cover } from '../parts/pictures/cover';
 import { CoverDialog } from '../parts/pictures/coverDialog';
-import { avatars, loras, tellProblem } from '../state/store';
-import type { Avatar, AvatarFields } from '../server/types';
+import { avatars, loras, model, tellProblem } from '../state/store';
+import type { Avatar, AvatarFields, Model } from '../server/types';
 
 const NEW: AvatarFields = {
   name: '',
@@ -18,6 +19,7 @@ const NEW: AvatarFields = {
   negative_prompt: '',
   lora_model_id: null,
   lora_scale: 0.9,
+  scheduler: null,
   cover_image_id: null,
 };
 
@@ -218,6 +220,23 @@ function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () 
             onChange={(lora_scale) => set({ lora_scale })}
           />
         )}
+        {model.value && (
+          <Field label={t('field.scheduler')} error={errors.scheduler}>
+            {(attributes) => (
+              <select
+                {...attributes}
+                value={fields.scheduler ?? ''}
+                onChange={(e) => set({ scheduler: e.currentTarget.value || null })}
+              >
+                <SamplerOptions
+                  model={model.value as Model}
+                  own={t('form.samplerOwn')}
+                  chosen={fields.scheduler}
+                />
+              </select>
+            )}
+          </Field>
+        )}
         {errors[''] && (
           <p class="field-error" role="alert">
             {errors['']}
@@ -242,6 +261,6 @@ function AvatarDialog({ avatar, onClose }: { avatar: Avatar | null; onClose: () 
 }
 
 function fieldsOf(avatar: Avatar): AvatarFields {
-  const { name, base_prompt, negative_prompt, lora_model_id, lora_scale, cover_image_id } = avatar;
-  return { name, base_prompt, negative_prompt, lora_model_id, lora_scale, cover_image_id };
+  const { id: _, cover_url: __, created_at: ___, updated_at: ____, ...fields } = avatar;
+  return fields;
 }

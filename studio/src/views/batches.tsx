@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from 'preact/hooks';
 import { api, asProblem } from '../server/api';
-import { asBody, check, whole } from '../drafting/draft';
+import { asBody, check, draft, whole } from '../drafting/draft';
 import { estimate } from '../drafting/estimate';
 import { duration, moment, plural, t, usd } from '../i18n';
 import { follow } from '../server/live';
@@ -106,7 +106,7 @@ function Form() {
   const start = async () => {
     setBusy(true);
     setError(null);
-    const { prompt: _, ...settings } = asBody(now);
+    const { prompt: _, ...settings } = asBody(draft.value);
     const body: BatchBody = { ...settings, prompts, count };
     try {
       await takeUp((await api.batch(body)).batch_id);

@@ -105,7 +105,7 @@ function FirstRun() {
     if (!now) return;
     clearDraft();
     draft.value = { ...draft.value, prompt };
-    const made = whole.value && (await draw(asBody(whole.value)));
+    const made = whole.value && (await draw(asBody(draft.value)));
     if (made) focus.value = made.id;
   };
   const worker = model.value?.worker;

@@ -3,7 +3,7 @@
 import { useEffect, useState } from 'preact/hooks';
 import { cancel } from '../state/actions';
 import { api, asProblem } from '../server/api';
-import { check, usedLoras, whole } from '../drafting/draft';
+import { check, draft, usedLoras, whole } from '../drafting/draft';
 import { explain } from '../server/explain';
 import { save } from '../device/files';
 import { drawGrid } from '../drafting/gridPicture';
@@ -100,7 +100,7 @@ function Form() {
     setBusy(true);
     try {
       // Shown from its first cell on; what the line refuses later is told where the reader is.
-      await startGrid(now, axisOf(x, axes.x), axisOf(y, axes.y), (grid) => go(`grid/${grid.id}`));
+      await startGrid(draft.value, axisOf(x, axes.x), axisOf(y, axes.y), (grid) => go(`grid/${grid.id}`));
     } catch (problem) {
       tell(explain(asProblem(problem)), { isError: true });
     } finally {

@@ -26,6 +26,7 @@ from app.services.contents.resolve import (
     given,
 )
 from app.services.worker.base_model import BaseModel
+from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import GenerateRequest
 
 
@@ -107,14 +108,23 @@ async def draft_content(
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
     request = as_request(asked, avatar, loras)
-    await check_limits(request, base_model)
+    try:
+        await check_limits(request, base_model)
+    except InvalidRequest as error:
+        details = error.details or {}
+        if avatar is None or asked.scheduler is not None or details.get("field") != "scheduler":
+            raise
+        raise InvalidRequest(
+            f"avatar_id: the sampler of the avatar {avatar.name!r}: {error.message}",
+            details=details | {"field": "avatar_id"},
+        ) from None
     async with database.direct() as connection:
         usual = await ContentStatements(connection, owner).usual_usd()
     return Draft(
         owner=owner,
         avatar_id=avatar.id if avatar else None,
         request=request,
-        given=given(asked),
+        given=given(asked, avatar),
         deadline_s=asked.deadline_seconds or deadline_s,
         loras=loras,
         draw_seed=draw_seed,

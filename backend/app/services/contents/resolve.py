@@ -98,7 +98,7 @@ def as_request(
         request = GenerateRequest(
             prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
             negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
-            **given(asked),
+            **given(asked, avatar),
             loras=[LoraRef(url=_NO_URL, scale=scale, sha256=lora.sha256) for lora, scale in loras],
         )
     except ValidationError as error:
@@ -108,9 +108,12 @@ def as_request(
     return request
 
 
-def given(asked: GenerateIn) -> dict[str, Any]:
-    """The parameters that the caller chose; what was left out stays open for the worker."""
+def given(asked: GenerateIn, avatar: Avatar | None) -> dict[str, Any]:
+    """The parameters that the caller chose, and the avatar's sampler where they named none; what
+    was left out stays open for the worker."""
     values = asked.model_dump(mode="json", include=set(PARAMETERS))
+    if avatar is not None and values["scheduler"] is None:
+        values["scheduler"] = avatar.scheduler
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -13,11 +13,11 @@ import type { Content } from '../../server/types';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
 import { QueueButton } from '../queue';
-import { CountField, NumberFields, SeedField, SizeField } from './settings';
+import { CountField, NumberFields, SamplerField, SeedField, SizeField } from './settings';
 import { Button, Field, Loading } from '../ui';
 
 /** Fields that show an error of their own; any other error stands above the button. */
-const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'seed', 'num_images'];
+const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
 const isShown = (field: string): boolean =>
   SHOWN.includes(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
@@ -39,7 +39,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
     refused.value = {};
     try {
       rememberDraft(draft.value);
-      onAccepted(await drawOrThrow(asBody(now)));
+      onAccepted(await drawOrThrow(asBody(draft.value)));
     } catch (error) {
       const problem = asProblem(error);
       const field = (problem.field ?? '').replace(/^custom_prompt$/, 'prompt');
@@ -82,6 +82,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
         <LoraPicker errors={errors} />
         <SizeField of={now} model={by} errors={errors} />
         <NumberFields of={now} model={by} errors={errors} />
+        <SamplerField model={by} error={errors.scheduler} />
         <div class="seed-and-count">
           <SeedField of={now} model={by} errors={errors} />
           <CountField of={now} model={by} errors={errors} />

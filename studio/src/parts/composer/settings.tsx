@@ -1,6 +1,6 @@
-// The form's numbers: size, steps, cfg, seed. Used by every view that has pictures made.
+// The form's settings: size, steps, cfg, sampler, seed. Used by every view that has pictures made.
 
-import { change, randomSeed, SEED_MAX, type FieldErrors, type Whole } from '../../drafting/draft';
+import { avatar, change, draft, randomSeed, SEED_MAX, suggested, type FieldErrors, type Whole } from '../../drafting/draft';
 import { number, t } from '../../i18n';
 import type { Model } from '../../server/types';
 import { shapesOf } from './shapes';
@@ -93,6 +93,54 @@ export function NumberFields({ of, model, errors }: Props) {
         onChange={(cfg) => change({ cfg })}
       />
     </>
+  );
+}
+
+/** Every sampler that can be asked for; the model's own stands first, without a name. */
+export function SamplerOptions({ model, own, chosen }: { model: Model; own: string; chosen: string | null }) {
+  const offered = model.schedulers.filter((name) => name !== 'default');
+  // One that the worker no longer offers stays in sight: it will be refused by name.
+  const names = chosen && !offered.includes(chosen) ? [chosen, ...offered] : offered;
+  return (
+    <>
+      <option value="">{own}</option>
+      {names.map((name) => (
+        <option key={name} value={name}>
+          {name}
+        </option>
+      ))}
+    </>
+  );
+}
+
+export function SamplerField({ model, error }: { model: Model; error: string | undefined }) {
+  const chosen = draft.value.scheduler;
+  if (!model.schedulers.length && chosen === null) return null;
+  const advice = suggested.value;
+  const avatars = avatar.value?.scheduler;
+  return (
+    <div class="sampler">
+      <Field label={t('field.scheduler')} error={error}>
+        {(attributes) => (
+          <select
+            {...attributes}
+            value={chosen ?? ''}
+            onChange={(e) => change({ scheduler: e.currentTarget.value || null })}
+          >
+            <SamplerOptions
+              model={model}
+              own={avatars ? t('form.samplerAvatars', { name: avatars }) : t('form.samplerOwn')}
+              chosen={chosen}
+            />
+          </select>
+        )}
+      </Field>
+      {advice && (
+        <Button kind="quiet" onClick={() => change({ scheduler: advice.scheduler })}>
+          {t('form.samplerAdvice', { sampler: advice.scheduler, lora: advice.lora.name })}
+        </Button>
+      )}
+    </div>
   );
 }
 

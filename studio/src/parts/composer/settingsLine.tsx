@@ -1,6 +1,6 @@
 // The form's settings in short, where a view builds on them.
 
-import { usedLoras, type Whole } from '../../drafting/draft';
+import { avatar, usedLoras, type Whole } from '../../drafting/draft';
 import { number, t } from '../../i18n';
 import { avatars } from '../../state/store';
 
@@ -12,6 +12,7 @@ export function SettingsLine({ of, withoutPrompt }: { of: Whole; withoutPrompt?:
     `${of.width} × ${of.height}`,
     `${of.steps} ${t('form.steps').toLowerCase()}`,
     `CFG ${number(of.cfg, 2)}`,
+    of.scheduler ?? avatar.value?.scheduler,
     of.seedIsLocked && of.seed !== null ? `${t('form.seed').toLowerCase()} ${of.seed}` : null,
   ].filter(Boolean);
   return (
