@@ -284,6 +284,7 @@ def test_files_and_folders_stay_small() -> None:
     page = tracked("*.ts", "*.tsx")
     modules = [path for path in python_files() if path.name != "__init__.py"]
     folders = Counter(path.parent for path in [*modules, *page])
+    del folders[REPOSITORY / "backend" / "migrations" / "versions"]  # a chain, which only grows
     long = {
         path.relative_to(REPOSITORY).as_posix()
         for path in python_files()

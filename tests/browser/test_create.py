@@ -301,7 +301,7 @@ def test_what_nobody_chose_is_left_out_of_the_request_and_a_sampler_can_be_chose
         with page.expect_request("**/content/generate") as sent:
             drawn = draw(page, "an apple")
         expect_status(page, "succeeded")
-        body: dict[str, object] = sent.value.post_data_json
+        body: dict[str, object] = sent.value.post_data_json or {}
         return body | {"drawn": studio.content(drawn)["parameters"]}
 
     left_open = asked()

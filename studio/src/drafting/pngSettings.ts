@@ -42,10 +42,6 @@ export async function parametersIn(file: Blob): Promise<string | null> {
 
 const LORA = /<lora:([^:>]+)(?::(-?[\d.]+))?(?::[^>]*)?>/g;
 
-/** Whether `text` looks like what is pasted from another tool rather than like a prompt. */
-export const looksLikeSettings = (text: string): boolean =>
-  /(^|\n)\s*Steps: \d+, /.test(text) && /Seed: \d+/.test(text);
-
 /** What A1111's text says, as far as the form has a field for it. */
 export function readSettings(text: string): Found {
   const plain = text.replace(/\r\n?/g, '\n');

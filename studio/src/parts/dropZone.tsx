@@ -6,14 +6,21 @@ import { useEffect, useState } from 'preact/hooks';
 import { change, draft } from '../drafting/draft';
 import { rememberDraft } from '../state/history';
 import { listed, t } from '../i18n';
-import { parametersIn, readSettings } from '../drafting/pngSettings';
 import { go, route } from '../state/route';
 import { gate, tell } from '../state/store';
 import { takeFiles } from './composer/uploads';
 import { checked } from '../state/checked';
 
+/** Whether `text` looks like what is pasted from another tool rather than like a prompt. */
+export const looksLikeSettings = (text: string): boolean =>
+  /(^|\n)\s*Steps: \d+, /.test(text) && /Seed: \d+/.test(text);
+
+// Fetched when a first text or picture is to be read.
+const reader = () => import('../drafting/pngSettings');
+
 /** Put what `text` says into the form; it can be taken back. */
-export function takeSettings(text: string): void {
+export async function takeSettings(text: string): Promise<void> {
+  const { readSettings } = await reader();
   const { draft: found, missing } = readSettings(text);
   const before = draft.value;
   rememberDraft(before);
@@ -31,9 +38,10 @@ async function take(files: File[]): Promise<void> {
   if (others.length) void takeFiles(others);
   const [first] = pictures;
   if (!first) return;
+  const { parametersIn } = await reader();
   const text = await parametersIn(first);
   if (text === null) tell(t('drop.noSettings'), { isError: true });
-  else takeSettings(text);
+  else await takeSettings(text);
 }
 
 const isChecking = (): boolean => route.value.view === 'verify';

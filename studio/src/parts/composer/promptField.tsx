@@ -7,9 +7,8 @@ import { changeWeight, replaceText } from '../../drafting/editText';
 import { past, rememberDraft } from '../../state/history';
 import { moment, t } from '../../i18n';
 import { inStyle, dropPreset, presets, savePreset, STYLES } from '../../drafting/presets';
-import { looksLikeSettings } from '../../drafting/pngSettings';
 import { loras, tell } from '../../state/store';
-import { takeSettings } from '../dropZone';
+import { looksLikeSettings, takeSettings } from '../dropZone';
 import { Button, Dialog, Empty, Field } from '../ui';
 
 const WEIGHT = 0.1;
@@ -68,7 +67,7 @@ export function PromptField({ error }: { error?: string }) {
     const text = e.clipboardData?.getData('text/plain') ?? '';
     if (!looksLikeSettings(text)) return;
     e.preventDefault();
-    takeSettings(text);
+    void takeSettings(text);
   };
   return (
     <div class="prompt-box">

@@ -8,7 +8,6 @@ import { number, plural, t } from '../../i18n';
 import { readItem } from '../../state/items';
 import { go } from '../../state/route';
 import { contentOf, keep, tell, tellProblem } from '../../state/store';
-import { zip } from '../../device/zip';
 import { BoardMenu } from './boards';
 import { Menu } from '../menu';
 import { Button } from '../ui';
@@ -60,6 +59,7 @@ export function Selection({ chosen, isBin, onAll, onDone, onRemove, onRestored }
         files.push(...(await Promise.all(some)));
         setPacked(files.length);
       }
+      const { zip } = await import('../../device/zip');
       save(await zip(files), `studio-${new Date().toISOString().slice(0, 10)}.zip`);
     } catch {
       tell(t('zip.failed'), { isError: true });
