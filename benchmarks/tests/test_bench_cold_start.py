@@ -24,6 +24,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_last_line_has_every_figure(tmp_path: Path) -> None:
     done = bench("--small", "--runs", "1", "--json", str(tmp_path / "result.json"))
 
