@@ -72,8 +72,14 @@ def test_a_grid_is_labelled_and_downloads_as_one_picture(
     assert picture.width > 2 * 256
     assert picture.height > 2 * 256
 
-    page.reload()
-    expect(page.locator(".xy td img")).to_have_count(4)
+    # Another browser, or this one without what it kept, shows it too.
+    other = open_page(studio.url, path="#/grid")
+    other.get_by_role("link", name="CFG × Seed").first.click()
+    expect(other.locator(".xy td img")).to_have_count(4)
+    expect(other.locator(".xy th[scope=col]")).to_have_text(["2", "6"])
+    other.get_by_role("button", name="Repeat").click()
+    expect(other).not_to_have_url(page.url)
+    expect(other.locator(".xy td img:not(.preview)")).to_have_count(4)
 
 
 def test_two_pictures_are_compared_by_a_slider_that_the_keyboard_moves(

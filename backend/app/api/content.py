@@ -19,14 +19,11 @@ from app.core.db import DATABASE_LOST
 from app.core.errors import Conflict, NotFound
 from app.models import Content, Status
 from app.models.filters import ContentFilter
+from app.schemas.batches import BatchAccepted, BatchIn, BatchOut, batch_out
 from app.schemas.common import Page
 from app.schemas.content import (
-    BatchAccepted,
-    BatchIn,
-    BatchOut,
     ContentOut,
     GenerateIn,
-    batch_out,
 )
 from sdxl_contract.errors import InvalidRequest
 
@@ -138,10 +135,16 @@ async def generate_batch(
 
 @router.get("/batch")
 async def list_batches(
-    owner: OwnerDep, services: ServicesDep, limit: Limit = 50, cursor: Cursor = None
+    owner: OwnerDep,
+    services: ServicesDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    grid: bool | None = None,
 ) -> Page[BatchOut]:
-    """Batches and how far they are, newest first."""
-    rows, next_cursor = await services.batches.page(owner, limit=limit, cursor=cursor)
+    """Batches and how far they are, newest first; with `grid` only the grids, or the others."""
+    rows, next_cursor = await services.batches.page(
+        owner, limit=limit, cursor=cursor, is_grid=grid
+    )
     return Page(items=[batch_out(*row) for row in rows], next_cursor=next_cursor)
 
 

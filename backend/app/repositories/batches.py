@@ -29,10 +29,16 @@ class BatchRepository:
         return batch, (await self._counts([batch_id]))[batch_id]
 
     async def page(
-        self, *, limit: int, after: tuple[datetime, uuid.UUID] | None
+        self,
+        *,
+        limit: int,
+        after: tuple[datetime, uuid.UUID] | None,
+        is_grid: bool | None = None,
     ) -> list[tuple[Batch, dict[str, int]]]:
         """Newest first, each with its counts; `after` is the last one of the page before."""
         query = select(Batch).where(Batch.owner == self._owner)
+        if is_grid is not None:
+            query = query.where(Batch.request.has_key("grid").is_(is_grid))
         if after is not None:
             query = query.where(tuple_(Batch.created_at, Batch.id) < after)
         batches = (

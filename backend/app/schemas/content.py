@@ -7,23 +7,19 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from app.models import Batch, Status
-from app.schemas.common import NUMBER, VISIBLE, In, Name, Out, Side, Storable, storable
+from app.models import Status
+from app.schemas.common import NUMBER, In, Name, Out, Side, Storable
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat, Scheduler, scheduler_named
 
-BATCH_MAX = 500
 DEADLINE_MAX_S = 7 * 86400
 Steps = Annotated[int, Field(ge=limits.STEPS_MIN, le=limits.STEPS_MAX), NUMBER]
 Cfg = Annotated[float, Field(ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False), NUMBER]
@@ -51,11 +47,8 @@ def _sampler(value: object) -> object:
 
 Sampler = Annotated[Scheduler, BeforeValidator(_sampler, json_schema_input_type=str)]
 _OPEN = "left to the worker that draws if unset"
-_SAMPLER = "sampler; the model's own if unset. `GET /model` lists what the worker offers"
-_DEADLINE = "seconds until it fails where it has not ended, waiting included"
-# Blank ones are refused with the number of their place, so not by this type.
-BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(storable)]
-Count = Annotated[int, Field(ge=1, le=100), NUMBER]
+SAMPLER = "sampler; the model's own if unset. `GET /model` lists what the worker offers"
+DEADLINE = "seconds until it fails where it has not ended, waiting included"
 
 
 class LoraUse(In):
@@ -92,82 +85,9 @@ class GenerateIn(In):
     cfg: Cfg | None = Field(default=None, description=_OPEN)
     seed: Seed | None = Field(default=None, description="chosen at random and kept if unset")
     num_images: Images = 1
-    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
+    scheduler: Sampler | None = Field(default=None, description=SAMPLER)
     output_format: OutputFormat | None = Field(default=None, description="png if unset")
-    deadline_seconds: Deadline | None = Field(default=None, description=_DEADLINE)
-
-
-class BatchIn(In):
-    """`POST /content/batch`: every prompt `count` times; a given seed counts upwards."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompts: list[BatchPrompt] = Field(min_length=1, max_length=100)
-    count: Count = Field(default=1, description=f"prompts x count is at most {BATCH_MAX}")
-    avatar_id: uuid.UUID | None = None
-    loras: list[LoraUse] = Field(default_factory=list, max_length=limits.MAX_LORAS)
-    negative_prompt: Storable = ""
-    width: Side | None = None
-    height: Side | None = None
-    steps: Steps | None = None
-    cfg: Cfg | None = None
-    seed: Seed | None = None
-    num_images: Images = 1
-    scheduler: Sampler | None = Field(default=None, description=_SAMPLER)
-    output_format: OutputFormat | None = None
-    deadline_seconds: Deadline | None = Field(default=None, description=_DEADLINE)
-
-    @field_validator("count", mode="after")
-    @classmethod
-    def _bounded(cls, count: int, info: ValidationInfo) -> int:
-        prompts = len(info.data.get("prompts", ()))
-        if prompts * count > BATCH_MAX:
-            raise ValueError(
-                f"must be at most {BATCH_MAX // prompts} with {prompts} prompts: "
-                f"a batch has at most {BATCH_MAX} contents"
-            )
-        return count
-
-
-class BatchAccepted(BaseModel):
-    """The contents of a new batch, prompt by prompt."""
-
-    batch_id: uuid.UUID
-    content_ids: list[uuid.UUID]
-
-
-class BatchOut(Out):
-    """How far a batch is."""
-
-    batch_id: uuid.UUID
-    total: int = Field(description="as accepted; deleted contents stay counted here")
-    queued: int = 0
-    running: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    prompts: list[str] = Field(description="the first ones, shortened")
-    created_at: datetime
-
-
-_SHOWN_PROMPTS = 3
-_SHOWN_CHARS = 200
-
-
-def batch_out(batch: Batch, counts: dict[str, int]) -> BatchOut:
-    """`batch` as the API shows it, with its contents by status."""
-    return BatchOut.model_validate(
-        {
-            "batch_id": batch.id,
-            "total": batch.total,
-            "prompts": [
-                prompt[:_SHOWN_CHARS]
-                for prompt in batch.request.get("prompts", [])[:_SHOWN_PROMPTS]
-            ],
-            "created_at": batch.created_at,
-            **counts,
-        }
-    )
+    deadline_seconds: Deadline | None = Field(default=None, description=DEADLINE)
 
 
 class ImageOut(BaseModel):

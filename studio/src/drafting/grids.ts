@@ -1,21 +1,24 @@
-// X/Y grids: one picture for every pair of values of two parameters. Kept on this device.
+// X/Y grids: one picture for every pair of values of two parameters. The backend keeps them, as
+// batches; the cell of a picture is known by its own parameters.
 
 import { signal } from '@preact/signals';
-import { drawOrThrow } from '../state/actions';
-import { asBody, randomSeed, SEED_MAX, type Draft, type Whole } from './draft';
+import { asBody, SEED_MAX, type Draft, type Whole } from './draft';
 import { estimate, type Estimate } from './estimate';
 import { number, readNumber, splitNumbers, t } from '../i18n';
-import { recall, remember } from '../state/memory';
-import { loras as library } from '../state/store';
-import type { GenerateBody, Lora, Model } from '../server/types';
+import { api } from '../server/api';
+import { contentsOf } from '../state/batchList';
+import { loras as library, prependToFeed, tellProblem } from '../state/store';
+import { announce } from '../state/tabs';
+import { follow } from '../server/live';
+import type { Batch, BatchBody, Content, GridAxis, Lora, Model } from '../server/types';
 
 /** `lora:<id>` is that LoRA's scale. */
 export type Parameter = 'seed' | 'steps' | 'cfg' | `lora:${string}`;
 
 export interface Axis {
   parameter: Parameter;
-  /** Of a LoRA: its name when the grid was made. */
-  name?: string;
+  /** Of a LoRA: its name in the pictures' own record, should it be deleted. */
+  name?: string | undefined;
   values: number[];
 }
 
@@ -25,27 +28,60 @@ export interface Grid {
   made: string;
   x: Axis;
   y: Axis;
-  /** Row by row; null: not asked for (yet). */
+  /** Row by row; null: not known yet, or deleted. */
   cells: (string | null)[][];
 }
 
 export const MAX_CELLS = 100;
-const KEPT = 12;
-export const grids = signal<Grid[]>(recall<Grid[]>('grids', []));
+const LISTED = 12;
+/** The newest ones, as the backend lists them; null until it has. */
+export const grids = signal<Batch[] | null>(null);
 
-export function putGrid(grid: Grid): void {
-  grids.value = [grid, ...grids.value.filter((one) => one.id !== grid.id)].slice(0, KEPT);
-  remember('grids', grids.value);
+export async function listGrids(): Promise<void> {
+  try {
+    grids.value = (await api.batches(LISTED, null, true)).items;
+  } catch (error) {
+    tellProblem(error);
+  }
 }
 
 export function clearGrids(): void {
-  grids.value = [];
-  remember('grids', []);
+  grids.value = null;
 }
 
-export function dropGrid(id: string): void {
-  grids.value = grids.value.filter((one) => one.id !== id);
-  remember('grids', grids.value);
+function axisFrom(axis: GridAxis, contents: Content[]): Axis {
+  if (axis.parameter !== 'lora') return { parameter: axis.parameter, values: axis.values };
+  const id = axis.lora_model_id ?? '';
+  const used = contents.flatMap((one) => one.loras).find((one) => one.lora_model_id === id);
+  return { parameter: `lora:${id}`, name: used?.name, values: axis.values };
+}
+
+export const axesOf = ({ grid }: Batch): [Axis, Axis] | null =>
+  grid && [axisFrom(grid.x, []), axisFrom(grid.y, [])];
+
+function valueOf(content: Content, parameter: Parameter): number | null {
+  if (parameter === 'seed' || parameter === 'steps' || parameter === 'cfg')
+    return content.parameters[parameter];
+  const id = parameter.slice('lora:'.length);
+  return content.loras.find((used) => used.lora_model_id === id)?.scale ?? null;
+}
+
+/** A batch with its contents as a grid; null where it is none. */
+export function gridOf(batch: Batch, contents: Content[]): Grid | null {
+  if (!batch.grid) return null;
+  const [x, y] = [axisFrom(batch.grid.x, contents), axisFrom(batch.grid.y, contents)];
+  const at = (across: number, down: number) =>
+    contents.find(
+      (one) => valueOf(one, x.parameter) === across && valueOf(one, y.parameter) === down,
+    )?.id ?? null;
+  return {
+    id: batch.batch_id,
+    prompt: contents[0]?.prompt ?? batch.prompts[0] ?? '',
+    made: batch.created_at,
+    x,
+    y,
+    cells: y.values.map((down) => x.values.map((across) => at(across, down))),
+  };
 }
 
 export function parametersOf(loras: Lora[]): { parameter: Parameter; label: string }[] {
@@ -118,50 +154,35 @@ export function valuesProblem(parameter: Parameter, values: number[], by: Model)
   return t(whole ? 'check.whole' : 'check.range', { min: number(min, 1), max: number(max, 1) });
 }
 
-function withValue(body: GenerateBody, parameter: Parameter, value: number): GenerateBody {
+function asAxis({ parameter, values }: Axis): GridAxis {
   if (parameter === 'seed' || parameter === 'steps' || parameter === 'cfg')
-    return { ...body, [parameter]: value };
-  const id = parameter.slice('lora:'.length);
-  const others = body.loras.filter((one) => one.lora_model_id !== id);
-  return { ...body, loras: [...others, { lora_model_id: id, scale: value }] };
+    return { parameter, values };
+  return { parameter: 'lora', lora_model_id: parameter.slice('lora:'.length), values };
 }
 
-/** Grids whose cells are still being asked for; one taken out is asked for no further. */
-const asking = new Set<string>();
-
-export const stopAsking = (id: string): void => void asking.delete(id);
-
-/** Ask for every cell, row by row. Stops at the first refusal, which is thrown. */
-export async function startGrid(
-  of: Draft,
-  x: Axis,
-  y: Axis,
-  onStarted: (grid: Grid) => void,
-): Promise<Grid> {
-  const body: GenerateBody = { ...asBody(of), num_images: 1 };
-  // What is not on an axis is the same in every cell.
-  body.seed ??= randomSeed();
-  const grid: Grid = {
-    id: Date.now().toString(36),
-    prompt: of.prompt,
-    made: new Date().toISOString(),
-    x,
-    y,
-    cells: y.values.map(() => x.values.map(() => null)),
+/** Ask for all cells at once; returns the batch's id. */
+export async function startGrid(of: Draft, x: Axis, y: Axis): Promise<string> {
+  const { prompt, ...settings } = asBody(of);
+  const body: BatchBody = {
+    ...settings,
+    num_images: 1,
+    prompts: [prompt ?? ''],
+    grid: { x: asAxis(x), y: asAxis(y) },
   };
-  asking.add(grid.id);
-  putGrid(grid);
-  onStarted(grid);
-  for (const [row, yValue] of y.values.entries()) {
-    for (const [column, xValue] of x.values.entries()) {
-      const cell = withValue(withValue(body, x.parameter, xValue), y.parameter, yValue);
-      if (!asking.has(grid.id)) return grid;
-      const content = await drawOrThrow(cell);
-      const cells = grid.cells[row];
-      if (cells) cells[column] = content.id;
-      putGrid({ ...grid, cells: grid.cells.map((one) => [...one]) });
-    }
-  }
-  asking.delete(grid.id);
-  return grid;
+  return (await api.batch(body)).batch_id;
+}
+
+/** A grid with its contents, which are followed from here on. */
+export async function loadGrid(id: string): Promise<Grid | null> {
+  const batch = await api.readBatch(id);
+  const contents = await contentsOf(id);
+  follow(...[...contents].reverse());
+  return gridOf(batch, contents);
+}
+
+/** Show what was accepted just now among the newest pictures, in all tabs. */
+export function noteNew(grid: Grid): void {
+  const ids = grid.cells.flat().filter((one) => one !== null);
+  prependToFeed(ids);
+  announce({ kind: 'made', ids });
 }

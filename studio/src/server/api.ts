@@ -176,8 +176,9 @@ export const api = {
     call<BatchAccepted>('POST', '/content/batch', body),
   repeatBatch: (id: string) => call<BatchAccepted>('POST', `/content/batch/${id}/repeat`),
   cancelBatch: (id: string) => call<Batch>('POST', `/content/batch/${id}/cancel`),
-  batches: (limit: number, cursor: string | null) =>
-    call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor })),
+  /** Only the grids, or only the others. */
+  batches: (limit: number, cursor: string | null, grid: boolean) =>
+    call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor, grid })),
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),
   costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
 };

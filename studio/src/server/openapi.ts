@@ -63,7 +63,7 @@ export interface paths {
         };
         /**
          * List Batches
-         * @description Batches and how far they are, newest first.
+         * @description Batches and how far they are, newest first; with `grid` only the grids, or the others.
          */
         get: operations["list_batches_api_v1_content_batch_get"];
         put?: never;
@@ -1014,7 +1014,7 @@ export interface components {
         };
         /**
          * BatchAccepted
-         * @description The contents of a new batch, prompt by prompt.
+         * @description The contents of a new batch, prompt by prompt; of a grid, row by row.
          */
         BatchAccepted: {
             /**
@@ -1028,6 +1028,9 @@ export interface components {
         /**
          * BatchIn
          * @description `POST /content/batch`: every prompt `count` times; a given seed counts upwards.
+         *
+         *     With `grid` it is one prompt's pictures for each pair of two parameters' values, all else, the
+         *     seed included, being the same in each.
          */
         BatchIn: {
             /** Prompts */
@@ -1070,6 +1073,8 @@ export interface components {
              * @description seconds until it fails where it has not ended, waiting included
              */
             deadline_seconds?: number | null;
+            /** @description of one prompt, with count 1 */
+            grid?: components["schemas"]["Grid"] | null;
         };
         /**
          * BatchOut
@@ -1116,6 +1121,8 @@ export interface components {
              * @description the first ones, shortened
              */
             prompts: string[];
+            /** @description its axes: a content's own `parameters` and `loras` say in which cell it is */
+            grid: components["schemas"]["Grid"] | null;
             /**
              * Created At
              * Format: date-time
@@ -1600,6 +1607,34 @@ export interface components {
              */
             deadline_seconds?: number | null;
         };
+        /**
+         * Grid
+         * @description Two axes: `x` is across, `y` is down.
+         */
+        Grid: {
+            x: components["schemas"]["GridAxis"];
+            y: components["schemas"]["GridAxis"];
+        };
+        /**
+         * GridAxis
+         * @description A parameter and its values; `lora` is the scale of the LoRA with this id.
+         */
+        GridAxis: {
+            parameter: components["schemas"]["GridParameter"];
+            /**
+             * Lora Model Id
+             * @description of a `lora` axis
+             */
+            lora_model_id?: string | null;
+            /** Values */
+            values: number[];
+        };
+        /**
+         * GridParameter
+         * @description What may differ from cell to cell.
+         * @enum {string}
+         */
+        GridParameter: "seed" | "steps" | "cfg" | "lora";
         /**
          * ImageOut
          * @description One picture; its URLs expire.
@@ -2667,6 +2702,7 @@ export interface operations {
                 limit?: number;
                 /** @description next_cursor of the page before */
                 cursor?: string | null;
+                grid?: boolean | null;
             };
             header?: never;
             path?: never;

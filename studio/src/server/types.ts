@@ -26,6 +26,7 @@ export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits'
 export type GenerateBody = Shapes['GenerateIn'] &
   Required<Pick<Shapes['GenerateIn'], 'loras' | 'negative_prompt' | 'num_images'>>;
 export type BatchBody = Shapes['BatchIn'];
+export type GridAxis = Shapes['GridAxis'];
 export type BatchAccepted = Shapes['BatchAccepted'];
 export type Batch = Shapes['BatchOut'];
 export type CostGroup = Shapes['CostGroup'];

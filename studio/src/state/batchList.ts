@@ -3,7 +3,7 @@
 import { signal } from '@preact/signals';
 import { api } from '../server/api';
 import { tellProblem } from './store';
-import type { Batch } from '../server/types';
+import type { Batch, Content } from '../server/types';
 
 const SHOWN_AT_ONCE = 20;
 
@@ -13,7 +13,7 @@ export const next = signal<string | null>(null);
 
 export async function listMore(): Promise<void> {
   try {
-    const page = await api.batches(SHOWN_AT_ONCE, next.value);
+    const page = await api.batches(SHOWN_AT_ONCE, next.value, false);
     const before = listed.value ?? [];
     const known = new Set(before.map((batch) => batch.batch_id));
     listed.value = [...before, ...page.items.filter((batch) => !known.has(batch.batch_id))];
@@ -33,4 +33,18 @@ export async function listAnew(): Promise<void> {
 export function clearBatches(): void {
   listed.value = null;
   next.value = null;
+}
+
+const PAGE = 200;
+
+/** All contents of a batch, page by page. */
+export async function contentsOf(batch_id: string): Promise<Content[]> {
+  const found: Content[] = [];
+  let cursor: string | null = null;
+  do {
+    const page = await api.contents({ batch_id, limit: PAGE, cursor });
+    found.push(...page.items);
+    cursor = page.next_cursor;
+  } while (cursor);
+  return found;
 }

@@ -8,13 +8,13 @@ import { duration, moment, plural, t, usd } from '../i18n';
 import { follow } from '../server/live';
 import { SettingsLine } from '../parts/composer/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
-import { listAnew, listed, listMore, next } from '../state/batchList';
+import { contentsOf, listAnew, listed, listMore, next } from '../state/batchList';
 import { explain } from '../server/explain';
 import { NumberInput } from '../parts/composer/numberInput';
 import { Thumb } from '../parts/pictures/picture';
 import { keep, model, prependToFeed, tellProblem } from '../state/store';
 import { announce } from '../state/tabs';
-import type { Batch, BatchBody, Content } from '../server/types';
+import type { Batch, BatchBody } from '../server/types';
 import { showBatch } from './gallery';
 
 // The backend's bounds for one batch.
@@ -22,19 +22,6 @@ const MAX_PROMPTS = 100;
 const MAX_CONTENTS = 500;
 const MAX_COUNT = 100;
 const LOOK_MS = 2000;
-const PAGE = 200;
-
-/** All contents of a batch, page by page. */
-async function contentsOf(batch_id: string): Promise<Content[]> {
-  const found: Content[] = [];
-  let cursor: string | null = null;
-  do {
-    const page = await api.contents({ batch_id, limit: PAGE, cursor });
-    found.push(...page.items);
-    cursor = page.next_cursor;
-  } while (cursor);
-  return found;
-}
 
 /** Show a batch that was accepted just now, and follow its contents. */
 async function takeUp(batch_id: string): Promise<void> {

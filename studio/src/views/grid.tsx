@@ -1,73 +1,83 @@
 // X/Y grids: two parameters, their values, and the labelled result.
 
 import { useEffect, useState } from 'preact/hooks';
-import { cancel } from '../state/actions';
 import { api, asProblem } from '../server/api';
 import { check, draft, usedLoras, whole } from '../drafting/draft';
 import { explain } from '../server/explain';
 import { save } from '../device/files';
 import { drawGrid } from '../drafting/gridPicture';
 import {
+  axesOf,
   axisOf,
-  dropGrid,
   estimateGrid,
   grids,
   labelOf,
+  listGrids,
+  loadGrid,
   MAX_CELLS,
+  noteNew,
   parametersOf,
-  putGrid,
   readValues,
   startGrid,
-  stopAsking,
   valuesProblem,
   type Grid,
   type Parameter,
 } from '../drafting/grids';
 import { duration, listed, moment, number, plain, plural, t, usd } from '../i18n';
-import { follow } from '../server/live';
 import { Thumb } from '../parts/pictures/picture';
 import { SettingsLine } from '../parts/composer/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
 import { go } from '../state/route';
-import { contentOf, model, tell, tellProblem } from '../state/store';
+import { contentOf, keep, model, tellProblem } from '../state/store';
 import { isFinal } from '../server/types';
 
 export function GridView({ id }: { id: string | undefined }) {
-  const shown = grids.value.find((one) => one.id === id);
+  useEffect(() => void listGrids(), [id]);
+  const earlier = grids.value?.filter((one) => one.batch_id !== id) ?? [];
   return (
     <div class="page grid-page">
       <header class="page-head">
         <h1>{t('nav.grid')}</h1>
-        {shown && (
+        {id && (
           <a class="button" href="#/grid">
             {t('grid.new')}
           </a>
         )}
       </header>
-      {shown ? <Result grid={shown} /> : id ? <Empty icon="grid" title={t('grid.gone')} /> : <Form />}
-      {grids.value.some((one) => one !== shown) && (
+      {id ? <Kept key={id} id={id} /> : <Form />}
+      {earlier.length > 0 && (
         <section class="stack">
           <h2>{t('grid.earlier')}</h2>
           <ul class="choices">
-            {grids.value
-              .filter((one) => one !== shown)
-              .map((one) => (
-                <li key={one.id}>
-                  <a href={`#/grid/${one.id}`}>
-                    <strong>
-                      {labelOf(one.x)} × {labelOf(one.y)}
-                    </strong>
-                    <span class="muted small">
-                      {one.prompt.slice(0, 80)} · {moment(one.made)}
-                    </span>
-                  </a>
-                </li>
-              ))}
+            {earlier.map((one) => (
+              <li key={one.batch_id}>
+                <a href={`#/grid/${one.batch_id}`}>
+                  <strong>{axesOf(one)?.map(labelOf).join(' × ')}</strong>
+                  <span class="muted small">
+                    {one.prompts[0]?.slice(0, 80)} · {moment(one.created_at)}
+                  </span>
+                </a>
+              </li>
+            ))}
           </ul>
         </section>
       )}
     </div>
   );
+}
+
+/** A grid of the backend's, by its id. */
+function Kept({ id }: { id: string }) {
+  const [grid, setGrid] = useState<Grid | null>(null);
+  const [isGone, setGone] = useState(false);
+  useEffect(() => {
+    loadGrid(id).then(
+      (found) => (found ? setGrid(found) : setGone(true)),
+      (error) => (asProblem(error).status === 404 ? setGone(true) : tellProblem(error)),
+    );
+  }, [id]);
+  if (isGone) return <Empty icon="grid" title={t('grid.gone')} />;
+  return grid ? <Result grid={grid} /> : <Loading />;
 }
 
 function Form() {
@@ -99,10 +109,12 @@ function Form() {
     if (noPrompt) return;
     setBusy(true);
     try {
-      // Shown from its first cell on; what the line refuses later is told where the reader is.
-      await startGrid(draft.value, axisOf(x, axes.x), axisOf(y, axes.y), (grid) => go(`grid/${grid.id}`));
+      const id = await startGrid(draft.value, axisOf(x, axes.x), axisOf(y, axes.y));
+      const grid = await loadGrid(id);
+      if (grid) noteNew(grid);
+      go(`grid/${id}`);
     } catch (problem) {
-      tell(explain(asProblem(problem)), { isError: true });
+      setError(explain(asProblem(problem)));
     } finally {
       setBusy(false);
     }
@@ -184,9 +196,6 @@ function Form() {
 function Result({ grid }: { grid: Grid }) {
   const [isBusy, setBusy] = useState(false);
   const ids = grid.cells.flat().filter((id) => id !== null);
-  useEffect(() => {
-    for (const id of ids) if (!contentOf(id).peek()) api.content(id).then(follow, () => {});
-  }, [grid.id]);
   const done = ids.filter((id) => contentOf(id).value?.images.length).length;
   const open = ids.filter((id) => {
     const content = contentOf(id).value;
@@ -194,8 +203,19 @@ function Result({ grid }: { grid: Grid }) {
   });
   const cells = grid.x.values.length * grid.y.values.length;
   const stop = async () => {
-    stopAsking(grid.id);
-    for (const id of [...open].reverse()) await cancel(id);
+    try {
+      await api.cancelBatch(grid.id);
+      for (const id of open) api.content(id).then(keep, () => {});
+    } catch (error) {
+      tellProblem(error);
+    }
+  };
+  const repeat = async () => {
+    try {
+      go(`grid/${(await api.repeatBatch(grid.id)).batch_id}`);
+    } catch (error) {
+      tellProblem(error);
+    }
   };
   const download = async () => {
     setBusy(true);
@@ -223,20 +243,11 @@ function Result({ grid }: { grid: Grid }) {
           <Button icon="download" disabled={!done || isBusy} onClick={() => void download()}>
             {t('grid.download')}
           </Button>
-          <Button
-            icon="trash"
-            kind="quiet"
-            iconOnly
-            onClick={() => {
-              dropGrid(grid.id);
-              go('grid');
-              tell(t('grid.forgotten'), {
-                action: { label: t('action.undo'), run: () => putGrid(grid) },
-              });
-            }}
-          >
-            {t('grid.forget')}
-          </Button>
+          {open.length === 0 && (
+            <Button icon="again" onClick={() => void repeat()}>
+              {t('batch.repeat')}
+            </Button>
+          )}
         </div>
       </div>
       <div class="xy-scroll" tabIndex={0} role="region" aria-label={t('nav.grid')}>

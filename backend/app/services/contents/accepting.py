@@ -29,8 +29,9 @@ from app.repositories.batches import BatchRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
-from app.schemas.content import BatchIn, GenerateIn
-from app.services.contents.drafts import Draft, digest_of, draft_content
+from app.schemas.batches import BatchIn
+from app.schemas.content import GenerateIn
+from app.services.contents.drafts import Draft, digest_of, draft_content, members_of
 from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
 from app.services.contents.resolve import again_request, asked_again, check_limits
@@ -148,10 +149,12 @@ class ContentService(ContentReading):
     ) -> tuple[Batch, list[uuid.UUID]]:
         """Put every prompt `count` times in the queue, all or none. A given seed counts upwards.
 
+        A grid is put there cell by cell.
+
         Raises:
             As `accept`; the message names the prompt.
         """
-        with span("content.accept_batch", contents=len(asked.prompts) * asked.count):
+        with span("content.accept_batch", contents=asked.size):
             return await self._accept_batch(owner, asked, idempotency_key, allowance)
 
     async def _accept_batch(
@@ -184,11 +187,10 @@ class ContentService(ContentReading):
         idempotency_key: str | None,
         allowance: Allowance,
     ) -> tuple[Batch, list[uuid.UUID]]:
-        common = asked.model_dump(exclude={"prompts", "count"}, exclude_unset=True)
         batch = Batch(
             id=uuid.uuid4(),
             owner=owner,
-            total=len(asked.prompts) * asked.count,
+            total=asked.size,
             request=asked.model_dump(mode="json", exclude_unset=True),
             request_sha256=digest,
             idempotency_key=idempotency_key,
@@ -196,18 +198,16 @@ class ContentService(ContentReading):
         )
         contents: list[Content] = []
         expected_usd = 0.0
-        for number, prompt in enumerate(asked.prompts):
-            one = GenerateIn(prompt=prompt, **common)
+        for field, one, copies in members_of(asked, self._draw_seed):
             try:
                 draft = await self._draft(owner, one)
             except InvalidPrompt as error:
-                field = f"prompts[{number}]"
                 raise InvalidPrompt(
                     f"{field}: {error.message}", details={"field": field}
                 ) from error
-            for _ in range(asked.count):
+            for _ in range(copies):
                 seed = None
-                if asked.seed is not None:
+                if asked.seed is not None and asked.grid is None:
                     seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
                 content = draft.content(seed, digest, None)
                 content.batch_id = batch.id

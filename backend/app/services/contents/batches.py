@@ -47,16 +47,18 @@ class BatchService:
             return await BatchRepository(session, owner).open_ids(batch_id)
 
     async def page(
-        self, owner: str, *, limit: int, cursor: str | None
+        self, owner: str, *, limit: int, cursor: str | None, is_grid: bool | None = None
     ) -> tuple[list[Counted], str | None]:
-        """Newest first, and the cursor of the next page.
+        """Newest first, and the cursor of the next page; only the grids, or only the others.
 
         Raises:
             InvalidRequest: `cursor` is none.
         """
         after = None if cursor is None else read_cursor(cursor)
         async with self._database.session() as session:
-            found = await BatchRepository(session, owner).page(limit=limit + 1, after=after)
+            found = await BatchRepository(session, owner).page(
+                limit=limit + 1, after=after, is_grid=is_grid
+            )
         page = found[:limit]
         if len(found) <= limit:
             return page, None

@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.core.db import Database
 from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
 from app.repositories.contents import ContentRepository, ContentStatements
-from app.schemas.content import BatchIn, GenerateIn
+from app.schemas.batches import BatchIn
+from app.schemas.content import GenerateIn
 from app.services.contents.resolve import (
     as_request,
     check_limits,
@@ -34,6 +35,26 @@ def digest_of(asked: GenerateIn | BatchIn) -> str:
     """By which the same body is recognised when it comes again."""
     text = json.dumps(asked.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Member(NamedTuple):
+    """A part of a batch: its place in the request, what it asks, and how often."""
+
+    field: str
+    asked: GenerateIn
+    copies: int
+
+
+def members_of(asked: BatchIn, draw_seed: Callable[[], int]) -> Iterator[Member]:
+    """A batch's prompts, or a grid's cells. What is on no axis is the same in every cell."""
+    common = asked.model_dump(exclude={"prompts", "count", "grid"}, exclude_unset=True)
+    if asked.grid is None:
+        for number, prompt in enumerate(asked.prompts):
+            yield Member(f"prompts[{number}]", GenerateIn(prompt=prompt, **common), asked.count)
+        return
+    common.setdefault("seed", draw_seed())
+    for cell in asked.grid.cells(GenerateIn(prompt=asked.prompts[0], **common)):
+        yield Member("prompts[0]", cell, 1)
 
 
 @dataclass(frozen=True)
