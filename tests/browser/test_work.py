@@ -74,7 +74,7 @@ def test_a_grid_is_labelled_and_downloads_as_one_picture(
 
     # Another browser, or this one without what it kept, shows it too.
     other = open_page(studio.url, path="#/grid")
-    other.get_by_role("link", name="CFG × Seed").first.click()
+    other.get_by_role("link", name="Guidance (CFG) × Seed").first.click()
     expect(other.locator(".xy td img")).to_have_count(4)
     expect(other.locator(".xy th[scope=col]")).to_have_text(["2", "6"])
     other.get_by_role("button", name="Repeat").click()
