@@ -2,7 +2,7 @@
 
 import { computed, signal } from '@preact/signals';
 import { recall, remember } from '../state/memory';
-import en from './en.json';
+import type en from './en.json';
 
 export type Key = keyof typeof en;
 type Plural<K> = K extends `${infer Base}.other` ? Base : never;
@@ -11,11 +11,23 @@ export type Language = 'en' | 'es';
 export const LANGUAGES: Record<Language, string> = { en: 'English', es: 'Español' };
 
 type Dictionary = Record<Key, string>;
-const DICTIONARIES: Partial<Record<Language, Dictionary>> = { en };
+const DICTIONARIES: Partial<Record<Language, Dictionary>> = {};
+const RETRY_MS = 1000;
+const TRIES = 5;
 
-/** Fetch a language's words; English is always there, as the words of last resort. */
+/** Fetch a language's words: nobody reads two at once. A line that drops them is tried again. */
 async function load(wanted: Language): Promise<void> {
-  if (wanted === 'es') DICTIONARIES.es ??= (await import('./es.json')).default satisfies Dictionary;
+  for (let left = TRIES; !DICTIONARIES[wanted]; left--) {
+    try {
+      DICTIONARIES[wanted] =
+        wanted === 'es'
+          ? ((await import('./es.json')).default satisfies Dictionary)
+          : (await import('./en.json')).default;
+    } catch (error) {
+      if (left <= 1) throw error;
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
 }
 
 function firstLanguage(): Language {
@@ -28,7 +40,8 @@ export const language = signal<Language>('en');
 
 /** Show the page in a language, once its words are there. */
 async function show(wanted: Language): Promise<void> {
-  await load(wanted).catch(() => {});
+  // Any words are better than none.
+  await load(wanted).catch(() => load('en').catch(() => {}));
   if (DICTIONARIES[wanted]) language.value = wanted;
 }
 
@@ -44,8 +57,9 @@ type Values = Record<string, string | number>;
 
 /** The words of `key`, with `{name}` replaced by `values.name`. */
 export function t(key: Key, values: Values = {}): string {
-  return (DICTIONARIES[language.value] ?? en)[key].replace(/\{(\w+)\}/g, (whole, name: string) =>
-    name in values ? String(values[name]) : whole,
+  return (DICTIONARIES[language.value]?.[key] ?? key).replace(
+    /\{(\w+)\}/g,
+    (whole, name: string) => (name in values ? String(values[name]) : whole),
   );
 }
 
@@ -57,7 +71,7 @@ export function plural(key: PluralKey, n: number, values: Values = {}): string {
 
 /** The words of `key` where the dictionary has it, else `otherwise`. */
 export function tMaybe(key: string, otherwise: string, values: Values = {}): string {
-  return key in en ? t(key as Key, values) : otherwise;
+  return key in (DICTIONARIES[language.value] ?? {}) ? t(key as Key, values) : otherwise;
 }
 
 const rules = computed(() => new Intl.PluralRules(language.value));
