@@ -142,9 +142,7 @@ async def list_batches(
     grid: bool | None = None,
 ) -> Page[BatchOut]:
     """Batches and how far they are, newest first; with `grid` only the grids, or the others."""
-    rows, next_cursor = await services.batches.page(
-        owner, limit=limit, cursor=cursor, is_grid=grid
-    )
+    rows, next_cursor = await services.batches.page(owner, limit=limit, cursor=cursor, is_grid=grid)
     return Page(items=[batch_out(*row) for row in rows], next_cursor=next_cursor)
 
 
