@@ -9,9 +9,9 @@ The rules, all of them:
 - Parentheses without a weight are text, as in any prose; so are `(style: oil)` and `(at 5:30 pm)`,
   because a weight is one word right behind its colon, or a number behind blanks.
 - `\(` and `\)` are parentheses that never carry a weight.
-- What looks like a weight and is none (`(word:)`, `(word:x)`, `(word:1.2.3)`, `(word:9)`, a
-  missing parenthesis, brackets or signs of another script around a number) is refused by name:
-  drawing another picture in silence would be worse.
+- What looks like a weight and is none (`(word:)`, `(word:x)`, `(word:1.2.3)`, `(word:9)`,
+  `(word:1:2)`, `(word):1`, `(word)++`, a missing parenthesis, brackets or signs of another script
+  around a number) is refused by name: drawing another picture in silence would be worse.
 - `<lora:name:0.8>` is refused as well: LoRAs are named beside the prompt, not in it.
 """
 
@@ -33,10 +33,24 @@ _AFTER_COLON_AND_BLANKS = re.compile(r"\s*:\s+([-+]?(?:\d[\d.,]*|[.,]\d[\d.,]*))
 _AFTER_CLOSE = re.compile(r"[-+]?\.?\d[\d.]*(?:,\d+)?")
 _OPEN_WEIGHT = re.compile(r":[-+]?\.?\d")
 # Tags of other tools; also written into the files of this project's own pictures.
-_TAG = re.compile(r"<\s*(?:lora|lyco|lycoris|hypernet)\s*:[^<>]{0,60}>?", re.IGNORECASE)
-_OTHER_BRACKETS = re.compile(r"(?<!\\)[\[{][^\[\]{}()<>]{1,200}:\s*[\d.]+\s*[\]}]")
-_WIDE = re.compile(r"[(\uff08][^()\uff08\uff09]{1,200}[:\uff1a]\s*[\d.]+\s*[)\uff09]")
-_WIDE_SIGNS = frozenset("\uff08\uff09\uff1a")
+_TAG = re.compile(
+    r"(?:[<\uff1c\ufe64]|&lt;)\s*(?:lora|lyco|lycoris|hypernet)\s*[:\uff1a\ufe55\u2236][^<>]{0,60}>?",
+    re.IGNORECASE,
+)
+# What it holds may be in brackets of its own, once.
+_OTHER_BRACKETS = re.compile(
+    r"(?<!\\)[\[{](?:[^\[\]{}()<>]|[\[({][^\[\]{}()<>]{0,80}[\])}]){1,200}:\s*[\d.]+\s*[\]}]"
+)
+_WIDE = re.compile(
+    r"[(\uff08\ufe59][^()\uff08\uff09\ufe59\ufe5a]{1,200}[:\uff1a\ufe55\u2236]"
+    r"\s*[\d.]+\s*[)\uff09\ufe5a]"
+)
+_WIDE_SIGNS = frozenset("\uff08\uff09\uff1a\ufe55\ufe59\ufe5a\u2236")
+# Where a parenthesis follows, the number is a weight of what stands around.
+_OUTSIDE = re.compile(r"(?<!\\)\)\s{0,8}:[-+]?\.?\d[\d.,]*(?![\d.,]|\s*\))")
+_PLUS = re.compile(r"(?<!\\)\)(\+{1,8}|-{2,8})(?![\w+-])")
+_TWO_COLONS = re.compile(r"::\s*[-+]?[\d.,]+\s*$")
+_TWO_WEIGHTS = re.compile(r":\s*[-+]?(?:\d[\d.]*|\.\d+)\s*:\s*[-+]?[\d.,]+\s*$")
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,12 @@ def _refuse_lookalikes(text: str, field: str) -> None:
     for found in _WIDE.finditer(text):
         if _WIDE_SIGNS & set(found[0]):
             raise _malformed(field, found[0], "its signs are not those of ASCII")
+    found = _OUTSIDE.search(text)
+    if found is not None:
+        raise _malformed(field, found[0], "the number stands outside of the parentheses")
+    found = _PLUS.search(text)
+    if found is not None:
+        raise _malformed(field, found[0], f"{found[1]!r} is not a number")
 
 
 def _close(text: str, place: int, stack: list[_Group], field: str) -> int:
@@ -142,6 +162,10 @@ def _close(text: str, place: int, stack: list[_Group], field: str) -> int:
     if inside is not None and behind is not None:
         raise _malformed(field, whole + behind.group(0), "it has two weights")
     if inside is not None:
+        if _TWO_COLONS.search(content):
+            raise _malformed(field, whole, "it has two colons")
+        if _TWO_WEIGHTS.search(content):
+            raise _malformed(field, whole, "it has two weights")
         weight = _number(inside.group(1), field, whole)
         last = group.parts.pop()
         group.add(last.text.removesuffix(inside.group(0)))

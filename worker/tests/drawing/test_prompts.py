@@ -57,6 +57,9 @@ def parsed(text: str) -> list[tuple[str, float]]:
         (r"\[red:1.5]", [(r"\[red:1.5]", 1)]),
         ("\uff08red\uff09", [("\uff08red\uff09", 1)]),
         ("a < b, <3", [("a < b, <3", 1)]),
+        ("(a cat): 3 of them", [("(a cat): 3 of them", 1)]),
+        ("C++, (a)-b and (c) - d", [("C++, (a)-b and (c) - d", 1)]),
+        ("ratio 2\u22361", [("ratio 2\u22361", 1)]),
     ],
 )
 def test_weights_are_read_and_all_else_is_text(
@@ -93,6 +96,18 @@ def test_weights_are_read_and_all_else_is_text(
         ("{red:1.5}", "only parentheses"),
         ("(red\uff1a1.5)", "not those of ASCII"),
         ("\uff08red:1.5\uff09", "not those of ASCII"),
+        ("(red\u22361.5)", "not those of ASCII"),
+        ("\ufe59red\ufe551.5\ufe5a", "not those of ASCII"),
+        ("(red:1.5:2)", "two weights"),
+        ("(red: 1.5: 2)", "two weights"),
+        ("(red::1.5)", "two colons"),
+        ("(red):1.5", "stands outside"),
+        ("(red) :1.5", "stands outside"),
+        ("[[cat] dog:1.5]", "only parentheses"),
+        ("[(cat):1.5]", "only parentheses"),
+        ("(red)++", "'++'"),
+        ("(red)--", "'--'"),
+        ("(red:1.5)+", "'+'"),
     ],
 )
 def test_a_malformed_weight_is_an_error_that_quotes_it(text: str, says: str) -> None:
@@ -116,6 +131,9 @@ def test_a_malformed_weight_is_an_error_that_quotes_it(text: str, says: str) -> 
         "<hypernet:x:1>",
         "<lora:x:1",
         "(<lora:x:1>:1.2)",
+        "\uff1clora:x:1\uff1e",
+        "<lora\uff1ax\uff1a1>",
+        "&lt;lora:x:1&gt;",
     ],
 )
 def test_a_lora_named_in_the_prompt_is_refused_and_never_drawn_as_words(tag: str) -> None:
@@ -131,7 +149,7 @@ def test_any_text_is_read_or_refused_and_text_without_colon_or_digit_is_kept(tex
         fragments = parse_weights(text)
     except InvalidPrompt:
         assert "(" in text
-        assert any(sign in text for sign in ":13")
+        assert any(sign in text for sign in ":13") or ")--" in text
         return
     assert all(0 <= fragment.weight <= 3 for fragment in fragments)
     if not any(sign in text for sign in ":13\\"):
