@@ -19,6 +19,7 @@ from app.repositories.loras import LoraRepository
 from app.schemas.identities import AvatarIn, AvatarPatch
 from app.services.collection import check_cover
 from sdxl_contract.errors import InvalidRequest
+from sdxl_contract.prompt_syntax import parse_weights
 
 
 class AvatarService:
@@ -32,8 +33,10 @@ class AvatarService:
 
         Raises:
             NotFound: its LoRA is not there.
+            InvalidPrompt, InvalidRequest: a prompt cannot be read, or is blank.
         """
         _check_prompt(asked.base_prompt)
+        parse_weights(asked.negative_prompt, "negative_prompt")
         now = utc_now()
         avatar = Avatar(
             id=uuid.uuid4(), owner=owner, created_at=now, updated_at=now, **asked.model_dump()
@@ -64,10 +67,12 @@ class AvatarService:
 
         Raises:
             NotFound: the avatar or its new LoRA is not there.
+            InvalidPrompt, InvalidRequest: a prompt cannot be read, or is blank.
         """
         changes = asked.model_dump(exclude_unset=True)
         if "base_prompt" in changes:
             _check_prompt(asked.base_prompt)
+        parse_weights(asked.negative_prompt, "negative_prompt")
         async with self._database.session() as session:
             avatar = await _find(session, owner, avatar_id, lock=True)
             await _check_lora(session, owner, changes.get("lora_model_id"))
@@ -112,3 +117,5 @@ def _check_prompt(prompt: str) -> None:
             "base_prompt is blank: say what the avatar looks like",
             details={"field": "base_prompt"},
         )
+    # Else each of its contents would be refused, for what no caller of them has written.
+    parse_weights(prompt, "base_prompt")

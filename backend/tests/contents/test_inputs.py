@@ -208,3 +208,18 @@ async def test_an_avatar_s_sampler_is_used_where_the_request_names_none(
     assert (wrong.status_code, wrong.json()["field"]) == (422, "scheduler")
     used = [request.scheduler.value for request in inference.requests]
     assert used == ["lcm", "euler", "default", "default", "default"]
+
+
+async def test_an_avatar_s_prompts_are_read_when_they_are_written(backend: Backend) -> None:
+    avatars = "/api/v1/identities/avatars"
+    made = await backend.http.post(avatars, json={"name": "Mia", "base_prompt": "(Mia:1.2)"})
+    place = f"{avatars}/{made.json()['id']}"
+    for wrong in ("(Mia:much)", "<lora:x:1>", "(Mia):1.5"):
+        for field in ("base_prompt", "negative_prompt"):
+            body = {"name": "Eve", "base_prompt": "Eve", field: wrong}
+            for answer in (
+                await backend.http.post(avatars, json=body),
+                await backend.http.patch(place, json={field: wrong}),
+            ):
+                assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+    assert (await backend.http.patch(place, json={"name": "Mia B."})).status_code == 200
