@@ -179,7 +179,7 @@ def routes() -> frozenset[tuple[str, str]]:
     """(method, path with `{}` for parameters) of backend and worker, read from the source."""
     found = set()
     for file in [
-        *(REPOSITORY / "backend/app/api").glob("*.py"),
+        *(REPOSITORY / "backend/app/api").rglob("*.py"),
         REPOSITORY / "worker/src/sdxl_worker/api.py",
     ]:
         source = file.read_text()

@@ -41,6 +41,7 @@ from app.api.edge.calls import KeyBeforeUpload, RequestLog
 from app.api.edge.compression import JsonGzip
 from app.api.edge.headers import PlainHeaders
 from app.api.edge.utf8_json import Utf8Json
+from app.api.inputs import images
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
@@ -58,6 +59,7 @@ from app.services.contents.events import EventService
 from app.services.contents.listener import Listener
 from app.services.contents.queue import JobQueue
 from app.services.contents.waiters import Waiters
+from app.services.inputs.images import InputImageService
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
@@ -74,6 +76,7 @@ from app.services.worker.base_model import BaseModel
 from app.services.worker.gate import Gate
 from app.services.worker.inference import Inference, TracedInference
 from app.startup import Prepared
+from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 API = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -87,6 +90,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     )
 }
 _UPLOAD = f"{API}/loras/models/upload"
+_IMAGES = f"{API}/images"
 _VERIFY = f"{API}/verify"
 _REPLAYS = (f"{API}/replays", f"{API}/replays/comparison")
 
@@ -138,9 +142,10 @@ def create_app(
         any_key_while_open=False,
         large_bodies={
             _UPLOAD: settings.max_upload_bytes,
+            _IMAGES: IMAGE_MAX_BYTES,
             **dict.fromkeys((_VERIFY, *_REPLAYS), FILE_MAX_BYTES),
         },
-        key_first=frozenset({_UPLOAD, *_REPLAYS}),
+        key_first=frozenset({_UPLOAD, _IMAGES, *_REPLAYS}),
     )
     dialects = app.state.dialects = Dialects(own, dialects_of(settings))
     app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
@@ -163,7 +168,7 @@ def create_app(
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     api.include_router(session.router)
     for router in (
-        *(part.router for part in (content, loras, identities, costs, webhooks)),
+        *(part.router for part in (content, images, loras, identities, costs, webhooks)),
         collection.content_router,
         collection.router,
         health.model_router,
@@ -277,6 +282,7 @@ async def _start(
             base_model=base_model,
             contents=contents,
             loras=loras,
+            inputs=InputImageService(database, storage),
             avatars=AvatarService(database),
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),

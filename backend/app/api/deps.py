@@ -34,6 +34,7 @@ from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
 from app.services.contents.queue import JobQueue
+from app.services.inputs.images import InputImageService
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
@@ -67,6 +68,7 @@ class Services:
     base_model: BaseModel
     contents: ContentService
     loras: LoraService
+    inputs: InputImageService
     avatars: AvatarService
     batches: BatchService
     events: EventService

@@ -7,7 +7,7 @@ from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
 from app.models.content import Content, DialectCall, GenerationEvent, Status
-from app.models.image import Image
+from app.models.image import Image, InputImage
 from app.models.limits import CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import LoraModel, LoraSource
 from app.models.page_session import PageSession
@@ -28,6 +28,7 @@ __all__ = [
     "DialectCall",
     "GenerationEvent",
     "Image",
+    "InputImage",
     "LoraModel",
     "LoraSource",
     "PageSession",

@@ -52,3 +52,25 @@ class Image(Base):
     def keys(self) -> list[str]:
         """Every object that is this picture's."""
         return [key for key in (self.object_key, self.thumbnail_key) if key is not None]
+
+
+class InputImage(Base):
+    """A picture that somebody uploaded to draw from; one for each owner and SHA-256."""
+
+    __tablename__ = "input_image"
+    __table_args__ = (
+        UniqueConstraint("owner", "sha256"),
+        Index(None, "object_key"),
+        Index(None, "used_at"),
+    )
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    width: Mapped[int]
+    height: Mapped[int]
+    media_type: Mapped[str]
+    object_key: Mapped[str]
+    created_at: Mapped[Created]
+    used_at: Mapped[Moment]  # by the newest content that was accepted with it

@@ -16,6 +16,7 @@ from app.models import (
     CallRate,
     Content,
     Image,
+    InputImage,
     LoraModel,
     PageSession,
     RemovedCost,
@@ -119,7 +120,12 @@ class MaintenanceRepository:
         loras = await self._session.scalars(
             select(LoraModel.object_key).where(LoraModel.object_key.in_(wanted))
         )
-        return set(images) | {key for key in thumbnails if key is not None} | set(loras)
+        inputs = await self._session.scalars(
+            select(InputImage.object_key).where(InputImage.object_key.in_(wanted))
+        )
+        return (
+            set(inputs) | set(images) | {key for key in thumbnails if key is not None} | set(loras)
+        )
 
     async def piece_keys(
         self, before: datetime, after: uuid.UUID | None, limit: int
@@ -131,12 +137,14 @@ class MaintenanceRepository:
         rows = await self._session.scalars(query.order_by(Image.id).limit(limit))
         return [(row.id, row.keys) for row in rows]
 
-    async def lora_keys(self, before: datetime) -> Sequence[str]:
-        """Object keys of the LoRAs that came before a moment."""
-        rows = await self._session.scalars(
-            select(LoraModel.object_key).where(LoraModel.created_at < before)
-        )
-        return rows.all()
+    async def file_keys(self, before: datetime) -> Sequence[str]:
+        """Object keys of the LoRAs and the uploaded pictures that came before a moment."""
+        found: list[str] = []
+        for kind in (LoraModel, InputImage):
+            found += await self._session.scalars(
+                select(kind.object_key).where(kind.created_at < before)
+            )
+        return found
 
     async def figures(self, today: datetime) -> Figures:
         """The state of the queue, and the cost of contents since `today`."""

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.models import Batch
-from app.schemas.common import NUMBER, VISIBLE, In, Out, Side, Storable, storable
+from app.schemas.common import NUMBER, VISIBLE, Out, Side, Storable, storable
 from app.schemas.content import (
     DEADLINE,
     SAMPLER,
@@ -31,6 +31,7 @@ from app.schemas.content import (
     Steps,
 )
 from app.schemas.grid import Grid
+from app.schemas.inputs.pictures import FromPictureIn
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat
 
@@ -40,7 +41,7 @@ BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(st
 Count = Annotated[int, Field(ge=1, le=100), NUMBER]
 
 
-class BatchIn(In):
+class BatchIn(FromPictureIn):
     """`POST /content/batch`: every prompt `count` times; a given seed counts upwards.
 
     With `grid` it is one prompt's pictures for each pair of two parameters' values, all else, the

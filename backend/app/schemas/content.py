@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from app.models import Status
 from app.schemas.common import NUMBER, In, Name, Out, Side, Storable
+from app.schemas.inputs.pictures import FromPictureIn
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat, Scheduler, scheduler_named
 
@@ -67,7 +68,7 @@ class LoraUse(In):
         return self
 
 
-class GenerateIn(In):
+class GenerateIn(FromPictureIn):
     """`POST /content/generate`. Ranges that depend on the base model are in `GET /model`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -177,7 +178,7 @@ class WaitingFor(Out):
 
     reason: str = Field(
         description="worker_unreachable, worker_loading, worker_failed, worker_busy, "
-        "lora_unreachable or storage"
+        "lora_unreachable, image_unreachable or storage"
     )
     message: str
 

@@ -36,6 +36,8 @@ _IN_SERVICE = frozenset(
         ErrorCode.INVALID_REQUEST,
         ErrorCode.LORA_DOWNLOAD_FAILED,
         ErrorCode.LORA_LOAD_FAILED,
+        ErrorCode.IMAGE_DOWNLOAD_FAILED,
+        ErrorCode.IMAGE_LOAD_FAILED,
         ErrorCode.CUDA_OOM,
         ErrorCode.OVERLOADED,
     }

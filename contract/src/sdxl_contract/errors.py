@@ -23,6 +23,8 @@ class ErrorCode(StrEnum):
     UNAUTHORIZED = "UNAUTHORIZED"
     LORA_DOWNLOAD_FAILED = "LORA_DOWNLOAD_FAILED"
     LORA_LOAD_FAILED = "LORA_LOAD_FAILED"
+    IMAGE_DOWNLOAD_FAILED = "IMAGE_DOWNLOAD_FAILED"
+    IMAGE_LOAD_FAILED = "IMAGE_LOAD_FAILED"
     MODEL_LOAD_FAILED = "MODEL_LOAD_FAILED"
     GENERATION_FAILED = "GENERATION_FAILED"
     TIMEOUT = "TIMEOUT"
@@ -119,6 +121,26 @@ class LoraLoadFailed(ContractError):
     default_status = 422
 
 
+class ImageDownloadFailed(ContractError):
+    """A source's or mask's URL is bad (400) or its server failed (502, `status=502`).
+
+    `details["field"]` names it, `details["reason"]` is one of `LoraDownloadFailed`'s.
+    """
+
+    code = ErrorCode.IMAGE_DOWNLOAD_FAILED
+    default_status = 400
+
+
+class ImageLoadFailed(ContractError):
+    """The file behind `details["field"]` is no picture that can be drawn from.
+
+    `details["reason"]` is one of: `format`, `damaged`, `too_large`, `too_small`, `empty_mask`.
+    """
+
+    code = ErrorCode.IMAGE_LOAD_FAILED
+    default_status = 422
+
+
 class ModelLoadFailed(ContractError):
     """The base model is not loaded: still loading, failed, or found changed after a restore."""
 
@@ -169,6 +191,8 @@ ERRORS: dict[ErrorCode, type[ContractError]] = {
         Unauthorized,
         LoraDownloadFailed,
         LoraLoadFailed,
+        ImageDownloadFailed,
+        ImageLoadFailed,
         ModelLoadFailed,
         GenerationFailed,
         RequestTimeout,

@@ -21,6 +21,13 @@ SEED_MAX = 2**32 - 1
 TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
 URL_MAX_CHARS = 8192
 
+# Of a picture that a request starts from. A phone's photo has 12 to 25 million pixels.
+IMAGE_MAX_BYTES = 32 * 2**20
+IMAGE_MAX_PIXELS = 25_000_000
+IMAGE_MAX_SIDE = 8192
+# px
+BORDER_MAX, PADDING_MAX, BLUR_MAX = 2048, 512, 128
+
 # A LoRA file is untrusted: these bound what a reader will look at (bytes, tensors, rank).
 # The header's bound is the format's own: trainers write the tags of every caption into it.
 LORA_HEADER_MAX_BYTES = 100_000_000
@@ -46,6 +53,9 @@ class ModelLimits(BaseModel):
     max_loras: int = MAX_LORAS
     max_images: int = MAX_IMAGES
     lora_max_bytes: int = LORA_MAX_BYTES
+    image_max_bytes: int = Field(default=IMAGE_MAX_BYTES, description="of a source or mask")
+    image_max_pixels: int = IMAGE_MAX_PIXELS
+    image_max_side: int = IMAGE_MAX_SIDE
 
     def nearest_side(self, side: int) -> int:
         """The allowed side closest to `side` (px); of two equally close the larger."""

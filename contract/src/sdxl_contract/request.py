@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdxl_contract import limits
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
+from sdxl_contract.fields import NullIsLeftOut, known_sha256, no_bool
 from sdxl_contract.limits import ModelLimits
+from sdxl_contract.pictures import FromPicture, drawn_steps
 from sdxl_contract.prompt_syntax import parse_weights
 
 _SAMPLER_NAME_MAX = 80
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Url = Annotated[str, Field(min_length=1, max_length=limits.URL_MAX_CHARS)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, description="lower-case hex")]
@@ -112,36 +113,7 @@ def scheduler_named(name: str) -> Scheduler | None:
     return _SAMPLERS.get(_sampler_key(name)) if len(name) <= _SAMPLER_NAME_MAX else None
 
 
-def _known_sha256(value: str | None) -> str | None:
-    if value is None:
-        return None
-    lowered = value.lower()
-    if not _SHA256.fullmatch(lowered):
-        raise ValueError("must be a SHA-256 as 64 hexadecimal digits")
-    return lowered
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-class _NullIsLeftOut(BaseModel):
-    """Takes `null` for every field that may be left out, and reads it as just that."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {k: v for k, v in value.items() if v is not None or k not in optional}
-
-
-class LoraRef(_NullIsLeftOut):
+class LoraRef(NullIsLeftOut):
     """One LoRA of a request: where to fetch it, and how strongly to apply it."""
 
     url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
@@ -149,11 +121,11 @@ class LoraRef(_NullIsLeftOut):
     sha256: str | None = Field(default=None, description="lets the worker hit its cache")
     name: str | None = Field(default=None, max_length=200)
 
-    _sha256 = field_validator("sha256")(_known_sha256)
-    _number = field_validator("scale", mode="before")(_no_bool)
+    _sha256 = field_validator("sha256")(known_sha256)
+    _number = field_validator("scale", mode="before")(no_bool)
 
 
-class GenerateRequest(_NullIsLeftOut):
+class GenerateRequest(FromPicture):
     """A request for one picture (or `num_images` of them), as the worker receives it.
 
     `width` and `height` left out mean the base model's native side: 1024 px for SDXL.
@@ -178,6 +150,14 @@ class GenerateRequest(_NullIsLeftOut):
     cfg: float = Field(
         default=limits.CFG_DEFAULT, ge=limits.CFG_MIN, le=limits.CFG_MAX, allow_inf_nan=False
     )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="towards the spread of the unguided picture; models with zero terminal SNR "
+        "want about 0.7",
+    )
     seed: int | None = Field(default=None, ge=0, le=limits.SEED_MAX)
     timeout: int = Field(
         default=limits.TIMEOUT_DEFAULT_S, ge=1, le=limits.TIMEOUT_MAX_S, description="seconds"
@@ -196,12 +176,13 @@ class GenerateRequest(_NullIsLeftOut):
         default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$"
     )
 
-    _sha256 = field_validator("lora_sha256")(_known_sha256)
+    _sha256 = field_validator("lora_sha256")(known_sha256)
 
     _numbers = field_validator(
         "seed", "steps", "width", "height", "timeout", "num_images", "cfg", "lora_scale",
+        "guidance_rescale",
         mode="before",
-    )(_no_bool)  # fmt: skip
+    )(no_bool)  # fmt: skip
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -249,6 +230,22 @@ class GenerateRequest(_NullIsLeftOut):
                 {"field": "output_urls"},
             )
         return self
+
+    @model_validator(mode="after")
+    def _draws_at_least_a_step(self) -> GenerateRequest:
+        if self.steps_to_draw() < 1:
+            raise PydanticCustomError(
+                "no_step",
+                "is {strength} and steps is {steps}: their product must be at least 1",
+                {"field": "strength", "strength": self.drawing_strength(), "steps": self.steps},
+            )
+        return self
+
+    def steps_to_draw(self) -> int:
+        """How many steps are drawn: all, or a source's share of them."""
+        if self.image is None:
+            return self.steps
+        return drawn_steps(self.steps, self.drawing_strength())
 
     def places(self) -> list[tuple[str, str]]:
         """(field, URL) to which each image is uploaded, in order; empty: they are answered."""

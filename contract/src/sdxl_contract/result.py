@@ -60,8 +60,10 @@ class Timings(_Answer):
     queue: float = 0.0
     download: float = 0.0
     parse: float = 0.0
+    fetch_images: float = 0.0
     apply: float = 0.0
     text_encode: float = 0.0
+    encode_image: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
     restore: float = 0.0
@@ -143,8 +145,10 @@ class Phase(StrEnum):
     QUEUE = "queue"
     DOWNLOAD = "download"
     PARSE = "parse"
+    FETCH_IMAGES = "fetch_images"
     APPLY = "apply"
     TEXT_ENCODE = "text_encode"
+    ENCODE_IMAGE = "encode_image"
     DENOISE = "denoise"
     DECODE = "decode"
     RESTORE = "restore"

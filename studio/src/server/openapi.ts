@@ -244,6 +244,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/images": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Images
+         * @description The newest uploaded pictures, 200 at most.
+         */
+        get: operations["list_images_api_v1_images_get"];
+        put?: never;
+        /**
+         * Upload Image
+         * @description Put a picture there to draw from: 201, or 200 where these bytes are there.
+         *
+         *     PNG, JPEG, WebP or AVIF, of at most 32 MiB, 25 million pixels and 8192 px a side. It is
+         *     removed when no content was drawn from it for as long as contents are kept.
+         */
+        post: operations["upload_image_api_v1_images_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/images/{image_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Read Image
+         * @description One uploaded picture.
+         */
+        get: operations["read_image_api_v1_images__image_id__get"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Image
+         * @description Remove an uploaded picture that no waiting content is drawn from.
+         */
+        delete: operations["delete_image_api_v1_images__image_id__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/loras/models/upload": {
         parameters: {
             query?: never;
@@ -879,6 +930,12 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * Area
+         * @description What is drawn for a mask: the whole picture, or only the mask's surroundings, enlarged.
+         * @enum {string}
+         */
+        Area: "whole" | "masked";
+        /**
          * AttemptOut
          * @description One attempt at sending it.
          */
@@ -1033,6 +1090,24 @@ export interface components {
          *     seed included, being the same in each.
          */
         BatchIn: {
+            /** @description source that is drawn over */
+            image?: components["schemas"]["PictureUse"] | null;
+            /** @description which part of image is drawn anew */
+            mask?: components["schemas"]["MaskUse"] | null;
+            /**
+             * Strength
+             * @description share of the steps; 0.75 if unset, 0.9 with outpaint
+             */
+            strength?: number | null;
+            /** @description crop if unset */
+            fit?: components["schemas"]["Fit"] | null;
+            inpaint?: components["schemas"]["Inpaint"] | null;
+            outpaint?: components["schemas"]["Outpaint"] | null;
+            /**
+             * Guidance Rescale
+             * @description 0 if unset; models with zero terminal SNR want about 0.7
+             */
+            guidance_rescale?: number | null;
             /** Prompts */
             prompts: string[];
             /**
@@ -1189,6 +1264,11 @@ export interface components {
              * File
              * @description PNG, JPEG, WebP, or a manifest alone (.c2pa); at most 32 MiB
              */
+            file: string;
+        };
+        /** Body_upload_image_api_v1_images_post */
+        Body_upload_image_api_v1_images_post: {
+            /** File */
             file: string;
         };
         /** Body_upload_lora_api_v1_loras_models_upload_post */
@@ -1519,7 +1599,7 @@ export interface components {
          * @description error_code of a problem, and code of a content that failed; more may come
          * @enum {string}
          */
-        ErrorCode: "BUDGET_EXHAUSTED" | "CANCELLED" | "CONFLICT" | "CUDA_OOM" | "DATABASE_UNAVAILABLE" | "FORBIDDEN" | "GENERATION_FAILED" | "INTERNAL_ERROR" | "INVALID_PROMPT" | "INVALID_REQUEST" | "LORA_DOWNLOAD_FAILED" | "LORA_LOAD_FAILED" | "METHOD_NOT_ALLOWED" | "MODEL_LOAD_FAILED" | "NOT_FOUND" | "OVERLOADED" | "RANGE_NOT_SATISFIABLE" | "RATE_LIMITED" | "REQUEST_TIMEOUT" | "STORAGE_FAILED" | "TIMEOUT" | "TOO_LARGE" | "UNAUTHORIZED" | "UNSUPPORTED_MEDIA_TYPE";
+        ErrorCode: "BUDGET_EXHAUSTED" | "CANCELLED" | "CONFLICT" | "CUDA_OOM" | "DATABASE_UNAVAILABLE" | "FORBIDDEN" | "GENERATION_FAILED" | "IMAGE_DOWNLOAD_FAILED" | "IMAGE_LOAD_FAILED" | "INTERNAL_ERROR" | "INVALID_PROMPT" | "INVALID_REQUEST" | "LORA_DOWNLOAD_FAILED" | "LORA_LOAD_FAILED" | "METHOD_NOT_ALLOWED" | "MODEL_LOAD_FAILED" | "NOT_FOUND" | "OVERLOADED" | "RANGE_NOT_SATISFIABLE" | "RATE_LIMITED" | "REQUEST_TIMEOUT" | "STORAGE_FAILED" | "TIMEOUT" | "TOO_LARGE" | "UNAUTHORIZED" | "UNSUPPORTED_MEDIA_TYPE";
         /**
          * ErrorOut
          * @description Why a content failed.
@@ -1547,10 +1627,41 @@ export interface components {
          */
         EventType: "content.succeeded" | "content.failed" | "content.cancelled";
         /**
+         * Fill
+         * @description What stands under the mask before it is drawn over: the source's own pixels, the colours
+         *     around it, noise, or nothing (which is grey).
+         * @enum {string}
+         */
+        Fill: "original" | "surroundings" | "noise" | "nothing";
+        /**
+         * Fit
+         * @description How a source becomes as large as what is drawn: its middle cut out, or stretched.
+         * @enum {string}
+         */
+        Fit: "crop" | "stretch";
+        /**
          * GenerateIn
          * @description `POST /content/generate`. Ranges that depend on the base model are in `GET /model`.
          */
         GenerateIn: {
+            /** @description source that is drawn over */
+            image?: components["schemas"]["PictureUse"] | null;
+            /** @description which part of image is drawn anew */
+            mask?: components["schemas"]["MaskUse"] | null;
+            /**
+             * Strength
+             * @description share of the steps; 0.75 if unset, 0.9 with outpaint
+             */
+            strength?: number | null;
+            /** @description crop if unset */
+            fit?: components["schemas"]["Fit"] | null;
+            inpaint?: components["schemas"]["Inpaint"] | null;
+            outpaint?: components["schemas"]["Outpaint"] | null;
+            /**
+             * Guidance Rescale
+             * @description 0 if unset; models with zero terminal SNR want about 0.7
+             */
+            guidance_rescale?: number | null;
             /** Prompt */
             prompt?: string | null;
             /**
@@ -1675,6 +1786,65 @@ export interface components {
              * @description of the file at `url`, its signed manifest included
              */
             file_sha256: string;
+        };
+        /**
+         * Inpaint
+         * @description How the mask is used. Lengths in px: of the drawing, with `area` masked of the source.
+         */
+        Inpaint: {
+            /** @default whole */
+            area?: components["schemas"]["Area"];
+            /**
+             * Padding
+             * @description around the mask; with area masked
+             * @default 32
+             */
+            padding?: number;
+            /**
+             * Blur
+             * @description of the mask's edge
+             * @default 4
+             */
+            blur?: number;
+            /** @description original if unset, for an outpainting the surroundings */
+            fill?: components["schemas"]["Fill"] | null;
+            /**
+             * Soft
+             * @description a grey of the mask says how much may change: the darker, the later it is let go (differential diffusion)
+             * @default false
+             */
+            soft?: boolean;
+        };
+        /**
+         * InputImageOut
+         * @description An uploaded picture.
+         */
+        InputImageOut: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Sha256 */
+            sha256: string;
+            /** Width */
+            width: number;
+            /** Height */
+            height: number;
+            /** Media Type */
+            media_type: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /**
+             * Url
+             * @description of the file; expires
+             */
+            url: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
         };
         /**
          * Kind
@@ -1867,6 +2037,30 @@ export interface components {
             receipt_is_signed?: boolean;
         };
         /**
+         * MaskChannel
+         * @description What of a mask's picture is the mask: how light it is, or how opaque.
+         * @enum {string}
+         */
+        MaskChannel: "luminance" | "alpha";
+        /**
+         * MaskUse
+         * @description A picture as mask: white is drawn anew, black stays.
+         */
+        MaskUse: {
+            /**
+             * Image Id
+             * Format: uuid
+             */
+            image_id: string;
+            /** @description luminance if unset */
+            channel?: components["schemas"]["MaskChannel"] | null;
+            /**
+             * Invert
+             * @description black is drawn anew; false if unset
+             */
+            invert?: boolean | null;
+        };
+        /**
          * ModelLimits
          * @description What the loaded base model can draw. Sides in pixels; shown in `GET /health`.
          *
@@ -1914,6 +2108,22 @@ export interface components {
              * @default 2147483648
              */
             lora_max_bytes?: number;
+            /**
+             * Image Max Bytes
+             * @description of a source or mask
+             * @default 33554432
+             */
+            image_max_bytes?: number;
+            /**
+             * Image Max Pixels
+             * @default 25000000
+             */
+            image_max_pixels?: number;
+            /**
+             * Image Max Side
+             * @default 8192
+             */
+            image_max_side?: number;
         };
         /**
          * ModelOut
@@ -1966,6 +2176,37 @@ export interface components {
             lora_scale: components["schemas"]["Range"];
         };
         /**
+         * Outpaint
+         * @description Borders in px of the source to draw beside it, over an overlap that both share.
+         */
+        Outpaint: {
+            /**
+             * Left
+             * @default 0
+             */
+            left?: number;
+            /**
+             * Right
+             * @default 0
+             */
+            right?: number;
+            /**
+             * Top
+             * @default 0
+             */
+            top?: number;
+            /**
+             * Bottom
+             * @default 0
+             */
+            bottom?: number;
+            /**
+             * Overlap
+             * @default 32
+             */
+            overlap?: number;
+        };
+        /**
          * OutputFormat
          * @description How the image is encoded.
          * @enum {string}
@@ -2003,6 +2244,13 @@ export interface components {
         Page_DeliveryOut_: {
             /** Items */
             items: components["schemas"]["DeliveryOut"][];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /** Page[InputImageOut] */
+        Page_InputImageOut_: {
+            /** Items */
+            items: components["schemas"]["InputImageOut"][];
             /** Next Cursor */
             next_cursor: string | null;
         };
@@ -2049,6 +2297,18 @@ export interface components {
             output_format: string | null;
         } & {
             [key: string]: unknown;
+        };
+        /**
+         * PictureUse
+         * @description A picture to draw from: one that was uploaded (`POST /images`), or one that was drawn here
+         *     (an image's id, as a content shows it).
+         */
+        PictureUse: {
+            /**
+             * Image Id
+             * Format: uuid
+             */
+            image_id: string;
         };
         /**
          * PreviewEvent
@@ -2412,7 +2672,7 @@ export interface components {
         WaitingFor: {
             /**
              * Reason
-             * @description worker_unreachable, worker_loading, worker_failed, worker_busy, lora_unreachable or storage
+             * @description worker_unreachable, worker_loading, worker_failed, worker_busy, lora_unreachable, image_unreachable or storage
              */
             reason: string;
             /** Message */
@@ -3139,6 +3399,173 @@ export interface operations {
                 content: {
                     "text/event-stream": unknown;
                 };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_images_api_v1_images_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_InputImageOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    upload_image_api_v1_images_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["Body_upload_image_api_v1_images_post"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InputImageOut"];
+                };
+            };
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InputImageOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    read_image_api_v1_images__image_id__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                image_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InputImageOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_image_api_v1_images__image_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                image_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The call cannot be answered as it is; the detail says why. */
             "4XX": {

@@ -24,6 +24,7 @@ from sdxl_contract.errors import (
     Details,
     ErrorBody,
     GenerationFailed,
+    ImageDownloadFailed,
     InvalidRequest,
     LoraDownloadFailed,
     Unauthorized,
@@ -32,7 +33,7 @@ from sdxl_contract.reference_page import HEADERS, reference_page
 from sdxl_contract.request import GenerateRequest, parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
-from sdxl_worker.engine import Engine
+from sdxl_worker.engine import Engine, same_files
 from sdxl_worker.guard import AnswerHeaders, refuse_pages
 from sdxl_worker.run import Run, too_late
 from sdxl_worker.settings import Settings
@@ -121,8 +122,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
             )
         try:
             return _json(await _result_or_gone(run, request, asked))
-        except LoraDownloadFailed:
-            if run.request is asked or run.request.lora_refs() == asked.lora_refs():
+        except (LoraDownloadFailed, ImageDownloadFailed):
+            if run.request is asked or same_files(run.request, asked):
                 raise
             # Another's URL failed, and this caller's was found to work.
             return _json(await _result_or_gone(await engine.admit(asked), request, asked))

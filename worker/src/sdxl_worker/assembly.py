@@ -22,6 +22,7 @@ from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.lora_source import LoraSource
+from sdxl_worker.fetching.picture_source import PictureSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
 from sdxl_worker.graphs.cuda import CudaRecorder, without_captures
 from sdxl_worker.loading.budgets import MemoryPlan
@@ -52,6 +53,7 @@ class Assembly:
     signature: BaseModelSignature
     gpu: str
     structure: Structure
+    pictures: PictureSource
 
     def verify_full(self) -> None:
         """Compare every byte and attribute of the model with its start; seconds for a large one.
@@ -114,18 +116,24 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     source = LoraSource(fetcher, cache, targets, disk, move, budget)
     gpu = settings.gpu_name or gpu_name(model.device)
     smallest = min(model.limits.lora_max_bytes, settings.lora_max_bytes, LORA_MAX_BYTES)
-    limits = model.limits.model_copy(update={"lora_max_bytes": smallest})
+    limits = model.limits.model_copy(
+        update={
+            "lora_max_bytes": smallest,
+            "image_max_bytes": min(model.limits.image_max_bytes, settings.image_max_bytes),
+        }
+    )
     return Assembly(
-        model,
-        limits,
-        patcher,
-        drawer,
-        source,
-        cache,
-        disk,
-        describe(model, targets),
-        gpu,
-        structure,
+        model=model,
+        limits=limits,
+        patcher=patcher,
+        drawer=drawer,
+        source=source,
+        cache=cache,
+        disk=disk,
+        signature=describe(model, targets),
+        gpu=gpu,
+        structure=structure,
+        pictures=PictureSource(fetcher, limits),
     )
 
 

@@ -169,9 +169,9 @@ class Engine:
                 retry_after=round(max(1.0, waiting * self._seconds_per_request / 2), 1),
             )
         in_flight = self._ready.source.budget
-        if in_flight.held >= in_flight.limit and request.lora_refs():
+        if in_flight.held >= in_flight.limit and (request.lora_refs() or request.image):
             raise Overloaded(
-                "the LoRAs of waiting requests fill the memory that is kept for downloads",
+                "the files of waiting requests fill the memory that is kept for downloads",
                 details={"bytes_in_flight": in_flight.held},
                 retry_after=round(max(1.0, self._seconds_per_request), 1),
             )
@@ -184,15 +184,16 @@ class Engine:
         """`submit`; a caller that joins another's run with other URLs shows that they work, too.
 
         Raises:
-            ContractError: as `submit`, or a LoRA's URL is refused.
+            ContractError: as `submit`, or the URL of a LoRA or a picture is refused.
         """
         run = self.submit(request)
-        if run.request is request or request.lora_refs() == run.request.lora_refs():
+        if run.request is request or same_files(request, run.request):
             return run
         assert self._ready is not None
         source, proving = self._ready.source, Run(request)
         with source.budget.share() as share:
             await proving.until(source.get_all(proving, share))
+            await proving.until(self._ready.pictures.get(proving, share))
         # The run may have ended meanwhile, or been left.
         return self.submit(request)
 
@@ -212,6 +213,7 @@ class Engine:
             raise GenerationFailed("the image could not be generated: internal error") from error
         finally:
             run.loras.clear()  # a kept result needs no weights
+            run.canvas = None
             seconds = time.perf_counter() - run.started
             self.metrics.request_done(outcome, seconds)
             if outcome == "ok":
@@ -226,6 +228,8 @@ class Engine:
         # Until the pictures are drawn: then nothing here holds the files any more.
         with ready.source.budget.share() as share:
             with self._memory_guard(run, ready):
+                # The picture first: it is small, and most often what is wrong.
+                run.canvas = await run.until(ready.pictures.get(run, share))
                 run.loras.extend(await run.until(ready.source.get_all(run, share)))
             for lora in run.loras:
                 self.metrics.lora_cache.labels(lora.origin).inc()
@@ -321,4 +325,9 @@ class Engine:
                 raise
             ready.cache.clear()
             let_go(error)
-            raise too_little_for(run.request, ready.limits) from error
+            raise too_little_for(run.request, ready.limits, run.size(ready.limits)) from error
+
+
+def same_files(one: GenerateRequest, other: GenerateRequest) -> bool:
+    """Whether two requests fetch by the very same URLs, signatures included."""
+    return one.lora_refs() == other.lora_refs() and one.pictures() == other.pictures()

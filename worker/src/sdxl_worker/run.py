@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from sdxl_contract.errors import Cancelled, RequestTimeout
+from sdxl_contract.limits import ModelLimits
 from sdxl_contract.request import GenerateRequest, LoraRef
 from sdxl_contract.result import (
     DrawingReport,
@@ -36,6 +37,7 @@ from sdxl_contract.result import (
     Timings,
 )
 from sdxl_worker.lora import ParsedLora
+from sdxl_worker.pictures.canvas import Canvas
 from sdxl_worker.watching.timings import Stopwatch
 
 Event = QueuedEvent | ProgressEvent | PreviewEvent
@@ -76,6 +78,7 @@ class Run:
         id: the request's, or a new one.
         seed: of the first picture; random unless the request states one.
         loras: filled once they are fetched and parsed.
+        canvas: what is drawn over, once it is fetched; None: nothing.
         clean: whether the model's weights were restored and verified after this run.
         structure_clean: whether all else about the model was found as it was at start.
         drawing: how the denoising steps were made, once they are.
@@ -93,6 +96,7 @@ class Run:
         self.id = request.request_id or uuid.uuid4().hex
         self.seed = int.from_bytes(os.urandom(4), "big") if request.seed is None else request.seed
         self.loras: list[RunLora] = []
+        self.canvas: Canvas | None = None
         self.clean = False
         self.structure_clean = False
         self.drawing: DrawingReport | None = None
@@ -120,6 +124,10 @@ class Run:
     def scaled_loras(self) -> list[tuple[ParsedLora, float]]:
         """The LoRAs as the patcher applies them: each with its strength."""
         return [(lora.parsed, lora.ref.scale) for lora in self.loras]
+
+    def size(self, limits: ModelLimits) -> tuple[int, int]:
+        """Width and height in px of what is drawn."""
+        return self.request.size(limits) if self.canvas is None else self.canvas.size
 
     # --- stopping -----------------------------------------------------------------------------
 
@@ -224,7 +232,7 @@ class Run:
 
     @property
     def _steps(self) -> int:
-        return self.request.steps * self.request.num_images
+        return self.request.steps_to_draw() * self.request.num_images
 
     # --- callers ------------------------------------------------------------------------------
 

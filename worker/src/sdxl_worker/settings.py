@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     )
     lora_cache_dir_bytes: int = Field(default=20 * 2**30, ge=0)
 
+    image_max_bytes: int = Field(
+        default=32 * 2**20, gt=0, description="of a source or mask that a request draws from"
+    )
+
     queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")
     same_lora_run_max: int = Field(
         default=1,

@@ -28,14 +28,16 @@ from app.repositories.access.limits import LimitRepository
 from app.repositories.batches import BatchRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
+from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
 from app.services.contents.drafts import Draft, digest_of, draft_content, members_of
 from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
-from app.services.contents.resolve import again_request, asked_again, check_limits
+from app.services.contents.resolve import again_request, asked_again, asked_of, check_limits
 from app.services.contents.waiters import Waiters
+from app.services.inputs.using import find_picture
 from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
@@ -259,6 +261,13 @@ class ContentService(ContentReading):
                     raise Conflict(
                         f"The LoRA {lora['name']!r} of this content was deleted.",
                         details={"reason": "lora_deleted", "name": lora["name"]},
+                    )
+            for field in FIELDS:
+                kept = asked_of(old).get(field)
+                if kept and not await find_picture(session, owner, uuid.UUID(kept["image_id"])):
+                    raise Conflict(
+                        f"The picture of this content's {field} was deleted.",
+                        details={"reason": "picture_deleted", "field": field},
                     )
             request = again_request(old)
             request.check_prompts()

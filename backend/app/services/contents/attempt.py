@@ -329,7 +329,8 @@ class Drawing:
             return True
         log.warning("content %s waits: %s: %s", content.id, error.code, error.message)
         if found is Outage.LORA:
-            reason = waiting_for("lora_unreachable")
+            is_picture = error.code is ErrorCode.IMAGE_DOWNLOAD_FAILED
+            reason = waiting_for("image_unreachable" if is_picture else "lora_unreachable")
             pause = min(2.0 ** min(content.releases, 8) / 2, _LONGEST_PAUSE_S)
             retry_at = utc_now() + timedelta(seconds=pause)
             is_forgiven = True

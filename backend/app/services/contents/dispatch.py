@@ -17,9 +17,11 @@ from app.core.db import DATABASE_LOST, Database
 from app.core.settings import Settings
 from app.models import Content
 from app.repositories.events import EventRepository
+from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
-from app.services.contents.resolve import asked_of
+from app.services.contents.resolve import asked_of, is_part_of_its_source
 from app.services.costs import QUEUE, CallClock
+from app.services.inputs.using import find_picture, with_urls
 from app.services.storage import Storage
 from sdxl_contract.errors import ErrorCode, GenerationFailed
 from sdxl_contract.limits import TIMEOUT_MAX_S
@@ -80,15 +82,16 @@ def _storable(text: str) -> str:
 async def build_request(
     content: Content, database: Database, storage: Storage, settings: Settings
 ) -> GenerateRequest:
-    """The worker's request; the URLs of its LoRAs are signed now.
+    """The worker's request; the URLs of its LoRAs and pictures are signed now.
 
     What the caller left open is left out: the worker that draws decides it.
 
     Raises:
-        JobFailed: a LoRA was deleted.
+        JobFailed: a LoRA or a picture was deleted.
         ContractError: it was accepted by another version, and is none that this one can ask for.
     """
     loras = await _lora_refs(content, database, storage, settings)
+    urls = await _picture_urls(content, database, storage, settings)
     try:
         return GenerateRequest(
             prompt=content.prompt,
@@ -96,7 +99,7 @@ async def build_request(
             loras=loras,
             timeout=max(1, min(TIMEOUT_MAX_S, int(settings.modal_timeout_seconds))),
             request_id=str(content.id),
-            **asked_of(content),
+            **with_urls(asked_of(content), urls.__getitem__),
         )
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=True)
@@ -129,6 +132,26 @@ async def _lora_refs(
     return refs
 
 
+async def _picture_urls(
+    content: Content, database: Database, storage: Storage, settings: Settings
+) -> dict[str, str]:
+    """A URL for each picture that the content is drawn from, by field."""
+    asked = asked_of(content)
+    named = {field: asked[field] for field in FIELDS if asked.get(field)}
+    if not named:
+        return {}
+    urls = {}
+    async with database.session() as session:
+        for field, kept in named.items():
+            found = await find_picture(session, content.owner, uuid.UUID(kept["image_id"]))
+            if found is None:
+                raise JobFailed(
+                    ErrorCode.IMAGE_DOWNLOAD_FAILED, f"the picture of its {field} was deleted"
+                )
+            urls[field] = storage.sign_get(found.object_key, settings.lora_url_seconds)
+    return urls
+
+
 def check_as_asked(content: Content, result: GenerateResult) -> None:
     """Hold the worker's answer against the request: no other seed, and no LoRA left out.
 
@@ -151,10 +174,11 @@ def check_as_asked(content: Content, result: GenerateResult) -> None:
 def parameters_used(content: Content, result: GenerateResult) -> dict[str, Any]:
     """Every value that the picture was drawn with, as the worker states it."""
     metadata = result.metadata
+    width, height = result.image_size
+    sides = {} if is_part_of_its_source(content.parameters) else {"width": width, "height": height}
     used = {
         **content.parameters,
-        "width": result.image_size[0],
-        "height": result.image_size[1],
+        **sides,
         "steps": metadata.actual_steps,
         "cfg": metadata.actual_cfg,
         "seed": metadata.seed_used,

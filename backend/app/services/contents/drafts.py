@@ -26,6 +26,7 @@ from app.services.contents.resolve import (
     find_loras,
     given,
 )
+from app.services.inputs.using import find_pictures
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import GenerateRequest
@@ -128,7 +129,12 @@ async def draft_content(
     async with database.reading() as session:
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
-    request = as_request(asked, avatar, loras)
+    pictures: dict[str, Any] = {}
+    if asked.image is not None or asked.mask is not None:
+        async with database.session() as session:
+            pictures = await find_pictures(session, owner, asked)
+    parameters = {**given(asked, avatar), **pictures}
+    request = as_request(asked, avatar, loras, parameters)
     try:
         await check_limits(request, base_model)
     except InvalidRequest as error:
@@ -145,7 +151,7 @@ async def draft_content(
         owner=owner,
         avatar_id=avatar.id if avatar else None,
         request=request,
-        given=given(asked, avatar),
+        given=parameters,
         deadline_s=asked.deadline_seconds or deadline_s,
         loras=loras,
         draw_seed=draw_seed,

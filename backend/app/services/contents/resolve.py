@@ -6,7 +6,7 @@ Must not know: HTTP, jobs.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,15 +17,18 @@ from app.models import Avatar, Content, LoraModel
 from app.repositories.avatars import AvatarRepository
 from app.repositories.loras import LoraRepository
 from app.schemas.content import GenerateIn
+from app.services.inputs.using import with_urls
 from app.services.lora_names import find_by_name
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, ModelLimits
+from sdxl_contract.pictures import Area
 from sdxl_contract.request import GenerateRequest, LoraRef, Scheduler, explain_validation
 
 # What a request may leave open.
 PARAMETERS = (
     "width", "height", "steps", "cfg", "seed", "num_images", "scheduler", "output_format",
+    "strength", "fit", "inpaint", "outpaint", "guidance_rescale",
 )  # fmt: skip
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
 _NO_URL = "https://unsigned.invalid/lora.safetensors"
@@ -91,14 +94,21 @@ async def find_loras(
 
 
 def as_request(
-    asked: GenerateIn, avatar: Avatar | None, loras: list[tuple[LoraModel, float]]
+    asked: GenerateIn,
+    avatar: Avatar | None,
+    loras: list[tuple[LoraModel, float]],
+    parameters: Mapping[str, Any],
 ) -> GenerateRequest:
-    """What the worker will be asked, as far as it is known now; ranges are checked here."""
+    """What the worker will be asked, as far as it is known now; ranges are checked here.
+
+    Args:
+        parameters: those that were `given`, and what is kept of the pictures to draw from.
+    """
     try:
         request = GenerateRequest(
             prompt=_join(avatar.base_prompt if avatar else "", _prompt(asked, avatar)),
             negative_prompt=_join(avatar.negative_prompt if avatar else "", asked.negative_prompt),
-            **given(asked, avatar),
+            **with_urls(parameters),
             loras=[LoraRef(url=_NO_URL, scale=scale, sha256=lora.sha256) for lora, scale in loras],
         )
     except ValidationError as error:
@@ -146,13 +156,19 @@ def asked_of(content: Content) -> dict[str, Any]:
     return content.parameters if content.asked is None else content.asked
 
 
+def is_part_of_its_source(asked: Mapping[str, Any]) -> bool:
+    """Whether what is drawn is put back into a source, whose sides the picture then has."""
+    return (asked.get("inpaint") or {}).get("area") == Area.MASKED
+
+
 def asked_again(content: Content) -> dict[str, Any]:
     """The parameters that give the same picture again: where it was drawn, those it was drawn with.
 
     The sampler stays open where it was: the worker states its own by a name that is none of ours.
     """
     asked = asked_of(content)
-    drawn = {name: content.parameters.get(name) for name in ("width", "height", "steps", "cfg")}
+    sides = () if is_part_of_its_source(asked) else ("width", "height")
+    drawn = {name: content.parameters.get(name) for name in (*sides, "steps", "cfg")}
     known = {name: value for name, value in drawn.items() if value is not None}
     return {**asked, **known, "seed": content.parameters["seed"]}
 
@@ -166,7 +182,7 @@ def again_request(content: Content) -> GenerateRequest:
             LoraRef(url=_NO_URL, scale=lora["scale"], sha256=lora["sha256"])
             for lora in content.loras
         ],
-        **asked_again(content),
+        **with_urls(asked_again(content)),
     )
 
 

@@ -15,6 +15,7 @@ from app.core.errors import StorageFailed
 from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
 from app.repositories.access.limits import LimitRepository
+from app.repositories.inputs.images import remove_with_hash
 from app.repositories.takedowns import TakedownRepository
 from app.services.contents.waiters import Waiters
 from app.services.limits import day_start
@@ -65,6 +66,8 @@ class TakedownService:
                 else:
                     likenesses = [from_hex(value)]
                 ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
+                for digest in hashes:
+                    keys += await remove_with_hash(session, digest)
             removed = await repository.remove(ids)
             for content, of_content in removed:
                 keys += of_content

@@ -11,8 +11,10 @@ from datetime import timedelta
 from app.core.db import Database
 from app.core.errors import StorageFailed
 from app.models.base import utc_now
+from app.repositories.inputs.images import remove_unused_before
 from app.repositories.maintenance import MaintenanceRepository
 from app.services.storage import Storage
+from app.services.upkeep.sweep import remove_unnamed
 
 _AT_ONCE = 200
 
@@ -22,7 +24,8 @@ log = logging.getLogger(__name__)
 async def remove_old(
     database: Database, storage: Storage, days: int | None, bin_days: int | None = None
 ) -> int:
-    """Remove contents that ended more than `days` days ago (None: none), what has been in the bin
+    """Remove contents that ended more than `days` days ago (None: none), uploaded pictures that no
+    content was accepted with since then and none waits for, what has been in the bin
     for `bin_days` days (None: stays), and expired sessions.
 
     Rows go first: a crash in between leaves objects that the sweep finds, never rows without
@@ -36,6 +39,13 @@ async def remove_old(
         await _delete(storage, keys)
         removed += count
         if count < _AT_ONCE:
+            break
+    while before is not None:
+        async with database.session() as session:
+            keys = await remove_unused_before(session, before, _AT_ONCE)
+        for key in keys:
+            await remove_unnamed(database, storage, key)
+        if len(keys) < _AT_ONCE:
             break
     while bin_days is not None:
         binned_before = utc_now() - timedelta(days=bin_days)

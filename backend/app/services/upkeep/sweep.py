@@ -25,7 +25,7 @@ from app.services.storage import Storage
 # What this backend writes. Anything else in the bucket is somebody else's, a store's own file of a
 # writer that died (`.tmp.…`) too.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_OURS = re.compile(rf"owners/{_NAME}/(images/{_NAME}/{_NAME}|loras/{_NAME})")
+_OURS = re.compile(rf"owners/{_NAME}/(images/{_NAME}/{_NAME}|loras/{_NAME}|inputs/{_NAME})")
 _PAGE = 500
 _SHOWN = 20
 
@@ -96,8 +96,8 @@ async def _look_for_missing(
     database: Database, storage: Storage, before: datetime, seen: set[int], found: Swept
 ) -> None:
     async with database.session() as session:
-        loras = await MaintenanceRepository(session).lora_keys(before)
-    await _count_missing(database, storage, [key for key in loras if hash(key) not in seen], found)
+        files = await MaintenanceRepository(session).file_keys(before)
+    await _count_missing(database, storage, [key for key in files if hash(key) not in seen], found)
     after: uuid.UUID | None = None
     while True:
         async with database.session() as session:

@@ -32,6 +32,7 @@ from sdxl_contract.errors import (
     from_body,
 )
 from sdxl_contract.limits import SEED_MAX
+from sdxl_contract.pictures import Area
 from sdxl_contract.redaction import redact_for_people
 from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import GenerateResult, Health, WorkerEvent
@@ -358,11 +359,12 @@ def _check_size(size: tuple[int, int], result: GenerateResult, request: Generate
     width, height = size
     if size != tuple(result.image_size):
         raise _bad_image(f"the image is {width}x{height}, not the size that the answer says")
-    if (request.width or width, request.height or height) != size:
+    is_open = request.area is Area.MASKED  # the source's own sides, whatever they are
+    if not is_open and (request.width or width, request.height or height) != size:
         raise _bad_image(
             f"the image is {width}x{height}, but {request.width}x{request.height} was asked for"
         )
-    if None in (request.width, request.height) and width * height > _MAX_PIXELS:
+    if (is_open or None in (request.width, request.height)) and width * height > _MAX_PIXELS:
         raise _bad_image(f"the image is {width}x{height}: too large")
 
 

@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = {
     "worker_loading": "the worker is loading its model",
     "worker_failed": "the worker could not load its model; it is asked again every few seconds",
     "worker_busy": "the worker takes no more requests at the moment",
+    "image_unreachable": "the worker cannot fetch a picture to draw from at the moment",
     "lora_unreachable": "the worker cannot fetch a LoRA's file at the moment",
     "storage": "the picture is drawn, and the object store does not take it at the moment",
 }

@@ -231,6 +231,11 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         raise LoraLoadFailed(
             "the fallback provider takes one LoRA at a time", details={"field": "loras"}
         )
+    for field in ("image", "guidance_rescale"):
+        if getattr(request, field):
+            raise GenerationFailed(
+                f"the fallback provider does not take {field}", details={"field": field}
+            )
     if request.num_images > 1 or request.output_format is not OutputFormat.PNG:
         raise GenerationFailed("the fallback provider draws one PNG at a time")
     if request.scheduler is not Scheduler.DEFAULT:

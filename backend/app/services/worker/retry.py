@@ -32,6 +32,8 @@ _NOBODY_THERE = frozenset({408, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _WORKER_WENT = frozenset(
     {"connection_lost", "modal_function_ended", "modal_no_request", "modal_unclear"}
 )
+# A file that the worker fetches by a URL that was signed for it.
+DOWNLOADS = frozenset({ErrorCode.LORA_DOWNLOAD_FAILED, ErrorCode.IMAGE_DOWNLOAD_FAILED})
 _FILE_AWAY = frozenset({"unreachable", "timeout", "truncated"})
 
 
@@ -64,10 +66,11 @@ def outage(error: ContractError) -> Outage | None:
         return Outage.BUSY
     if error.code is ErrorCode.MODEL_LOAD_FAILED or reason in _WORKER_WENT:
         return Outage.WORKER
-    if error.code is ErrorCode.LORA_DOWNLOAD_FAILED:
+    if error.code in DOWNLOADS:
         status = details.get("http_status")
         passes = isinstance(status, int) and (status >= 500 or status == 429)
-        return Outage.LORA if passes or reason in _FILE_AWAY else None
+        is_away = passes or reason in _FILE_AWAY
+        return Outage.LORA if is_away else None
     if reason == "bad_answer" and details.get("http_status") in _NOBODY_THERE:
         return Outage.WORKER
     return None
@@ -109,7 +112,7 @@ def retry_after(
     reason = (error.details or {}).get("reason")
     if reason in PERMANENT_REASONS:
         return None
-    if error.code is ErrorCode.LORA_DOWNLOAD_FAILED:
+    if error.code in DOWNLOADS:
         # Only an expired URL is mended by signing anew, and only once.
         return 0.0 if is_expired(error) and failures.with_this_code == 1 else None
     if error.code is ErrorCode.CUDA_OOM:

@@ -9,11 +9,12 @@ import io
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from sdxl_contract.request import OutputFormat
+from sdxl_contract.pictures import Area, Fill, Inpaint
+from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import LoraReport
 from sdxl_worker.answering.png import encode_png
 
@@ -39,6 +40,13 @@ _MADE = (
     '<?xpacket end="r"?>'
 )
 
+# A1111's words.
+_FILLS = {
+    Fill.SURROUNDINGS: "fill",
+    Fill.NOISE: "latent noise",
+    Fill.NOTHING: "latent nothing",
+}
+
 
 def parameters_text(
     *,
@@ -51,11 +59,15 @@ def parameters_text(
     size: tuple[int, int],
     base_model: str,
     loras: Sequence[LoraReport],
+    more: Mapping[str, str] | None = None,
 ) -> str:
     """The settings of one picture in the form that A1111 and its readers understand.
 
     What would break that form is rewritten: control characters, and the signs of `<lora:…>` and of
     the list of hashes in a LoRA's name.
+
+    Args:
+        more: further facts by the names that those readers know.
     """
     names = [_plain_name(report) for report in loras]
     tags = "".join(f" <lora:{name}:{r.scale:g}>" for name, r in zip(names, loras, strict=True))
@@ -73,8 +85,35 @@ def parameters_text(
     if loras:
         hashes = (f"{name}: {r.sha256[:12]}" for name, r in zip(names, loras, strict=True))
         facts.append(f"Lora hashes: {_quoted(', '.join(hashes))}")
+    facts += [f"{name}: {_quoted(value)}" for name, value in (more or {}).items()]
     lines.append(", ".join(facts))
     return "\n".join(lines)
+
+
+def picture_facts(request: GenerateRequest) -> dict[str, str]:
+    """What `parameters_text` tells of the picture that a request starts from, if it does."""
+    facts: dict[str, str] = {}
+    if request.guidance_rescale:
+        facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
+    if request.image is None:
+        return facts
+    facts["Denoising strength"] = f"{request.drawing_strength():g}"
+    inpaint = request.inpaint or Inpaint()
+    if request.mask is not None or request.outpaint is not None:
+        facts["Mask blur"] = str(inpaint.blur)
+    if request.mask is not None and request.mask.invert:
+        facts["Mask mode"] = "Inpaint not masked"
+    if inpaint.area is Area.MASKED:
+        facts["Inpaint area"] = "Only masked"
+        facts["Masked area padding"] = str(inpaint.padding)
+    if inpaint.fill is not None and inpaint.fill in _FILLS:
+        facts["Masked content"] = _FILLS[inpaint.fill]
+    if inpaint.soft:
+        facts["Soft inpainting enabled"] = "True"
+    if request.outpaint is not None:
+        borders = request.outpaint.model_dump(exclude={"overlap"}, exclude_defaults=True)
+        facts["Outpaint"] = ", ".join(f"{side} {width}" for side, width in borders.items())
+    return facts
 
 
 def _printable(text: str) -> str:

@@ -22,7 +22,7 @@ from sdxl_contract.result import (
     Metadata,
     ModelInfo,
 )
-from sdxl_worker.answering.image_file import encode_image, parameters_text
+from sdxl_worker.answering.image_file import encode_image, parameters_text, picture_facts
 from sdxl_worker.drawing.drawer import Drawn
 from sdxl_worker.run import Run
 
@@ -49,7 +49,7 @@ class Answer:
 
     def files(self) -> list[bytes]:
         """Each picture as the bytes of a file, with its settings inside."""
-        request = self.run.request
+        request, canvas = self.run.request, self.run.canvas
         return [
             encode_image(
                 one.image,
@@ -61,9 +61,10 @@ class Answer:
                     scheduler=self.scheduler,
                     cfg=request.cfg,
                     seed=one.seed,
-                    size=one.image.size,
+                    size=canvas.size if canvas else one.image.size,
                     base_model=self.base_model,
                     loras=self.reports,
+                    more=picture_facts(request),
                 ),
                 # What is answered is signed by whoever stores it; an upload is past all that.
                 says_made=bool(request.places()),

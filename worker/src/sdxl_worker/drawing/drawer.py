@@ -10,14 +10,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase
-from sdxl_worker.drawing.denoising import Denoising, start_noise
-from sdxl_worker.drawing.latents import to_image
+from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
+from sdxl_worker.drawing.denoising import Denoising
+from sdxl_worker.drawing.latents import from_image, to_image
 from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
@@ -25,6 +27,7 @@ from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.graphs.calls import Count
 from sdxl_worker.graphs.cuda import Pace
 from sdxl_worker.loading.pipeline import LoadedModel
+from sdxl_worker.pictures.canvas import Canvas
 from sdxl_worker.run import Run
 
 SEED_RANGE = 2**32
@@ -95,28 +98,57 @@ class Drawer:
                 self._model.pipe, request.prompt, request.negative_prompt, self._calls.encode_text
             )
         run.check()
+        ground = None
+        if run.canvas is not None:
+            with run.phase(Phase.ENCODE_IMAGE):
+                ground = self._ground(run.canvas)
+            run.check()
         drawn: list[Drawn] = []
         for start in range(0, len(seeds), self._batch):
             batch = seeds[start : start + self._batch]
             with run.phase(Phase.DENOISE):
-                latents = self._denoise(run, batch, conditioning, start)
+                latents = self._denoise(run, batch, conditioning, ground, start)
             run.check()
             with run.phase(Phase.DECODE):
                 # One by one: decoding takes most of the memory of all that is done here.
                 for number, seed in enumerate(batch):
-                    drawn.append(Drawn(self._decode(latents[number : number + 1]), seed))
+                    image = self._decode(latents[number : number + 1])
+                    drawn.append(Drawn(run.canvas.finished(image) if run.canvas else image, seed))
             run.check()
         return drawn
 
+    def _ground(self, canvas: Canvas) -> Ground:
+        """A canvas in the UNet's scale.
+
+        Raises:
+            GenerationFailed: its latents are not finite.
+        """
+        latents = self._calls.encode(from_image(canvas.pixels))
+        if not bool(torch.isfinite(latents).all()):
+            raise GenerationFailed("the source's latents are not finite: the VAE overflowed")
+        if canvas.mask is None:
+            return Ground(latents)
+        factor = self._model.pipe.vae_scale_factor
+        array: np.ndarray[Any, np.dtype[np.uint8]] = np.array(canvas.mask)
+        mask = torch.from_numpy(array)[None, None].float() / 255
+        # Averaged, so that the greys of an edge or a soft mask are kept.
+        mask = torch.nn.functional.avg_pool2d(mask, factor)
+        return Ground(latents, mask.to(latents), canvas.fill, canvas.soft)
+
     def _denoise(
-        self, run: Run, seeds: list[int], conditioning: Conditioning, before: int
+        self,
+        run: Run,
+        seeds: list[int],
+        conditioning: Conditioning,
+        ground: Ground | None,
+        before: int,
     ) -> Tensor:
         """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own.
 
         `before` pictures of the run are done.
         """
         model, request = self._model, run.request
-        steps, size = request.steps, request.size(model.limits)
+        steps, size = request.steps, run.size(model.limits)
         scheduler = build_scheduler(request.scheduler, self._own_scheduler, steps)
         scheduler.set_timesteps(steps, device=model.device)
         generators = [
@@ -124,7 +156,9 @@ class Drawer:
             torch.Generator("cpu").manual_seed(seed)
             for seed in seeds
         ]
-        calls = len(scheduler.timesteps)
+        begin = self._begin(run, ground, generators, scheduler, size, conditioning.prompt)
+        calls = len(scheduler.timesteps) - begin.first
+        steps = request.steps_to_draw()
 
         def step_done(index: int, latents: Tensor) -> None:
             self._pace.mark()
@@ -140,10 +174,13 @@ class Drawer:
         latents = Denoising(
             predict=self._calls.unet,
             scheduler=scheduler,
-            latents=self._noise(generators, size, conditioning.prompt) * scheduler.init_noise_sigma,
+            latents=begin.latents,
+            first=begin.first,
+            blend=begin.blend,
             conditioning=conditioning,
             size=size,
             guidance=request.cfg,
+            rescale=request.guidance_rescale,
             eta=scheduler_eta(request.scheduler),
             generators=generators,
             on_step=step_done,
@@ -153,14 +190,29 @@ class Drawer:
             raise GenerationFailed("the latents are not finite: try lower LoRA scales")
         return latents
 
-    def _noise(
-        self, generators: list[torch.Generator], size: tuple[int, int], like: Tensor
-    ) -> Tensor:
-        """Latents (n, C, h, w) of nothing but noise, spread 1."""
-        pipe = self._model.pipe
+    def _begin(
+        self,
+        run: Run,
+        ground: Ground | None,
+        generators: list[torch.Generator],
+        scheduler: Any,
+        size: tuple[int, int],
+        like: Tensor,
+    ) -> Beginning:
+        """The first latents (n, C, h, w)."""
+        request, pipe = run.request, self._model.pipe
+        if ground is not None:
+            return from_ground(
+                ground,
+                generators,
+                scheduler,
+                request.steps,
+                request.steps_to_draw(),
+                is_whole=request.drawing_strength() == 1.0,
+            )
         factor = pipe.vae_scale_factor
         shape = (int(pipe.unet.config.in_channels), size[1] // factor, size[0] // factor)
-        return start_noise(generators, shape, like)
+        return from_noise(generators, shape, like, scheduler)
 
     def _guidance_embedding(self, guidance: float, count: int) -> Tensor | None:
         """The guidance embedding of a UNet distilled for it; None for any other UNet."""

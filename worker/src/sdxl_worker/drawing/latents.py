@@ -1,4 +1,4 @@
-"""From latents to pixels: scales and precision.
+"""From latents to pixels and back: scales and precision.
 
 Must not know: requests, prompts, LoRAs.
 """
@@ -41,6 +41,26 @@ def unscaled(latents: Tensor, vae: Any) -> Tensor:
     )
     shifted: Tensor = latents * stds / vae.config.scaling_factor + means
     return shifted
+
+
+def scaled(latents: Tensor, vae: Any) -> Tensor:
+    """The VAE's latents in the UNet's scale; the inverse of `unscaled`."""
+    mean, std = vae.config.latents_mean, vae.config.latents_std
+    if mean is None or std is None:
+        found: Tensor = latents * vae.config.scaling_factor
+        return found
+    means, stds = (
+        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
+    shifted: Tensor = (latents - means) * vae.config.scaling_factor / stds
+    return shifted
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """(1, 3, H, W) float32 values in [-1, 1] of an RGB image."""
+    array: np.ndarray[Any, np.dtype[np.uint8]] = np.array(image)
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def to_image(pixels: Tensor) -> Image.Image:

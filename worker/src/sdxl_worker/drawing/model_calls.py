@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdxl_contract.result import DrawingReport
 from sdxl_worker.drawing.denoising import StepInputs
-from sdxl_worker.drawing.latents import unscaled, upcast_where_needed
+from sdxl_worker.drawing.latents import scaled, unscaled, upcast_where_needed
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
 from sdxl_worker.loading.gpu_memory import is_out_of_memory
 from sdxl_worker.settings import DrawSpeed
@@ -107,6 +107,17 @@ class ModelCalls:
         with upcast_where_needed(vae):
             pixels: Tensor = vae.decode(unscaled(latents, vae), return_dict=False)[0]
         return pixels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents (1, C, h, w), in the UNet's scale and dtype, of pixels (1, 3, H, W) in [-1, 1].
+
+        The mean of what the VAE holds possible: drawing from it would use up the seed's noise.
+        """
+        vae = self._pipe.vae
+        with upcast_where_needed(vae):
+            found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        latents: Tensor = scaled(found, vae).to(self._pipe.unet.dtype)
+        return latents
 
     def report(self, counts: Counter[Count]) -> DrawingReport:
         """What a result says of the steps since `begin`."""

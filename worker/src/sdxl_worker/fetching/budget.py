@@ -34,12 +34,12 @@ class Share:
         limit = self._budget.limit
         if self.held + count > limit:
             raise LoraDownloadFailed(
-                f"the request's LoRAs are larger than {limit} bytes together",
+                f"the request's files are larger than {limit} bytes together",
                 details={"reason": "too_large", "maximum": limit},
             )
         if self._budget.held + count > limit:
             raise Overloaded(
-                "the LoRAs of other requests fill the memory that is kept for downloads",
+                "the files of other requests fill the memory that is kept for downloads",
                 details={"bytes_in_flight": self._budget.held},
                 retry_after=_RETRY_AFTER_S,
             )

@@ -124,6 +124,7 @@ class Fetcher:
         etag: str | None = None,
         piece: Piece | None = None,
         share: Share | None = None,
+        max_bytes: int | None = None,
     ) -> Fetched | None:
         """The file behind `url`; None if its server shows that it is the one held already.
 
@@ -132,20 +133,22 @@ class Fetcher:
             etag: of a file that this URL's object had: unchanged is enough.
             piece: of a file that is held: to have that piece is enough.
             share: where the bytes are counted that are read.
+            max_bytes: of the file; the policy's unless given.
 
         Raises:
             LoraDownloadFailed: for every reason that its docstring lists.
             Overloaded: too many bytes of other requests are on their way.
         """
         place = self._connections.look_at(url)
+        most = self.policy.max_bytes if max_bytes is None else max_bytes
         taken = share.held if share is not None else 0
         try:
             async with asyncio.timeout(self.policy.timeout_s):
                 try:
-                    fetched = await self._follow(place, etag, piece, share)
+                    fetched = await self._follow(place, etag, piece, share, most)
                 except _AnotherFile:
                     # Fetch it whole, to say what it is.
-                    fetched = await self._follow(place, None, None, share)
+                    fetched = await self._follow(place, None, None, share, most)
         except TimeoutError as error:
             raise refused(
                 f"the LoRA's download from {place.host} took longer than "
@@ -220,7 +223,7 @@ class Fetcher:
                 ) from error
 
     async def _follow(
-        self, place: Place, etag: str | None, piece: Piece | None, share: Share | None
+        self, place: Place, etag: str | None, piece: Piece | None, share: Share | None, most: int
     ) -> Fetched | None:
         """`download` without its deadline: through redirects, each under the whole guard.
 
@@ -236,7 +239,7 @@ class Fetcher:
             from_loopback = address.is_loopback
             async with self._connections.open("GET", place, address, headers) as response:
                 if response.status_code not in _REDIRECTS:
-                    return await self._answer(response, place, etag, piece, share)
+                    return await self._answer(response, place, etag, piece, share, most)
                 place = self._redirected(response, place, hop)
         raise AssertionError("the last redirect is refused")
 
@@ -263,6 +266,7 @@ class Fetcher:
         etag: str | None,
         piece: Piece | None,
         share: Share | None,
+        most: int,
     ) -> Fetched | None:
         if etag and response.status_code == 304:
             return None
@@ -271,7 +275,7 @@ class Fetcher:
                 return None
             raise _AnotherFile
         await self._check_status(response, place)
-        data, digest = await self._read(response, place.host, share)
+        data, digest = await self._read(response, place.host, share, most)
         found = response.headers.get("etag", "")
         return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
 
@@ -315,18 +319,18 @@ class Fetcher:
             )
 
     async def _read(
-        self, response: httpx2.Response, host: str, share: Share | None
+        self, response: httpx2.Response, host: str, share: Share | None, most: int
     ) -> tuple[bytearray, str]:
         self._check_encoding(response, host)
         length_text = response.headers.get("content-length")
         length = int(length_text) if length_text and length_text.isdigit() else None
-        if length is not None and length > self.policy.max_bytes:
-            raise self._too_large(host)
+        if length is not None and length > most:
+            raise self._too_large(host, most)
         data, digest, started = bytearray(), hashlib.sha256(), time.monotonic()
         try:
             async for chunk in response.aiter_raw():
-                if len(data) + len(chunk) > self.policy.max_bytes:
-                    raise self._too_large(host)
+                if len(data) + len(chunk) > most:
+                    raise self._too_large(host, most)
                 if share is not None:
                     share.take(len(chunk))
                 data += chunk
@@ -355,7 +359,5 @@ class Fetcher:
                 status=502,
             )
 
-    def _too_large(self, host: str) -> LoraDownloadFailed:
-        return refused(
-            f"the LoRA from {host} is larger than {self.policy.max_bytes} bytes", "too_large", host
-        )
+    def _too_large(self, host: str, most: int) -> LoraDownloadFailed:
+        return refused(f"the LoRA from {host} is larger than {most} bytes", "too_large", host)

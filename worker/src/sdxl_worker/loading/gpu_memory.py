@@ -49,9 +49,11 @@ def let_go(error: BaseException) -> None:
     torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
 
 
-def too_little_for(request: GenerateRequest, limits: ModelLimits) -> CudaOutOfMemory:
-    """The error that names what of `request` to make smaller."""
-    size = request.size(limits)
+def too_little_for(
+    request: GenerateRequest, limits: ModelLimits, size: tuple[int, int] | None = None
+) -> CudaOutOfMemory:
+    """The error that names what of `request` to make smaller; `size` is what was drawn."""
+    size = size or request.size(limits)
     smaller = tuple(limits.nearest_side(side * 3 // 4) for side in size)
     hints = [f"{smaller[0]}x{smaller[1]}"] if smaller != size else []
     hints += ["num_images 1"] if request.num_images > 1 else []

@@ -1,0 +1,1 @@
+"""Routes of what contents are drawn from."""

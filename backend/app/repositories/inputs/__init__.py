@@ -1,0 +1,1 @@
+"""SQL of the pictures that contents are drawn from."""

@@ -1,0 +1,152 @@
+"""SQL of pictures that were uploaded to draw from."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import String, cast, delete, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from app.models import Content, Image, InputImage
+from app.models.takedown import Kind, Takedown
+
+# Where a content's request names pictures.
+FIELDS = ("image", "mask")
+
+
+class InputRepository:
+    """One owner's."""
+
+    def __init__(self, session: AsyncSession, owner: str) -> None:
+        self._session = session
+        self._owner = owner
+
+    async def hold(self, key: str) -> None:
+        """Take turns over the object `key` until the transaction's end."""
+        digest = hashlib.sha256(key.encode()).digest()
+        number = int.from_bytes(digest[:8], "big", signed=True)
+        await self._session.execute(select(func.pg_advisory_xact_lock(number)))
+
+    async def list(self, limit: int) -> Sequence[InputImage]:
+        """The newest."""
+        rows = await self._session.scalars(
+            select(InputImage)
+            .where(InputImage.owner == self._owner)
+            .order_by(InputImage.created_at.desc(), InputImage.id)
+            .limit(limit)
+        )
+        return rows.all()
+
+    async def get(self, image_id: uuid.UUID, *, lock: bool = False) -> InputImage | None:
+        """One; `lock` holds it until the transaction's end."""
+        query = select(InputImage).where(InputImage.id == image_id, InputImage.owner == self._owner)
+        return await self._session.scalar(query.with_for_update() if lock else query)
+
+    async def by_sha256(self, sha256: str) -> InputImage | None:
+        """The one with these bytes."""
+        return await self._session.scalar(
+            select(InputImage).where(InputImage.owner == self._owner, InputImage.sha256 == sha256)
+        )
+
+    async def drawn(self, image_id: uuid.UUID) -> Image | None:
+        """One of the owner's own drawn pictures; none that is in the bin."""
+        return await self._session.scalar(
+            select(Image)
+            .join(Content, Content.id == Image.generation_id)
+            .where(
+                Image.id == image_id,
+                Content.owner == self._owner,
+                Image.deleted_at.is_(None),
+                Content.deleted_at.is_(None),
+            )
+        )
+
+    async def use(self, image_id: uuid.UUID) -> None:
+        """Note that a content was accepted with it."""
+        await self._session.execute(
+            update(InputImage)
+            .where(InputImage.id == image_id, InputImage.owner == self._owner)
+            .values(used_at=func.now())
+        )
+
+    async def waiting(self, image_id: uuid.UUID) -> int:
+        """How many contents that have not ended are drawn from it."""
+        return (
+            await self._session.scalar(
+                select(func.count())
+                .select_from(Content)
+                .where(
+                    Content.owner == self._owner,
+                    Content.finished_at.is_(None),
+                    or_(
+                        *(
+                            Content.asked[name]["image_id"].astext == str(image_id)
+                            for name in FIELDS
+                        )
+                    ),
+                )
+            )
+            or 0
+        )
+
+    async def is_taken_down(self, sha256: str) -> bool:
+        """Whether a picture with these bytes was taken down."""
+        return bool(
+            await self._session.scalar(
+                select(Takedown.id)
+                .where(Takedown.kind == Kind.PICTURE, Takedown.value == sha256)
+                .limit(1)
+            )
+        )
+
+    async def add(self, image: InputImage) -> None:
+        """A new one."""
+        self._session.add(image)
+        await self._session.flush()
+
+    async def delete(self, image: InputImage) -> None:
+        """Remove its row."""
+        await self._session.delete(image)
+        await self._session.flush()
+
+
+async def remove_unused_before(session: AsyncSession, moment: datetime, limit: int) -> list[str]:
+    """Remove at most `limit` that no content was accepted with since, and none waits for; their
+    objects' keys."""
+    waiting = aliased(Content)
+    is_waited_for = (
+        select(waiting.id)
+        .where(
+            waiting.owner == InputImage.owner,
+            waiting.finished_at.is_(None),
+            or_(
+                *(
+                    waiting.asked[name]["image_id"].astext == cast(InputImage.id, String)
+                    for name in FIELDS
+                )
+            ),
+        )
+        .exists()
+    )
+    rows = await session.scalars(
+        select(InputImage)
+        .where(InputImage.used_at < moment, ~is_waited_for)
+        .order_by(InputImage.used_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    old = rows.all()
+    await session.execute(delete(InputImage).where(InputImage.id.in_([one.id for one in old])))
+    return [one.object_key for one in old]
+
+
+async def remove_with_hash(session: AsyncSession, sha256: str) -> list[str]:
+    """Remove every owner's with these bytes; their objects' keys."""
+    rows = await session.scalars(
+        delete(InputImage).where(InputImage.sha256 == sha256).returning(InputImage.object_key)
+    )
+    return list(rows)

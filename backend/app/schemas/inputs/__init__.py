@@ -1,0 +1,1 @@
+"""Shapes of what contents are drawn from."""

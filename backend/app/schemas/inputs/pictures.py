@@ -1,0 +1,58 @@
+"""Pictures that contents are drawn from, as the API takes and shows them."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from app.schemas.common import NUMBER, In
+from sdxl_contract.pictures import Fit, Inpaint, MaskChannel, Outpaint
+
+Strength = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False), NUMBER]
+Rescale = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False), NUMBER]
+
+
+class PictureUse(In):
+    """A picture to draw from: one that was uploaded (`POST /images`), or one that was drawn here
+    (an image's id, as a content shows it)."""
+
+    image_id: uuid.UUID
+
+
+class MaskUse(PictureUse):
+    """A picture as mask: white is drawn anew, black stays."""
+
+    channel: MaskChannel | None = Field(default=None, description="luminance if unset")
+    invert: bool | None = Field(default=None, description="black is drawn anew; false if unset")
+
+
+class FromPictureIn(In):
+    """What a content's request says of the picture that it starts from."""
+
+    image: PictureUse | None = Field(default=None, description="source that is drawn over")
+    mask: MaskUse | None = Field(default=None, description="which part of image is drawn anew")
+    strength: Strength | None = Field(
+        default=None, description="share of the steps; 0.75 if unset, 0.9 with outpaint"
+    )
+    fit: Fit | None = Field(default=None, description="crop if unset")
+    inpaint: Inpaint | None = None
+    outpaint: Outpaint | None = None
+    guidance_rescale: Rescale | None = Field(
+        default=None, description="0 if unset; models with zero terminal SNR want about 0.7"
+    )
+
+
+class InputImageOut(BaseModel):
+    """An uploaded picture."""
+
+    id: uuid.UUID
+    sha256: str
+    width: int
+    height: int
+    media_type: str
+    size_bytes: int
+    url: str = Field(description="of the file; expires")
+    created_at: datetime

@@ -1,0 +1,1 @@
+"""Pictures that contents are drawn from."""

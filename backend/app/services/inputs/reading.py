@@ -1,0 +1,79 @@
+"""What a stranger's picture is: its header within bounds, then whether all of it can be decoded.
+
+Must not know: where it will lie. The worker reads it once more, by the same limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from typing import NamedTuple
+
+from PIL import Image
+
+from sdxl_contract.errors import ImageLoadFailed
+from sdxl_contract.limits import IMAGE_MAX_PIXELS, IMAGE_MAX_SIDE
+
+_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "WEBP": "image/webp",
+          "AVIF": "image/avif"}  # fmt: skip
+_ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/avif": "avif"}
+
+
+class Look(NamedTuple):
+    """What was seen of a picture's file."""
+
+    sha256: str
+    width: int
+    height: int
+    media_type: str
+
+    @property
+    def ending(self) -> str:
+        """Of a file with it."""
+        return _ENDINGS[self.media_type]
+
+
+def look_at(data: bytes) -> Look:
+    """What `data` is.
+
+    Raises:
+        ImageLoadFailed: no picture that can be drawn from.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "AVIF"))
+    except Image.DecompressionBombError:
+        raise _too_large(None) from None
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's plug-ins raise what they like on damaged files
+        raise _failed("is not a PNG, JPEG, WebP or AVIF picture", "format") from None
+    with opened:
+        width, height = opened.size
+        if width * height > IMAGE_MAX_PIXELS or max(width, height) > IMAGE_MAX_SIDE:
+            raise _too_large((width, height))
+        media_type = _TYPES[opened.format or "PNG"]
+        try:
+            opened.load()
+        except MemoryError:
+            raise
+        except Exception:
+            raise _failed("is damaged or incomplete", "damaged") from None
+    return Look(hashlib.sha256(data).hexdigest(), width, height, media_type)
+
+
+def _too_large(size: tuple[int, int] | None) -> ImageLoadFailed:
+    found = "has" if size is None else f"is {size[0]}x{size[1]} px:"
+    return _failed(
+        f"{found} too many pixels: at most {IMAGE_MAX_PIXELS}, and {IMAGE_MAX_SIDE} a side",
+        "too_large",
+        maximum=IMAGE_MAX_PIXELS,
+    )
+
+
+def _failed(what: str, reason: str, **facts: int) -> ImageLoadFailed:
+    return ImageLoadFailed(
+        f"The file {what}.", details={"field": "file", "reason": reason, **facts}
+    )

@@ -1,0 +1,80 @@
+"""From a request's picture URLs to the canvas that it draws over.
+
+Duty: fetch under the guard and within the bytes that LoRAs are fetched under, decode in threads of
+its own. Nothing is kept: a picture is its owner's, and one request's.
+Must not know: the model's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from sdxl_contract.errors import ImageDownloadFailed, LoraDownloadFailed
+from sdxl_contract.limits import ModelLimits
+from sdxl_contract.pictures import PictureRef
+from sdxl_contract.request import GenerateRequest
+from sdxl_contract.result import Phase
+from sdxl_worker.fetching.budget import Share
+from sdxl_worker.fetching.download import Fetcher
+from sdxl_worker.pictures.canvas import Canvas, make_canvas
+from sdxl_worker.pictures.decoding import as_mask, decode_picture, opaque
+from sdxl_worker.run import Run
+
+# Each may hold a few times a picture's pixels for a moment.
+_DECODING_THREADS = 2
+
+
+class PictureSource:
+    """Gets canvases ready. Lives on one event loop."""
+
+    def __init__(self, fetcher: Fetcher, limits: ModelLimits) -> None:
+        self._fetcher = fetcher
+        self._limits = limits
+        self._decoding = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
+
+    async def get(self, run: Run, share: Share) -> Canvas | None:
+        """The canvas of `run`'s request; None if it draws from nothing but words.
+
+        Raises:
+            ImageDownloadFailed, ImageLoadFailed, Overloaded: as the contract says.
+        """
+        request = run.request
+        if request.image is None:
+            return None
+        with run.phase(Phase.FETCH_IMAGES):
+            files = [
+                await self._download(field, picture, share) for field, picture in request.pictures()
+            ]
+            reading = self._decoding.submit(_canvas, request, self._limits, files)
+            canvas = await asyncio.wrap_future(reading)
+        share.take(canvas.nbytes)
+        share.give_back(sum(map(len, files)))
+        return canvas
+
+    async def _download(self, field: str, picture: PictureRef, share: Share) -> bytearray:
+        try:
+            fetched = await self._fetcher.download(
+                picture.url,
+                sha256=picture.sha256,
+                share=share,
+                max_bytes=self._limits.image_max_bytes,
+            )
+        except LoraDownloadFailed as error:
+            message = error.message
+            for word, ours in (("the LoRA's", f"{field}'s"), ("the LoRA", field)):
+                message = message.replace(word, ours)
+            raise ImageDownloadFailed(
+                message, details={**(error.details or {}), "field": field}, status=error.status
+            ) from error
+        assert fetched is not None  # only a file that is held already is left out
+        return fetched.data
+
+
+def _canvas(request: GenerateRequest, limits: ModelLimits, files: list[bytearray]) -> Canvas:
+    source = opaque(decode_picture(files[0], "image", limits))
+    mask = None
+    if request.mask is not None:
+        decoded = decode_picture(files[1], "mask", limits)
+        mask = as_mask(decoded, request.mask.channel, invert=request.mask.invert)
+    return make_canvas(request, limits, source, mask)
