@@ -23,6 +23,9 @@ from sdxl_contract.addresses import (
     Resolver,
     checked_address,
     is_allowed,
+    is_host_name,
+    is_inside_name,
+    is_number_host,
     literal_address,
     resolve,
 )
@@ -109,6 +112,13 @@ class Outgoing:
         local = self._allow_loopback and (
             host == "localhost" or (literal is not None and literal.is_loopback)
         )
+        if literal is None and not local:
+            # A proxy resolves by itself, so a name alone must not lead inside either.
+            name = host.removesuffix(".")
+            if not is_host_name(name):
+                raise UrlRefused("must have a host name in ASCII, or an address")
+            if is_number_host(name) or is_inside_name(name):
+                raise UrlRefused("must lead to a public address, in its usual spelling")
         if literal is not None and not is_allowed(literal, allow_loopback=self._allow_loopback):
             raise UrlRefused("must lead to a public address")
         if not local and (parts.scheme != "https" or port not in (None, 443)):

@@ -226,6 +226,25 @@ async def test_webhooks_are_their_owners_own(
         ("https://10.0.0.1/", "public"),
         ("https://[::ffff:169.254.169.254]/", "public"),
         ("https://127.0.0.1/", "public"),
+        *(
+            (f"https://{host}/", "public address, in its usual")
+            for host in (
+                "2130706433",
+                "0x7f.1",
+                "0177.0.0.1",
+                "127.1",
+                "a.0x7f000001",
+                "localhost",
+                "LOCALHOST.",
+                "a.localhost",
+                "printer",
+                "printer.local",
+                "metadata.google.internal",
+                "x.home.arpa",
+            )
+        ),
+        ("https://[fe80::1%25eth0]/", "host name"),
+        ("https://exa_mple..com/", "host name"),
         ("https://exa mple.com/", "blanks"),
         ("ftp://example.com/", "https"),
         ("https://[::1", "URL"),

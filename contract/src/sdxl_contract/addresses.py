@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,13 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 _LOOPBACK_6 = ipaddress.IPv6Address("::1")
 _LOOPBACK_4 = ipaddress.IPv4Network("127.0.0.0/8")
 
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_HOST_MAX_CHARS = 253
+# Resolvers read these as addresses: 127.1, 0x7f000001, 0177.0.0.1.
+_NUMBER_HOST = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
+# Names that are never public: a single label, and what RFC 6761, 6762, 8375 and ICANN set aside.
+_INSIDE = re.compile(r"[^.]*|(.*\.)(localhost|local|internal|home\.arpa)")
+
 # Threads of their own: a name server that does not answer must not hold up anything else.
 _RESOLVING = ThreadPoolExecutor(32, thread_name_prefix="resolve")
 _RESOLVE_S = 10.0
@@ -82,6 +90,21 @@ def literal_address(host: str) -> IPAddress | None:
     except ValueError:
         return None
     return None if "%" in host else address
+
+
+def is_host_name(name: str) -> bool:
+    """Whether `name` (in lower case, without a final dot) can be a host's name in ASCII."""
+    return len(name) <= _HOST_MAX_CHARS and _HOST_NAME.fullmatch(name) is not None
+
+
+def is_number_host(name: str) -> bool:
+    """Whether resolvers may read `name` as an address, in a spelling that is not the usual one."""
+    return _NUMBER_HOST.fullmatch(name) is not None
+
+
+def is_inside_name(name: str) -> bool:
+    """Whether `name` means something only on a computer or in a network of its own."""
+    return _INSIDE.fullmatch(name) is not None
 
 
 def is_allowed(address: IPAddress, *, allow_loopback: bool) -> bool:

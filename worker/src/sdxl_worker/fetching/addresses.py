@@ -12,12 +12,23 @@ from sdxl_contract.addresses import (
     Resolver,
     checked_address,
     is_allowed,
+    is_host_name,
+    is_number_host,
     literal_address,
     resolve,
 )
 from sdxl_contract.errors import LoraDownloadFailed
 
-__all__ = ["IPAddress", "Resolver", "is_allowed", "literal_address", "pinned_address", "resolve"]
+__all__ = [
+    "IPAddress",
+    "Resolver",
+    "is_allowed",
+    "is_host_name",
+    "is_number_host",
+    "literal_address",
+    "pinned_address",
+    "resolve",
+]
 
 
 async def pinned_address(

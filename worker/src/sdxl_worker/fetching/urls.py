@@ -13,15 +13,11 @@ from urllib.parse import SplitResult, parse_qs, unquote_plus, urlsplit
 
 from sdxl_contract.errors import LoraDownloadFailed
 from sdxl_contract.limits import URL_MAX_CHARS
-from sdxl_worker.fetching.addresses import literal_address
+from sdxl_worker.fetching.addresses import is_host_name, is_number_host, literal_address
 
 DEFAULT_PORTS = {"https": 443, "http": 80}
 # Control characters and halves of surrogate pairs.
 _NOT_IN_URLS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-_HOST_MAX_CHARS = 253
-# Resolvers read these as addresses: 127.1, 0x7f000001, 0177.0.0.1.
-_NUMBER_HOST = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 # Ports of services that speak something else than HTTP: a request there could be read as commands.
 _OTHER_SERVICES = frozenset(
     {
@@ -205,14 +201,14 @@ def _ascii_host(raw: str, parts: SplitResult) -> str:
     if literal is not None and ("[" in parts.netloc) == (literal.version == 6):
         return str(literal)
     name = raw.removesuffix(".")
-    if len(name) > _HOST_MAX_CHARS or not _HOST_NAME.fullmatch(name):
+    if not is_host_name(name):
         raise refused(
             "the host of the LoRA's URL is no host name: letters, digits, '-', '_' and '.', a name "
             "in another script in its xn-- form",
             "refused_host",
             "",
         )
-    if _NUMBER_HOST.fullmatch(name):
+    if is_number_host(name):
         raise refused(
             f"the host {name} of the LoRA's URL is a number, but no address in its usual spelling",
             "refused_address",
