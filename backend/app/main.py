@@ -46,6 +46,7 @@ from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
 from app.core.settings import Settings
+from app.dialects.mcp.serving import McpEndpoint
 from app.dialects.mounting import dialects_of, message_shapes, mount_dialects
 from app.models import Status
 from app.services.avatars import AvatarService
@@ -115,10 +116,13 @@ def create_app(
         except (*DATABASE_LOST, StorageFailed, OSError) as error:
             app.state.start_failure = error
             raise
+        app.state.mcp = McpEndpoint(app.state.services)
+        await app.state.mcp.start()
         try:
             yield
         finally:
             waiters.stopping = True
+            await app.state.mcp.stop()
             await close()
 
     waiters = Waiters()

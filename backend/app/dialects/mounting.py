@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.core.db import Database
 from app.core.dialect import Dialect
@@ -31,6 +33,7 @@ OPENAI = "/v1"
 A1111 = "/sdapi"
 REPLICATE = "/replicate/v1"
 FAL = "/fal"
+MCP = "/mcp"
 _PNG_INFO = f"{A1111}/v1/png-info"
 _REPLICATE_FILES = f"{REPLICATE}/files"
 
@@ -59,6 +62,7 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
             shape=as_fal,
             polled=re.compile(rf"{PROXY_PATH}|{FAL}/queue/.+/requests/.+"),
         ),
+        Dialect(MCP),
     )
 
 
@@ -71,11 +75,24 @@ def mount_dialects(app: FastAPI) -> None:
         FAL: ("fal", [fal_router]),
     }
     for dialect in app.state.dialects.others:
+        if dialect.prefix == MCP:
+            app.router.routes.append(Route(MCP, _to_mcp))
+            continue
         title, parts = routers[dialect.prefix]
         mounted = dialect_app(title, dialect, app.state, *parts)
         if dialect.prefix == FAL:
             mounted.add_middleware(TargetPath)
         app.mount(dialect.prefix, mounted)
+
+
+class _ToMcp:
+    """The endpoint of the server that runs now."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["app"].state.mcp(scope, receive, send)
+
+
+_to_mcp = _ToMcp()
 
 
 def message_shapes(

@@ -13,6 +13,7 @@ from PIL import Image
 from app.core.pools import Duty, in_pool
 
 QUALITY_DEFAULT = 90
+SMALL_SIDE, SMALL_QUALITY = 512, 80
 
 
 async def encoded(data: bytes, format_name: str, quality: int | None = None) -> bytes:
@@ -37,6 +38,20 @@ def _encode(data: bytes, format_name: str, quality: int | None) -> bytes:
             image.convert("RGB").save(
                 file, format_name.upper(), quality=QUALITY_DEFAULT if quality is None else quality
             )
+    return file.getvalue()
+
+
+async def small_jpeg(data: bytes) -> bytes:
+    """The picture `data` as a JPEG of at most `SMALL_SIDE` px a side."""
+    return await in_pool(Duty.IMAGES, _small, data)
+
+
+def _small(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS)
+        small.save(file, "JPEG", quality=SMALL_QUALITY)
     return file.getvalue()
 
 

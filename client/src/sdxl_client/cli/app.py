@@ -15,6 +15,7 @@ import typer
 
 from sdxl_client.cli import contents, library, marks
 from sdxl_client.cli.config import Login, forget_login, keep_login, read_login
+from sdxl_client.cli.mcp import mcp
 from sdxl_client.cli.output import Exit, Json, errors, show, show_error, stop, wants_json
 from sdxl_client.client import DEFAULT_URL, Client
 from sdxl_client.errors import SdxlError, Unauthorized
@@ -31,6 +32,7 @@ app.command()(contents.cancel)
 app.command()(marks.replay)
 app.command()(marks.verify)
 app.command()(contents.batch)
+app.command("mcp")(mcp)
 app.add_typer(library.loras, name="loras")
 app.add_typer(library.webhooks, name="webhooks")
 
