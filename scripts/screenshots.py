@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,20 @@ class Maker:
         result: dict[str, Any] = answer.json() if answer.content else {}
         return result
 
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A finished content, however long a busy machine takes.
+
+        Raises:
+            StackError: it failed.
+        """
+        content = self.post("/content/generate", body)
+        while content["status"] in ("queued", "running"):
+            time.sleep(1)
+            content = self._http.get(f"/content/{content['id']}").raise_for_status().json()
+        if content["status"] != "succeeded":
+            raise StackError(f"a picture was not drawn: {content['error']}")
+        return content
+
     def patch(self, path: str, body: dict[str, Any]) -> None:
         """A PATCH, which must succeed."""
         self._http.patch(path, json=body).raise_for_status()
@@ -74,7 +89,7 @@ class Maker:
     def draw(self, thing: str, colour: str, **values: Any) -> dict[str, Any]:
         """A finished picture of a thing on a background."""
         prompt = f"{thing}, {colour} background"
-        return self.post("/content/generate", {"prompt": prompt, "steps": STEPS, **values})
+        return self.generate({"prompt": prompt, "steps": STEPS, **values})
 
     def upload(self, path: Path, name: str = "") -> str:
         """The id of a LoRA that is in the library afterwards."""
@@ -107,9 +122,9 @@ def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
         colour = COLOURS[number % len(COLOURS)]
         contents.append(maker.draw(thing, colour, seed=number + 1, loras=uses))
     body = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "steps": STEPS, "seed": SEED}
-    contents.append(maker.post("/content/generate", body))
+    contents.append(maker.generate(body))
     uses = [{"lora_model_id": one, "scale": 0.7} for one in loras[:2]]
-    contents.append(maker.post("/content/generate", {**body, "loras": uses, "num_images": 8}))
+    contents.append(maker.generate({**body, "loras": uses, "num_images": 8}))
     starred = [contents[3]["images"][0]["id"], contents[-1]["images"][2]["id"]]
     maker.post("/content/star", {"image_ids": starred, "starred": True})
     maker.post("/boards", {"name": "Cover ideas, autumn"})
@@ -183,19 +198,14 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             page.goto(f"{url}/#/compare/{before}/{after}")
             page.locator(".split img").first.wait_for()
             shoot(page, "compare", colours)
-            if grid:
-                # Grids are kept by the browser: the second profile gets the first one's.
-                page.evaluate("(kept) => localStorage.setItem('studio.grids', kept)", grid)
-                page.goto(f"{url}/#/grid/{json.loads(grid)[0]['id']}")
-                page.reload()
-            else:
-                page.goto(f"{url}/#/grid")
+            page.goto(grid or f"{url}/#/grid")
+            if not grid:
                 page.get_by_role("button", name="Generate the grid").click()
             page.wait_for_function(
                 "() => document.querySelectorAll('.xy td img:not(.preview)').length === 9",
                 timeout=300_000,
             )
-            grid = page.evaluate("() => localStorage.getItem('studio.grids')")
+            grid = page.url
             shoot(page, "grid", colours)
             page.goto(f"{url}/#/batches")
             page.get_by_label("Prompts").fill("a teapot, green background\na fox, white background")
