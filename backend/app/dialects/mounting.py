@@ -19,6 +19,7 @@ from app.dialects.fal.routes import router as fal_router
 from app.dialects.fal.target import PATH as PROXY_PATH
 from app.dialects.fal.target import TargetPath
 from app.dialects.fal.webhook import RequestMessages
+from app.dialects.openai.edits import router as openai_edits
 from app.dialects.openai.errors import as_openai
 from app.dialects.openai.routes import router as openai_router
 from app.dialects.replicate.files import router as replicate_files
@@ -28,12 +29,15 @@ from app.dialects.subapp import dialect_app
 from app.models.webhook import Kind
 from app.services.storage import Storage
 from app.services.webhooks.sender import MessageShape
+from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 OPENAI = "/v1"
 A1111 = "/sdapi"
 REPLICATE = "/replicate/v1"
 FAL = "/fal"
 MCP = "/mcp"
+_EDITS = f"{OPENAI}/images/edits"
+_IMG2IMG = f"{A1111}/v1/img2img"
 _PNG_INFO = f"{A1111}/v1/png-info"
 _REPLICATE_FILES = f"{REPLICATE}/files"
 
@@ -41,13 +45,19 @@ _REPLICATE_FILES = f"{REPLICATE}/files"
 def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
     """What holds for the paths of each dialect."""
     return (
-        Dialect(OPENAI, key_headers=("api-key",), shape=as_openai),
+        Dialect(
+            OPENAI,
+            key_headers=("api-key",),
+            shape=as_openai,
+            large_bodies={_EDITS: 2 * IMAGE_MAX_BYTES},
+            key_first=frozenset({_EDITS}),
+        ),
         Dialect(
             A1111,
             schemes=frozenset({"basic", "bearer"}),
             shape=as_a1111,
-            large_bodies={_PNG_INFO: 12 * 2**20},
-            key_first=frozenset({_PNG_INFO}),
+            large_bodies={_PNG_INFO: 12 * 2**20, _IMG2IMG: 24 * 2**20},
+            key_first=frozenset({_PNG_INFO, _IMG2IMG}),
         ),
         Dialect(
             REPLICATE,
@@ -69,7 +79,7 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
 def mount_dialects(app: FastAPI) -> None:
     """Put each dialect's application below its prefix."""
     routers = {
-        OPENAI: ("OpenAI Images", [openai_router]),
+        OPENAI: ("OpenAI Images", [openai_router, openai_edits]),
         A1111: ("A1111", [a1111_router, a1111_discovery]),
         REPLICATE: ("Replicate", [replicate_router, replicate_files]),
         FAL: ("fal", [fal_router]),

@@ -124,6 +124,49 @@ async def test_recorded_calls_get_a_picture_whatever_their_content_type(served: 
         assert shown_info["infotexts"][0].startswith(body["prompt"])
 
 
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (64, 64), colour)
+
+
+async def test_webuiapi_draws_over_a_picture(served: Served, inference: InferenceDouble) -> None:
+    def use() -> Any:
+        api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
+        return api.img2img(
+            images=[picture("red")],
+            mask_image=picture("white"),
+            prompt="a red apple",
+            seed=7,
+            steps=20,
+            denoising_strength=0.5,
+            resize_mode=1,
+            mask_blur=8,
+            inpainting_fill=1,
+            inpaint_full_res=True,
+            inpaint_full_res_padding=16,
+            width=1024,
+            height=768,
+        )
+
+    result = await asyncio.to_thread(use)
+    [request] = inference.requests
+    assert (request.strength, request.fit, request.seed) == (0.5, "crop", 7)
+    assert request.image is not None
+    assert request.mask is not None
+    assert not request.mask.invert
+    assert request.inpaint is not None
+    told = request.inpaint
+    assert (told.area, told.padding, told.blur, told.fill) == ("masked", 16, 8, "original")
+    assert result.image.size == (1024, 768)
+    http = served.backend.http
+    plain = base64.b64encode(b"no picture").decode()
+    wrong: list[dict[str, Any]] = [{}, {"init_images": [plain], "denoising_strength": 2}]
+    wrong += [{"init_images": images} for images in ([], [5], [plain], [plain, plain])]
+    for body in wrong:
+        answer = await http.post(f"{API}/img2img", json={"prompt": "x", **body})
+        assert answer.status_code == 422, body
+    assert len(inference.requests) == 1
+
+
 async def test_what_cannot_be_had_is_refused_rather_than_left_out(served: Served) -> None:
     await served.backend.upload(kohya_lora(), "Line Art")
     for body, status, hint in (

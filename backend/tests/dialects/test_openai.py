@@ -80,6 +80,43 @@ async def test_pictures_come_in_the_format_that_is_asked_for(client: Any) -> Non
         assert answer.output_format == name
 
 
+def png(mode: str, colour: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+async def test_an_edit_draws_over_a_picture_where_the_mask_is_clear(
+    client: Any, served: Served, inference: InferenceDouble
+) -> None:
+    lora = await served.backend.upload(kohya_lora(), "Ink")
+    answer = await client.images.edit(
+        image=("a.png", png("RGB", "red")),
+        mask=("m.png", png("RGBA", (0, 0, 0, 0))),
+        prompt="a red apple",
+        n=2,
+        size="1024x768",
+        extra_body={"seed": 7, "strength": 0.5, "loras": [{"name": "Ink", "scale": 0.5}]},
+    )
+    [request] = inference.requests
+    assert (request.prompt, request.num_images, request.seed) == ("a red apple", 2, 7)
+    assert (request.strength, request.width, request.height) == (0.5, 1024, 768)
+    assert [(ref.sha256, ref.scale) for ref in request.loras] == [(lora["sha256"], 0.5)]
+    assert request.image is not None
+    assert request.mask is not None
+    assert (request.mask.channel, request.mask.invert) == ("alpha", True)
+    assert len(answer.data) == 2
+    # As LibreChat and LiteLLM name the file, and of whatever kind it says that it is.
+    files = {"image[]": ("upload", png("RGB", "blue"), "application/octet-stream")}
+    form = {"prompt": "x", "strength": "much"}
+    wrong = await served.backend.http.post("/v1/images/edits", files=files, data=form)
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "strength")
+    form["strength"] = "0.25"
+    good = await served.backend.http.post("/v1/images/edits", files=files, data=form)
+    assert good.status_code == 200, good.text
+    assert (inference.requests[1].strength, inference.requests[1].mask) == (0.25, None)
+
+
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": " "}, "prompt", "blank"),
     ({"size": "1000x1001"}, "size", "nearest"),
@@ -263,8 +300,9 @@ async def test_sillytaverns_ping_and_what_is_not_there(served: Served) -> None:
     http = served.backend.http
     assert (await http.options(GENERATIONS)).status_code == 204
     assert (await http.post("/v1/images/variations")).status_code == 404
-    edited = await http.post("/v1/images/edits", files={"image": b"x"}, data={"prompt": "x"})
-    assert (edited.status_code, edited.json()["error"]["param"]) == (400, "image")
+    for files in ({"image": b"x"}, {"mask": b"x"}, {"other": b"x"}):
+        edited = await http.post("/v1/images/edits", files=files, data={"prompt": "x"})
+        assert (edited.status_code, edited.json()["error"]["param"]) == (400, "image")
     wrong = await http.get(GENERATIONS)
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
     large = await http.post(GENERATIONS, content=b"x" * (2**20 + 1))

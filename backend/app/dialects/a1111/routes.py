@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from app.api.deps import CallerDep, ServicesDep
+from app.api.deps import Caller, CallerDep, RightsDep, Services, ServicesDep
 from app.dialects.a1111.discovery import check_checkpoint, model_name
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.infotext import infotext, png_texts, read_infotext
 from app.dialects.a1111.jobs import mark_of, progress, stop_all
 from app.dialects.a1111.samplers import shown
-from app.dialects.a1111.schemas import Txt2ImgIn
+from app.dialects.a1111.schemas import Img2ImgIn, Txt2ImgIn
 from app.dialects.asking import (
     failure_of,
     fields_called,
@@ -25,12 +25,12 @@ from app.dialects.asking import (
     submit,
     until_ended,
 )
+from app.dialects.from_pictures import kept_picture, picture_of
 from app.dialects.pictures import as_base64
 from app.dialects.subapp import json_body
 from app.models import Content
-from sdxl_contract.errors import InvalidRequest
 
-_FIELDS = {"cfg": "cfg_scale", "num_images": "batch_size"}
+_FIELDS = {"cfg": "cfg_scale", "num_images": "batch_size", "strength": "denoising_strength"}
 router = APIRouter()
 
 
@@ -42,6 +42,12 @@ async def txt2img(request: Request, caller: CallerDep, services: ServicesDep) ->
         asked = read_as(Txt2ImgIn, sent)
         await check_checkpoint(services, asked.checkpoint)
         content, _ = await submit(services, caller, asked.as_asked(), mark=mark_of(caller))
+    return await _answer(services, caller, content, asked)
+
+
+async def _answer(
+    services: Services, caller: Caller, content: Content, asked: Txt2ImgIn
+) -> Response:
     content = await until_ended(services, caller, content)
     failure = failure_of(content)
     if failure is not None:
@@ -51,7 +57,11 @@ async def txt2img(request: Request, caller: CallerDep, services: ServicesDep) ->
         texts = [as_base64(data) for data in await read_images(services, content)]
     info = _info(content, asked, await model_name(services))
     return JSONResponse(
-        {"images": texts, "parameters": asked.model_dump(), "info": json.dumps(info)}
+        {
+            "images": texts,
+            "parameters": asked.model_dump(exclude={"init_images", "mask"}),
+            "info": json.dumps(info),
+        }
     )
 
 
@@ -84,7 +94,7 @@ def _info(content: Content, asked: Txt2ImgIn, model: str) -> dict[str, Any]:
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": None,
+        "denoising_strength": getattr(asked, "denoising_strength", None),
         "extra_generation_params": {"content_id": str(content.id)},
         "index_of_first_image": 0,
         "infotexts": [infotext(content, prompt, seed, model) for seed in seeds],
@@ -96,13 +106,24 @@ def _info(content: Content, asked: Txt2ImgIn, model: str) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/img2img", include_in_schema=False)
-async def img2img(caller: CallerDep) -> None:
-    """Say that pictures cannot be changed yet."""
-    raise InvalidRequest(
-        "init_images: pictures are drawn from words only: use txt2img",
-        details={"field": "init_images"},
-    )
+@router.post("/v1/img2img", openapi_extra=json_body(Img2ImgIn), response_model=None)
+async def img2img(
+    request: Request, caller: CallerDep, services: ServicesDep, rights: RightsDep
+) -> Response:
+    """Draw over a picture, or over what a mask shows white."""
+    with fields_called(_FIELDS):
+        asked = read_as(Img2ImgIn, await read_json(request))
+        await rights.check()
+        await check_checkpoint(services, asked.checkpoint)
+        asked.as_asked()  # refuse what is wrong before anything is kept
+        source = await kept_picture(services, caller, asked.source, "init_images")
+        mask = None
+        if asked.mask:
+            data = picture_of(asked.mask, "mask")
+            mask = await kept_picture(services, caller, data, "mask")
+        wish = asked.from_picture(source, mask)
+        content, _ = await submit(services, caller, wish, mark=mark_of(caller))
+    return await _answer(services, caller, content, asked)
 
 
 @router.get("/v1/progress")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.dialects.a1111.samplers import joined
 from app.dialects.asking import read_as
+from app.dialects.from_pictures import picture_of
 from app.dialects.lora_tags import read_tags
 from app.schemas.common import Storable
 from app.schemas.content import GenerateIn
@@ -96,6 +97,63 @@ class Txt2ImgIn(BaseModel):
         if tagged.loras:
             values["loras"] = [use.model_dump(exclude_none=True) for use in tagged.loras]
         return read_as(GenerateIn, {k: v for k, v in values.items() if v is not None})
+
+
+class Img2ImgIn(Txt2ImgIn):
+    """`POST /img2img`: of a mask white is drawn anew."""
+
+    init_images: list[Any] | None = None
+    mask: Any = None
+    denoising_strength: Number = 0.75
+    resize_mode: Whole = 0
+    mask_blur: Whole = 4
+    inpainting_fill: Whole = 0
+    inpaint_full_res: bool | None = True
+    inpaint_full_res_padding: Whole = 0
+    inpainting_mask_invert: Whole = 0
+
+    @property
+    def source(self) -> bytes:
+        """The one picture to draw from.
+
+        Raises:
+            InvalidRequest: there is none, or more than one.
+        """
+        if len(self.init_images or ()) != 1:
+            raise InvalidRequest(
+                "init_images: must hold one picture", details={"field": "init_images"}
+            )
+        return picture_of((self.init_images or [None])[0], "init_images")
+
+    def from_picture(self, image: dict[str, Any], mask: dict[str, Any] | None) -> GenerateIn:
+        """The same wish in the API's own words.
+
+        Raises:
+            As `as_asked`.
+        """
+        values = self.as_asked().model_dump(exclude_unset=True, mode="json")
+        if self.resize_mode not in (None, 0, 1):
+            raise _not_offered("resize_mode")
+        values |= {
+            "image": image,
+            "strength": 0.75 if self.denoising_strength is None else self.denoising_strength,
+            "fit": "crop" if self.resize_mode == 1 else "stretch",
+        }
+        if mask is not None:
+            fills = ("surroundings", "original", "noise", "nothing")
+            fill = self.inpainting_fill or 0
+            if not 0 <= fill < len(fills):
+                raise InvalidRequest(
+                    "inpainting_fill: must be 0 to 3", details={"field": "inpainting_fill"}
+                )
+            values["mask"] = {**mask, "invert": bool(self.inpainting_mask_invert)}
+            values["inpaint"] = {
+                "area": "whole" if self.inpaint_full_res is False else "masked",
+                "padding": self.inpaint_full_res_padding or 0,
+                "blur": 4 if self.mask_blur is None else self.mask_blur,
+                "fill": fills[fill],
+            }
+        return read_as(GenerateIn, values)
 
 
 def _is_on(script: object) -> bool:

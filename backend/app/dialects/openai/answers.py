@@ -69,7 +69,11 @@ async def _texts(services: Services, content: Content, asked: ImagesIn) -> list[
 
 
 async def stream(
-    services: Services, caller: Caller, content: Content, asked: ImagesIn
+    services: Services,
+    caller: Caller,
+    content: Content,
+    asked: ImagesIn,
+    kind: str = "image_generation",
 ) -> AsyncIterator[str]:
     """Server-sent events: some pictures on the way, then each finished one, or the error."""
     partials = Partials(
@@ -85,9 +89,8 @@ async def stream(
             index = partials.take(int(event.data.get("step") or 0))
             if preview and index is not None:
                 # Small and JPEG whatever was asked for: it is a look at what is being drawn.
-                kind = "image_generation.partial_image"
                 yield _event(
-                    kind,
+                    f"{kind}.partial_image",
                     {
                         **about,
                         "output_format": "jpeg",
@@ -108,7 +111,7 @@ async def stream(
         return
     for text in await _texts(services, ended, asked):
         yield _event(
-            "image_generation.completed",
+            f"{kind}.completed",
             {
                 **_about(asked, ended),
                 "b64_json": text,

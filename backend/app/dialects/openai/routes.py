@@ -21,11 +21,10 @@ from app.dialects.asking import (
 from app.dialects.openai.answers import images_response, request_id, stream
 from app.dialects.openai.errors import MODEL_NOT_FOUND, REQUEST_ID, as_openai
 from app.dialects.openai.schemas import ImagesIn
-from sdxl_contract.errors import InvalidRequest
 
 OWNED_BY = "modal-sdxl-lora"
-_RETRY_COUNT = "x-stainless-retry-count"
-_FIELDS = {"num_images": "n", "width": "size", "height": "size"}
+RETRY_COUNT = "x-stainless-retry-count"
+FIELDS = {"num_images": "n", "width": "size", "height": "size"}
 # A day without meaning: which moment a model's file was made is not known.
 _CREATED = 1_690_000_000
 
@@ -39,7 +38,12 @@ class ModelNotFound(BackendError):
     code = MODEL_NOT_FOUND  # type: ignore[assignment]
 
 
-async def _check_model(services: Services, model: str | None) -> None:
+async def check_model(services: Services, model: str | None) -> None:
+    """Refuse a model that is not served here.
+
+    Raises:
+        ModelNotFound: it is none.
+    """
     if not model:
         return
     models = await served_models(services)
@@ -64,10 +68,10 @@ async def _check_model(services: Services, model: str | None) -> None:
 )
 async def generate(request: Request, caller: CallerDep, services: ServicesDep) -> Response:
     """Draw, and answer with the pictures: all at once, or as a stream."""
-    with fields_called(_FIELDS):
+    with fields_called(FIELDS):
         asked = read_as(ImagesIn, await read_json(request))
-        await _check_model(services, asked.model)
-        retries = request.headers.get(_RETRY_COUNT, "0")
+        await check_model(services, asked.model)
+        retries = request.headers.get(RETRY_COUNT, "0")
         content, _ = await submit(services, caller, asked.as_asked(), joins=retries != "0")
     if asked.stream:
         return StreamingResponse(
@@ -87,16 +91,6 @@ async def generate(request: Request, caller: CallerDep, services: ServicesDep) -
 async def ping() -> Response:
     """SillyTavern asks so whether anybody is there."""
     return Response(status_code=204, headers={"Allow": "OPTIONS, POST"})
-
-
-@router.post("/images/edits", include_in_schema=False)
-async def edit(caller: CallerDep) -> Response:
-    """Say that pictures cannot be edited yet."""
-    raise InvalidRequest(
-        "image: pictures are drawn from words only: this server cannot edit pictures. "
-        "Use /v1/images/generations.",
-        details={"field": "image"},
-    )
 
 
 def _model(name: str) -> dict[str, Any]:
