@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -578,6 +578,21 @@ def test_a_huge_body_is_refused(client: httpx2.Client) -> None:
     answer = client.post("/generate-image", content=b"x" * (2 << 20))
 
     assert (answer.status_code, answer.json()["error_code"]) == (413, "INVALID_REQUEST")
+
+
+def test_a_body_that_does_not_come_is_let_go(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdxl_worker.api._BODY_SECONDS", 0.2)
+
+    def never() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(0.6)
+        yield b"}"
+
+    answer = client.post("/generate-image", content=never())
+
+    assert (answer.status_code, answer.json()["error_code"]) == (408, "INVALID_REQUEST")
 
 
 def test_metrics_count_what_happened(client: httpx2.Client) -> None:

@@ -105,9 +105,8 @@ async def generate(
     if seconds > 0:
         # It is accepted: without the database it is still so, and a 503 would have it asked again.
         with contextlib.suppress(*DATABASE_LOST):
-            await services.contents.wait(content.id, seconds, is_new=accepted.is_new)
+            await rights.until(services.contents.wait(content.id, seconds, is_new=accepted.is_new))
             content = await services.contents.get(owner, content.id)
-        await rights.check()
     if not Status(content.status).is_final:
         response.status_code = status.HTTP_202_ACCEPTED
         response.headers["Retry-After"] = "1"

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
@@ -55,6 +55,7 @@ KEY_OR_COOKIE = [
 
 _LOOK_SECONDS = 2.0
 E = TypeVar("E")
+T = TypeVar("T")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -222,6 +223,23 @@ class Rights:
         """
         if not await self.hold():
             raise Unauthorized("This API key was revoked, or the session ended.")
+
+    async def until(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives; given up where they end before.
+
+        Raises:
+            Unauthorized: they have ended.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+                await self.check()
+                if done:
+                    return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def while_they_hold(
         self, events: AsyncGenerator[E], is_last: Callable[[E], bool]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from app.api.deps import Caller, Services
+from app.api.deps import Caller, Rights, Services
 from app.core.db import DATABASE_LOST
 from app.core.errors import BackendError, Fault, NotFound, fault_of
 from app.core.settings import Settings
@@ -186,13 +186,16 @@ async def submit(
     return accepted.content, accepted.is_new
 
 
-async def until_ended(
-    services: Services, caller: Caller, content: Content, seconds: float = WAIT_SECONDS
-) -> Content:
-    """`content` as it is when it has ended, or when `seconds` are over."""
+async def until_ended(rights: Rights, content: Content, seconds: float = WAIT_SECONDS) -> Content:
+    """`content` as it is when it has ended, or when `seconds` are over.
+
+    Raises:
+        Unauthorized: the caller's rights ended before.
+    """
+    contents = rights.services.contents
     with contextlib.suppress(*DATABASE_LOST):
-        await services.contents.wait(content.id, seconds)
-    return await services.contents.get(caller.owner, content.id)
+        await rights.until(contents.wait(content.id, seconds))
+    return await contents.get(rights.caller.owner, content.id)
 
 
 def failure_of(content: Content) -> Fault | None:

@@ -173,9 +173,18 @@ async def test_a_stream_of_events_is_cut_within_seconds_of_losing_its_right(
         backend.http.post(
             "/api/v1/content/generate",
             json={"prompt": "y"},
-            headers={**headers, **OURS, "Prefer": "wait=3"},
+            headers={**headers, **OURS, "Prefer": "wait=60"},
         )
     )
+    others = [
+        asyncio.ensure_future(backend.http.post(path, json={"prompt": "z"} | more, headers=headers))
+        for path, more in (
+            ("/v1/images/generations", {}),
+            ("/v1/images/generations", {"stream": True}),
+            ("/sdapi/v1/txt2img", {}),
+        )
+        if by == "key"
+    ]
     await asyncio.sleep(0.3)
     if by == "key":
         database = Database(database_url)
@@ -193,6 +202,10 @@ async def test_a_stream_of_events_is_cut_within_seconds_of_losing_its_right(
         assert "event: succeeded" not in told.text
         answer = await asyncio.wait_for(waiting, 8)
         assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHORIZED")
+        for other in others:
+            answer = await asyncio.wait_for(other, 6)
+            assert answer.status_code == 401 or answer.text in ("", ": still drawing\n\n")
+            assert "b64_json" not in answer.text
     finally:
         inference.gate.set()
 

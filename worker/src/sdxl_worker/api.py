@@ -40,6 +40,7 @@ from sdxl_worker.settings import Settings
 
 log = structlog.get_logger()
 _BODY_MAX_BYTES = 1 << 20
+_BODY_SECONDS = 60.0
 _PING_S = 10.0
 # A run says itself that its time is over; this much later its callers no longer wait for that.
 _GRACE_S = 5.0
@@ -197,16 +198,24 @@ def _error_response(error: ContractError) -> Response:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The body, refused beyond 1 MiB before it is read whole."""
+    """The body, refused beyond 1 MiB before it is read whole, and when it does not come."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BODY_MAX_BYTES:
-            raise InvalidRequest(
-                f"the request's body is larger than {_BODY_MAX_BYTES} bytes",
-                details={"field": "request"},
-                status=413,
-            )
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _BODY_MAX_BYTES:
+                    raise InvalidRequest(
+                        f"the request's body is larger than {_BODY_MAX_BYTES} bytes",
+                        details={"field": "request"},
+                        status=413,
+                    )
+    except TimeoutError:
+        raise InvalidRequest(
+            f"the request's body did not come within {_BODY_SECONDS:g} s",
+            details={"field": "request"},
+            status=408,
+        ) from None
     return bytes(body)
 
 

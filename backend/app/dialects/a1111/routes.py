@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from app.api.deps import Caller, CallerDep, RightsDep, Services, ServicesDep
+from app.api.deps import CallerDep, Rights, RightsDep, ServicesDep
 from app.dialects.a1111.discovery import check_checkpoint, model_name
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.infotext import infotext, png_texts, read_infotext
@@ -42,13 +42,12 @@ async def txt2img(request: Request, caller: CallerDep, services: ServicesDep) ->
         asked = read_as(Txt2ImgIn, sent)
         await check_checkpoint(services, asked.checkpoint)
         content, _ = await submit(services, caller, asked.as_asked(), mark=mark_of(caller))
-    return await _answer(services, caller, content, asked)
+    return await _answer(Rights(request, services, caller), content, asked)
 
 
-async def _answer(
-    services: Services, caller: Caller, content: Content, asked: Txt2ImgIn
-) -> Response:
-    content = await until_ended(services, caller, content)
+async def _answer(rights: Rights, content: Content, asked: Txt2ImgIn) -> Response:
+    services = rights.services
+    content = await until_ended(rights, content)
     failure = failure_of(content)
     if failure is not None:
         return as_a1111(failure)
@@ -123,7 +122,7 @@ async def img2img(
             mask = await kept_picture(services, caller, data, "mask")
         wish = asked.from_picture(source, mask)
         content, _ = await submit(services, caller, wish, mark=mark_of(caller))
-    return await _answer(services, caller, content, asked)
+    return await _answer(rights, content, asked)
 
 
 @router.get("/v1/progress")

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from app.api.deps import Caller, CallerDep, RightsDep, Services, ServicesDep
+from app.api.deps import Caller, CallerDep, Rights, RightsDep, Services, ServicesDep
 from app.core.errors import Conflict, NotFound
 from app.dialects.asking import (
     check_model,
@@ -99,7 +99,7 @@ async def _run(
     request: Request, caller: Caller, services: Services, app: str, sub: str
 ) -> Response:
     content, call = await _submit(request, caller, services, app, sub)
-    content = await until_ended(services, caller, content)
+    content = await until_ended(Rights(request, services, caller), content)
     return await _result(services, content, call)
 
 

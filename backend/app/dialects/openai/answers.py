@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from app.api.deps import Caller, Services
+from app.api.deps import Rights, Services
 from app.core.errors import NotFound
 from app.dialects.asking import failure_of, read_images
 from app.dialects.openai.errors import as_openai
@@ -69,19 +69,18 @@ async def _texts(services: Services, content: Content, asked: ImagesIn) -> list[
 
 
 async def stream(
-    services: Services,
-    caller: Caller,
-    content: Content,
-    asked: ImagesIn,
-    kind: str = "image_generation",
+    rights: Rights, content: Content, asked: ImagesIn, kind: str = "image_generation"
 ) -> AsyncIterator[str]:
-    """Server-sent events: some pictures on the way, then each finished one, or the error."""
+    """Server-sent events: some pictures on the way, then each finished one, or the error; nothing
+    more once the caller's rights have ended."""
+    services, caller = rights.services, rights.caller
     partials = Partials(
         asked.partial_images or 0, int(content.parameters.get("steps") or STEPS_DEFAULT)
     )
     created = int(content.created_at.timestamp())
     about = _about(asked, content)
-    async for event in _with_pings(services.events.follow(content.id)):
+    events = rights.while_they_hold(services.events.follow(content.id), lambda _: False)
+    async for event in _with_pings(events):
         if event is None:
             yield ": still drawing\n\n"
         elif event.type == "preview":
@@ -99,6 +98,8 @@ async def stream(
                         "created_at": created,
                     },
                 )
+    if not await rights.hold():
+        return
     try:
         ended = await services.contents.get(caller.owner, content.id)
     except NotFound:

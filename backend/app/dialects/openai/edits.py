@@ -73,11 +73,11 @@ async def edit(
     headers = {REQUEST_ID: request_id(content)}
     if asked.stream:
         return StreamingResponse(
-            stream(services, caller, content, asked, kind="image_edit"),
+            stream(rights, content, asked, kind="image_edit"),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", **headers},
         )
-    content = await until_ended(services, caller, content)
+    content = await until_ended(rights, content)
     failure = failure_of(content)
     if failure is not None:
         return as_openai(failure, retries=False)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from app.api.deps import CallerDep, Services, ServicesDep
+from app.api.deps import CallerDep, Rights, Services, ServicesDep
 from app.core.errors import BackendError
 from app.dialects.asking import (
     failure_of,
@@ -73,13 +73,14 @@ async def generate(request: Request, caller: CallerDep, services: ServicesDep) -
         await check_model(services, asked.model)
         retries = request.headers.get(RETRY_COUNT, "0")
         content, _ = await submit(services, caller, asked.as_asked(), joins=retries != "0")
+    rights = Rights(request, services, caller)
     if asked.stream:
         return StreamingResponse(
-            stream(services, caller, content, asked),
+            stream(rights, content, asked),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", REQUEST_ID: request_id(content)},
         )
-    content = await until_ended(services, caller, content)
+    content = await until_ended(rights, content)
     failure = failure_of(content)
     if failure is not None:
         return as_openai(failure, retries=False)

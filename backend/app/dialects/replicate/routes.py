@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from app.api.deps import Caller, CallerDep, Services, ServicesDep
+from app.api.deps import Caller, CallerDep, Rights, Services, ServicesDep
 from app.core.cursor import CURSOR
 from app.core.errors import Conflict, NotFound
 from app.dialects.asking import (
@@ -67,7 +67,7 @@ async def _create(
         )
     seconds = until - time.monotonic()
     if seconds > 0:
-        content = await until_ended(services, caller, content, seconds)
+        content = await until_ended(Rights(request, services, caller), content, seconds)
     return _shown(request, services, (content, kept), while_waiting=True)
 
 
@@ -175,7 +175,7 @@ async def cancel(
     content, call = await services.calls.get(caller.owner, Kind.REPLICATE, prediction_id)
     with contextlib.suppress(Conflict):
         await services.contents.cancel(caller.owner, content.id)
-    content = await until_ended(services, caller, content, _CANCEL_SECONDS)
+    content = await until_ended(Rights(request, services, caller), content, _CANCEL_SECONDS)
     return _shown(request, services, (content, call))
 
 
