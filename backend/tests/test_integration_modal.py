@@ -264,3 +264,27 @@ def test_a_lora_that_vanished_from_the_store_fails_the_job_and_says_so(stack: St
     assert content["error"]["code"] == "LORA_DOWNLOAD_FAILED"
     assert "http://" not in content["error"]["message"]
     stack.draw()
+
+
+def test_a_picture_is_drawn_over_an_uploaded_one_and_kept_outside_the_mask(stack: Stack) -> None:
+    source, mask = Image.new("RGB", (64, 64), (20, 90, 160)), Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    ids = []
+    for picture in (source, mask):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        answer = stack.http.post("/api/v1/images", files={"file": ("a.png", file.getvalue())})
+        assert answer.status_code in (200, 201), answer.text
+        ids.append({"image_id": answer.json()["id"]})
+    content, data = stack.draw(
+        image=ids[0], mask=ids[1], strength=1.0, inpaint={"blur": 0, "fill": "noise"}
+    )
+    drawn = Image.open(io.BytesIO(data))
+    assert drawn.size == (64, 64)
+    assert drawn.crop((0, 0, 32, 64)).tobytes() == source.crop((0, 0, 32, 64)).tobytes()
+    assert drawn.crop((32, 0, 64, 64)).tobytes() != source.crop((32, 0, 64, 64)).tobytes()
+    assert content["model_clean"] is True
+    again, repeated = stack.draw(image={"image_id": content["images"][0]["id"]}, strength=0.5)
+    assert again["parameters"]["image"]["sha256"] == content["images"][0]["file_sha256"]
+    assert without_manifest(repeated) != without_manifest(data)
+    assert again["timings"]["encode_image"] > 0

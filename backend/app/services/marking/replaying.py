@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from app.core.db import Database
 from app.core.errors import Conflict
 from app.models import Content, LoraModel, Status
+from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.schemas.common import Storable
 from app.schemas.content import GenerateIn, LoraUse
@@ -79,6 +80,8 @@ def receipt_of(report: dict[str, Any]) -> Receipt:
     if twice:
         raise _refused(f"has a receipt that names the LoRA {twice[0]} twice")
     unknown = sorted(receipt.parameters.keys() - set(PARAMETERS))
+    if set(FIELDS) & set(unknown):
+        raise _refused("was drawn from another picture, which it does not hold")
     if unknown:
         raise _refused(
             f"was drawn with {unknown[0][:100]}, which this version cannot draw: use a newer one"
