@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,10 @@ async def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.Monkey
 
     with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
         await verify(picture(), "", slow)
+
+
+def test_servers_that_start_at_the_same_moment_share_one_identity(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: development_identity(tmp_path / "marking"), range(8)))
+
+    assert len(set(map(str, made))) == 1

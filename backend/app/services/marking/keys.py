@@ -10,6 +10,7 @@ signing, digital signatures only, and the root not among the certificates that a
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import shlex
 import subprocess
@@ -102,6 +103,14 @@ def development_identity(folder: Path) -> Identity:
     before it expires.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Servers on one DATA_DIR may start at the same moment: a key of one with the certificate of
+    # another would sign nothing ever after.
+    with open(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made_or_kept(folder)
+
+
+def _made_or_kept(folder: Path) -> Identity:
     root_key_file, root_file = folder / "root.key", folder / "root.pem"
     if not root_file.exists():
         root_key = ec.generate_private_key(ec.SECP256R1())
