@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -90,12 +91,14 @@ def _measure(client: Client, count: int, folder: Path) -> dict[str, Any]:
             files.append(folder / f"{number}-{place}.{request['output_format']}")
             files[-1].write_bytes(httpx2.get(image.url).content)
             with_loras += bool(content.loras)
+            print(f"drew {len(files)}", file=sys.stderr, flush=True)
     found = {"pictures": len(files), "with_loras": with_loras, "equal_pixels": 0, "equal_files": 0}
     for file in files:
         content = client.wait(client.replay_file(file).id)
         compared = client.compare(file, content.id)
         found["equal_pixels"] += bool(compared.same_pixels)
         found["equal_files"] += compared.same_file
+        print(f"{file.name}: {compared.summary}", file=sys.stderr, flush=True)
         if not compared.is_equal:
             print(f"{file.name}: {compared.summary}")
     return found

@@ -63,6 +63,7 @@ from app.services.contents.waiters import Waiters
 from app.services.inputs.images import InputImageService
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
+from app.services.marking.forbidden_words import ForbiddenWords
 from app.services.marking.marking import Marking
 from app.services.marking.replaying import ReplayService
 from app.services.marking.takedowns import TakedownService
@@ -220,7 +221,15 @@ async def _start(
         )
         gate = Gate(base_model)
         contents = ContentService(
-            database, storage, base_model, inference, waiters, settings.content_deadline_seconds
+            database,
+            storage,
+            base_model,
+            inference,
+            waiters,
+            settings.content_deadline_seconds,
+            forbidden=await asyncio.to_thread(
+                ForbiddenWords.from_file, settings.prompt_blocklist_file
+            ),
         )
         on_end = metrics.on_end(waiters.announce)
         marking = await asyncio.to_thread(Marking.from_settings, settings, __version__)

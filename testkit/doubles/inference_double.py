@@ -22,6 +22,7 @@ from sdxl_contract.result import (
     LoraReport,
     Metadata,
     ModelInfo,
+    SafetyReport,
     Timings,
     WorkerEvent,
 )
@@ -69,6 +70,7 @@ class InferenceDouble:
         self.requests: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.is_up = True
+        self.safety: SafetyReport | None = None
         self.signature: BaseModelSignature | None = None
         self.gate = asyncio.Event()  # drawing waits for it
         self.gate.set()
@@ -120,6 +122,7 @@ class InferenceDouble:
                 for data, seed in zip(images, seeds, strict=True)
             ],
             model_clean=True,
+            safety=self.safety,
         )
         return InferenceOutcome(result=result, images=images, provider="double", attempts=1)
 

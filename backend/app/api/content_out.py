@@ -13,6 +13,7 @@ from app.schemas.content import (
     ErrorOut,
     ImageOut,
     ParametersOut,
+    SafetyOut,
     UsedLora,
     WaitingFor,
 )
@@ -107,6 +108,7 @@ def content_out(
         cost=cost,
         error=None if content.error is None else ErrorOut(**content.error),
         model_clean=content.model_clean,
+        safety=None if content.safety is None else SafetyOut.model_validate(content.safety),
         created_at=content.created_at,
         deadline_at=content.deadline_at,
         started_at=content.started_at,

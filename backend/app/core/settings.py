@@ -217,6 +217,20 @@ class Settings(BaseSettings):
         description="PEM of more roots whose signatures verification calls trusted",
     )
 
+    prompt_blocklist_file: Path | None = Field(
+        default=None,
+        description="words and phrases that no prompt may have, one a line; unset: none",
+    )
+    generation_log_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="days that a record of each drawn content is kept, also of deleted ones; "
+        "unset: no records",
+    )
+    generation_log_prompts: bool = Field(
+        default=False, description="whether these records hold the prompts, too"
+    )
+
     # Limits of a key, where it has none of its own
     requests_per_minute: int | None = Field(
         default=None,

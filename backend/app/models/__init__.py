@@ -6,7 +6,7 @@ from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
-from app.models.content import Content, DialectCall, GenerationEvent, Status
+from app.models.content import Content, DialectCall, GenerationEvent, GenerationRecord, Status
 from app.models.image import Image, InputImage
 from app.models.limits import CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import LoraModel, LoraSource
@@ -27,6 +27,7 @@ __all__ = [
     "DeliveryState",
     "DialectCall",
     "GenerationEvent",
+    "GenerationRecord",
     "Image",
     "InputImage",
     "LoraModel",

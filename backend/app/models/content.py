@@ -110,6 +110,7 @@ class Content(Base):
     timings: Mapped[Json | None]  # seconds by phase
     error: Mapped[Json | None]  # code, message, details
     model_clean: Mapped[bool | None]
+    safety: Mapped[Json | None]  # what the worker's safety checker found, as it says it
     provider: Mapped[str | None]
     provider_attempts: Mapped[int | None]
     estimated_usd: Mapped[float | None]
@@ -131,6 +132,22 @@ class Content(Base):
     images: Mapped[list[Image]] = relationship(
         order_by=Image.position, lazy="raise", passive_deletes=True
     )
+
+
+class GenerationRecord(Base):
+    """What is kept of a content that was drawn, also when the content is gone."""
+
+    __tablename__ = "generation_record"
+    __table_args__ = (Index("ix_generation_record_created_at", "created_at"),)
+
+    content_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    prompt: Mapped[LongText | None]  # only where the operator keeps prompts
+    parameters: Mapped[Json]
+    base_model: Mapped[str]
+    loras: Mapped[JsonList]  # sha256, scale
+    images: Mapped[JsonList]  # sha256, file_sha256, likeness, seed
+    created_at: Mapped[Created]
 
 
 class GenerationEvent(Base):

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from psycopg.types.json import Jsonb
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
-from app.models import Content, Image, Status
+from app.models import Content, GenerationRecord, Image, Status
 from app.models.base import utc_now
-from app.repositories.columns import GENERATION, PIECE, as_values, listed, typed
+from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters, typed
 from app.repositories.contents import as_generation
 from app.repositories.events import CHANNEL, END, PASSING
 from sdxl_contract.errors import ErrorCode
@@ -157,6 +157,13 @@ class Holds(Enum):
     GONE = "it was deleted"
 
 
+_RECORD_COLUMNS = tuple(GenerationRecord.__table__.columns.keys())
+_RECORD = f"""
+    INSERT INTO generation_record ({listed(_RECORD_COLUMNS)})
+    VALUES ({parameters(_RECORD_COLUMNS)}) ON CONFLICT (content_id) DO NOTHING
+"""
+
+
 class AttemptRepository:
     """Steps of jobs."""
 
@@ -224,8 +231,24 @@ class AttemptRepository:
         attempt: int,
         values: Mapping[str, Any],
         images: Sequence[Image] = (),
+        record: GenerationRecord | None = None,
     ) -> bool:
-        """Write a final state, its pictures and its event. False: another attempt holds it."""
+        """Write a final state, its pictures and its event. False: another attempt holds it.
+
+        `record` is kept in the same transaction.
+        """
+        if record is not None:
+            async with self._connection.transaction():
+                kept = await self.finish(content_id, attempt, values, images)
+                if kept:
+                    await self._connection.execute(
+                        _RECORD,
+                        as_values(
+                            GenerationRecord,
+                            {name: getattr(record, name) for name in _RECORD_COLUMNS},
+                        ),
+                    )
+            return kept
         rows = await fetch_rows(
             self._connection,
             _finish(self.fence, tuple(values)),

@@ -15,6 +15,7 @@ from app.models import (
     Batch,
     CallRate,
     Content,
+    GenerationRecord,
     Image,
     InputImage,
     LoraModel,
@@ -89,6 +90,12 @@ class MaintenanceRepository:
             delete(Image).where(Image.id.in_([image.id for image in pictures]))
         )
         return len(contents) + len(pictures), keys
+
+    async def remove_records(self, before: datetime) -> None:
+        """Forget what was drawn earlier."""
+        await self._session.execute(
+            delete(GenerationRecord).where(GenerationRecord.created_at < before)
+        )
 
     async def remove_leftovers(self, batches_before: datetime | None) -> None:
         """Remove ended sessions, rates and costs that say nothing more, and old empty batches."""

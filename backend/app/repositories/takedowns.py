@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import BigInteger, bindparam, delete, or_, select, text
+from sqlalchemy import BigInteger, bindparam, delete, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.models import Content, Image, LoraModel
+from app.models import Content, GenerationRecord, Image, LoraModel, Webhook
 from app.models.takedown import Takedown
+from app.repositories.webhooks import new_delivery
 
 # Bits in which two likenesses differ; PostgreSQL counts them in a bit string.
 _NEAR = text("bit_count((content_piece.likeness # :value)::bit(64)) <= :bits")
@@ -54,7 +56,53 @@ class TakedownRepository:
         )
         removed = [(row, [key for image in row.images for key in image.keys]) for row in rows]
         await self._session.execute(delete(Content).where(Content.id.in_(ids)))
+        for row, _ in removed:
+            await self._tell(row.owner, "content.taken_down", row.id)
         return removed
+
+    async def _tell(self, owner: str, event: str, about: uuid.UUID) -> None:
+        """A message to each webhook of `owner` that wants it, in this transaction."""
+        hooks = await self._session.scalars(
+            select(Webhook.id).where(
+                Webhook.owner == owner, Webhook.is_enabled, Webhook.events.contains([event])
+            )
+        )
+        for hook in hooks:
+            self._session.add(new_delivery(hook, event, about))
+
+    async def tell_of_lora(self, sha256: str) -> None:
+        """Tell every owner of the LoRA with these bytes."""
+        rows = await self._session.scalars(select(LoraModel).where(LoraModel.sha256 == sha256))
+        for lora in rows.all():
+            await self._tell(lora.owner, "lora.taken_down", lora.id)
+
+    async def likenesses_of(self, hashes: Sequence[str]) -> Sequence[int]:
+        """Likenesses of the pictures with these hashes."""
+        found = await self._session.scalars(
+            select(Image.likeness).where(
+                or_(Image.sha256.in_(hashes), Image.file_sha256.in_(hashes)),
+                Image.likeness.is_not(None),
+            )
+        )
+        return [value for value in found if value is not None]
+
+    async def records(
+        self, since: datetime | None, until: datetime | None, sha256: str | None, limit: int
+    ) -> Sequence[GenerationRecord]:
+        """What was drawn, the newest first."""
+        query = select(GenerationRecord).order_by(GenerationRecord.created_at.desc()).limit(limit)
+        if since is not None:
+            query = query.where(GenerationRecord.created_at >= since)
+        if until is not None:
+            query = query.where(GenerationRecord.created_at < until)
+        if sha256 is not None:
+            query = query.where(
+                or_(
+                    GenerationRecord.images.contains([{"sha256": sha256}]),
+                    GenerationRecord.images.contains([{"file_sha256": sha256}]),
+                )
+            )
+        return (await self._session.scalars(query)).all()
 
     async def lora_keys(self, sha256: str) -> list[str]:
         """Objects of every owner's LoRA with these bytes."""
@@ -73,6 +121,12 @@ class TakedownRepository:
                 select(Takedown.value).where(Takedown.kind == "lora", Takedown.value.in_(hashes))
             )
         )
+
+    async def names_picture(self, sha256: str, content_id: str) -> bool:
+        """Whether a picture was taken down, by its hash or with its content."""
+        content = (Takedown.kind == "content") & (Takedown.value == content_id)
+        picture = (Takedown.kind == "picture") & (Takedown.value == sha256)
+        return bool(await self._session.scalar(select(exists().where(content | picture))))
 
     def add(self, takedown: Takedown) -> None:
         """Keep the record."""

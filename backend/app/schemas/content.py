@@ -183,6 +183,25 @@ class WaitingFor(Out):
     message: str
 
 
+class SafetyOfImage(Out):
+    """`score` from 0 to 1; flagged from the threshold on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    score: float
+    flagged: bool
+
+
+class SafetyOut(Out):
+    """What the worker's safety checker found in each picture."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="ignore")
+
+    model: str
+    threshold: float
+    images: list[SafetyOfImage]
+
+
 class ContentOut(BaseModel):
     """A content: what was asked, and what became of it."""
 
@@ -207,6 +226,7 @@ class ContentOut(BaseModel):
     model_clean: bool | None = Field(
         description="true: the model was found unchanged, bit for bit, after this content"
     )
+    safety: SafetyOut | None = Field(description="null where the worker has no safety checker")
     created_at: datetime
     deadline_at: datetime | None = Field(description="it fails where it has not ended by then")
     started_at: datetime | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +23,23 @@ class TakedownIn(In):
     )
     value: str = Field(min_length=1, max_length=64)
     reason: str = Field(min_length=1, max_length=2000, description="kept in the record")
+
+
+class GenerationRecordOut(BaseModel):
+    """What is kept of a content that was drawn, also when the content is gone."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    content_id: uuid.UUID
+    owner: str
+    prompt: str | None = Field(description="null unless GENERATION_LOG_PROMPTS is set")
+    parameters: dict[str, Any]
+    base_model: str
+    loras: list[dict[str, Any]] = Field(description="sha256 and scale of each")
+    images: list[dict[str, Any]] = Field(
+        description="sha256, file_sha256, likeness and seed of each"
+    )
+    created_at: datetime
 
 
 class TakedownOut(BaseModel):

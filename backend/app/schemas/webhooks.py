@@ -27,11 +27,13 @@ class EventType(StrEnum):
     SUCCEEDED = "content.succeeded"
     FAILED = "content.failed"
     CANCELLED = "content.cancelled"
+    TAKEN_DOWN = "content.taken_down"
+    LORA_TAKEN_DOWN = "lora.taken_down"
 
 
 TEST_TYPE = "webhook.test"
 Events = Annotated[
-    list[EventType], Field(min_length=1, max_length=3, description="what it is told of")
+    list[EventType], Field(min_length=1, max_length=5, description="what it is told of")
 ]
 
 

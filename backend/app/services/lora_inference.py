@@ -38,6 +38,7 @@ _IN_SERVICE = frozenset(
         ErrorCode.LORA_LOAD_FAILED,
         ErrorCode.IMAGE_DOWNLOAD_FAILED,
         ErrorCode.IMAGE_LOAD_FAILED,
+        ErrorCode.CONTENT_REFUSED,
         ErrorCode.CUDA_OOM,
         ErrorCode.OVERLOADED,
     }

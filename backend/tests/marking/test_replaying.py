@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from app.core.settings import Settings
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import Facts, Marker
-from app.services.marking.replaying import as_asked, receipt_of
+from app.services.marking.reading import read
+from app.services.marking.replaying import as_asked, pictures_of, receipt_of
 from sdxl_contract.errors import ContractError
 from testkit.backend import Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
@@ -147,6 +149,65 @@ async def test_changed_pixels_are_counted(backend: Backend, settings: Settings) 
     assert again["images"][0]["sha256"] == content["images"][0]["sha256"]
 
 
+async def test_a_picture_drawn_from_another_is_drawn_again_from_it(backend: Backend) -> None:
+    source = await backend.generate(prompt="a source", seed=1)
+    uploaded = await backend.http.post(
+        "/api/v1/images", files={"file": ("s.png", await file_of(backend, source))}
+    )
+    assert uploaded.status_code in (200, 201), uploaded.text
+    for image_id in (uploaded.json()["id"], source["images"][0]["id"]):
+        content = await backend.generate(
+            prompt="an apple", seed=5, image={"image_id": image_id}, strength=0.5
+        )
+        data = await file_of(backend, content)
+        again, compared = await replayed(backend, data)
+        assert compared["is_equal"]
+        assert again["parameters"]["image"]["sha256"] == uploaded.json()["sha256"]
+        assert again["parameters"]["strength"] == 0.5
+        manifest = read(data, "")["manifest"]
+        assert manifest["digital_source_type"].endswith("/compositeWithTrainedAlgorithmicMedia")
+    for path in (f"/images/{uploaded.json()['id']}", f"/content/{source['id']}"):
+        gone = await backend.http.delete(f"/api/v1{path}")
+        assert gone.status_code == 204, gone.text
+    refused = await post(backend, data, 409)
+    assert refused["details"]["missing"] == [{"name": "image", "sha256": uploaded.json()["sha256"]}]
+
+
+async def test_a_part_of_a_picture_is_not_equal_to_it(backend: Backend) -> None:
+    content = await backend.generate(prompt="an apple", seed=5, width=512, height=512)
+    data = await file_of(backend, content)
+    with Image.open(io.BytesIO(data)) as opened:
+        part = opened.convert("RGB").crop((0, 0, 300, 512))
+    file = io.BytesIO()
+    part.save(file, "PNG")
+    start = data.index(b"caBX") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+
+    _, compared = await replayed(backend, file.getvalue()[:33] + chunk + file.getvalue()[33:])
+
+    assert (compared["is_equal"], compared["same_pixels"]) == (False, None)
+    assert "it has 300 × 512 px" in compared["summary"]
+
+
+@pytest.mark.parametrize("kind", ["content", "picture"])
+async def test_what_was_taken_down_is_not_drawn_again(
+    start_backend: StartBackend, kind: str
+) -> None:
+    token = "an-operator-s-token-of-32-characters"
+    async with start_backend(admin_api_token=SecretStr(token)) as backend:
+        content = await backend.generate(prompt="somebody", seed=5)
+        data = await file_of(backend, content)
+        value = content["id"] if kind == "content" else content["images"][0]["sha256"]
+        ordered = await backend.http.post(
+            "/api/v1/admin/takedowns",
+            json={"kind": kind, "value": value, "reason": "asked for"},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert ordered.status_code == 201
+        refused = await post(backend, data, 422)
+        assert refused["error_code"] == "CONTENT_REFUSED"
+
+
 async def test_missing_loras_are_named_by_their_hash(start_backend: StartBackend) -> None:
     async with start_backend() as backend:
         lora = await backend.upload(kohya_lora(), "Ink")
@@ -192,8 +253,9 @@ def _signed(marker: Marker, unsigned_sha256: str = "a" * 64, **changes: Any) -> 
         ({"prompt": "a\x00b"}, "NUL"),
         ({"prompt": "x" * 200_000}, "prompt"),
         ({"parameters": {"steps": 10**9}}, "steps"),
-        ({"parameters": {"pag_scale": 3}}, "was drawn with pag_scale"),
-        ({"parameters": {"strength": 0.5, "image": {"image_id": "x"}}}, "from another picture"),
+        ({"parameters": {"sigmas": 0.5}}, "was drawn with sigmas"),
+        ({"parameters": {"strength": 7}}, "strength"),
+        ({"parameters": {"image": {"sha256": "../x"}}}, "image has no SHA-256"),
         ({"parameters": 7}, "parameters"),
         ({"loras": [{"name": "x", "sha256": "y", "scale": 1}]}, "loras[0].sha256"),
         ({"loras": [{"name": "x", "sha256": "a" * 64, "scale": 1}] * 2}, "twice"),
@@ -208,7 +270,9 @@ def test_a_stranger_s_receipt_is_held_against_every_limit(
     facts = RECEIPT | {"unsigned_sha256": "a" * 64} | changes
     manifest = {"state": "valid", "receipt_is_signed": True, "facts": facts}
     with pytest.raises(ContractError) as refused:
-        as_asked(receipt_of({"manifest": manifest}), {})
+        receipt = receipt_of({"manifest": manifest})
+        pictures_of(receipt)
+        as_asked(receipt, {})
     assert refused.value.message.startswith("file: it ")
     assert says in refused.value.message
     assert refused.value.details == {"field": "file"}

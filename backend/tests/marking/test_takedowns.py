@@ -44,6 +44,35 @@ async def test_a_content_goes_with_every_copy_of_its_picture(start_backend: Star
         assert [one["id"] for one in records] == [record["id"]]
 
 
+async def test_webhooks_hear_of_what_was_taken_down(start_backend: StartBackend) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        made = await backend.http.post(
+            "/api/v1/webhooks",
+            json={"url": "https://example.com/", "events": [*WANTED]},
+        )
+        assert made.status_code == 201, made.text
+        deaf = await backend.http.post(
+            "/api/v1/webhooks",
+            json={"url": "https://example.com/", "events": ["content.failed"]},
+        )
+        content = await backend.generate(prompt="somebody", seed=1)
+        lora = await backend.upload(kohya_lora())
+        await order(backend, kind="picture", value=content["images"][0]["sha256"])
+        await order(backend, kind="lora", value=lora["sha256"])
+
+        told = await deliveries(backend, made.json()["id"])
+        assert told == {("content.taken_down", content["id"]), ("lora.taken_down", lora["id"])}
+        assert await deliveries(backend, deaf.json()["id"]) == set()
+
+
+WANTED = ("content.taken_down", "lora.taken_down")
+
+
+async def deliveries(backend: Backend, webhook: str) -> set[tuple[str, str]]:
+    answer = await backend.http.get(f"/api/v1/webhooks/{webhook}/deliveries")
+    return {(one["type"], one["content_id"]) for one in answer.json()["items"]}
+
+
 @pytest.mark.parametrize("which", ["sha256", "file_sha256"])
 async def test_a_picture_goes_by_its_hash(start_backend: StartBackend, which: str) -> None:
     async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:

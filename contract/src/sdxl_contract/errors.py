@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     CUDA_OOM = "CUDA_OOM"
     OVERLOADED = "OVERLOADED"
     CANCELLED = "CANCELLED"
+    CONTENT_REFUSED = "CONTENT_REFUSED"
 
 
 class ErrorBody(BaseModel):
@@ -183,6 +184,16 @@ class Cancelled(ContractError):
     default_status = 499
 
 
+class ContentRefused(ContractError):
+    """The operator does not allow what the prompt asks for, or what the picture shows.
+
+    `details["reason"]` is `prompt` (with `field`) or `picture` (with the checker's `score`).
+    """
+
+    code = ErrorCode.CONTENT_REFUSED
+    default_status = 422
+
+
 ERRORS: dict[ErrorCode, type[ContractError]] = {
     cls.code: cls
     for cls in (
@@ -199,6 +210,7 @@ ERRORS: dict[ErrorCode, type[ContractError]] = {
         CudaOutOfMemory,
         Overloaded,
         Cancelled,
+        ContentRefused,
     )
 }
 

@@ -69,6 +69,7 @@ class Timings(_Answer):
     restore: float = 0.0
     image_encode: float = 0.0
     upload: float = 0.0
+    safety: float = 0.0
 
     def total(self) -> float:
         """Seconds of all phases together."""
@@ -90,6 +91,21 @@ class GeneratedImage(_Answer):
     image_base64: str | None = Field(default=None, repr=False)
     image_sha256: str
     seed: int
+
+
+class ImageSafety(_Answer):
+    """What the checker found in one picture: `score` from 0 to 1, flagged from the threshold on."""
+
+    score: float
+    flagged: bool
+
+
+class SafetyReport(_Answer):
+    """What the operator's safety checker found, picture by picture."""
+
+    model: str
+    threshold: float
+    images: list[ImageSafety]
 
 
 class DrawingReport(_Answer):
@@ -137,6 +153,9 @@ class GenerateResult(_Answer):
     )
     request_id: str | None = None
     drawing: DrawingReport | None = None
+    safety: SafetyReport | None = Field(
+        default=None, description="what the safety checker found; left out where there is none"
+    )
 
 
 class Phase(StrEnum):
@@ -154,6 +173,7 @@ class Phase(StrEnum):
     RESTORE = "restore"
     IMAGE_ENCODE = "image_encode"
     UPLOAD = "upload"
+    SAFETY = "safety"
 
 
 class QueuedEvent(_Answer):

@@ -45,7 +45,7 @@ const STREAMS_SEEN = 3;
 const STREAMS_HIDDEN = 1;
 const POLL_MS = 2500;
 const POLLED_AT_ONCE = 4;
-const DRAWN = ['decode', 'restore', 'image_encode', 'upload'];
+const DRAWN = ['decode', 'restore', 'safety', 'image_encode', 'upload'];
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 /** Contents that are not at their end, oldest first. */

@@ -805,6 +805,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/admin/generations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Generations
+         * @description What was drawn, the newest first, where GENERATION_LOG_DAYS keeps records.
+         */
+        get: operations["list_generations_api_v1_admin_generations_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/verify": {
         parameters: {
             query?: never;
@@ -1392,6 +1412,8 @@ export interface components {
              * @description true: the model was found unchanged, bit for bit, after this content
              */
             model_clean: boolean | null;
+            /** @description null where the worker has no safety checker */
+            safety: components["schemas"]["SafetyOut"] | null;
             /**
              * Created At
              * Format: date-time
@@ -1599,7 +1621,7 @@ export interface components {
          * @description error_code of a problem, and code of a content that failed; more may come
          * @enum {string}
          */
-        ErrorCode: "BUDGET_EXHAUSTED" | "CANCELLED" | "CONFLICT" | "CUDA_OOM" | "DATABASE_UNAVAILABLE" | "FORBIDDEN" | "GENERATION_FAILED" | "IMAGE_DOWNLOAD_FAILED" | "IMAGE_LOAD_FAILED" | "INTERNAL_ERROR" | "INVALID_PROMPT" | "INVALID_REQUEST" | "LORA_DOWNLOAD_FAILED" | "LORA_LOAD_FAILED" | "METHOD_NOT_ALLOWED" | "MODEL_LOAD_FAILED" | "NOT_FOUND" | "OVERLOADED" | "RANGE_NOT_SATISFIABLE" | "RATE_LIMITED" | "REQUEST_TIMEOUT" | "STORAGE_FAILED" | "TIMEOUT" | "TOO_LARGE" | "UNAUTHORIZED" | "UNSUPPORTED_MEDIA_TYPE";
+        ErrorCode: "BUDGET_EXHAUSTED" | "CANCELLED" | "CONFLICT" | "CONTENT_REFUSED" | "CUDA_OOM" | "DATABASE_UNAVAILABLE" | "FORBIDDEN" | "GENERATION_FAILED" | "IMAGE_DOWNLOAD_FAILED" | "IMAGE_LOAD_FAILED" | "INTERNAL_ERROR" | "INVALID_PROMPT" | "INVALID_REQUEST" | "LORA_DOWNLOAD_FAILED" | "LORA_LOAD_FAILED" | "METHOD_NOT_ALLOWED" | "MODEL_LOAD_FAILED" | "NOT_FOUND" | "OVERLOADED" | "RANGE_NOT_SATISFIABLE" | "RATE_LIMITED" | "REQUEST_TIMEOUT" | "STORAGE_FAILED" | "TIMEOUT" | "TOO_LARGE" | "UNAUTHORIZED" | "UNSUPPORTED_MEDIA_TYPE";
         /**
          * ErrorOut
          * @description Why a content failed.
@@ -1625,7 +1647,7 @@ export interface components {
          * @description What a webhook can be told of.
          * @enum {string}
          */
-        EventType: "content.succeeded" | "content.failed" | "content.cancelled";
+        EventType: "content.succeeded" | "content.failed" | "content.cancelled" | "content.taken_down" | "lora.taken_down";
         /**
          * Fill
          * @description What stands under the mask before it is drawn over: the source's own pixels, the colours
@@ -1717,6 +1739,49 @@ export interface components {
              * @description seconds until it fails where it has not ended, waiting included
              */
             deadline_seconds?: number | null;
+        };
+        /**
+         * GenerationRecordOut
+         * @description What is kept of a content that was drawn, also when the content is gone.
+         */
+        GenerationRecordOut: {
+            /**
+             * Content Id
+             * Format: uuid
+             */
+            content_id: string;
+            /** Owner */
+            owner: string;
+            /**
+             * Prompt
+             * @description null unless GENERATION_LOG_PROMPTS is set
+             */
+            prompt: string | null;
+            /** Parameters */
+            parameters: {
+                [key: string]: unknown;
+            };
+            /** Base Model */
+            base_model: string;
+            /**
+             * Loras
+             * @description sha256 and scale of each
+             */
+            loras: {
+                [key: string]: unknown;
+            }[];
+            /**
+             * Images
+             * @description sha256, file_sha256, likeness and seed of each
+             */
+            images: {
+                [key: string]: unknown;
+            }[];
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
         };
         /**
          * Grid
@@ -2426,6 +2491,28 @@ export interface components {
             jobs: boolean;
             /** Worker */
             worker: string;
+        };
+        /**
+         * SafetyOfImage
+         * @description `score` from 0 to 1; flagged from the threshold on.
+         */
+        SafetyOfImage: {
+            /** Score */
+            score: number;
+            /** Flagged */
+            flagged: boolean;
+        };
+        /**
+         * SafetyOut
+         * @description What the worker's safety checker found in each picture.
+         */
+        SafetyOut: {
+            /** Model */
+            model: string;
+            /** Threshold */
+            threshold: number;
+            /** Images */
+            images: components["schemas"]["SafetyOfImage"][];
         };
         /**
          * Scheduler
@@ -4955,6 +5042,52 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["TakedownOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_generations_api_v1_admin_generations_get: {
+        parameters: {
+            query?: {
+                /** @description with a zone */
+                since?: string | null;
+                /** @description itself left out */
+                until?: string | null;
+                /** @description of a picture, or of its signed file */
+                sha256?: string | null;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GenerationRecordOut"][];
                 };
             };
             /** @description The call cannot be answered as it is; the detail says why. */

@@ -30,6 +30,7 @@ from sdxl_worker.loading.gpu_memory import plan_for
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
 from sdxl_worker.run import Run
+from sdxl_worker.safety import Checker, load_checker
 from sdxl_worker.settings import DrawSpeed, Settings
 
 log = structlog.get_logger()
@@ -54,6 +55,7 @@ class Assembly:
     gpu: str
     structure: Structure
     pictures: PictureSource
+    checker: Checker | None
 
     def verify_full(self) -> None:
         """Compare every byte and attribute of the model with its start; seconds for a large one.
@@ -67,6 +69,7 @@ class Assembly:
 
 def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assembly:
     """All parts around `model`; draws the warm-up picture if the settings ask for it."""
+    checker = load_checker(settings)
     pipe = model.pipe
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
     plan = plan_for(
@@ -134,6 +137,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         gpu=gpu,
         structure=structure,
         pictures=PictureSource(fetcher, limits),
+        checker=checker,
     )
 
 

@@ -238,6 +238,13 @@ class Engine:
             key = content_key(run.scaled_loras) or None
             drawn = await self._lane.run(key, partial(self._draw, run, ready), run.until)
         run.check()
+        safety = None
+        if ready.checker is not None:
+            pictures = [one.image for one in drawn]
+            with run.phase(Phase.SAFETY):
+                # Beside the lane: the next request is drawn meanwhile.
+                safety = await asyncio.to_thread(ready.checker.check, pictures)
+            run.check()
 
         answer = Answer(
             run=run,
@@ -247,6 +254,7 @@ class Engine:
             scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
             gpu=ready.gpu,
             usd_per_second=self._settings.usd_per_second,
+            safety=safety,
         )
         with run.phase(Phase.IMAGE_ENCODE):
             files = await asyncio.to_thread(answer.files)

@@ -39,6 +39,13 @@ class DrawSpeed(StrEnum):
     COMPILED = "compiled"
 
 
+class SafetyAction(StrEnum):
+    """What becomes of a picture that the safety checker flags."""
+
+    REPORT = "report"
+    REFUSE = "refuse"
+
+
 class Settings(BaseSettings):
     """Settings by environment variables of the same names in capitals. Empty means unset."""
 
@@ -146,6 +153,25 @@ class Settings(BaseSettings):
         "starts sooner and needs less memory, but the files must not be written while the worker "
         "runs; unset: on a CPU only",
     )
+    safety_model: Path | None = Field(
+        default=None,
+        description="folder of an image classifier (safetensors) that looks at every picture, on "
+        "the CPU; unset: none",
+    )
+    safety_labels: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("nsfw",), description="comma-separated labels of it that are not allowed"
+    )
+    safety_threshold: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="a picture is flagged where these labels' shares add up to this",
+    )
+    safety_action: SafetyAction = Field(
+        default=SafetyAction.REFUSE,
+        description="refuse: a flagged picture fails its request; report: it is only said",
+    )
     warmup: bool = Field(default=True, description="draw one small picture before saying ready")
     gpu_name: str | None = Field(default=None, description="row of the price table, such as L40S")
     usd_per_second: float | None = Field(
@@ -158,6 +184,16 @@ class Settings(BaseSettings):
     def _split_hosts(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("safety_labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if isinstance(value, str):
+            labels = tuple(part.strip() for part in value.split(",") if part.strip())
+            if not labels:
+                raise ValueError("names no label: which of the classifier's are not allowed?")
+            return labels
         return value
 
     @field_validator("lora_allowed_hosts")

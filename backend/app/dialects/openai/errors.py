@@ -24,6 +24,7 @@ _CODES: dict[str, str] = {
     ErrorCode.UNAUTHORIZED: "invalid_api_key",
     ProblemCode.RATE_LIMITED: "rate_limit_exceeded",
     ErrorCode.OVERLOADED: "rate_limit_exceeded",
+    ErrorCode.CONTENT_REFUSED: "content_policy_violation",
     ProblemCode.BUDGET_EXHAUSTED: "insufficient_quota",
     MODEL_NOT_FOUND: MODEL_NOT_FOUND,
 }

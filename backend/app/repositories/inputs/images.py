@@ -65,6 +65,20 @@ class InputRepository:
             )
         )
 
+    async def drawn_by_sha256(self, sha256: str) -> Image | None:
+        """One of the owner's own drawn pictures by its file's bytes; none that is in the bin."""
+        return await self._session.scalar(
+            select(Image)
+            .join(Content, Content.id == Image.generation_id)
+            .where(
+                or_(Image.file_sha256 == sha256, Image.sha256 == sha256),
+                Content.owner == self._owner,
+                Content.deleted_at.is_(None),
+                Image.deleted_at.is_(None),
+            )
+            .limit(1)
+        )
+
     async def use(self, image_id: uuid.UUID) -> None:
         """Note that a content was accepted with it."""
         await self._session.execute(

@@ -39,10 +39,11 @@ from app.services.contents.resolve import again_request, asked_again, asked_of, 
 from app.services.contents.waiters import Waiters
 from app.services.inputs.using import find_picture
 from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start
+from app.services.marking.forbidden_words import ForbiddenWords
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
-from sdxl_contract.errors import InvalidPrompt
+from sdxl_contract.errors import ContentRefused, InvalidPrompt
 from sdxl_contract.limits import SEED_MAX
 
 Beside = Callable[[DriverConnection, Content], Awaitable[None]]
@@ -69,6 +70,7 @@ class ContentService(ContentReading):
         waiters: Waiters,
         deadline_s: float,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_MAX + 1),
+        forbidden: ForbiddenWords = ForbiddenWords(),  # noqa: B008  # it never changes
     ) -> None:
         super().__init__(database, waiters)
         self._storage = storage
@@ -76,6 +78,7 @@ class ContentService(ContentReading):
         self._inference = inference
         self._deadline_s = deadline_s
         self._draw_seed = draw_seed
+        self._forbidden = forbidden
         self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
 
     async def accept(
@@ -138,9 +141,11 @@ class ContentService(ContentReading):
         return Accepted(content, is_new=True)
 
     async def _draft(self, owner: str, asked: GenerateIn) -> Draft:
-        return await draft_content(
+        draft = await draft_content(
             self._database, owner, asked, self._base_model, self._deadline_s, self._draw_seed
         )
+        self._forbidden.check(draft.request.prompt)
+        return draft
 
     async def accept_batch(
         self,
@@ -203,9 +208,9 @@ class ContentService(ContentReading):
         for field, one, copies in members_of(asked, self._draw_seed):
             try:
                 draft = await self._draft(owner, one)
-            except InvalidPrompt as error:
-                raise InvalidPrompt(
-                    f"{field}: {error.message}", details={"field": field}
+            except (InvalidPrompt, ContentRefused) as error:
+                raise type(error)(
+                    f"{field}: {error.message}", details={**(error.details or {}), "field": field}
                 ) from error
             for _ in range(copies):
                 seed = None
@@ -271,6 +276,7 @@ class ContentService(ContentReading):
                     )
             request = again_request(old)
             request.check_prompts()
+            self._forbidden.check(request.prompt)
             await check_limits(request, self._base_model)
             usual = await repository.usual_usd()
             images = int(old.parameters["num_images"])

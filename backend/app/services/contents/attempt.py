@@ -40,6 +40,7 @@ from app.services.contents.dispatch import (
     failure,
     parameters_used,
     progress_writer,
+    record_of,
 )
 from app.services.contents.ledger import Ledger, is_late
 from app.services.contents.storing import clear_earlier, discard, image_row, store
@@ -58,7 +59,13 @@ _WORKER_STOP_SECONDS = 2.0
 _TOLD = 1000
 # Failures of who had begun to work, told or not.
 _WORKED = frozenset(
-    {ErrorCode.CANCELLED, ErrorCode.GENERATION_FAILED, ErrorCode.TIMEOUT, ErrorCode.CUDA_OOM}
+    {
+        ErrorCode.CANCELLED,
+        ErrorCode.CONTENT_REFUSED,
+        ErrorCode.CUDA_OOM,
+        ErrorCode.GENERATION_FAILED,
+        ErrorCode.TIMEOUT,
+    }
 )
 _LOOK_SECONDS = 1.0  # how often a runner with nothing to do looks again
 _LONGEST_PAUSE_S = 3.0
@@ -225,7 +232,10 @@ class Drawing:
                 )
             kept = None  # until the database answers, which it may do too late to be heard
             kept = await self._ledger.finish(
-                content, self._success(content, outcome, clock), images
+                content,
+                self._success(content, outcome, clock),
+                images,
+                record_of(content, outcome.result, images, self._settings),
             )
         finally:
             # What nobody knows is left: the next attempt or the sweep removes what has no row.
@@ -354,6 +364,7 @@ class Drawing:
             "lora_reports": [report.model_dump(mode="json") for report in result.loras],
             "timings": result.timings.model_dump(),
             "model_clean": result.model_clean,
+            "safety": None if result.safety is None else result.safety.model_dump(mode="json"),
             "provider": outcome.provider,
             "provider_attempts": outcome.attempts,
             "error": None,

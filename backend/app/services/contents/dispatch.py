@@ -8,20 +8,22 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from app.core.db import DATABASE_LOST, Database
 from app.core.settings import Settings
-from app.models import Content
+from app.models import Content, GenerationRecord, Image
+from app.models.base import utc_now
 from app.repositories.events import EventRepository
 from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.services.contents.resolve import asked_of, is_part_of_its_source
 from app.services.costs import QUEUE, CallClock
 from app.services.inputs.using import find_picture, with_urls
+from app.services.marking.likeness import as_hex
 from app.services.storage import Storage
 from sdxl_contract.errors import ErrorCode, GenerationFailed
 from sdxl_contract.limits import TIMEOUT_MAX_S
@@ -187,6 +189,32 @@ def parameters_used(content: Content, result: GenerateResult) -> dict[str, Any]:
     if metadata.scheduler is not None:
         used["scheduler"] = metadata.scheduler
     return used
+
+
+def record_of(
+    content: Content, result: GenerateResult, images: Sequence[Image], settings: Settings
+) -> GenerationRecord | None:
+    """What is kept of a content when it is gone; None where the operator keeps no records."""
+    if settings.generation_log_days is None:
+        return None
+    return GenerationRecord(
+        content_id=content.id,
+        owner=content.owner,
+        prompt=content.prompt if settings.generation_log_prompts else None,
+        parameters=parameters_used(content, result),
+        base_model=result.model_info.base_model,
+        loras=[{"sha256": lora["sha256"], "scale": lora["scale"]} for lora in content.loras],
+        images=[
+            {
+                "sha256": image.sha256,
+                "file_sha256": image.file_sha256,
+                "likeness": None if image.likeness is None else as_hex(image.likeness),
+                "seed": image.seed,
+            }
+            for image in images
+        ],
+        created_at=utc_now(),
+    )
 
 
 def progress_writer(

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from app.core.db import DATABASE_LOST, Database
-from app.models import Content, Image
+from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
 from app.repositories.attempts import AttemptRepository, Holds
 
@@ -48,7 +48,11 @@ class Ledger:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def finish(
-        self, content: Content, values: Mapping[str, Any], images: Sequence[Image] = ()
+        self,
+        content: Content,
+        values: Mapping[str, Any],
+        images: Sequence[Image] = (),
+        record: GenerationRecord | None = None,
     ) -> bool:
         """Write the end; False where the content is not this attempt's any more."""
         is_first = True
@@ -60,7 +64,7 @@ class Ledger:
                 if holds is not Holds.HELD and holds is not Holds.UNWANTED:
                     return holds is Holds.WRITTEN
             is_first = False
-            return await repository.finish(content.id, content.attempt, values, images)
+            return await repository.finish(content.id, content.attempt, values, images, record)
 
         return await self.ask(write, lambda: is_late(content))
 

@@ -79,6 +79,7 @@ class Marking:
             receipt=receipt(content, result, image),
             when=image.created_at.isoformat().replace("+00:00", "Z"),
             software={"base_model": result.model_info.base_model},
+            is_edit=content.parameters.get("image") is not None,
         )
         return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts)
 

@@ -7,9 +7,11 @@ Must not know: HTTP, who signed.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
@@ -17,8 +19,9 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from app.core.db import Database
 from app.core.errors import Conflict
 from app.models import Content, LoraModel, Status
-from app.repositories.inputs.images import FIELDS
+from app.repositories.inputs.images import FIELDS, InputRepository
 from app.repositories.loras import LoraRepository
+from app.repositories.takedowns import TakedownRepository
 from app.schemas.common import Storable
 from app.schemas.content import GenerateIn, LoraUse
 from app.services.contents.accepting import ContentService
@@ -27,10 +30,11 @@ from app.services.limits import Allowance
 from app.services.marking.verifying import compare
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel as LoadedModel
-from sdxl_contract.errors import ContractError, InvalidRequest
+from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
 from sdxl_contract.request import explain_validation, scheduler_named
 
+_HASH = re.compile(r"[0-9a-f]{64}")
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a batch's picture these say how it came about, and not what it shows.
 _OF_THE_REQUEST = frozenset({"num_images", "seed"})
@@ -48,6 +52,7 @@ class Receipt(BaseModel):
     """What a manifest says of a picture's making; anybody may have written it."""
 
     unsigned_sha256: _Sha256
+    content_id: str = Field(default="", max_length=100)
     seed: int
     prompt: Annotated[Storable, Field(max_length=PROMPT_MAX_CHARS)]
     negative_prompt: Annotated[Storable, Field(max_length=PROMPT_MAX_CHARS)] = ""
@@ -79,9 +84,7 @@ def receipt_of(report: dict[str, Any]) -> Receipt:
     twice = [sha for sha, n in Counter(lora.sha256 for lora in receipt.loras).items() if n > 1]
     if twice:
         raise _refused(f"has a receipt that names the LoRA {twice[0]} twice")
-    unknown = sorted(receipt.parameters.keys() - set(PARAMETERS))
-    if set(FIELDS) & set(unknown):
-        raise _refused("was drawn from another picture, which it does not hold")
+    unknown = sorted(receipt.parameters.keys() - {*PARAMETERS, *FIELDS})
     if unknown:
         raise _refused(
             f"was drawn with {unknown[0][:100]}, which this version cannot draw: use a newer one"
@@ -110,15 +113,28 @@ class ReplayService:
         Raises:
             InvalidRequest: the file has no receipt to draw from.
             Conflict: a LoRA is missing, or the worker has another model.
+            ContentRefused: it was taken down, or asks for what is not allowed.
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
         receipt = receipt_of(report)
+        await self._check_takedowns(receipt)
         self._check_model(receipt)
         loras = await self._find_loras(owner, receipt)
-        asked = as_asked(receipt, loras)
+        asked = as_asked(receipt, loras, await self._find_pictures(owner, receipt))
         names = {loras[lora.sha256].id: lora.name for lora in receipt.loras}
         accepted = await self._contents.accept(owner, asked, None, allowance, lora_names=names)
         return accepted.content
+
+    async def _check_takedowns(self, receipt: Receipt) -> None:
+        async with self._database.session() as session:
+            is_down = await TakedownRepository(session).names_picture(
+                receipt.unsigned_sha256, receipt.content_id
+            )
+        if is_down:
+            raise ContentRefused(
+                "file: this picture was taken down and is not drawn again",
+                details={"field": "file", "reason": "taken_down"},
+            )
 
     def _check_model(self, receipt: Receipt) -> None:
         known = self._base_model.known
@@ -155,6 +171,29 @@ class ReplayService:
             )
         return found
 
+    async def _find_pictures(self, owner: str, receipt: Receipt) -> dict[str, uuid.UUID]:
+        """Ids of the owner's pictures that it was drawn from, by field."""
+        found: dict[str, uuid.UUID] = {}
+        missing = []
+        async with self._database.session() as session:
+            repository = InputRepository(session, owner)
+            for field, sha256 in pictures_of(receipt).items():
+                picture = await repository.by_sha256(sha256) or (
+                    await repository.drawn_by_sha256(sha256)
+                )
+                if picture is None:
+                    missing.append({"name": field, "sha256": sha256})
+                else:
+                    found[field] = picture.id
+        if missing:
+            names = ", ".join(f"{one['name']} (SHA-256 {one['sha256']})" for one in missing)
+            raise Conflict(
+                f"You have not uploaded what this picture was drawn from: {names}.",
+                field="file",
+                details={"reason": "pictures_missing", "missing": missing},
+            )
+        return found
+
     async def compare(
         self, owner: str, content_id: uuid.UUID, picture: bytes, report: dict[str, Any]
     ) -> dict[str, Any]:
@@ -179,21 +218,42 @@ class ReplayService:
         if report["width"] is not None:
             found = await compare(await self._storage.get(image.object_key), picture)
         differing = found.get("pixels_differing")
+        # Of another size: a true thumbnail, or the picture after somebody has cut it.
+        is_whole = report["width"] is None or report["manifest"]["state"] != "invalid"
         same_pixels = None if differing is None else differing == 0
         return {
             "content_id": content.id,
-            "is_equal": same_file if same_pixels is None else same_pixels,
+            "is_equal": same_file and is_whole if same_pixels is None else same_pixels,
             "same_file": same_file,
             "same_pixels": same_pixels,
             "pixels": None if differing is None else image.width * image.height,
             "pixels_differing": differing,
             "largest_difference": found.get("largest_difference"),
-            "summary": _summary(same_file, found, image.width * image.height),
+            "summary": _summary(same_file, is_whole, found, image.width * image.height),
         }
 
 
-def as_asked(receipt: Receipt, loras: Mapping[str, LoraModel]) -> GenerateIn:
-    """The receipt as a request for one picture; `loras` are the owner's, by their hash.
+def pictures_of(receipt: Receipt) -> dict[str, str]:
+    """Hashes of the pictures that it was drawn from, by field."""
+    hashes = {}
+    for field in FIELDS:
+        use = receipt.parameters.get(field)
+        if use is None:
+            continue
+        sha256 = use.get("sha256") if isinstance(use, dict) else None
+        if not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
+            raise _refused(f"has a receipt that cannot be drawn from: {field} has no SHA-256")
+        hashes[field] = sha256
+    return hashes
+
+
+def as_asked(
+    receipt: Receipt,
+    loras: Mapping[str, LoraModel],
+    pictures: Mapping[str, uuid.UUID] = MappingProxyType({}),
+) -> GenerateIn:
+    """The receipt as a request for one picture; `loras` are the owner's by their hash, `pictures`
+    the ids of what it was drawn from by field.
 
     Raises:
         InvalidRequest: it asks for what no request may.
@@ -203,6 +263,10 @@ def as_asked(receipt: Receipt, loras: Mapping[str, LoraModel]) -> GenerateIn:
         for name, value in receipt.parameters.items()
         if name not in _OF_THE_REQUEST and value is not None
     }
+    for field, image_id in pictures.items():
+        use = given[field]
+        given[field] = {**use, "image_id": image_id}
+        given[field].pop("sha256", None)
     # Receipts of earlier versions have only the name that the worker gave its sampler.
     stated = scheduler_named(str(given.pop("scheduler", "")))
     given["scheduler"] = receipt.scheduler or (stated.value if stated else None)
@@ -229,7 +293,7 @@ def _refused(why: str) -> InvalidRequest:
     return InvalidRequest(f"file: it {why}", details={"field": "file"})
 
 
-def _summary(same_file: bool, found: dict[str, Any], pixels: int) -> str:
+def _summary(same_file: bool, is_whole: bool, found: dict[str, Any], pixels: int) -> str:
     differing = found.get("pixels_differing")
     if differing == 0:
         return "Every pixel is equal to the picture that was drawn from the receipt."
@@ -237,6 +301,11 @@ def _summary(same_file: bool, found: dict[str, Any], pixels: int) -> str:
         return (
             f"{differing} of {pixels} pixels differ from the picture that was drawn from the "
             f"receipt, by at most {found['largest_difference']} of 255."
+        )
+    if same_file and not is_whole:
+        return (
+            f"The file was changed after it was signed: it has {found['width']} × "
+            f"{found['height']} px. What was drawn is the picture that was signed."
         )
     if same_file:
         return "What was drawn is, byte for byte, the picture that the receipt was made for."

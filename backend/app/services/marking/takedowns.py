@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from datetime import datetime
 
 from app.core.db import Database
 from app.core.errors import StorageFailed
+from app.models import GenerationRecord
 from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
 from app.repositories.access.limits import LimitRepository
@@ -50,6 +52,7 @@ class TakedownService:
             keys: list[str] = []
             if kind is Kind.LORA:
                 keys += await repository.lora_keys(value)
+                await repository.tell_of_lora(value)
             else:
                 hashes, likenesses = [], []
                 if kind is Kind.CONTENT:
@@ -63,6 +66,9 @@ class TakedownService:
                     ]
                 elif kind is Kind.PICTURE:
                     hashes = [value]
+                    likenesses = [
+                        one for one in await repository.likenesses_of(hashes) if is_telling(one)
+                    ]
                 else:
                     likenesses = [from_hex(value)]
                 ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
@@ -92,6 +98,13 @@ class TakedownService:
                 log.warning("an object that was taken down stays until the next sweep")
         log.info("took down %s %s: %d contents", kind, value, len(removed))
         return takedown
+
+    async def drawn(
+        self, since: datetime | None, until: datetime | None, sha256: str | None, limit: int
+    ) -> list[GenerationRecord]:
+        """Records of what was drawn, the newest first."""
+        async with self._database.session() as session:
+            return list(await TakedownRepository(session).records(since, until, sha256, limit))
 
     async def latest(self, limit: int) -> list[Takedown]:
         """The newest records."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from app.core.db import Database
 from app.core.settings import Settings
 from app.models.base import utc_now
+from app.repositories.maintenance import MaintenanceRepository
 from app.repositories.webhooks import remove_old_deliveries
 from app.services.storage import Storage
 from app.services.upkeep.metrics import Metrics
@@ -42,6 +43,11 @@ def chores(
     async def retain() -> None:
         removed = await remove_old(database, storage, settings.retention_days, settings.bin_days)
         metrics.retention_removed.inc(removed)
+        if settings.generation_log_days is not None:
+            async with database.session() as session:
+                await MaintenanceRepository(session).remove_records(
+                    utc_now() - timedelta(days=settings.generation_log_days)
+                )
 
     async def sweep_storage() -> None:
         swept = await sweep(database, storage, settings.sweep_grace_seconds)

@@ -232,7 +232,7 @@ class WebhookSender:
 
     async def _content(self, owner: str, content_id: uuid.UUID, kind: str) -> dict[str, Any]:
         """What a message says of a content: enough to fetch the rest, its prompt left out."""
-        data: dict[str, Any] = {"id": str(content_id), "status": kind.removeprefix("content.")}
+        data: dict[str, Any] = {"id": str(content_id), "status": kind.rpartition(".")[2]}
         async with self._database.direct() as connection:
             content = await ContentStatements(connection, owner).get(content_id)
         if content is None:

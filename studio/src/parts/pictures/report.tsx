@@ -19,6 +19,7 @@ const PHASES = [
   'denoise',
   'decode',
   'restore',
+  'safety',
   'image_encode',
   'upload',
 ];

@@ -21,6 +21,7 @@ from sdxl_contract.result import (
     LoraReport,
     Metadata,
     ModelInfo,
+    SafetyReport,
 )
 from sdxl_worker.answering.image_file import encode_image, parameters_text, picture_facts
 from sdxl_worker.drawing.drawer import Drawn
@@ -46,6 +47,7 @@ class Answer:
     scheduler: str
     gpu: str
     usd_per_second: float | None
+    safety: SafetyReport | None = None
 
     def files(self) -> list[bytes]:
         """Each picture as the bytes of a file, with its settings inside."""
@@ -112,6 +114,7 @@ class Answer:
             structure_clean=True if run.structure_clean else None,
             request_id=run.id,
             drawing=run.drawing,
+            safety=self.safety,
         )
 
     def _cost(self, seconds: float) -> Cost | None:
