@@ -156,6 +156,8 @@ async def test_states_progress_and_cancelling(
     assert (await http.put(f"{last}/cancel")).status_code in (200, 202)
     stopped = await http.put(f"{place}/cancel")
     assert (stopped.status_code, stopped.json()["status"]) == (202, "CANCELLATION_REQUESTED")
+    while not inference.cancelled:  # the worker has heard of it before the picture is there
+        await asyncio.sleep(0.02)
     inference.gate.set()
     lines = (await asyncio.wait_for(streaming, 20)).text.split("\n\n")
     states = [json.loads(line.removeprefix("data: ")) for line in lines if line]

@@ -227,7 +227,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"scheduler": "PNDM"}, "input.scheduler", "K_EULER"),
     ({"aspect_ratio": "7:1"}, "input.aspect_ratio", "16:9"),
     ({"refine": "base_image_refiner"}, "input.refine", "no_refiner"),
-    ({"image": "https://example.com/x.png"}, "input.image", "words"),
+    ({"image": "https://example.com/x.png"}, "input.image", "/v1/images/edits"),
     ({"lora": "Inc"}, "loras[0].name", "Near: “Ink”"),
     ({"lora": "http://127.0.0.1/x"}, "input.lora", "public"),
     ({"lora": "data:,x"}, "input.lora", "base64"),

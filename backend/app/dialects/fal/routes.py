@@ -58,7 +58,8 @@ async def _submit(
         await check_model(services, app)
     if sub:
         raise InvalidRequest(
-            f"{sub[:60]}: pictures are drawn from words only", details={"field": "image_url"}
+            f"{sub[:60]}: is not offered here: draw from pictures by /v1/images/edits",
+            details={"field": "image_url"},
         )
     sent = await read_json(request)
     wish = read_as(InputIn, sent)

@@ -117,7 +117,7 @@ class InputIn(BaseModel):
             raise _wrong("refine", "there is no refiner here: send no_refiner")
         for field in ("image", "mask"):
             if getattr(self, field):
-                raise _wrong(field, "pictures are drawn from words only")
+                raise _wrong(field, "is not taken here: draw from pictures by /v1/images/edits")
         tagged = read_tags(self.prompt)
         width, height = self._size(native_side)
         values: dict[str, Any] = {
