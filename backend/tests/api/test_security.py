@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from PIL import Image
 from sqlalchemy import URL
 
 from app.api.edge import body_limit
@@ -188,6 +190,9 @@ async def test_no_route_shows_or_changes_what_is_anothers(
     board = await backend.http.post("/api/v1/boards", json={"name": "mine"})
     image_id = (await backend.generate())["images"][0]["id"]
     share = await backend.http.post("/api/v1/shares", json={"image_id": image_id})
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    source = await backend.http.post("/api/v1/images", files={"file": picture.getvalue()})
     ids = {
         "webhook_id": hook.json()["id"],
         "delivery_id": (await backend.http.post(f"{place}/test")).json()["id"],
@@ -199,6 +204,11 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "image_id": image_id,
         "token": share.json()["token"],
     }
+
+    def place_of(path: str) -> str:
+        own = {"image_id": source.json()["id"]} if path.startswith("/api/v1/images/") else {}
+        return path.format(**{**ids, **own})
+
     # What each needs beside the id, so that only the id can be what is wrong.
     bodies: dict[str, Any] = {
         "/api/v1/boards/{board_id}": {"name": "theirs"},
@@ -211,7 +221,7 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         if not path.startswith("/api/v1"):
             continue
         for method in methods:
-            place = path.format(**ids)
+            place = place_of(path)
             body: dict[str, Any] = {"json": {}} if method in ("patch", "put") else {}
             if path in bodies and method != "delete":
                 body = {"json": bodies[path]}
@@ -232,7 +242,7 @@ async def test_no_route_shows_or_changes_what_is_anothers(
     assert walked >= 11
     for path in paths:
         if "{" in path:
-            answer = await backend.http.get(path.format(**ids), headers=mine)
+            answer = await backend.http.get(place_of(path), headers=mine)
             assert answer.status_code in (200, 405, 409), path
 
 
