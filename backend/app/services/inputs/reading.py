@@ -59,7 +59,7 @@ def look_at(data: bytes) -> Look:
             opened.load()
         except MemoryError:
             raise
-        except Exception:
+        except Exception:  # Pillow's readers raise of every kind on what is broken
             raise _failed("is damaged or incomplete", "damaged") from None
     return Look(hashlib.sha256(data).hexdigest(), width, height, media_type)
 
