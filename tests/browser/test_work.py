@@ -151,7 +151,13 @@ def test_thousands_of_pictures_are_scrolled_without_losing_one(
     assert len(set(seen.values())) == MANY
     assert in_document < 300
     last = page.locator(f"[data-id='{seen[MANY]}']")
+    # As on a slow computer: what waits for a picture on the screen comes late.
+    page.evaluate(
+        "() => { const at = window.setTimeout;"
+        " window.setTimeout = (what, ms = 0, ...rest) => at(what, ms + 200, ...rest); }"
+    )
     last.click()
     expect(page.locator(".report")).to_contain_text("picture 0")
+    page.wait_for_timeout(500)
     page.go_back()
     expect(page.locator(f"[data-id='{seen[MANY]}']")).to_be_in_viewport()

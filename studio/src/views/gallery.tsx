@@ -1,7 +1,7 @@
 // Everything that was made, newest first; what is looked for stands in the address.
 
 import { useSignalEffect } from '@preact/signals';
-import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { remove, restored } from '../state/actions';
 import { contentList, type ContentList } from '../state/contentList';
 import { ownDay, t } from '../i18n';
@@ -58,14 +58,21 @@ export function GalleryView() {
     if (list.ids.peek().length || list.isWhole.peek()) void list.refresh();
   });
   useEffect(() => setChosen(null), [query]);
-  useEffect(() => {
+  // A plain effect ends only after the next view was painted: by then a shorter page has scrolled up.
+  const isBack = useRef(false);
+  useLayoutEffect(() => {
     const scroller = heading.current?.closest('main');
-    if (scroller && kept) scroller.scrollTop = kept.top;
     const note = () => {
-      if (scroller && kept) kept.top = scroller.scrollTop;
+      if (scroller && kept && isBack.current) kept.top = scroller.scrollTop;
     };
     scroller?.addEventListener('scroll', note, { passive: true });
     return () => scroller?.removeEventListener('scroll', note);
+  }, [list]);
+  // After the grid has its height.
+  useEffect(() => {
+    const scroller = heading.current?.closest('main');
+    if (scroller && kept) scroller.scrollTop = kept.top;
+    isBack.current = true;
   }, [list]);
 
   const more = useCallback(() => void list.more(), [list]);
