@@ -78,7 +78,13 @@ AFTER = (
     *("emoji", "vector art", "4k", "masterpiece", "digital art", "sticker", "cute", "minimal"),
     *("isolated", "studio light", "illustration", "in the style of a cartoon", "sharp focus"),
 )
-LIMITS = {"native_size": SIZE, "min_side": 64, "max_side": 256, "multiple_of": 8}
+LIMITS = {
+    "native_size": SIZE,
+    "min_side": 64,
+    "max_side": 256,
+    "hires_max_side": 512,
+    "multiple_of": 8,
+}
 
 # A character of our own for the LoRA that learns a word: drawn here, so under our licence.
 SPROUT = """

@@ -20,6 +20,7 @@ MAX_IMAGES = 8
 SEED_MAX = 2**32 - 1
 TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
 URL_MAX_CHARS = 8192
+NAME_MAX_CHARS = 200
 
 # Of a picture that a request starts from. A phone's photo has 12 to 25 million pixels.
 IMAGE_MAX_BYTES = 32 * 2**20
@@ -37,6 +38,18 @@ LORA_MAX_RANK = 4096
 LORA_MAX_BYTES = 2 * 2**30
 
 
+class UpscalerInfo(BaseModel):
+    """An upscaler of the worker's, from a file that its operator provided."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="as requests name it")
+    sha256: str = Field(description="of the file")
+    architecture: str
+    scale: int = Field(description="times the sides")
+    bytes: int
+
+
 class ModelLimits(BaseModel):
     """What the loaded base model can draw. Sides in pixels; shown in `GET /health`.
 
@@ -48,6 +61,7 @@ class ModelLimits(BaseModel):
     native_size: int = Field(default=1024, description="side in px it was trained for")
     min_side: int = 512
     max_side: int = 1536
+    hires_max_side: int = Field(default=2048, description="of a second pass, or of an upscaling")
     multiple_of: int = 8
     prompt_max_chars: int = PROMPT_MAX_CHARS
     max_loras: int = MAX_LORAS
@@ -56,6 +70,9 @@ class ModelLimits(BaseModel):
     image_max_bytes: int = Field(default=IMAGE_MAX_BYTES, description="of a source or mask")
     image_max_pixels: int = IMAGE_MAX_PIXELS
     image_max_side: int = IMAGE_MAX_SIDE
+    upscalers: tuple[UpscalerInfo, ...] = Field(
+        default=(), description="of this worker, beside the built-in latent and lanczos"
+    )
 
     def nearest_side(self, side: int) -> int:
         """The allowed side closest to `side` (px); of two equally close the larger."""

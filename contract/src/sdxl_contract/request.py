@@ -8,7 +8,6 @@ Must not know: which base model is loaded (see `limits.ModelLimits`, checked by 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -17,13 +16,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdxl_contract import limits
+from sdxl_contract.drawing.hires import BUILT_IN, SCHEDULE_MAX, Hires
+from sdxl_contract.drawing.samplers import RETIRED_SCHEDULERS as RETIRED_SCHEDULERS
+from sdxl_contract.drawing.samplers import Scheduler as Scheduler
+from sdxl_contract.drawing.samplers import scheduler_named as scheduler_named
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.fields import NullIsLeftOut, known_sha256, no_bool
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.pictures import FromPicture, drawn_steps
 from sdxl_contract.prompt_syntax import parse_weights
-
-_SAMPLER_NAME_MAX = 80
 
 Url = Annotated[str, Field(min_length=1, max_length=limits.URL_MAX_CHARS)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, description="lower-case hex")]
@@ -35,82 +36,6 @@ class OutputFormat(StrEnum):
     PNG = "png"
     JPEG = "jpeg"
     WEBP = "webp"
-
-
-class Scheduler(StrEnum):
-    """Samplers by their usual names; `default` is the one the model's folder states.
-
-    `karras` is the spacing of noise levels by that name, `trailing` the one that few-step LoRAs
-    want (`sgm_uniform` elsewhere). Other tools' spellings are read too: see `scheduler_named`.
-    """
-
-    DEFAULT = "default"
-    EULER = "euler"
-    EULER_KARRAS = "euler_karras"
-    EULER_TRAILING = "euler_trailing"
-    EULER_A = "euler_a"
-    EULER_A_TRAILING = "euler_a_trailing"
-    DPMPP_2M = "dpmpp_2m"
-    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
-    DPMPP_2M_TRAILING = "dpmpp_2m_trailing"
-    DPMPP_2M_SDE = "dpmpp_2m_sde"
-    DPMPP_2M_SDE_KARRAS = "dpmpp_2m_sde_karras"
-    DPMPP_SDE = "dpmpp_sde"
-    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
-    DPMPP_2S = "dpmpp_2s"
-    DPMPP_2S_KARRAS = "dpmpp_2s_karras"
-    DPM2 = "dpm2"
-    DPM2_KARRAS = "dpm2_karras"
-    DPM2_A = "dpm2_a"
-    DDIM = "ddim"
-    DDIM_TRAILING = "ddim_trailing"
-    DDPM = "ddpm"
-    DEIS = "deis"
-    HEUN = "heun"
-    HEUN_KARRAS = "heun_karras"
-    LMS = "lms"
-    LMS_KARRAS = "lms_karras"
-    UNIPC = "unipc"
-    LCM = "lcm"
-    TCD = "tcd"
-
-
-# Names that are still understood and no longer drawn → what to use: diffusers' LMS needs SciPy, and
-# DPM++ 2M is a multistep method of the same cost that needs fewer steps.
-RETIRED_SCHEDULERS = {
-    Scheduler.LMS: Scheduler.DPMPP_2M,
-    Scheduler.LMS_KARRAS: Scheduler.DPMPP_2M_KARRAS,
-}
-
-# Parts of other tools' names → ours, applied in this order to a name without blanks and signs.
-_SAMPLER_PARTS = (
-    ("++", "pp"),
-    ("discretescheduler", ""),
-    ("scheduler", ""),
-    ("sgmuniform", "trailing"),
-    ("ancestral", "a"),
-    ("kdpm2", "dpm2"),
-    ("dpmsolvermultistep", "dpmpp2m"),
-    ("dpmsolversinglestep", "dpmpp2s"),
-    ("multistep", ""),
-)
-
-
-def _sampler_key(name: str) -> str:
-    key = re.sub(r"[\s_().-]", "", name.lower())
-    for part, ours in _SAMPLER_PARTS:
-        key = key.replace(part, ours)
-    return key
-
-
-_SAMPLERS = {_sampler_key(scheduler.value): scheduler for scheduler in Scheduler}
-
-
-def scheduler_named(name: str) -> Scheduler | None:
-    """The sampler that A1111 (`DPM++ 2M Karras`), ComfyUI (`euler_ancestral`) or diffusers
-    (`TCDScheduler`) call so, or its own name here; None where it is none that is offered.
-    """
-    return _SAMPLERS.get(_sampler_key(name)) if len(name) <= _SAMPLER_NAME_MAX else None
 
 
 class LoraRef(NullIsLeftOut):
@@ -171,6 +96,7 @@ class GenerateRequest(FromPicture):
     output_urls: list[Url] = Field(default_factory=list, max_length=limits.MAX_IMAGES, repr=False)
     output_format: OutputFormat = OutputFormat.PNG
     scheduler: Scheduler = Scheduler.DEFAULT
+    hires: Hires | None = Field(default=None, description="a second, larger pass")
     num_images: int = Field(default=1, ge=1, le=limits.MAX_IMAGES)
     request_id: str | None = Field(
         default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$"
@@ -241,11 +167,43 @@ class GenerateRequest(FromPicture):
             )
         return self
 
+    @model_validator(mode="after")
+    def _second_pass(self) -> GenerateRequest:
+        if self.hires is None:
+            return self
+        if self.image is not None:
+            raise PydanticCustomError(
+                "hires", "belongs to drawings from words, not to image", {"field": "hires"}
+            )
+        schedule = self.hires.schedule(self.steps)
+        if schedule > SCHEDULE_MAX:
+            raise PydanticCustomError(
+                "schedule",
+                "is {strength} with {steps} steps, which makes a schedule of {schedule}: at most "
+                "{maximum}",
+                {
+                    "field": "hires.strength", "strength": self.hires.strength,
+                    "steps": self.hires.drawn_steps(self.steps), "schedule": schedule,
+                    "maximum": SCHEDULE_MAX,
+                },
+            )  # fmt: skip
+        return self
+
     def steps_to_draw(self) -> int:
-        """How many steps are drawn: all, or a source's share of them."""
+        """How many steps the first pass draws: all, or a source's share of them."""
         if self.image is None:
             return self.steps
         return drawn_steps(self.steps, self.drawing_strength())
+
+    def all_steps(self) -> int:
+        """How many steps each picture takes, those of a second pass included."""
+        second = self.hires.drawn_steps(self.steps) if self.hires else 0
+        return self.steps_to_draw() + second
+
+    def cost(self) -> float:
+        """What each picture costs, in steps of its first pass."""
+        second = self.hires.cost(self.steps) if self.hires else 0.0
+        return self.steps_to_draw() + second
 
     def places(self) -> list[tuple[str, str]]:
         """(field, URL) to which each image is uploaded, in order; empty: they are answered."""
@@ -261,6 +219,9 @@ class GenerateRequest(FromPicture):
         """
         parse_weights(self.prompt)
         parse_weights(self.negative_prompt, "negative_prompt")
+        if self.hires is not None:
+            parse_weights(self.hires.prompt or "", "hires.prompt")
+            parse_weights(self.hires.negative_prompt or "", "hires.negative_prompt")
 
     def lora_refs(self) -> list[LoraRef]:
         """The LoRAs asked for, the short form included, in the request's order."""
@@ -280,13 +241,14 @@ class GenerateRequest(FromPicture):
             InvalidRequest: the sampler is retired, or a side, or the number of LoRAs or images, is
                 not allowed.
         """
-        instead = RETIRED_SCHEDULERS.get(self.scheduler)
-        if instead is not None:
-            raise InvalidRequest(
-                f"scheduler '{self.scheduler}' is no longer available: use '{instead}'",
-                details={"field": "scheduler", "instead": instead.value},
-            )
-        for field, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+        for field, sampler in self.samplers():
+            instead = RETIRED_SCHEDULERS.get(sampler)
+            if instead is not None:
+                raise InvalidRequest(
+                    f"{field} '{sampler}' is no longer available: use '{instead}'",
+                    details={"field": field, "instead": instead.value},
+                )
+        for field, text in self._texts():
             if len(text) > model.prompt_max_chars:
                 raise InvalidPrompt(
                     f"{field} has {len(text)} characters: at most {model.prompt_max_chars}",
@@ -298,6 +260,8 @@ class GenerateRequest(FromPicture):
                 raise InvalidRequest(
                     problem, details={"field": field, "nearest": model.nearest_side(side)}
                 )
+        if self.hires is not None:
+            self._check_second_pass(self.hires, model)
         if len(self.loras) > model.max_loras:
             raise InvalidRequest(
                 f"loras has {len(self.loras)} items: at most {model.max_loras}",
@@ -307,6 +271,56 @@ class GenerateRequest(FromPicture):
             raise InvalidRequest(
                 f"num_images is {self.num_images}: at most {model.max_images}",
                 details={"field": "num_images", "maximum": model.max_images},
+            )
+
+    def samplers(self) -> list[tuple[str, Scheduler]]:
+        """(field, sampler) of each pass."""
+        named = [("scheduler", self.scheduler)]
+        if self.hires is not None and self.hires.scheduler is not None:
+            named.append(("hires.scheduler", self.hires.scheduler))
+        return named
+
+    def _texts(self) -> list[tuple[str, str]]:
+        texts = [("prompt", self.prompt), ("negative_prompt", self.negative_prompt)]
+        if self.hires is not None:
+            texts += [
+                ("hires.prompt", self.hires.prompt or ""),
+                ("hires.negative_prompt", self.hires.negative_prompt or ""),
+            ]
+        return texts
+
+    def _check_second_pass(self, hires: Hires, model: ModelLimits) -> None:
+        offered = [*BUILT_IN, *(one.name for one in model.upscalers)]
+        if hires.upscaler not in offered:
+            raise InvalidRequest(
+                "hires.upscaler: this worker has no upscaler of that name; it has "
+                + ", ".join(offered),
+                details={"field": "hires.upscaler", "allowed": offered},
+            )
+        size = self.size(model)
+        larger = hires.size(size, model.multiple_of)
+        if max(larger) > model.hires_max_side:
+            raise InvalidRequest(
+                f"hires.scale is {hires.scale:g}, which makes {larger[0]}x{larger[1]}: at most "
+                f"{model.hires_max_side} px a side",
+                details={"field": "hires.scale", "maximum": model.hires_max_side},
+            )
+        if larger[0] <= size[0] or larger[1] <= size[1]:
+            raise InvalidRequest(
+                f"hires.scale is {hires.scale:g}, which makes {larger[0]}x{larger[1]}, no larger "
+                f"than the first pass: sides are multiples of {model.multiple_of}",
+                details={"field": "hires.scale"},
+            )
+        # As much as a worker without second passes can be asked for.
+        most = limits.STEPS_MAX * model.max_side**2 * model.max_images
+        work = self.num_images * (
+            self.steps * size[0] * size[1] + hires.drawn_steps(self.steps) * larger[0] * larger[1]
+        )
+        if work > most:
+            raise InvalidRequest(
+                f"hires.steps: with {self.num_images} images of {larger[0]}x{larger[1]} the second "
+                "pass is too much work: fewer steps, fewer images or a smaller scale",
+                details={"field": "hires.steps"},
             )
 
 

@@ -37,6 +37,9 @@ class Metadata(_Answer):
     actual_cfg: float
     scheduler: str | None = None
     seeds: list[int] = Field(default_factory=list, description="one per image")
+    first_size: tuple[int, int] | None = Field(
+        default=None, description="of the first pass, where a second one drew the image"
+    )
 
 
 class LoraReport(_Answer):
@@ -65,6 +68,7 @@ class Timings(_Answer):
     text_encode: float = 0.0
     encode_image: float = 0.0
     denoise: float = 0.0
+    upscale: float = 0.0
     decode: float = 0.0
     restore: float = 0.0
     image_encode: float = 0.0
@@ -169,6 +173,7 @@ class Phase(StrEnum):
     TEXT_ENCODE = "text_encode"
     ENCODE_IMAGE = "encode_image"
     DENOISE = "denoise"
+    UPSCALE = "upscale"
     DECODE = "decode"
     RESTORE = "restore"
     IMAGE_ENCODE = "image_encode"

@@ -166,7 +166,13 @@ def _model_calls(settings: Settings, model: LoadedModel, static: StaticCalls) ->
             # Where torch looks when it compiles the first time.
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.compile_cache_dir)
         compiled = compile_unet(model.pipe.unet)
-    return ModelCalls(model.pipe, static, compiled, native_side=model.limits.native_size)
+    return ModelCalls(
+        model.pipe,
+        static,
+        compiled,
+        native_side=model.limits.native_size,
+        whole_pixels=model.limits.max_side**2,
+    )
 
 
 def _moved(lora: ParsedLora, device: torch.device) -> ParsedLora:

@@ -213,15 +213,24 @@ class Run:
         """Since the run's turn began, or since it was created if it needs no turn."""
         return time.perf_counter() - (self._began_at or self.started)
 
-    def step(self, done: int, total: int, preview: Callable[[], str] | None = None) -> None:
+    def step(
+        self,
+        done: int,
+        total: int,
+        preview: Callable[[], str] | None = None,
+        *,
+        share: float | None = None,
+    ) -> None:
         """Note a denoising step and stop here if the run must.
 
         Args:
             done, total: steps of all the request's pictures.
             preview: makes a small JPEG as base64; called only if somebody watches.
+            share: of the work that is done, where steps are not all of one size.
         """
         self.check()
-        eta = round(self.seconds_on_lane / done * (total - done), 2)
+        share = done / total if share is None else share
+        eta = round(self.seconds_on_lane / share * (1 - share), 2)
         self.emit(ProgressEvent(phase=Phase.DENOISE, step=done, steps=total, eta_seconds=eta))
         if preview is not None and self._listeners:
             self.emit(PreviewEvent(image_base64=preview(), step=done))
@@ -232,7 +241,7 @@ class Run:
 
     @property
     def _steps(self) -> int:
-        return self.request.steps_to_draw() * self.request.num_images
+        return self.request.all_steps() * self.request.num_images
 
     # --- callers ------------------------------------------------------------------------------
 

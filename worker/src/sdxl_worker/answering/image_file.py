@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
 from sdxl_contract.pictures import Area, Fill, Inpaint
 from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import LoraReport
@@ -46,6 +47,8 @@ _FILLS = {
     Fill.NOISE: "latent noise",
     Fill.NOTHING: "latent nothing",
 }
+
+_UPSCALERS = {LATENT: "Latent", LANCZOS: "Lanczos"}
 
 
 def parameters_text(
@@ -91,10 +94,12 @@ def parameters_text(
 
 
 def picture_facts(request: GenerateRequest) -> dict[str, str]:
-    """What `parameters_text` tells of the picture that a request starts from, if it does."""
+    """What `parameters_text` tells of a second pass, and of the picture that a request starts from."""
     facts: dict[str, str] = {}
     if request.guidance_rescale:
         facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
+    if request.hires is not None:
+        facts |= hires_facts(request.hires)
     if request.image is None:
         return facts
     facts["Denoising strength"] = f"{request.drawing_strength():g}"
@@ -113,6 +118,26 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
     if request.outpaint is not None:
         borders = request.outpaint.model_dump(exclude={"overlap"}, exclude_defaults=True)
         facts["Outpaint"] = ", ".join(f"{side} {width}" for side, width in borders.items())
+    return facts
+
+
+def hires_facts(hires: Hires) -> dict[str, str]:
+    """What `parameters_text` tells of a second pass: what was asked for and is not the first's."""
+    facts = {
+        "Denoising strength": f"{hires.strength:g}",
+        "Hires upscale": f"{hires.scale:g}",
+        "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
+    }
+    if hires.steps:
+        facts["Hires steps"] = str(hires.steps)
+    if hires.scheduler is not None:
+        facts["Hires sampler"] = hires.scheduler.value
+    if hires.cfg is not None:
+        facts["Hires CFG Scale"] = f"{hires.cfg:g}"
+    if hires.prompt is not None:
+        facts["Hires prompt"] = _printable(hires.prompt)
+    if hires.negative_prompt is not None:
+        facts["Hires negative prompt"] = _printable(hires.negative_prompt)
     return facts
 
 

@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdxl_contract.drawing.hires import LATENT
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase
 from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
 from sdxl_worker.drawing.denoising import Denoising
 from sdxl_worker.drawing.latents import from_image, to_image
 from sdxl_worker.drawing.model_calls import ModelCalls
+from sdxl_worker.drawing.passes import Pass, Progress, first_pass, second_pass
 from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
@@ -36,10 +38,11 @@ _PREVIEW_EVERY = 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture and the seed that made it."""
+    """One picture and the seed that made it; the first pass's size where there was a second."""
 
     image: Image.Image
     seed: int
+    first_size: tuple[int, int] | None = None
 
 
 def image_seeds(seed: int, count: int) -> list[int]:
@@ -94,28 +97,81 @@ class Drawer:
         request = run.request
         seeds = image_seeds(run.seed, request.num_images)
         with run.phase(Phase.TEXT_ENCODE):
-            conditioning = encode_prompts(
-                self._model.pipe, request.prompt, request.negative_prompt, self._calls.encode_text
-            )
+            passes = self._passes(run)
         run.check()
         ground = None
         if run.canvas is not None:
             with run.phase(Phase.ENCODE_IMAGE):
                 ground = self._ground(run.canvas)
             run.check()
+        progress = Progress(run)
         drawn: list[Drawn] = []
         for start in range(0, len(seeds), self._batch):
             batch = seeds[start : start + self._batch]
             with run.phase(Phase.DENOISE):
-                latents = self._denoise(run, batch, conditioning, ground, start)
+                latents = self._denoise(run, passes[0], batch, ground, progress)
             run.check()
-            with run.phase(Phase.DECODE):
-                # One by one: decoding takes most of the memory of all that is done here.
-                for number, seed in enumerate(batch):
-                    image = self._decode(latents[number : number + 1])
-                    drawn.append(Drawn(run.canvas.finished(image) if run.canvas else image, seed))
+            # One by one: what follows takes most of the memory of all that is done here.
+            for number, seed in enumerate(batch):
+                one = latents[number : number + 1]
+                for further in passes[1:]:
+                    with run.phase(Phase.UPSCALE):
+                        larger = Ground(self._enlarged(run, one, further.size))
+                    run.check()
+                    with run.phase(Phase.DENOISE):
+                        one = self._denoise(run, further, [seed], larger, progress)
+                    run.check()
+                with run.phase(Phase.DECODE):
+                    image = self._decode(one)
+                    image = run.canvas.finished(image) if run.canvas else image
+                drawn.append(Drawn(image, seed, passes[0].size if passes[1:] else None))
             run.check()
         return drawn
+
+    def _passes(self, run: Run) -> list[Pass]:
+        """What is drawn one after the other, each with the text encoded."""
+        request, limits = run.request, self._model.limits
+        told = self._told(request.prompt, request.negative_prompt)
+        first = first_pass(request, run.size(limits), told)
+        hires = request.hires
+        if hires is None:
+            return [first]
+        if hires.prompt is not None or hires.negative_prompt is not None:
+            told = self._told(
+                request.prompt if hires.prompt is None else hires.prompt,
+                request.negative_prompt if hires.negative_prompt is None else hires.negative_prompt,
+            )
+        return [first, second_pass(request, hires, first, limits.multiple_of, told)]
+
+    def _told(self, prompt: str, negative_prompt: str) -> Conditioning:
+        return encode_prompts(self._model.pipe, prompt, negative_prompt, self._calls.encode_text)
+
+    def _enlarged(self, run: Run, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """One picture's latents (1, C, h, w) for a pass of `size` px.
+
+        Raises:
+            GenerationFailed: they are not finite.
+        """
+        assert run.request.hires is not None
+        if run.request.hires.upscaler == LATENT:
+            factor = self._model.pipe.vae_scale_factor
+            return torch.nn.functional.interpolate(
+                latents, (size[1] // factor, size[0] // factor), mode="bilinear", antialias=False
+            )
+        # As bytes in between, like a picture that was saved and drawn over.
+        image = self._decode(latents)
+        return self._encode(image.resize(size, Image.Resampling.LANCZOS))
+
+    def _encode(self, image: Image.Image) -> Tensor:
+        """Latents (1, C, h, w), in the UNet's scale, of an RGB image.
+
+        Raises:
+            GenerationFailed: they are not finite.
+        """
+        latents = self._calls.encode(from_image(image))
+        if not bool(torch.isfinite(latents).all()):
+            raise GenerationFailed("the source's latents are not finite: the VAE overflowed")
+        return latents
 
     def _ground(self, canvas: Canvas) -> Ground:
         """A canvas in the UNet's scale.
@@ -123,9 +179,7 @@ class Drawer:
         Raises:
             GenerationFailed: its latents are not finite.
         """
-        latents = self._calls.encode(from_image(canvas.pixels))
-        if not bool(torch.isfinite(latents).all()):
-            raise GenerationFailed("the source's latents are not finite: the VAE overflowed")
+        latents = self._encode(canvas.pixels)
         if canvas.mask is None:
             return Ground(latents)
         factor = self._model.pipe.vae_scale_factor
@@ -136,40 +190,26 @@ class Drawer:
         return Ground(latents, mask.to(latents), canvas.fill, canvas.soft)
 
     def _denoise(
-        self,
-        run: Run,
-        seeds: list[int],
-        conditioning: Conditioning,
-        ground: Ground | None,
-        before: int,
+        self, run: Run, one: Pass, seeds: list[int], ground: Ground | None, progress: Progress
     ) -> Tensor:
-        """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own.
-
-        `before` pictures of the run are done.
-        """
-        model, request = self._model, run.request
-        steps, size = request.steps, run.size(model.limits)
-        scheduler = build_scheduler(request.scheduler, self._own_scheduler, steps)
-        scheduler.set_timesteps(steps, device=model.device)
+        """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own."""
+        model, count = self._model, len(seeds)
+        scheduler = build_scheduler(one.scheduler, self._own_scheduler, one.steps)
+        scheduler.set_timesteps(one.steps, device=model.device)
         generators = [
             # On the CPU whatever the device: the picture must not depend on the GPU's state.
             torch.Generator("cpu").manual_seed(seed)
             for seed in seeds
         ]
-        begin = self._begin(run, ground, generators, scheduler, size, conditioning.prompt)
+        begin = self._begin(run, one, ground, generators, scheduler)
         calls = len(scheduler.timesteps) - begin.first
-        steps = request.steps_to_draw()
 
         def step_done(index: int, latents: Tensor) -> None:
             self._pace.mark()
             # Samplers of two stages call the UNet about twice for each step.
-            step = -(-(index + 1) * steps // calls)
+            step = -(-(index + 1) * one.drawn // calls)
             due = index % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and index + 1 < calls
-            run.step(
-                before * steps + len(seeds) * step,
-                steps * request.num_images,
-                (lambda: self.preview(latents)) if due else None,
-            )
+            progress.step(one, step, count, (lambda: self.preview(latents)) if due else None)
 
         latents = Denoising(
             predict=self._calls.unet,
@@ -177,42 +217,42 @@ class Drawer:
             latents=begin.latents,
             first=begin.first,
             blend=begin.blend,
-            conditioning=conditioning,
-            size=size,
-            guidance=request.cfg,
-            rescale=request.guidance_rescale,
-            eta=scheduler_eta(request.scheduler),
+            conditioning=one.conditioning,
+            size=one.size,
+            guidance=one.cfg,
+            rescale=run.request.guidance_rescale,
+            eta=scheduler_eta(one.scheduler),
             generators=generators,
             on_step=step_done,
-            timestep_cond=self._guidance_embedding(request.cfg, len(seeds)),
+            timestep_cond=self._guidance_embedding(one.cfg, count),
         ).run()
         if not bool(torch.isfinite(latents).all()):
             raise GenerationFailed("the latents are not finite: try lower LoRA scales")
+        progress.passed(one, count)
         return latents
 
     def _begin(
         self,
         run: Run,
+        one: Pass,
         ground: Ground | None,
         generators: list[torch.Generator],
         scheduler: Any,
-        size: tuple[int, int],
-        like: Tensor,
     ) -> Beginning:
         """The first latents (n, C, h, w)."""
-        request, pipe = run.request, self._model.pipe
+        pipe = self._model.pipe
         if ground is not None:
             return from_ground(
                 ground,
                 generators,
                 scheduler,
-                request.steps,
-                request.steps_to_draw(),
-                is_whole=request.drawing_strength() == 1.0,
+                one.steps,
+                one.drawn,
+                is_whole=run.request.drawing_strength() == 1.0,
             )
         factor = pipe.vae_scale_factor
-        shape = (int(pipe.unet.config.in_channels), size[1] // factor, size[0] // factor)
-        return from_noise(generators, shape, like, scheduler)
+        shape = (int(pipe.unet.config.in_channels), one.size[1] // factor, one.size[0] // factor)
+        return from_noise(generators, shape, one.conditioning.prompt, scheduler)
 
     def _guidance_embedding(self, guidance: float, count: int) -> Tensor | None:
         """The guidance embedding of a UNet distilled for it; None for any other UNet."""

@@ -28,6 +28,20 @@ def upcast_where_needed(vae: Any) -> Iterator[None]:
             vae.to(torch.float16)
 
 
+@contextmanager
+def tiled_where_large(vae: Any, pixels: int, whole_pixels: int) -> Iterator[None]:
+    """The VAE tile by tile for a block's length, if a picture has more than `whole_pixels`.
+
+    By the size alone: tiles change a picture slightly, and free memory must not show in it.
+    """
+    before = vae.use_tiling
+    vae.use_tiling = before or pixels > whole_pixels
+    try:
+        yield
+    finally:
+        vae.use_tiling = before
+
+
 def unscaled(latents: Tensor, vae: Any) -> Tensor:
     """The UNet's latents in the VAE's own scale and dtype."""
     latents = latents.to(vae.dtype)

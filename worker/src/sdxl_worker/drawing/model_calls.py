@@ -18,7 +18,12 @@ from torch import Tensor
 
 from sdxl_contract.result import DrawingReport
 from sdxl_worker.drawing.denoising import StepInputs
-from sdxl_worker.drawing.latents import scaled, unscaled, upcast_where_needed
+from sdxl_worker.drawing.latents import (
+    scaled,
+    tiled_where_large,
+    unscaled,
+    upcast_where_needed,
+)
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
 from sdxl_worker.loading.gpu_memory import is_out_of_memory
 from sdxl_worker.settings import DrawSpeed
@@ -37,6 +42,7 @@ class ModelCalls:
         static: records and replays; of its own unless given, recording nothing.
         compiled: the UNet compiled, if that is to draw what it covers.
         native_side: px of the square that is compiled.
+        whole_pixels: of the largest picture that the VAE takes as a whole; tiles beyond.
     """
 
     def __init__(
@@ -45,11 +51,13 @@ class ModelCalls:
         static: StaticCalls | None = None,
         compiled: Callable[..., Any] | None = None,
         native_side: int = 0,
+        whole_pixels: int = 2**62,
     ) -> None:
         self._pipe = pipe
         self.static = StaticCalls(None) if static is None else static
         self._compiled = compiled
         self._compiles = False
+        self._whole_pixels = whole_pixels
         self._native = native_side // pipe.vae_scale_factor
         self._own_processors = _identities(pipe.unet)
         self._attached: Why | None = None
@@ -104,7 +112,8 @@ class ModelCalls:
         """Pixels (1, 3, H, W) in [-1, 1] of latents (1, C, h, w)."""
         vae = self._pipe.vae
         # Its kernels are long: a graph saves nothing (measured), and would hold gigabytes.
-        with upcast_where_needed(vae):
+        size = latents.shape[2] * latents.shape[3] * self._pipe.vae_scale_factor**2
+        with upcast_where_needed(vae), tiled_where_large(vae, size, self._whole_pixels):
             pixels: Tensor = vae.decode(unscaled(latents, vae), return_dict=False)[0]
         return pixels
 
@@ -114,7 +123,8 @@ class ModelCalls:
         The mean of what the VAE holds possible: drawing from it would use up the seed's noise.
         """
         vae = self._pipe.vae
-        with upcast_where_needed(vae):
+        size = pixels.shape[2] * pixels.shape[3]
+        with upcast_where_needed(vae), tiled_where_large(vae, size, self._whole_pixels):
             found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         latents: Tensor = scaled(found, vae).to(self._pipe.unet.dtype)
         return latents

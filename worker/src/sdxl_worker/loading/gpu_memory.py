@@ -56,6 +56,7 @@ def too_little_for(
     size = size or request.size(limits)
     smaller = tuple(limits.nearest_side(side * 3 // 4) for side in size)
     hints = [f"{smaller[0]}x{smaller[1]}"] if smaller != size else []
+    hints = ["a smaller hires.scale"] if request.hires is not None else hints
     hints += ["num_images 1"] if request.num_images > 1 else []
     hints += ["fewer LoRAs"] if not hints and request.lora_refs() else []
     return CudaOutOfMemory(
