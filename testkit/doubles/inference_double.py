@@ -34,16 +34,22 @@ SECONDS = Timings(queue=5.0, text_encode=1.0, denoise=8.0, decode=1.0)
 SCHEDULERS = ["default", "euler", "lcm", "euler_trailing"]
 
 
+def final_size(request: GenerateRequest, limits: ModelLimits) -> tuple[int, int]:
+    """What the answer's pictures have, px."""
+    size = request.size(limits)
+    return request.hires.size(size, limits.multiple_of) if request.hires else size
+
+
 def draw_picture(request: GenerateRequest, seed: int, limits: ModelLimits = SDXL) -> bytes:
     """A one-colour picture that depends on everything a picture depends on.
 
     What the request leaves open the model decides, as in the worker.
     """
-    width, height = request.size(limits)
+    width, height = final_size(request, limits)
     loras = [(ref.sha256, ref.scale) for ref in request.loras]
     mark = (
         f"{request.prompt}|{request.negative_prompt}|{seed}|{request.steps}|{loras}"
-        f"|{request.scheduler}"
+        f"|{request.scheduler}" + (f"|{request.hires}" if request.hires else "")
     )
     colour = tuple(hashlib.sha256(mark.encode()).digest()[:3])
     file = io.BytesIO()
@@ -98,7 +104,7 @@ class InferenceDouble:
         seeds = [request.seed + n for n in range(request.num_images)]
         images = [draw_picture(request, seed, self.limits) for seed in seeds]
         result = GenerateResult(
-            image_size=request.size(self.limits),
+            image_size=final_size(request, self.limits),
             generation_time_seconds=15.0,
             model_info=ModelInfo(base_model="double", lora_applied=bool(request.loras)),
             metadata=Metadata(
@@ -107,6 +113,7 @@ class InferenceDouble:
                 actual_cfg=request.cfg,
                 seeds=seeds,
                 scheduler=_sampler(request),
+                first_size=request.size(self.limits) if request.hires else None,
             ),
             output_format=request.output_format.value,
             loras=[

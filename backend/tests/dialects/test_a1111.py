@@ -171,7 +171,12 @@ async def test_what_cannot_be_had_is_refused_rather_than_left_out(served: Served
     await served.backend.upload(kohya_lora(), "Line Art")
     for body, status, hint in (
         ({"prompt": ""}, 400, "blank"),
-        ({"enable_hr": True}, 422, "enable_hr"),
+        ({"enable_hr": True, "hr_scale": 3}, 422, "hr_scale"),
+        ({"enable_hr": True, "hr_upscaler": "4x_foo"}, 422, "hr_upscaler"),
+        ({"enable_hr": True, "hr_resize_x": 2048}, 422, "hr_resize_x"),
+        ({"enable_hr": True, "denoising_strength": 2}, 422, "denoising_strength"),
+        ({"enable_hr": True, "hr_checkpoint_name": "sd15"}, 422, "hr_checkpoint_name"),
+        ({"enable_hr": True, "hr_prompt": "<lora:Line Art:1>"}, 422, "hr_prompt"),
         ({"script_name": "xyz"}, 422, "script_name"),
         ({"alwayson_scripts": {"ADetailer": {"args": [{"enabled": True}]}}}, 422, "ADetailer"),
         ({"sampler_name": "PLMS"}, 404, "Sampler not found"),

@@ -200,6 +200,11 @@ class GenerateRequest(FromPicture):
         second = self.hires.drawn_steps(self.steps) if self.hires else 0
         return self.steps_to_draw() + second
 
+    def words(self) -> list[tuple[str, str]]:
+        """(field, text) of what the pictures are asked to show."""
+        second = self.hires.prompt if self.hires is not None else None
+        return [("prompt", self.prompt), *([("hires.prompt", second)] if second else [])]
+
     def cost(self) -> float:
         """What each picture costs, in steps of its first pass."""
         second = self.hires.cost(self.steps) if self.hires else 0.0

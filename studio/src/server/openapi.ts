@@ -1123,6 +1123,7 @@ export interface components {
             fit?: components["schemas"]["Fit"] | null;
             inpaint?: components["schemas"]["Inpaint"] | null;
             outpaint?: components["schemas"]["Outpaint"] | null;
+            hires?: components["schemas"]["HiresIn"] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -1679,6 +1680,7 @@ export interface components {
             fit?: components["schemas"]["Fit"] | null;
             inpaint?: components["schemas"]["Inpaint"] | null;
             outpaint?: components["schemas"]["Outpaint"] | null;
+            hires?: components["schemas"]["HiresIn"] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -1811,6 +1813,42 @@ export interface components {
          * @enum {string}
          */
         GridParameter: "seed" | "steps" | "cfg" | "lora";
+        /**
+         * HiresIn
+         * @description A second, larger pass; what is left out is the first pass's, prompts included.
+         */
+        HiresIn: {
+            /**
+             * Scale
+             * @default 2
+             */
+            scale?: number;
+            /**
+             * Upscaler
+             * @description latent, lanczos, or one that `GET /model` lists
+             * @default latent
+             */
+            upscaler?: string;
+            /**
+             * Steps
+             * @description 0: as many as the first pass
+             * @default 0
+             */
+            steps?: number;
+            /**
+             * Strength
+             * @description how much is drawn anew; latent wants 0.5 and more
+             * @default 0.7
+             */
+            strength?: number;
+            /** Prompt */
+            prompt?: string | null;
+            /** Negative Prompt */
+            negative_prompt?: string | null;
+            /** Cfg */
+            cfg?: number | null;
+            scheduler?: components["schemas"]["Scheduler"] | null;
+        };
         /**
          * ImageOut
          * @description One picture; its URLs expire.
@@ -2149,6 +2187,12 @@ export interface components {
              */
             max_side?: number;
             /**
+             * Hires Max Side
+             * @description of a second pass, or of an upscaling
+             * @default 2048
+             */
+            hires_max_side?: number;
+            /**
              * Multiple Of
              * @default 8
              */
@@ -2189,6 +2233,12 @@ export interface components {
              * @default 8192
              */
             image_max_side?: number;
+            /**
+             * Upscalers
+             * @description of this worker, beside the built-in latent and lanczos
+             * @default []
+             */
+            upscalers?: components["schemas"]["UpscalerInfo"][];
         };
         /**
          * ModelOut
@@ -2683,6 +2733,31 @@ export interface components {
              * Format: date-time
              */
             created_at: string;
+        };
+        /**
+         * UpscalerInfo
+         * @description An upscaler of the worker's, from a file that its operator provided.
+         */
+        UpscalerInfo: {
+            /**
+             * Name
+             * @description as requests name it
+             */
+            name: string;
+            /**
+             * Sha256
+             * @description of the file
+             */
+            sha256: string;
+            /** Architecture */
+            architecture: string;
+            /**
+             * Scale
+             * @description times the sides
+             */
+            scale: number;
+            /** Bytes */
+            bytes: number;
         };
         /**
          * UsedLora

@@ -119,6 +119,12 @@ async def list_upscalers(caller: CallerDep) -> list[dict[str, Any]]:
     return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
 
 
+@router.get("/v1/latent-upscale-modes")
+async def list_latent_modes(caller: CallerDep) -> list[dict[str, Any]]:
+    """How latents are enlarged for a second pass: bilinear."""
+    return [{"name": "Latent"}]
+
+
 @router.get("/v1/embeddings")
 async def list_embeddings(caller: CallerDep) -> dict[str, Any]:
     """None."""
@@ -143,7 +149,6 @@ async def read_flags(caller: CallerDep) -> dict[str, Any]:
     return {}
 
 
-@router.get("/v1/latent-upscale-modes")
 @router.get("/v1/sd-vae")
 @router.get("/v1/sd-modules")
 @router.get("/v1/hypernetworks")

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.dialects.a1111.samplers import shown
 from app.models import Content
+from sdxl_contract.drawing.hires import BUILT_IN
 from sdxl_contract.errors import InvalidRequest
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -32,6 +33,15 @@ def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
         ("Size", f"{parameters['width']}x{parameters['height']}"),
         ("Model", model),
     ]
+    hires = parameters.get("hires")
+    if hires:
+        pairs += [
+            ("Denoising strength", f"{hires['strength']:g}"),
+            ("Hires upscale", f"{hires['scale']:g}"),
+            *([("Hires steps", hires["steps"])] if hires["steps"] else []),
+            ("Hires upscaler", hires["upscaler"].capitalize()
+             if hires["upscaler"] in BUILT_IN else hires["upscaler"]),
+        ]  # fmt: skip
     if content.loras:
         hashes = ", ".join(f"{lora['name']}: {lora['sha256'][:10]}" for lora in content.loras)
         pairs.append(("Lora hashes", '"' + hashes.replace('"', "'") + '"'))

@@ -30,7 +30,20 @@ from app.dialects.pictures import as_base64
 from app.dialects.subapp import json_body
 from app.models import Content
 
-_FIELDS = {"cfg": "cfg_scale", "num_images": "batch_size", "strength": "denoising_strength"}
+_FIELDS = {
+    "cfg": "cfg_scale",
+    "num_images": "batch_size",
+    "strength": "denoising_strength",
+    "hires": "enable_hr",
+    "hires.strength": "denoising_strength",
+    "hires.scale": "hr_scale",
+    "hires.upscaler": "hr_upscaler",
+    "hires.steps": "hr_second_pass_steps",
+    "hires.scheduler": "hr_sampler_name",
+    "hires.cfg": "hr_cfg",
+    "hires.prompt": "hr_prompt",
+    "hires.negative_prompt": "hr_negative_prompt",
+}
 router = APIRouter()
 
 

@@ -11,10 +11,16 @@ from app.dialects.asking import read_as
 from app.dialects.from_pictures import picture_of
 from app.dialects.lora_tags import read_tags
 from app.schemas.common import Storable
-from app.schemas.content import GenerateIn
+from app.schemas.content import GenerateIn, LoraUse
+from sdxl_contract.drawing.hires import LANCZOS, LATENT
+from sdxl_contract.drawing.samplers import Scheduler
 from sdxl_contract.errors import InvalidRequest
 
 STEPS_DEFAULT, CFG_DEFAULT = 50, 7.0
+# Of `denoising_strength` in A1111's API.
+_STRENGTH = 0.75
+_SAME = frozenset({"", "use same sampler"})
+_SCALES_DIFFER = 0.02
 _OFF = (None, False, 0, "", "None", "none")
 
 
@@ -26,7 +32,7 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int | None, BeforeValidator(_whole)]
-Number = Annotated[float | None, BeforeValidator(_whole), Field(allow_inf_nan=False)]
+Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_whole)]
 
 
 class Txt2ImgIn(BaseModel):
@@ -50,6 +56,18 @@ class Txt2ImgIn(BaseModel):
     send_images: bool | None = True
 
     enable_hr: bool | None = False
+    hr_scale: Number = 2.0
+    hr_upscaler: Storable | None = None
+    hr_second_pass_steps: Whole = 0
+    hr_resize_x: Whole = 0
+    hr_resize_y: Whole = 0
+    hr_sampler_name: Storable | None = None
+    hr_scheduler: Storable | None = None
+    hr_prompt: Storable | None = ""
+    hr_negative_prompt: Storable | None = ""
+    hr_cfg: Number = None
+    hr_checkpoint_name: Storable | None = None
+    denoising_strength: Number = None
     restore_faces: bool | None = False
     tiling: bool | None = False
     script_name: Storable | None = None
@@ -62,7 +80,7 @@ class Txt2ImgIn(BaseModel):
         Raises:
             InvalidRequest: names the field.
         """
-        for field in ("enable_hr", "restore_faces", "tiling", "script_name", "subseed_strength"):
+        for field in ("restore_faces", "tiling", "script_name", "subseed_strength"):
             if getattr(self, field) not in _OFF:
                 raise _not_offered(field)
         for name, script in (self.alwayson_scripts or {}).items():
@@ -94,9 +112,50 @@ class Txt2ImgIn(BaseModel):
             "num_images": (self.batch_size or 1) * (self.n_iter or 1),
             "scheduler": joined(self.sampler_name or self.sampler_index, self.scheduler),
         }
+        if self.enable_hr:
+            values["hires"] = self.second_pass(tagged.loras)
         if tagged.loras:
             values["loras"] = [use.model_dump(exclude_none=True) for use in tagged.loras]
         return read_as(GenerateIn, {k: v for k, v in values.items() if v is not None})
+
+    def second_pass(self, loras: list[LoraUse]) -> dict[str, Any]:
+        """`enable_hr` in the API's own words.
+
+        Raises:
+            InvalidRequest, NotFound: a field is wrong, or cannot be had.
+        """
+        if self.hr_checkpoint_name not in (None, "", "Use same checkpoint"):
+            raise _not_offered("hr_checkpoint_name")
+        tagged = read_tags(self.hr_prompt or "")
+        if tagged.loras not in ([], loras):
+            raise InvalidRequest(
+                "hr_prompt: has other LoRAs than prompt: both passes have the same",
+                details={"field": "hr_prompt"},
+            )
+        values = {
+            "scale": self._hr_scale(),
+            "upscaler": _upscaler(self.hr_upscaler),
+            "steps": self.hr_second_pass_steps or 0,
+            "strength": _STRENGTH if self.denoising_strength is None else self.denoising_strength,
+            "prompt": tagged.prompt or None,
+            "negative_prompt": self.hr_negative_prompt or None,
+            "cfg": self.hr_cfg or None,
+            "scheduler": _hr_sampler(self.hr_sampler_name, self.hr_scheduler),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _hr_scale(self) -> float:
+        wanted = (self.hr_resize_x or 0, self.hr_resize_y or 0)
+        if not any(wanted):
+            return 2.0 if self.hr_scale is None else self.hr_scale
+        sides = (self.width or 0, self.height or 0)
+        scales = [there / here for here, there in zip(sides, wanted, strict=True) if there and here]
+        if len(scales) < sum(map(bool, wanted)) or max(scales) - min(scales) > _SCALES_DIFFER:
+            raise InvalidRequest(
+                "hr_resize_x: with hr_resize_y it must be width and height times one number",
+                details={"field": "hr_resize_x"},
+            )
+        return min(scales)
 
 
 class Img2ImgIn(Txt2ImgIn):
@@ -104,13 +163,19 @@ class Img2ImgIn(Txt2ImgIn):
 
     init_images: list[Any] | None = None
     mask: Any = None
-    denoising_strength: Number = 0.75
+    denoising_strength: Number = _STRENGTH
     resize_mode: Whole = 0
     mask_blur: Whole = 4
     inpainting_fill: Whole = 0
     inpaint_full_res: bool | None = True
     inpaint_full_res_padding: Whole = 0
     inpainting_mask_invert: Whole = 0
+
+    def check_offered(self) -> None:
+        """Likewise; a second pass is of drawings from words."""
+        super().check_offered()
+        if self.enable_hr:
+            raise _not_offered("enable_hr")
 
     @property
     def source(self) -> bytes:
@@ -136,7 +201,7 @@ class Img2ImgIn(Txt2ImgIn):
             raise _not_offered("resize_mode")
         values |= {
             "image": image,
-            "strength": 0.75 if self.denoising_strength is None else self.denoising_strength,
+            "strength": _STRENGTH if self.denoising_strength is None else self.denoising_strength,
             "fit": "crop" if self.resize_mode == 1 else "stretch",
         }
         if mask is not None:
@@ -154,6 +219,18 @@ class Img2ImgIn(Txt2ImgIn):
                 "fill": fills[fill],
             }
         return read_as(GenerateIn, values)
+
+
+def _upscaler(name: str | None) -> str:
+    """Ours for A1111's name; those that it has from files keep theirs."""
+    name = (name or "").strip()
+    return {"": LATENT, "latent": LATENT, "lanczos": LANCZOS}.get(name.lower(), name)
+
+
+def _hr_sampler(sampler: str | None, spacing: str | None) -> Scheduler | None:
+    if (sampler or "").strip().lower() in _SAME:
+        sampler = None
+    return joined(sampler, spacing)
 
 
 def _is_on(script: object) -> bool:

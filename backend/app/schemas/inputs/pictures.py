@@ -8,7 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.schemas.common import NUMBER, In
+from app.schemas.common import NUMBER, In, Prompt, Storable
+from sdxl_contract.drawing.hires import LATENT, Hires
+from sdxl_contract.limits import NAME_MAX_CHARS
 from sdxl_contract.pictures import Fit, Inpaint, MaskChannel, Outpaint
 
 Strength = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False), NUMBER]
@@ -29,8 +31,18 @@ class MaskUse(PictureUse):
     invert: bool | None = Field(default=None, description="black is drawn anew; false if unset")
 
 
+class HiresIn(Hires):
+    """A second, larger pass; what is left out is the first pass's, prompts included."""
+
+    prompt: Prompt | None = None
+    negative_prompt: Prompt | None = None
+    upscaler: Annotated[Storable, Field(min_length=1, max_length=NAME_MAX_CHARS)] = Field(
+        default=LATENT, description="latent, lanczos, or one that `GET /model` lists"
+    )
+
+
 class FromPictureIn(In):
-    """What a content's request says of the picture that it starts from."""
+    """What a content's request says of the picture that it starts from, and of a second pass."""
 
     image: PictureUse | None = Field(default=None, description="source that is drawn over")
     mask: MaskUse | None = Field(default=None, description="which part of image is drawn anew")
@@ -40,6 +52,7 @@ class FromPictureIn(In):
     fit: Fit | None = Field(default=None, description="crop if unset")
     inpaint: Inpaint | None = None
     outpaint: Outpaint | None = None
+    hires: HiresIn | None = None
     guidance_rescale: Rescale | None = Field(
         default=None, description="0 if unset; models with zero terminal SNR want about 0.7"
     )

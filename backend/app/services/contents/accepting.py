@@ -32,7 +32,7 @@ from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
-from app.services.contents.drafts import Draft, digest_of, draft_content, members_of
+from app.services.contents.drafts import Draft, digest_of, draft_content, estimate, members_of
 from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
 from app.services.contents.resolve import again_request, asked_again, asked_of, check_limits
@@ -45,6 +45,7 @@ from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import ContentRefused, InvalidPrompt
 from sdxl_contract.limits import SEED_MAX
+from sdxl_contract.request import GenerateRequest
 
 Beside = Callable[[DriverConnection, Content], Awaitable[None]]
 
@@ -144,8 +145,12 @@ class ContentService(ContentReading):
         draft = await draft_content(
             self._database, owner, asked, self._base_model, self._deadline_s, self._draw_seed
         )
-        self._forbidden.check(draft.request.prompt)
+        self._check_words(draft.request)
         return draft
+
+    def _check_words(self, request: GenerateRequest) -> None:
+        for field, text in request.words():
+            self._forbidden.check(text, field)
 
     async def accept_batch(
         self,
@@ -276,10 +281,9 @@ class ContentService(ContentReading):
                     )
             request = again_request(old)
             request.check_prompts()
-            self._forbidden.check(request.prompt)
+            self._check_words(request)
             await check_limits(request, self._base_model)
             usual = await repository.usual_usd()
-            images = int(old.parameters["num_images"])
             asked, now = asked_again(old), utc_now()
             content = Content(
                 id=uuid.uuid4(),
@@ -295,7 +299,7 @@ class ContentService(ContentReading):
                 deadline_at=now + timedelta(seconds=self._deadline_s),
                 loras=[dict(lora) for lora in old.loras],
                 request_sha256=old.request_sha256,
-                estimated_usd=None if usual is None else usual * images,
+                estimated_usd=estimate(request, usual),
                 created_at=now,
                 images=[],
             )

@@ -176,7 +176,7 @@ def check_as_asked(content: Content, result: GenerateResult) -> None:
 def parameters_used(content: Content, result: GenerateResult) -> dict[str, Any]:
     """Every value that the picture was drawn with, as the worker states it."""
     metadata = result.metadata
-    width, height = result.image_size
+    width, height = metadata.first_size or result.image_size
     sides = {} if is_part_of_its_source(content.parameters) else {"width": width, "height": height}
     used = {
         **content.parameters,

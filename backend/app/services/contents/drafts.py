@@ -155,8 +155,15 @@ async def draft_content(
         deadline_s=asked.deadline_seconds or deadline_s,
         loras=loras,
         draw_seed=draw_seed,
-        estimated_usd=None if usual is None else usual * request.num_images,
+        estimated_usd=estimate(request, usual),
     )
+
+
+def estimate(request: GenerateRequest, usual: float | None) -> float | None:
+    """USD that `request` may cost where a picture of one pass costs `usual`."""
+    if usual is None:
+        return None
+    return usual * request.num_images * request.cost() / request.steps_to_draw()
 
 
 # A client without an idempotency key repeats a call whose answer was lost.

@@ -20,6 +20,7 @@ from app.schemas.content import GenerateIn
 from app.services.inputs.using import with_urls
 from app.services.lora_names import find_by_name
 from app.services.worker.base_model import BaseModel
+from sdxl_contract.drawing.hires import Hires
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, ModelLimits
 from sdxl_contract.pictures import Area
@@ -28,7 +29,7 @@ from sdxl_contract.request import GenerateRequest, LoraRef, Scheduler, explain_v
 # What a request may leave open.
 PARAMETERS = (
     "width", "height", "steps", "cfg", "seed", "num_images", "scheduler", "output_format",
-    "strength", "fit", "inpaint", "outpaint", "guidance_rescale",
+    "strength", "fit", "inpaint", "outpaint", "guidance_rescale", "hires",
 )  # fmt: skip
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
 _NO_URL = "https://unsigned.invalid/lora.safetensors"
@@ -124,7 +125,18 @@ def given(asked: GenerateIn, avatar: Avatar | None) -> dict[str, Any]:
     values = asked.model_dump(mode="json", include=set(PARAMETERS))
     if avatar is not None and values["scheduler"] is None:
         values["scheduler"] = avatar.scheduler
+    if asked.hires is not None:
+        values["hires"] = _second_pass(asked.hires, avatar)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _second_pass(hires: Hires, avatar: Avatar | None) -> dict[str, Any]:
+    """A second pass with the avatar's part in its words, where it has words of its own."""
+    values = hires.model_dump(mode="json", exclude_none=True)
+    for field, first in (("prompt", "base_prompt"), ("negative_prompt", "negative_prompt")):
+        if avatar is not None and field in values:
+            values[field] = _join(getattr(avatar, first), values[field])
+    return values
 
 
 def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
@@ -208,10 +220,11 @@ async def check_limits(request: GenerateRequest, base_model: BaseModel) -> None:
 
 def _hold(request: GenerateRequest, limits: ModelLimits, schedulers: Sequence[str]) -> None:
     request.check_limits(limits)
-    name = request.scheduler.value
-    if schedulers and name != Scheduler.DEFAULT and name not in schedulers:
-        raise InvalidRequest(
-            f"scheduler: the worker's model does not offer {name}; it offers "
-            + ", ".join(schedulers),
-            details={"field": "scheduler", "allowed": list(schedulers)},
-        )
+    for field, sampler in request.samplers():
+        name = sampler.value
+        if schedulers and name != Scheduler.DEFAULT and name not in schedulers:
+            raise InvalidRequest(
+                f"{field}: the worker's model does not offer {name}; it offers "
+                + ", ".join(schedulers),
+                details={"field": field, "allowed": list(schedulers)},
+            )

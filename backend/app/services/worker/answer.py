@@ -337,7 +337,7 @@ def _checked(
         raise _bad_image(f"the image is no {kind.value.upper()}")
     try:
         image = Image.open(io.BytesIO(data), formats=[kind.value.upper()])
-        _check_size(image.size, result, request)  # before anything is unpacked
+        check_size(image.size, result, request)  # before anything is unpacked
         # Two passes: `verify` checks PNG's checksums, `load` that every row can be decoded.
         image.verify()
         Image.open(io.BytesIO(data), formats=[kind.value.upper()]).load()
@@ -355,15 +355,26 @@ def _checked(
     return data
 
 
-def _check_size(size: tuple[int, int], result: GenerateResult, request: GenerateRequest) -> None:
+def check_size(size: tuple[int, int], result: GenerateResult, request: GenerateRequest) -> None:
+    """Hold a picture's size against what the answer says and the request asks.
+
+    Raises:
+        GenerationFailed: it is another.
+    """
     width, height = size
     if size != tuple(result.image_size):
         raise _bad_image(f"the image is {width}x{height}, not the size that the answer says")
-    is_open = request.area is Area.MASKED  # the source's own sides, whatever they are
+    # The source's own sides, whatever they are; or those of a second pass, rounded by the worker.
+    is_open = request.area is Area.MASKED or request.hires is not None
     if not is_open and (request.width or width, request.height or height) != size:
         raise _bad_image(
             f"the image is {width}x{height}, but {request.width}x{request.height} was asked for"
         )
+    if request.hires is not None and not all(
+        asked is None or asked < got <= asked * request.hires.scale + 1
+        for asked, got in zip((request.width, request.height), size, strict=True)
+    ):
+        raise _bad_image(f"the image is {width}x{height}, which is not what the second pass makes")
     if (is_open or None in (request.width, request.height)) and width * height > _MAX_PIXELS:
         raise _bad_image(f"the image is {width}x{height}: too large")
 

@@ -231,7 +231,7 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         raise LoraLoadFailed(
             "the fallback provider takes one LoRA at a time", details={"field": "loras"}
         )
-    for field in ("image", "guidance_rescale"):
+    for field in ("image", "guidance_rescale", "hires"):
         if getattr(request, field):
             raise GenerationFailed(
                 f"the fallback provider does not take {field}", details={"field": field}

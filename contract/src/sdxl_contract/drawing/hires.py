@@ -77,7 +77,11 @@ class Hires(NullIsLeftOut):
 
     def size(self, first: tuple[int, int], multiple_of: int) -> tuple[int, int]:
         """Width and height in px of the second pass."""
-        width, height = (int(side * self.scale) // multiple_of * multiple_of for side in first)
+        width, height = (
+            # A scale may be a quotient of two sides, a hair too small.
+            int(side * self.scale + 1e-6) // multiple_of * multiple_of
+            for side in first
+        )
         return width, height
 
     def cost(self, first: int) -> float:

@@ -17,6 +17,7 @@ const PHASES = [
   'text_encode',
   'encode_image',
   'denoise',
+  'upscale',
   'decode',
   'restore',
   'safety',

@@ -94,7 +94,7 @@ def parameters_text(
 
 
 def picture_facts(request: GenerateRequest) -> dict[str, str]:
-    """What `parameters_text` tells of a second pass, and of the picture that a request starts from."""
+    """What `parameters_text` tells of a second pass, or of the picture that is drawn over."""
     facts: dict[str, str] = {}
     if request.guidance_rescale:
         facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
