@@ -112,6 +112,9 @@ async def test_a_drawn_picture_can_be_drawn_from_and_again_exactly(
 ) -> None:
     first = await backend.generate()
     image = first["images"][0]
+    shown = (await backend.http.get(f"{IMAGES}/{image['id']}")).json()
+    assert (shown["sha256"], shown["width"]) == (image["file_sha256"], image["width"])
+    assert (await backend.http.get(shown["url"])).status_code == 200
     second = await backend.generate(image={"image_id": image["id"]}, outpaint={"left": 64})
     request = inference.requests[-1]
     assert request.image is not None

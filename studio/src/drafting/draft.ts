@@ -4,6 +4,7 @@ import { computed, effect, signal } from '@preact/signals';
 import { number, t } from '../i18n';
 import { recall, remember, recallHere, rememberHere } from '../state/memory';
 import { avatars, loras, model } from '../state/store';
+import { sourceBody, sourceOf, sourceSize, strengthOf, type Source } from './source';
 import type { Avatar, Content, GenerateBody, Lora, Model } from '../server/types';
 
 export interface Draft {
@@ -19,6 +20,8 @@ export interface Draft {
   seed: number | null;
   seedIsLocked: boolean;
   count: number;
+  /** The picture that is drawn over; null: from nothing. */
+  source: Source | null;
 }
 
 export const SEED_MAX = 2 ** 32 - 1;
@@ -38,6 +41,7 @@ const EMPTY: Draft = {
   seed: null,
   seedIsLocked: false,
   count: 1,
+  source: null,
 };
 
 /** Of this tab; a new tab begins with what was written last. */
@@ -53,11 +57,14 @@ effect(() => {
   remember('draft', draft.value);
 });
 
-const FIELD_OF: Partial<Record<keyof Draft, string>> = { negative: 'negative_prompt' };
+const FIELDS_OF: Partial<Record<keyof Draft, string[]>> = {
+  negative: ['negative_prompt'],
+  source: ['image', 'mask', 'strength', 'fit', 'inpaint', 'outpaint'],
+};
 
 export function change(changes: Partial<Draft>): void {
   draft.value = { ...draft.value, ...changes };
-  const names = Object.keys(changes).map((name) => FIELD_OF[name as keyof Draft] ?? name);
+  const names = Object.keys(changes).flatMap((name) => FIELDS_OF[name as keyof Draft] ?? name);
   const left = Object.entries(refused.value).filter(
     ([field]) => field !== '' && !names.some((name) => field === name || field.startsWith(name)),
   );
@@ -75,10 +82,12 @@ export interface Whole extends Draft {
 }
 
 export function completed(of: Draft, by: Model): Whole {
+  const { native_size } = by.limits;
+  const open = of.source ? sourceSize(of.source, by) : { width: native_size, height: native_size };
   return {
     ...of,
-    width: of.width ?? by.limits.native_size,
-    height: of.height ?? by.limits.native_size,
+    width: of.width ?? open.width,
+    height: of.height ?? open.height,
     steps: of.steps ?? by.steps.default,
     cfg: of.cfg ?? by.cfg.default,
   };
@@ -136,6 +145,7 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
         ? t('check.loras', { max: by.limits.max_loras })
         : null,
   };
+  if (of.source) Object.assign(found, sourceProblems(of.source, of.steps));
   const { minimum, maximum } = by.lora_scale;
   of.loras.forEach(({ scale }, place) => {
     found[`loras[${place}].scale`] = rangeProblem(scale, minimum, maximum, false);
@@ -159,6 +169,16 @@ export function asBody(of: Draft): GenerateBody {
     ...Object.fromEntries(chosen.filter(([, value]) => value !== null)),
     ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
     num_images: of.count,
+    ...sourceBody(of.source),
+  };
+}
+
+function sourceProblems(of: Source, steps: number): Record<string, string | null> {
+  const { left, right, top, bottom } = of.frame;
+  return {
+    mask: of.mode === 'mask' && !of.mask ? t('source.noMask') : null,
+    outpaint: of.mode === 'frame' && left + right + top + bottom === 0 ? t('source.noFrame') : null,
+    strength: Math.floor(steps * strengthOf(of)) < 1 ? t('source.tooWeak') : null,
   };
 }
 
@@ -216,6 +236,7 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
     seed: keepSeed ? (picture?.seed ?? parameters.seed) : null,
     seedIsLocked: keepSeed,
     count: keepSeed && picture ? 1 : parameters.num_images,
+    source: sourceOf(content),
   };
 }
 

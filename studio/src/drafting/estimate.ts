@@ -1,6 +1,7 @@
 // How long the next picture takes and what it costs, judged by the last ones on the same device.
 
 import { contentOf, feed } from '../state/store';
+import { sourceOf, strengthOf, type Source } from './source';
 import type { Content } from '../server/types';
 
 const LOOKED_AT = 8;
@@ -15,9 +16,11 @@ interface Work {
   height: number;
   steps: number;
   num_images: number;
+  /** The share of the steps that is drawn, over a picture. */
+  strength: number;
 }
 
-const amount = (work: Work): number => work.steps * work.width * work.height * work.num_images;
+const amount = (work: Work): number => Math.floor(work.steps * work.strength) * work.width * work.height * work.num_images;
 
 function median(values: number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
@@ -35,16 +38,20 @@ function pastOf(ids: string[]): Content[] {
 }
 
 /** A drawn content's own work: what it had left open is written back by then. */
-function workOf({ parameters }: Content): Work {
+function workOf(content: Content): Work {
+  const { parameters } = content;
   const { width, height, steps } = parameters;
-  return { ...parameters, width: width ?? 1, height: height ?? 1, steps: steps ?? 1 };
+  const source = sourceOf(content);
+  const strength = source ? strengthOf(source) : 1;
+  return { ...parameters, width: width ?? 1, height: height ?? 1, steps: steps ?? 1, strength };
 }
 
 /** Null where nothing was drawn yet. `usd` is null on a device without a price. */
-export function estimate(work: Work): Estimate | null {
+export function estimate(asked: Omit<Work, 'strength'> & { source: Source | null }): Estimate | null {
+  const work = { ...asked, strength: asked.source ? strengthOf(asked.source) : 1 };
   const past = pastOf(feed.value ?? []);
   if (!past.length) return null;
-  const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / amount(workOf(c))));
+  const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / Math.max(1, amount(workOf(c)))));
   const besides = median(
     past.map((c) => {
       const all = Object.entries(c.timings ?? {}).filter(([phase]) => phase !== 'queue');

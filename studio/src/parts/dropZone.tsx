@@ -1,5 +1,5 @@
 // Files dropped anywhere on the page: a LoRA goes into the library, a picture's settings into the
-// form. Where pictures are checked, a picture is checked. Nothing that is dropped makes the browser
+// form; a picture without settings is what is drawn over. Where pictures are checked, a picture is checked. Nothing that is dropped makes the browser
 // leave the page.
 
 import { useEffect, useState } from 'preact/hooks';
@@ -9,6 +9,7 @@ import { listed, t } from '../i18n';
 import { go, route } from '../state/route';
 import { gate, tell } from '../state/store';
 import { takeFiles } from './composer/uploads';
+import { useFile } from './source/panel';
 import { checked } from '../state/checked';
 
 /** Whether `text` looks like what is pasted from another tool rather than like a prompt. */
@@ -40,8 +41,11 @@ async function take(files: File[]): Promise<void> {
   if (!first) return;
   const { parametersIn } = await reader();
   const text = await parametersIn(first);
-  if (text === null) tell(t('drop.noSettings'), { isError: true });
-  else await takeSettings(text);
+  if (text !== null) await takeSettings(text);
+  else {
+    go('create');
+    await useFile(first);
+  }
 }
 
 const isChecking = (): boolean => route.value.view === 'verify';
@@ -73,8 +77,11 @@ export function DropZone() {
         'drop',
         (e) => {
           if (!hasFiles(e)) return;
+          // A part of the page took it.
+          const isTaken = e.defaultPrevented;
           e.preventDefault();
           end();
+          if (isTaken) return;
           const files = [...(e.dataTransfer?.files ?? [])];
           if (isChecking()) checked.value = files[0] ?? null;
           else if (takesFiles()) void take(files);

@@ -12,6 +12,7 @@ import type {
   Content,
   CostSummary,
   GenerateBody,
+  InputImage,
   Lora,
   LoraFields,
   Model,
@@ -103,10 +104,11 @@ async function call<T>(
   throw problemOf(answer.status, await answer.text());
 }
 
-function formOf(file: File, values: Record<string, string> = {}): FormData {
+function formOf(file: Blob, values: Record<string, string> = {}, name?: string): FormData {
   const form = new FormData();
   for (const [name, value] of Object.entries(values)) form.append(name, value);
-  form.append('file', file);
+  if (name === undefined) form.append('file', file);
+  else form.append('file', file, name);
   return form;
 }
 
@@ -180,8 +182,15 @@ export const api = {
   batches: (limit: number, cursor: string | null, grid: boolean) =>
     call<Page<Batch>>('GET', '/content/batch' + query({ limit, cursor, grid })),
   readBatch: (id: string) => call<Batch>('GET', `/content/batch/${id}`),
+  /** A picture to draw from: uploaded, or drawn here. */
+  image: (id: string) => call<InputImage>('GET', `/images/${id}`),
+  images: () => call<Page<InputImage>>('GET', '/images'),
   costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
 };
+
+/** Put a picture there to draw from; the same bytes twice are one. */
+export const uploadImage = (file: Blob, name: string): Promise<InputImage> =>
+  call<InputImage>('POST', '/images', formOf(file, {}, name));
 
 /** Put a LoRA file into the library; `onProgress` hears the part sent, 0 to 1. */
 export function uploadLora(

@@ -280,7 +280,7 @@ export interface paths {
         };
         /**
          * Read Image
-         * @description One uploaded picture.
+         * @description One picture to draw from: uploaded, or drawn here (by an image's id).
          */
         get: operations["read_image_api_v1_images__image_id__get"];
         put?: never;
@@ -1920,7 +1920,7 @@ export interface components {
         };
         /**
          * InputImageOut
-         * @description An uploaded picture.
+         * @description A picture that can be drawn from.
          */
         InputImageOut: {
             /**

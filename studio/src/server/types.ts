@@ -25,6 +25,8 @@ export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits'
 /** With what the page always sends. */
 export type GenerateBody = Shapes['GenerateIn'] &
   Required<Pick<Shapes['GenerateIn'], 'loras' | 'negative_prompt' | 'num_images'>>;
+export type InputImage = Shapes['InputImageOut'];
+export type Fill = Shapes['Fill'];
 export type BatchBody = Shapes['BatchIn'];
 export type GridAxis = Shapes['GridAxis'];
 export type BatchAccepted = Shapes['BatchAccepted'];

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response, UploadFile
 
 from app.api.deps import OwnerDep, RightsDep, ServicesDep
 from app.api.edge.upload_form import UploadRoute
-from app.models import InputImage
+from app.models import Image, InputImage
 from app.schemas.common import Page
 from app.schemas.inputs.pictures import InputImageOut
 
@@ -44,7 +44,7 @@ async def list_images(owner: OwnerDep, services: ServicesDep) -> Page[InputImage
 
 @router.get("/{image_id:uuid}")
 async def read_image(image_id: uuid.UUID, owner: OwnerDep, services: ServicesDep) -> InputImageOut:
-    """One uploaded picture."""
+    """One picture to draw from: uploaded, or drawn here (by an image's id)."""
     return _out(services, await services.inputs.get(owner, image_id))
 
 
@@ -54,10 +54,11 @@ async def delete_image(image_id: uuid.UUID, owner: OwnerDep, services: ServicesD
     await services.inputs.delete(owner, image_id)
 
 
-def _out(services: ServicesDep, image: InputImage) -> InputImageOut:
+def _out(services: ServicesDep, image: InputImage | Image) -> InputImageOut:
+    file_sha256 = image.file_sha256 if isinstance(image, Image) else None
     return InputImageOut(
         id=image.id,
-        sha256=image.sha256,
+        sha256=file_sha256 or image.sha256,
         width=image.width,
         height=image.height,
         media_type=image.media_type,

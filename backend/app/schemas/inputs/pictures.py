@@ -59,7 +59,7 @@ class FromPictureIn(In):
 
 
 class InputImageOut(BaseModel):
-    """An uploaded picture."""
+    """A picture that can be drawn from."""
 
     id: uuid.UUID
     sha256: str

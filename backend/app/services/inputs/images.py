@@ -15,7 +15,7 @@ from typing import NamedTuple
 from app.core.db import DATABASE_LOST, Database
 from app.core.errors import Conflict, NotFound, TooLarge
 from app.core.pools import Duty, in_pool
-from app.models import InputImage
+from app.models import Image, InputImage
 from app.models.base import utc_now
 from app.repositories.inputs.images import InputRepository
 from app.services.inputs.reading import look_at
@@ -93,16 +93,17 @@ class InputImageService:
         async with self._database.session() as session:
             return await InputRepository(session, owner).list(_LISTED)
 
-    async def get(self, owner: str, image_id: uuid.UUID) -> InputImage:
-        """One.
+    async def get(self, owner: str, image_id: uuid.UUID) -> InputImage | Image:
+        """One that can be drawn from: uploaded, or drawn here.
 
         Raises:
             NotFound: there is none, or it is another owner's.
         """
         async with self._database.session() as session:
-            image = await InputRepository(session, owner).get(image_id)
+            repository = InputRepository(session, owner)
+            image = await repository.get(image_id) or await repository.drawn(image_id)
         if image is None:
-            raise NotFound("There is no uploaded picture with this id.")
+            raise NotFound("There is no picture with this id.")
         return image
 
     async def delete(self, owner: str, image_id: uuid.UUID) -> None:

@@ -10,7 +10,9 @@ import { lazy } from '../../lazy';
 import { loras } from '../../state/store';
 import { isFinal, type Content } from '../../server/types';
 import { BoardMenu } from '../pictures/boards';
+import { noteUrl } from '../../drafting/source';
 import { Menu, MenuItem } from '../menu';
+import { useSource } from '../source/panel';
 import { Button } from '../ui';
 
 const ShareDialog = lazy(() => import('../pictures/share').then((found) => found.ShareDialog));
@@ -102,6 +104,18 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
         {t('action.delete')}
       </Button>
       <Menu label={t('action.more')}>
+        {picture && (
+          <MenuItem
+            icon="brush"
+            onClick={() => {
+              noteUrl(picture.id, picture.url);
+              useSource({ id: picture.id, width: picture.width, height: picture.height });
+              go('create');
+            }}
+          >
+            {t('action.drawOver')}
+          </MenuItem>
+        )}
         <MenuItem icon="plus" onClick={() => void varySeed(content, place, 4).then(show)}>
           {t('action.fourMore')}
         </MenuItem>

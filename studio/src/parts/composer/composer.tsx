@@ -13,13 +13,15 @@ import type { Content } from '../../server/types';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
 import { QueueButton } from '../queue';
+import { isOfSource, SourcePanel } from '../source/panel';
 import { CountField, NumberFields, SamplerField, SeedField, SizeField } from './settings';
 import { Button, Field, Loading } from '../ui';
 
 /** Fields that show an error of their own; any other error stands above the button. */
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
+const LATE = ['prompt', 'mask', 'outpaint'];
 const isShown = (field: string): boolean =>
-  SHOWN.includes(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
+  SHOWN.includes(field) || isOfSource(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
   const now = whole.value;
@@ -27,8 +29,8 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
   if (!now || !by) return <Loading />;
   const errors: FieldErrors = { ...refused.value };
   for (const [field, text] of Object.entries(check(now, by)))
-    // A blank prompt is no mistake before the button was pressed.
-    if (field !== 'prompt' || now.prompt.trim()) errors[field] ??= text;
+    // A blank prompt or a mask to come is no mistake before the button was pressed.
+    if (!LATE.includes(field) || (field === 'prompt' && now.prompt.trim())) errors[field] ??= text;
   const submit = async () => {
     const wrong = check(now, by);
     if (Object.keys(wrong).length) {
@@ -80,6 +82,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
           )}
         </Field>
         <LoraPicker errors={errors} />
+        <SourcePanel of={now} errors={errors} />
         <SizeField of={now} model={by} errors={errors} />
         <NumberFields of={now} model={by} errors={errors} />
         <SamplerField model={by} error={errors.scheduler} />

@@ -25,7 +25,8 @@ export function SizeField({ of, model, errors }: Props) {
           most={limits.max_side}
           stepBy={limits.multiple_of}
           value={of[name]}
-          onChange={(value) => change({ [name]: value ?? NaN })}
+          // One alone would leave the other open.
+          onChange={(value) => change({ width: of.width, height: of.height, [name]: value ?? NaN })}
         />
       )}
     </Field>
@@ -34,9 +35,20 @@ export function SizeField({ of, model, errors }: Props) {
     <fieldset class="size">
       <legend>{t('form.size')}</legend>
       <div class="shapes">
+        {of.source && (
+          <button
+            type="button"
+            class="shape"
+            aria-pressed={draft.value.width === null && draft.value.height === null}
+            onClick={() => change({ width: null, height: null })}
+          >
+            {t('source.size')}
+          </button>
+        )}
         {shapesOf(model).map((shape) => {
           const scale = 18 / Math.max(shape.width, shape.height);
-          const isChosen = of.width === shape.width && of.height === shape.height;
+          const isOpen = of.source !== null && draft.value.width === null;
+          const isChosen = !isOpen && of.width === shape.width && of.height === shape.height;
           return (
             <button
               type="button"

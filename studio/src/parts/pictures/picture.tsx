@@ -30,6 +30,16 @@ export function offerFile(e: DragEvent, content: Content, place: number): void {
   e.dataTransfer.effectAllowed = 'copy';
   e.dataTransfer.setData('DownloadURL', `image/png:${fileName(content, place)}:${url}`);
   e.dataTransfer.setData('text/uri-list', url);
+  const { id, width, height } = picture;
+  e.dataTransfer.setData('application/x-picture', JSON.stringify({ id, width, height, url }));
+}
+
+/** A picture of this page that is dragged over it. */
+export function droppedPicture(
+  data: DataTransfer,
+): { id: string; width: number; height: number; url: string } | null {
+  const text = data.getData('application/x-picture');
+  return text ? JSON.parse(text) : null;
 }
 
 interface PictureProps {
