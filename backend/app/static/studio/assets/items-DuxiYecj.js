@@ -1,1 +1,0 @@
-import{r as e}from"./store-DP1sTmRp.js";var t=(e,t)=>e.images.length>1?`${e.id}_${t+1}`:e.id;function n(e){let[t=``,n]=e.split(`_`);return{id:t,place:n?Math.max(0,Number(n)-1):0}}var r=e=>e.images.length>1?e.images.map((n,r)=>t(e,r)):[e.id];function i(t){return t.flatMap(t=>{let n=e(t).value;return n?r(n):[t]})}export{t as n,n as r,i as t};
