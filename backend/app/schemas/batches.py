@@ -32,6 +32,7 @@ from app.schemas.content import (
 )
 from app.schemas.grid import Grid
 from app.schemas.inputs.pictures import FromPictureIn
+from app.schemas.inputs.words import FromWordsIn
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat
 
@@ -41,7 +42,7 @@ BatchPrompt = Annotated[str, Field(json_schema_extra=VISIBLE), AfterValidator(st
 Count = Annotated[int, Field(ge=1, le=100), NUMBER]
 
 
-class BatchIn(FromPictureIn):
+class BatchIn(FromPictureIn, FromWordsIn):
     """`POST /content/batch`: every prompt `count` times; a given seed counts upwards.
 
     With `grid` it is one prompt's pictures for each pair of two parameters' values, all else, the

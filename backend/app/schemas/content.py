@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from app.models import Status
 from app.schemas.common import NUMBER, In, Name, Out, Side, Storable
 from app.schemas.inputs.pictures import FromPictureIn
+from app.schemas.inputs.words import FromWordsIn
 from sdxl_contract import limits
 from sdxl_contract.request import OutputFormat, Scheduler, scheduler_named
 
@@ -68,7 +69,7 @@ class LoraUse(In):
         return self
 
 
-class GenerateIn(FromPictureIn):
+class GenerateIn(FromPictureIn, FromWordsIn):
     """`POST /content/generate`. Ranges that depend on the base model are in `GET /model`."""
 
     model_config = ConfigDict(extra="forbid")

@@ -19,7 +19,7 @@ from app.repositories.loras import LoraRepository
 from app.schemas.identities import AvatarIn, AvatarPatch
 from app.services.collection import check_cover
 from sdxl_contract.errors import InvalidRequest
-from sdxl_contract.prompt_syntax import parse_weights
+from sdxl_contract.prompts.weights import parse_weights
 
 
 class AvatarService:

@@ -21,6 +21,8 @@ SEED_MAX = 2**32 - 1
 TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
 URL_MAX_CHARS = 8192
 NAME_MAX_CHARS = 200
+# SDXL's smaller text encoder has 12 layers; one at least must be left.
+CLIP_SKIP_MAX = 11
 
 # Of a picture that a request starts from. A phone's photo has 12 to 25 million pixels.
 IMAGE_MAX_BYTES = 32 * 2**20
@@ -66,6 +68,7 @@ class ModelLimits(BaseModel):
     prompt_max_chars: int = PROMPT_MAX_CHARS
     max_loras: int = MAX_LORAS
     max_images: int = MAX_IMAGES
+    clip_skip_max: int = CLIP_SKIP_MAX
     lora_max_bytes: int = LORA_MAX_BYTES
     image_max_bytes: int = Field(default=IMAGE_MAX_BYTES, description="of a source or mask")
     image_max_pixels: int = IMAGE_MAX_PIXELS

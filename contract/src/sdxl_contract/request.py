@@ -24,7 +24,7 @@ from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.fields import NullIsLeftOut, known_sha256, no_bool
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.pictures import FromPicture, drawn_steps
-from sdxl_contract.prompt_syntax import parse_weights
+from sdxl_contract.prompts.words import FromWords, Timeline, check_size, read_words
 
 Url = Annotated[str, Field(min_length=1, max_length=limits.URL_MAX_CHARS)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, description="lower-case hex")]
@@ -50,7 +50,7 @@ class LoraRef(NullIsLeftOut):
     _number = field_validator("scale", mode="before")(no_bool)
 
 
-class GenerateRequest(FromPicture):
+class GenerateRequest(FromPicture, FromWords):
     """A request for one picture (or `num_images` of them), as the worker receives it.
 
     `width` and `height` left out mean the base model's native side: 1024 px for SDXL.
@@ -58,8 +58,6 @@ class GenerateRequest(FromPicture):
     `output_urls` holds one URL for each picture, `output_url` is its one-picture short form.
     """
 
-    prompt: str
-    negative_prompt: str = ""
     lora_url: str | None = Field(
         default=None, min_length=1, max_length=limits.URL_MAX_CHARS, repr=False
     )
@@ -106,7 +104,7 @@ class GenerateRequest(FromPicture):
 
     _numbers = field_validator(
         "seed", "steps", "width", "height", "timeout", "num_images", "cfg", "lora_scale",
-        "guidance_rescale",
+        "guidance_rescale", "clip_skip",
         mode="before",
     )(no_bool)  # fmt: skip
 
@@ -217,16 +215,36 @@ class GenerateRequest(FromPicture):
         return [(f"output_urls[{n}]", url) for n, url in enumerate(self.output_urls)]
 
     def check_prompts(self) -> None:
-        """Read both prompts' syntax.
+        """Read every prompt's syntax.
 
         Raises:
-            InvalidPrompt: a weight is malformed, or the text names a LoRA.
+            InvalidPrompt: a mark is malformed, there are too many, or the text names a LoRA.
         """
-        parse_weights(self.prompt)
-        parse_weights(self.negative_prompt, "negative_prompt")
-        if self.hires is not None:
-            parse_weights(self.hires.prompt or "", "hires.prompt")
-            parse_weights(self.hires.negative_prompt or "", "hires.negative_prompt")
+        check_size([side for sides in self.timelines() for side in sides])
+
+    def timelines(self) -> list[tuple[Timeline, Timeline]]:
+        """The prompt's and the negative prompt's words over the steps of each pass.
+
+        Raises:
+            InvalidPrompt: a mark cannot be read; the message names the field.
+        """
+        hires, syntax, first = self.hires, self.prompt_syntax, self.steps_to_draw()
+        passes = 1 if hires is None else 2
+        prompt, negative = ("prompt", self.prompt), ("negative_prompt", self.negative_prompt)
+
+        def read(named: tuple[str, str], steps: int, after: int | None = None) -> Timeline:
+            field, text = named
+            return read_words(text, syntax, steps, field, after=after, passes=passes)
+
+        sides = [(read(prompt, first), read(negative, first))]
+        if hires is not None:
+            second = hires.drawn_steps(self.steps)
+            if hires.prompt is not None:
+                prompt = ("hires.prompt", hires.prompt)
+            if hires.negative_prompt is not None:
+                negative = ("hires.negative_prompt", hires.negative_prompt)
+            sides.append((read(prompt, second, first), read(negative, second, first)))
+        return sides
 
     def lora_refs(self) -> list[LoraRef]:
         """The LoRAs asked for, the short form included, in the request's order."""
@@ -243,8 +261,8 @@ class GenerateRequest(FromPicture):
 
         Raises:
             InvalidPrompt: the prompt is longer than the model's limit.
-            InvalidRequest: the sampler is retired, or a side, or the number of LoRAs or images, is
-                not allowed.
+            InvalidRequest: the sampler is retired, or a side, a clip_skip, or the number of LoRAs
+                or images, is not allowed.
         """
         for field, sampler in self.samplers():
             instead = RETIRED_SCHEDULERS.get(sampler)
@@ -267,6 +285,12 @@ class GenerateRequest(FromPicture):
                 )
         if self.hires is not None:
             self._check_second_pass(self.hires, model)
+        if (self.clip_skip or 0) > model.clip_skip_max:
+            raise InvalidRequest(
+                f"clip_skip is {self.clip_skip}: the model's text encoders allow at most "
+                f"{model.clip_skip_max}",
+                details={"field": "clip_skip", "maximum": model.clip_skip_max},
+            )
         if len(self.loras) > model.max_loras:
             raise InvalidRequest(
                 f"loras has {len(self.loras)} items: at most {model.max_loras}",

@@ -1110,6 +1110,13 @@ export interface components {
          *     seed included, being the same in each.
          */
         BatchIn: {
+            /** @description weights if unset: (words:1.3) alone; a1111 also reads (words), [words], BREAK, [from:to:0.5] and [one|other] */
+            prompt_syntax?: components["schemas"]["PromptSyntax"] | null;
+            /**
+             * Clip Skip
+             * @description layers of the text encoders left out for the prompt, beyond SDXL's own one
+             */
+            clip_skip?: number | null;
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -1667,6 +1674,13 @@ export interface components {
          * @description `POST /content/generate`. Ranges that depend on the base model are in `GET /model`.
          */
         GenerateIn: {
+            /** @description weights if unset: (words:1.3) alone; a1111 also reads (words), [words], BREAK, [from:to:0.5] and [one|other] */
+            prompt_syntax?: components["schemas"]["PromptSyntax"] | null;
+            /**
+             * Clip Skip
+             * @description layers of the text encoders left out for the prompt, beyond SDXL's own one
+             */
+            clip_skip?: number | null;
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -2213,6 +2227,11 @@ export interface components {
              */
             max_images?: number;
             /**
+             * Clip Skip Max
+             * @default 11
+             */
+            clip_skip_max?: number;
+            /**
              * Lora Max Bytes
              * @default 2147483648
              */
@@ -2495,6 +2514,13 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /**
+         * PromptSyntax
+         * @description What brackets mean: `weights` knows `(words:1.3)` and nothing else, so that prose is prose;
+         *     `a1111` knows all of A1111's marks.
+         * @enum {string}
+         */
+        PromptSyntax: "weights" | "a1111";
         /**
          * QueuedEvent
          * @description `queued`: it waits; sent first, and whenever its place in the line or the reason changes.

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdxl_contract.errors import InvalidPrompt
-from sdxl_contract.prompt_syntax import parse_weights
+from sdxl_contract.prompts.weights import parse_weights
 from sdxl_worker.drawing.prompts import encode_prompts
 from testkit.worker import SIDE, RunningWorker
 

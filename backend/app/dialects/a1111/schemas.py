@@ -15,6 +15,7 @@ from app.schemas.content import GenerateIn, LoraUse
 from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.drawing.samplers import Scheduler
 from sdxl_contract.errors import InvalidRequest
+from sdxl_contract.prompts.words import PromptSyntax
 
 STEPS_DEFAULT, CFG_DEFAULT = 50, 7.0
 # Of `denoising_strength` in A1111's API.
@@ -104,6 +105,7 @@ class Txt2ImgIn(BaseModel):
         values: dict[str, Any] = {
             "prompt": tagged.prompt,
             "negative_prompt": self.negative_prompt,
+            "prompt_syntax": PromptSyntax.A1111,
             "width": self.width or None,
             "height": self.height or None,
             "steps": STEPS_DEFAULT if self.steps is None else self.steps,

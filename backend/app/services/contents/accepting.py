@@ -45,7 +45,6 @@ from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
 from sdxl_contract.errors import ContentRefused, InvalidPrompt
 from sdxl_contract.limits import SEED_MAX
-from sdxl_contract.request import GenerateRequest
 
 Beside = Callable[[DriverConnection, Content], Awaitable[None]]
 
@@ -145,12 +144,8 @@ class ContentService(ContentReading):
         draft = await draft_content(
             self._database, owner, asked, self._base_model, self._deadline_s, self._draw_seed
         )
-        self._check_words(draft.request)
+        self._forbidden.check_request(draft.request)
         return draft
-
-    def _check_words(self, request: GenerateRequest) -> None:
-        for field, text in request.words():
-            self._forbidden.check(text, field)
 
     async def accept_batch(
         self,
@@ -281,7 +276,7 @@ class ContentService(ContentReading):
                     )
             request = again_request(old)
             request.check_prompts()
-            self._check_words(request)
+            self._forbidden.check_request(request)
             await check_limits(request, self._base_model)
             usual = await repository.usual_usd()
             asked, now = asked_again(old), utc_now()

@@ -29,7 +29,8 @@ from sdxl_contract.request import GenerateRequest, LoraRef, Scheduler, explain_v
 # What a request may leave open.
 PARAMETERS = (
     "width", "height", "steps", "cfg", "seed", "num_images", "scheduler", "output_format",
-    "strength", "fit", "inpaint", "outpaint", "guidance_rescale", "hires",
+    "strength", "fit", "inpaint", "outpaint", "guidance_rescale", "hires", "prompt_syntax",
+    "clip_skip",
 )  # fmt: skip
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
 _NO_URL = "https://unsigned.invalid/lora.safetensors"

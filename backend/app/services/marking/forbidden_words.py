@@ -14,6 +14,7 @@ from pathlib import Path
 
 from app.services.marking.keys import UnusableKey
 from sdxl_contract.errors import ContentRefused
+from sdxl_contract.request import GenerateRequest
 
 _MAX_TERMS, _MAX_CHARS = 20_000, 200
 # What prompts weigh words with, and what shows nothing; each would hide a word from the list.
@@ -61,6 +62,20 @@ class ForbiddenWords:
                 f"PROMPT_BLOCKLIST_FILE: at most {_MAX_TERMS} lines of {_MAX_CHARS} characters"
             )
         return cls(terms)
+
+    def check_request(self, request: GenerateRequest) -> None:
+        """Refuse a request whose prompts have one, as they are written or in what their marks make
+        of them at any step.
+
+        Raises:
+            InvalidPrompt: a mark cannot be read.
+            ContentRefused: it has; the message names the word.
+        """
+        for field, text in request.words():
+            self.check(text, field)
+        for prompt, _ in request.timelines():
+            for words in prompt.texts:
+                self.check(words.text, prompt.field)
 
     def check(self, prompt: str, field: str = "prompt") -> None:
         """Refuse a prompt that has one of them.

@@ -36,6 +36,7 @@ from sdxl_contract.errors import (
     Unauthorized,
 )
 from sdxl_contract.limits import SEED_MAX
+from sdxl_contract.prompts.words import PromptSyntax
 from sdxl_contract.request import GenerateRequest, OutputFormat, Scheduler
 from sdxl_contract.result import GenerateResult, Health, HealthStatus, Metadata, ModelInfo
 
@@ -231,8 +232,8 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         raise LoraLoadFailed(
             "the fallback provider takes one LoRA at a time", details={"field": "loras"}
         )
-    for field in ("image", "guidance_rescale", "hires"):
-        if getattr(request, field):
+    for field in ("image", "guidance_rescale", "hires", "clip_skip", "prompt_syntax"):
+        if getattr(request, field) not in (None, 0.0, PromptSyntax.WEIGHTS):
             raise GenerationFailed(
                 f"the fallback provider does not take {field}", details={"field": field}
             )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
 from sdxl_contract.pictures import Area, Fill, Inpaint
+from sdxl_contract.prompts.words import PromptSyntax
 from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import LoraReport
 from sdxl_worker.answering.png import encode_png
@@ -94,8 +95,14 @@ def parameters_text(
 
 
 def picture_facts(request: GenerateRequest) -> dict[str, str]:
-    """What `parameters_text` tells of a second pass, or of the picture that is drawn over."""
+    """What `parameters_text` tells beyond the usual: of how words are read, a second pass, or the
+    picture that is drawn over."""
     facts: dict[str, str] = {}
+    if request.clip_skip:
+        # A1111 counts from the last layer as 1, and SDXL leaves that one out anyway.
+        facts["Clip skip"] = str(request.clip_skip + 2)
+    if request.prompt_syntax is not PromptSyntax.WEIGHTS:
+        facts["Prompt syntax"] = request.prompt_syntax.value
     if request.guidance_rescale:
         facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
     if request.hires is not None:

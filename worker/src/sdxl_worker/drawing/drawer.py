@@ -7,6 +7,7 @@ Must not know: LoRAs, HTTP, queues.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from sdxl_contract.drawing.hires import LATENT
 from sdxl_contract.errors import GenerationFailed
+from sdxl_contract.prompts.words import Timeline
+from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
 from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
 from sdxl_worker.drawing.denoising import Denoising
@@ -24,7 +27,7 @@ from sdxl_worker.drawing.latents import from_image, to_image
 from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.passes import Pass, Progress, first_pass, second_pass
 from sdxl_worker.drawing.previews import Previews
-from sdxl_worker.drawing.prompts import Conditioning, encode_prompts
+from sdxl_worker.drawing.prompts import Conditioning, conditioning_at_calls, encode_words
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.graphs.calls import Count
 from sdxl_worker.graphs.cuda import Pace
@@ -131,20 +134,24 @@ class Drawer:
     def _passes(self, run: Run) -> list[Pass]:
         """What is drawn one after the other, each with the text encoded."""
         request, limits = run.request, self._model.limits
-        told = self._told(request.prompt, request.negative_prompt)
+        timelines = request.timelines()
+        told = self._told(request, timelines[0])
         first = first_pass(request, run.size(limits), told)
         hires = request.hires
         if hires is None:
             return [first]
-        if hires.prompt is not None or hires.negative_prompt is not None:
-            told = self._told(
-                request.prompt if hires.prompt is None else hires.prompt,
-                request.negative_prompt if hires.negative_prompt is None else hires.negative_prompt,
-            )
+        again = [side.texts for side in timelines[1]]
+        if again == [side.texts for side in timelines[0]] and len(set(map(id, told))) == 1:
+            told = told[:1] * hires.drawn_steps(request.steps)
+        else:
+            told = self._told(request, timelines[1])
         return [first, second_pass(request, hires, first, limits.multiple_of, told)]
 
-    def _told(self, prompt: str, negative_prompt: str) -> Conditioning:
-        return encode_prompts(self._model.pipe, prompt, negative_prompt, self._calls.encode_text)
+    def _told(
+        self, request: GenerateRequest, sides: tuple[Timeline, Timeline]
+    ) -> Sequence[Conditioning]:
+        skip = request.clip_skip or 0
+        return encode_words(self._model.pipe, sides, self._calls.encode_text, skip)
 
     def _enlarged(self, run: Run, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """One picture's latents (1, C, h, w) for a pass of `size` px.
@@ -217,7 +224,8 @@ class Drawer:
             latents=begin.latents,
             first=begin.first,
             blend=begin.blend,
-            conditioning=one.conditioning,
+            conditioning=one.conditionings[0],
+            conditioning_at=conditioning_at_calls(one.conditionings, int(scheduler.order)),
             size=one.size,
             guidance=one.cfg,
             rescale=run.request.guidance_rescale,
@@ -252,7 +260,7 @@ class Drawer:
             )
         factor = pipe.vae_scale_factor
         shape = (int(pipe.unet.config.in_channels), one.size[1] // factor, one.size[0] // factor)
-        return from_noise(generators, shape, one.conditioning.prompt, scheduler)
+        return from_noise(generators, shape, one.conditionings[0].prompt, scheduler)
 
     def _guidance_embedding(self, guidance: float, count: int) -> Tensor | None:
         """The guidance embedding of a UNet distilled for it; None for any other UNet."""

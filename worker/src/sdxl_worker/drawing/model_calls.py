@@ -92,17 +92,20 @@ class ModelCalls:
         self._speeds[DrawSpeed.EXACT.value] += 1
         return self._call(UNET, self._run_unet, arguments, self._attached)
 
-    def encode_text(self, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden state but one (n, 77, C) and the first output of encoder 1 or 2."""
+    def encode_text(self, number: int, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """The last hidden state but one, and but `skip` more, (n, 77, C) and the first output of
+        encoder 1 or 2.
+        """
         model = self._pipe.text_encoder if number == 1 else self._pipe.text_encoder_2
 
         def run(ids: Tensor) -> tuple[Tensor, Tensor]:
             output = model(ids, output_hidden_states=True)
-            return output.hidden_states[-2], output[0]
+            return output.hidden_states[-2 - skip], output[0]
 
         # Such as words of a textual inversion, put in by a hook.
         hooked = bool(model.get_input_embeddings()._forward_hooks)
-        bypass = Why.ATTACHED if hooked else None
+        # Recordings are of what nearly all requests ask for.
+        bypass = Why.ATTACHED if hooked else Why.ARGUMENTS if skip else None
         found: tuple[Tensor, Tensor] = self.static.call(
             f"text_encoder_{number}", run, {"ids": ids}, bypass=bypass
         )

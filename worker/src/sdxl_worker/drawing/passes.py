@@ -6,7 +6,7 @@ Must not know: tensors but the conditioning, how a pass is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdxl_contract.drawing.hires import Hires
@@ -23,6 +23,7 @@ class Pass:
         steps: of the schedule.
         drawn: how many of these are drawn, the last ones.
         size: width and height in px.
+        conditionings: of each drawn step.
         step_cost: what a step costs, in steps of the first pass.
     """
 
@@ -31,11 +32,13 @@ class Pass:
     size: tuple[int, int]
     scheduler: Scheduler
     cfg: float
-    conditioning: Conditioning
+    conditionings: Sequence[Conditioning]
     step_cost: float = 1.0
 
 
-def first_pass(request: GenerateRequest, size: tuple[int, int], told: Conditioning) -> Pass:
+def first_pass(
+    request: GenerateRequest, size: tuple[int, int], told: Sequence[Conditioning]
+) -> Pass:
     """The only one of most requests."""
     return Pass(
         request.steps, request.steps_to_draw(), size, request.scheduler, request.cfg, told
@@ -43,7 +46,11 @@ def first_pass(request: GenerateRequest, size: tuple[int, int], told: Conditioni
 
 
 def second_pass(
-    request: GenerateRequest, hires: Hires, first: Pass, multiple_of: int, told: Conditioning
+    request: GenerateRequest,
+    hires: Hires,
+    first: Pass,
+    multiple_of: int,
+    told: Sequence[Conditioning],
 ) -> Pass:
     """Exactly as many steps as are asked for, the last of a longer schedule."""
     drawn = hires.drawn_steps(request.steps)
@@ -53,7 +60,7 @@ def second_pass(
         size=hires.size(first.size, multiple_of),
         scheduler=hires.scheduler or request.scheduler,
         cfg=request.cfg if hires.cfg is None else hires.cfg,
-        conditioning=told,
+        conditionings=told,
         step_cost=hires.cost(request.steps) / drawn,
     )
 

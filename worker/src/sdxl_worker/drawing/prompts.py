@@ -7,29 +7,39 @@ What a window is: `<start>` + up to 75 tokens + `<end>`, padded to 77, as CLIP w
 joined embedding is (1, 77·n, C) with C = both encoders' widths together; the pooled embedding is
 the first window's, (1, P), which is what carries the picture's subject.
 
-What a weight w does (`prompt_syntax`): a token's embedding z becomes z₀ + w·(z − z₀), z₀ being the
-empty prompt's at the same place: 0 takes the words away, 2 doubles how far they lead. Tokens of
-weight 1 keep their embedding's very bits, and the pooled embedding knows no weights. A prompt of
-one window without weights gives exactly what the diffusers pipeline computes.
+What a weight w does: a token's embedding z becomes z₀ + w·(z − z₀), z₀ being the empty prompt's at
+the same place: 0 takes the words away, 2 doubles how far they lead. Tokens of weight 1 keep their
+embedding's very bits, and the pooled embedding knows no weights. A prompt of one window without
+weights gives exactly what the diffusers pipeline computes.
+
+Words that change over the steps are encoded once for each text, before the first step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sdxl_contract.prompt_syntax import Fragment, parse_weights
+from sdxl_contract.prompts.weights import Fragment
+from sdxl_contract.prompts.words import PromptSyntax, Timeline, Words, read_words
 
 _WINDOW = 75
 
 # Token ids with their weights, in order.
 _Tokens = list[tuple[int, float]]
-# Which encoder, 1 or 2, and token ids (n, 77) → hidden states (n, 77, C) and the first output.
-EncodeText = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+
+
+class EncodeText(Protocol):
+    """Calls a text encoder."""
+
+    def __call__(self, number: int, ids: Tensor, skip: int, /) -> tuple[Tensor, Tensor]:
+        """Of encoder 1 or 2 for token ids (n, 77): the hidden states (n, 77, C) of the last layer
+        but one, and but `skip` more, and its first output.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,36 +55,86 @@ class Conditioning:
 def encode_prompts(
     pipe: Any, prompt: str, negative_prompt: str, encode: EncodeText | None = None
 ) -> Conditioning:
-    """The conditioning for classifier-free guidance, both sides of the same length.
-
-    An empty negative prompt means zeros where the model's folder asks for it
-    (`force_zeros_for_empty_prompt`, as SDXL's does).
-
-    Args:
-        encode: how encoder 1 or 2 is called; as it is unless given.
+    """The conditioning of two prompts that are the same in every step; see `encode_words`.
 
     Raises:
         InvalidPrompt: a weight in one of the texts cannot be read.
     """
-    sides = (parse_weights(prompt), parse_weights(negative_prompt, "negative_prompt"))
+    syntax = PromptSyntax.WEIGHTS
+    sides = (
+        read_words(prompt, syntax, 1),
+        read_words(negative_prompt, syntax, 1, "negative_prompt"),
+    )
+    return encode_words(pipe, sides, encode)[0]
+
+
+def encode_words(
+    pipe: Any,
+    sides: tuple[Timeline, Timeline],
+    encode: EncodeText | None = None,
+    skip: int = 0,
+) -> list[Conditioning]:
+    """The conditioning of each step for classifier-free guidance: the same object while the words
+    stay. All are of the same length, on both sides.
+
+    Empty negative words mean zeros where the model's folder asks for it
+    (`force_zeros_for_empty_prompt`, as SDXL's does).
+
+    Args:
+        encode: how encoder 1 or 2 is called; as it is unless given.
+        skip: layers left out beyond the last one: diffusers' `clip_skip`, which leaves the
+            negative side alone.
+    """
     encoders = (
         _Encoder(1, pipe.text_encoder, pipe.tokenizer, encode),
         _Encoder(2, pipe.text_encoder_2, pipe.tokenizer_2, encode),
     )
-    windows = [[encoder.windows(fragments) for encoder in encoders] for fragments in sides]
-    count = max(len(split) for side in windows for split in side)
-    embeds, pooled = [], []
-    for side in windows:
-        parts = []
-        for encoder, split in zip(encoders, side, strict=True):
-            hidden, first = encoder.encode(split + [[]] * (count - len(split)))
-            parts.append(hidden)
-        embeds.append(torch.cat(parts, dim=-1).to(pipe.unet.dtype))
-        # Of the second encoder: the first one has no projection.
-        pooled.append(first.to(pipe.unet.dtype))
-    if not negative_prompt and pipe.config.force_zeros_for_empty_prompt:
-        embeds[1], pooled[1] = torch.zeros_like(embeds[0]), torch.zeros_like(pooled[0])
-    return Conditioning(embeds[0], pooled[0], embeds[1], pooled[1])
+    split = [
+        [[encoder.windows(words) for encoder in encoders] for words in side.texts] for side in sides
+    ]
+    count = max(len(windows) for side in split for text in side for windows in text)
+    prompts, negatives = (
+        [_encode(encoders, text, count, pipe.unet.dtype, layers) for text in side]
+        for side, layers in zip(split, (skip, 0), strict=True)
+    )
+    if pipe.config.force_zeros_for_empty_prompt:
+        for number, words in enumerate(sides[1].texts):
+            if not words.text:
+                negatives[number] = tuple(map(torch.zeros_like, negatives[number]))
+    found: dict[tuple[int, int], Conditioning] = {}
+    steps = list(zip(sides[0].at, sides[1].at, strict=True))
+    for one, other in steps:
+        found.setdefault((one, other), Conditioning(*prompts[one], *negatives[other]))
+    return [found[step] for step in steps]
+
+
+def conditioning_at_calls(
+    steps: Sequence[Conditioning], calls_per_step: int
+) -> Callable[[int], Conditioning] | None:
+    """Which conditioning the UNet's call of an index has; None where all have the same.
+
+    Args:
+        calls_per_step: 2 for samplers of two stages, whose last step has one.
+    """
+    if all(one is steps[0] for one in steps):
+        return None
+    return lambda index: steps[min(index // calls_per_step, len(steps) - 1)]
+
+
+def _encode(
+    encoders: Sequence[_Encoder],
+    windows: Sequence[list[_Tokens]],
+    count: int,
+    dtype: torch.dtype,
+    skip: int,
+) -> tuple[Tensor, ...]:
+    """Embeddings (1, 77·count, C) of both encoders side by side, and the pooled one (1, P)."""
+    parts = []
+    for encoder, split in zip(encoders, windows, strict=True):
+        hidden, first = encoder.encode(split + [[]] * (count - len(split)), skip)
+        parts.append(hidden)
+    # Pooled of the second encoder: the first one has no projection.
+    return torch.cat(parts, dim=-1).to(dtype), first.to(dtype)
 
 
 class _Encoder:
@@ -86,8 +146,11 @@ class _Encoder:
         self._model = model
         self._tokenizer = tokenizer
 
-    def windows(self, fragments: list[Fragment]) -> list[_Tokens]:
-        """The tokens in pieces of at most 75, without start and end; at least one piece."""
+    def windows(self, words: Words) -> list[_Tokens]:
+        """The tokens in windows of at most 75, without start and end; at least one window."""
+        return [window for piece in words.pieces for window in self._windows(piece)]
+
+    def _windows(self, fragments: Sequence[Fragment]) -> list[_Tokens]:
         tokens = [
             (token, fragment.weight)
             for fragment in fragments
@@ -102,26 +165,26 @@ class _Encoder:
             tokens = tokens[cut:]
         return [*pieces, tokens]
 
-    def encode(self, windows: list[_Tokens]) -> tuple[Tensor, Tensor]:
+    def encode(self, windows: list[_Tokens], skip: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings (1, 77·n, C) of n windows, weighted, and the first window's pooled (1, P)."""
         weighted = any(weight != 1.0 for window in windows for _, weight in window)
         rows = [self._padded([token for token, _ in window]) for window in windows]
-        hidden, output = self._run(rows)
+        hidden, output = self._run(rows, skip)
         if weighted:
-            hidden = self._weigh(hidden, windows)
+            hidden = self._weigh(hidden, windows, skip)
         return hidden.reshape(1, -1, hidden.shape[-1]), output[:1]
 
-    def _run(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _run(self, rows: list[list[int]], skip: int) -> tuple[Tensor, Tensor]:
         """The last hidden state but one, on which SDXL was trained, and the first output."""
         ids = torch.tensor(rows, device=self._model.device)
         if self._encode is not None:
-            return self._encode(self._number, ids)
+            return self._encode(self._number, ids, skip)
         output = self._model(ids, output_hidden_states=True)
-        return output.hidden_states[-2], output[0]
+        return output.hidden_states[-2 - skip], output[0]
 
-    def _weigh(self, hidden: Tensor, windows: list[_Tokens]) -> Tensor:
+    def _weigh(self, hidden: Tensor, windows: list[_Tokens], skip: int) -> Tensor:
         """`hidden` (n, 77, C) with each token drawn away from, or towards, the empty prompt's."""
-        empty = self._run([self._padded([])])[0].float()
+        empty = self._run([self._padded([])], skip)[0].float()
         weights = torch.ones(hidden.shape[:2])
         for number, window in enumerate(windows):
             # Place 0 is the start token.

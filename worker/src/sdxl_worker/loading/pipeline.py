@@ -88,7 +88,7 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
                 mapped=settings.maps_weights(on_cpu=device.type == "cpu"),
             )
         pipe = _load(settings, folder, device, dtype, reading)
-        limits = _read_limits(folder)
+        limits = _limits(folder, pipe)
     except Exception as error:
         raise ModelLoadFailed(
             f"the base model {name} could not be loaded ({type(error).__name__})",
@@ -192,11 +192,13 @@ def _from_pretrained(
     return cls.from_pretrained(name, **options, **hub)
 
 
-def _read_limits(folder: Path) -> ModelLimits:
+def _limits(folder: Path, pipe: Any) -> ModelLimits:
     path = folder / LIMITS_FILE
-    if not path.is_file():
-        return ModelLimits()
-    return ModelLimits.model_validate(json.loads(path.read_text()))
+    stated = json.loads(path.read_text()) if path.is_file() else {}
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    layers = min(int(encoder.config.num_hidden_layers) for encoder in encoders)
+    limits = ModelLimits.model_validate(stated)
+    return limits.model_copy(update={"clip_skip_max": min(layers - 1, limits.clip_skip_max)})
 
 
 def describe(model: LoadedModel, targets: ModelTargets) -> BaseModelSignature:

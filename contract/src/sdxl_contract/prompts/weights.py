@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from sdxl_contract.errors import InvalidPrompt
 
 WEIGHT_MIN, WEIGHT_MAX = 0.0, 3.0
-_DEPTH_MAX = 16
+DEPTH_MAX = 16
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 # What stands where a weight stands after a colon: one word, up to the parenthesis.
 _AFTER_COLON = re.compile(r"\s*:([^\s:()\\]*)\s*$")
@@ -95,7 +95,7 @@ def parse_weights(text: str, field: str = "prompt") -> list[Fragment]:
         if sign == "\\" and text[place + 1 : place + 2] in ("(", ")"):
             stack[-1].add(text[place + 1])
             place += 2
-        elif sign == "(" and len(stack) <= _DEPTH_MAX:
+        elif sign == "(" and len(stack) <= DEPTH_MAX:
             stack.append(_Group(place))
             place += 1
         elif sign == ")" and len(stack) > 1:
@@ -119,8 +119,12 @@ def parse_weights(text: str, field: str = "prompt") -> list[Fragment]:
     return fragments or [Fragment("", 1.0)]
 
 
-def _refuse_lookalikes(text: str, field: str) -> None:
-    """Refuse what other tools take for a weight or a LoRA and this syntax does not know."""
+def refuse_lora_tags(text: str, field: str) -> None:
+    """Refuse a text that names a LoRA: it would be read as words.
+
+    Raises:
+        InvalidPrompt: it does; the message quotes the tag and names `field`.
+    """
     tag = _TAG.search(text)
     if tag is not None:
         raise InvalidPrompt(
@@ -128,9 +132,18 @@ def _refuse_lookalikes(text: str, field: str) -> None:
             "fields, not in the prompt",
             details={"field": field, "reason": "lora_tag"},
         )
+
+
+def _refuse_lookalikes(text: str, field: str) -> None:
+    """Refuse what other tools take for a weight or a LoRA and this syntax does not know."""
+    refuse_lora_tags(text, field)
     found = _OTHER_BRACKETS.search(text)
     if found is not None:
-        raise _malformed(field, found[0], "only parentheses carry a weight")
+        raise _malformed(
+            field,
+            found[0],
+            "only parentheses carry a weight, unless prompt_syntax is a1111",
+        )
     for found in _WIDE.finditer(text):
         if _WIDE_SIGNS & set(found[0]):
             raise _malformed(field, found[0], "its signs are not those of ASCII")

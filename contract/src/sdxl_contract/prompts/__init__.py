@@ -1,0 +1,1 @@
+"""Prompts as texts: what their marks mean, before anything is encoded."""
