@@ -7,7 +7,6 @@ Must not know: LoRAs, HTTP, queues.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +148,7 @@ class Drawer:
 
     def _told(
         self, request: GenerateRequest, sides: tuple[Timeline, Timeline]
-    ) -> Sequence[Conditioning]:
+    ) -> list[Conditioning]:
         skip = request.clip_skip or 0
         return encode_words(self._model.pipe, sides, self._calls.encode_text, skip)
 
