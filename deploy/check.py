@@ -20,15 +20,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from packaging.requirements import Requirement
-
-from deploy.modal_server_double import Said, modal_server_double
+from deploy.check_image import check_image
+from deploy.modal_server_double import ModalServerDouble, Said, modal_server_double
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 APP = REPOSITORY / "worker" / "app.py"
@@ -58,8 +57,27 @@ class Probe:
     see: Callable[[Said], Any]
 
 
+def _drawing(said: Said) -> Any:
+    """The containers that draw, whichever way requests come to them."""
+    return said.functions.get("Worker.*") or said.functions["Server"]
+
+
 def _first(said: Said) -> Any:
-    return said.functions["Worker.*"].ranked_functions[0].function
+    return _drawing(said).ranked_functions[0].function
+
+
+def _control(said: Said) -> Any:
+    return said.functions["control"].ranked_functions[0].function
+
+
+def _private(said: Said) -> list[bool]:
+    """Whether Modal asks for its tokens before a container that draws, and before the control."""
+    drawing = _drawing(said)
+    if "web" in drawing.method_definitions:
+        first = drawing.method_definitions["web"].webhook_config.requires_proxy_auth
+    else:
+        first = not _first(said).http_config.unauthenticated
+    return [first, _control(said).webhook_config.requires_proxy_auth]
 
 
 def _filler(said: Said) -> Any:
@@ -89,7 +107,21 @@ def _variable(name: str) -> Callable[[Said], str | None]:
 
 
 def _scaling(name: str) -> Callable[[Said], int]:
-    return lambda said: int(getattr(said.functions["Worker.*"].autoscaler_settings, name))
+    def see(said: Said) -> int:
+        settings = _drawing(said).autoscaler_settings
+        return int(
+            getattr(settings if settings.ByteSize() else _first(said).autoscaler_settings, name)
+        )
+
+    return see
+
+
+def _target(said: Said) -> float:
+    """Requests per container that Modal scales for; a server may be told a fraction."""
+    whole = _first(said)
+    return float(
+        whole.target_concurrent_inputs or whole.autoscaler_settings.target_concurrency_float
+    )
 
 
 PROBES: dict[str, Probe] = {
@@ -100,8 +132,7 @@ PROBES: dict[str, Probe] = {
         "H100,A100-80GB",
         ["H100", "A100-80GB"],
         lambda s: [
-            ranked.function.resources.gpu_config.gpu_type
-            for ranked in s.functions["Worker.*"].ranked_functions
+            ranked.function.resources.gpu_config.gpu_type for ranked in _drawing(s).ranked_functions
         ],
     ),
     "DEPLOY_CPU": Probe("4.5", 4500, lambda s: _first(s).resources.milli_cpu),
@@ -112,24 +143,24 @@ PROBES: dict[str, Probe] = {
     "DEPLOY_MAX_CONTAINERS": Probe("7", 7, _scaling("max_containers")),
     "DEPLOY_BUFFER_CONTAINERS": Probe("3", 3, _scaling("buffer_containers")),
     "DEPLOY_SCALEDOWN_WINDOW_SECONDS": Probe("33", 33, _scaling("scaledown_window")),
-    "DEPLOY_TARGET_INPUTS": Probe("2", 2, lambda s: _first(s).target_concurrent_inputs),
+    "DEPLOY_TARGET_INPUTS": Probe("2", 2, _target),
     "DEPLOY_MAX_INPUTS": Probe("6", 6, lambda s: _first(s).max_concurrent_inputs),
     "DEPLOY_TIMEOUT_SECONDS": Probe("400", 400, lambda s: _first(s).timeout_secs),
     "DEPLOY_STARTUP_TIMEOUT_SECONDS": Probe("1000", 1000, lambda s: _first(s).startup_timeout_secs),
     "DEPLOY_REGION": Probe(
         "us-east,eu-west",
-        ["us-east", "eu-west"],
-        lambda s: list(_first(s).scheduler_placement.regions),
+        [["us-east", "eu-west"]] * 2,
+        lambda s: [list(of(s).scheduler_placement.regions) for of in (_first, _control)],
+    ),
+    "DEPLOY_ROUTING": Probe(
+        "affinity", True, lambda s: "Server" in s.functions and "Worker.*" not in s.functions
+    ),
+    "DEPLOY_ROUTING_REGION": Probe(
+        "eu-west", ["eu-west"], lambda s: list(_first(s).http_config.proxy_regions)
     ),
     "DEPLOY_MEMORY_SNAPSHOT": Probe("false", False, lambda s: _first(s).checkpointing_enabled),
     "DEPLOY_FAILED_START_SECONDS": Probe("77", "77.0", _variable("DEPLOY_FAILED_START_SECONDS")),
-    "DEPLOY_PROXY_AUTH": Probe(
-        "false",
-        False,
-        lambda s: (
-            s.functions["Worker.*"].method_definitions["web"].webhook_config.requires_proxy_auth
-        ),
-    ),
+    "DEPLOY_PROXY_AUTH": Probe("false", [False, False], _private),
     "DEPLOY_WEIGHTS_VOLUME": Probe("other-w", ["other-w"] * 2, _weights(0)),
     "DEPLOY_WEIGHTS_MOUNT": Probe("/mnt/w", ["/mnt/w"] * 2, _weights(1)),
     "DEPLOY_LORA_VOLUME": Probe("other-l", "other-l", lambda s: _volume(s, _first(s), 1)[0]),
@@ -208,19 +239,29 @@ def deployed(path: Path, values: Mapping[str, str]) -> Said:
     return double.said
 
 
-def check_settings(path: Path = APP) -> list[str]:
-    """Problems: settings whose change Modal does not hear of."""
+# Settings that one way of routing has no use for.
+ONLY = {"queue": {"DEPLOY_TIMEOUT_SECONDS"}, "affinity": {"DEPLOY_ROUTING_REGION"}}
+
+
+def check_settings(path: Path = APP, routing: str = "queue") -> list[str]:
+    """Problems: settings whose change Modal does not hear of, with that way of routing."""
     from sdxl_worker.deploying.settings import PREFIX, Deployment
 
     names = {
         name.upper() if name.startswith("base_model") else PREFIX + name.upper()
         for name in Deployment.model_fields
     }
-    problems = [f"{name} has no probe in deploy_check.py" for name in sorted(names - set(PROBES))]
-    plain = deployed(path, {})
-    changed = deployed(path, {name: probe.value for name, probe in PROBES.items()})
-    for name, probe in PROBES.items():
-        before, after = probe.see(plain), probe.see(changed)
+    problems = [f"{name} has no probe in deploy/check.py" for name in sorted(names - set(PROBES))]
+    others = set().union(*(only for way, only in ONLY.items() if way != routing))
+    probes = {n: p for n, p in PROBES.items() if n not in others | {"DEPLOY_ROUTING"}}
+    way = {"DEPLOY_ROUTING": routing}
+    plain = deployed(path, way)
+    changed = deployed(path, way | {name: probe.value for name, probe in probes.items()})
+    if routing != "queue":
+        probes["DEPLOY_ROUTING"] = PROBES["DEPLOY_ROUTING"]
+    for name, probe in probes.items():
+        before = probe.see(plain) if name != "DEPLOY_ROUTING" else probe.see(deployed(path, {}))
+        after = probe.see(changed)
         if after != probe.told or before == after:
             problems.append(
                 f"{name}={probe.value} does not reach Modal: it was told {after!r}, and {before!r} "
@@ -262,63 +303,6 @@ def check_secrets(path: Path = APP) -> list[str]:
     return problems
 
 
-def imported_packages(files: Iterable[Path]) -> set[str]:
-    """Top-level names of every package that the Python files import, at any depth."""
-    names: set[str] = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names)
-
-
-def _needed_by(packages: list[str]) -> set[str]:
-    """`packages` and all that they need here, by normalised name."""
-    seen: set[str] = set()
-    todo = list(packages)
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in seen:
-            continue
-        seen.add(name)
-        for text in importlib.metadata.requires(name) or []:
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                todo.append(requirement.name)
-    return seen
-
-
-def check_image(path: Path = APP) -> list[str]:
-    """Problems: packages that are imported but not in the image, not pinned, or not wanted."""
-    commands = [
-        command
-        for image in deployed(path, {}).images.values()
-        for command in image.image.dockerfile_commands
-        if " pip install --python" in command
-    ]
-    installed = re.findall(r"(?<= )[a-z][a-z0-9-]*(?= |$)", commands[0].split("txt", 1)[-1])
-    problems = []
-    if "--constraint /constraints.txt" not in commands[0]:
-        problems.append("the image is installed without constraints.txt")
-    distributions = importlib.metadata.packages_distributions()
-    needed = _needed_by(installed)
-    folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
-    sources = [path, *(file for folder in folders for file in folder.rglob("*.py"))]
-    # Modal puts itself into every image.
-    own = {"sdxl_contract", "sdxl_worker", "modal"}
-    for package in sorted(imported_packages(sources) - own):
-        owners = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
-        if not owners & needed:
-            problems.append(f"{package} is imported and not installed in the image")
-    constraints = (REPOSITORY / "constraints.txt").read_text()
-    pinned = set(re.findall(r"^([a-z0-9.-]+)==", constraints, re.MULTILINE))
-    problems += [f"{name} is needed in the image and not pinned" for name in needed - pinned]
-    problems += [f"{name} is in the image" for name in needed & {"torchvision", "modal", "pytest"}]
-    return sorted(problems)
-
-
 def check_names(source: str) -> list[str]:
     """Problems: names of Modal that are deprecated or gone."""
     problems = []
@@ -338,35 +322,51 @@ def check_names(source: str) -> list[str]:
     return problems
 
 
+Check = tuple[str, Callable[[], list[str]]]
+
+
+def _checks(app: Path, servers: tuple[str, ModalServerDouble] | None) -> list[Check]:
+    """What is checked of `app`, by title; with pictures where `servers` are doubled for it."""
+    checks: list[Check] = [
+        ("no deprecated name of modal", lambda: check_names(app.read_text())),
+        (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(app)),
+        (
+            "and do where requests are routed by their LoRAs",
+            lambda: check_settings(app, "affinity"),
+        ),
+        ("no secret is sent, all sources are, rights are least", lambda: check_secrets(app)),
+        ("the images hold every import, pinned", lambda: check_image(app)),
+    ]
+    if servers is None:
+        return checks
+    from deploy.check_control import check_control
+    from deploy.check_local import check_container, check_filling
+
+    return [
+        *checks,
+        ("filling the volume follows its settings", lambda: check_filling(app)),
+        ("hooks, ASGI app and a picture", lambda: check_container(app, servers[0])),
+        ("control without a GPU, both ways of routing", lambda: check_control(app, servers)),
+    ]
+
+
 def main() -> int:
     """Run every check; 1 when one finds a problem."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--app", type=Path, default=APP, help="another app.py, for the controls")
     parser.add_argument("--no-picture", action="store_true", help="definitions only")
+    parser.add_argument("--only", default="", help="checks with this in their title")
     options = parser.parse_args()
-    checks: list[tuple[str, Callable[[], list[str]]]] = [
-        ("no deprecated name of modal", lambda: check_names(options.app.read_text())),
-        (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(options.app)),
-        (
-            "no secret is sent, all sources are, rights are least",
-            lambda: check_secrets(options.app),
-        ),
-        ("the image holds every import, pinned", lambda: check_image(options.app)),
-    ]
-    if not options.no_picture:
-        from deploy.check_local import check_container, check_filling
-
-        checks.append(
-            ("filling the volume follows its settings", lambda: check_filling(options.app))
-        )
-        checks.append(("hooks, ASGI app and a picture", lambda: check_container(options.app)))
     failed = False
-    for title, check in checks:
-        problems = check()
-        failed |= bool(problems)
-        print(f"{'FAILED' if problems else 'ok    '} {title}", flush=True)
-        for problem in problems:
-            print(f"       {problem}", flush=True)
+    with modal_server_double() as servers:
+        for title, check in _checks(options.app, None if options.no_picture else servers):
+            if options.only not in title:
+                continue
+            problems = check()
+            failed |= bool(problems)
+            print(f"{'FAILED' if problems else 'ok    '} {title}", flush=True)
+            for problem in problems:
+                print(f"       {problem}", flush=True)
     return int(failed)
 
 

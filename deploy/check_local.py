@@ -23,7 +23,6 @@ import httpx2
 from PIL import Image
 
 from deploy import check as deploy_check
-from deploy.modal_server_double import modal_server_double
 
 MODEL = deploy_check.REPOSITORY / "demo_model" / "sdxl-demo"
 TOKEN = "deploy-check-and-its-token"
@@ -147,28 +146,35 @@ def check_filling(path: Path) -> list[str]:
     ]
 
 
-def check_container(path: Path) -> list[str]:
-    """Problems: anything between an empty volume and a picture that is not as it must be."""
+def check_container(path: Path, url: str) -> list[str]:
+    """Problems: anything between an empty volume and a picture that is not as it must be, with
+    Modal's servers at `url`."""
     log = io.StringIO()
     with contextlib.redirect_stderr(log):
-        problems = _check_container(path)
+        problems = _check_container(path, url)
     return [*problems, log.getvalue()[-3000:]] if problems else []
 
 
-def _check_container(path: Path) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder, modal_server_double() as (url, _):
-        values = {
-            "BASE_MODEL": str(MODEL),
-            "DEPLOY_WEIGHTS_MOUNT": f"{folder}/weights",
-            "DEPLOY_LORA_MOUNT": f"{folder}/loras",
-            "DEVICE": "cpu",
-            "DTYPE": "float32",
-            "WORKER_API_TOKEN": TOKEN,
-            "TRANSFORMERS_VERBOSITY": "error",
-            "MODAL_SERVER_URL": url,
-            "MODAL_TOKEN_ID": "ak-double",
-            "MODAL_TOKEN_SECRET": "as-double",
-        }
+def container_values(folder: str, url: str) -> dict[str, str]:
+    """The environment of a container on this computer: volumes in `folder`, Modal's servers at
+    `url`, the small model on the CPU."""
+    return {
+        "BASE_MODEL": str(MODEL),
+        "DEPLOY_WEIGHTS_MOUNT": f"{folder}/weights",
+        "DEPLOY_LORA_MOUNT": f"{folder}/loras",
+        "DEVICE": "cpu",
+        "DTYPE": "float32",
+        "WORKER_API_TOKEN": TOKEN,
+        "TRANSFORMERS_VERBOSITY": "error",
+        "MODAL_SERVER_URL": url,
+        "MODAL_TOKEN_ID": "ak-double",
+        "MODAL_TOKEN_SECRET": "as-double",
+    }
+
+
+def _check_container(path: Path, url: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        values = container_values(folder, url)
         module = deploy_check.load_app(path, values)
         with deploy_check.environment(values), warnings.catch_warnings():
             # The volume is a folder here, which modal points out.

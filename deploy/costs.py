@@ -9,6 +9,9 @@ from __future__ import annotations
 from deploy.timings import GPUS, STEPS, ColdStart, timings
 from sdxl_contract import prices
 from sdxl_worker.deploying.settings import (
+    CONTROL_CORES,
+    CONTROL_MEMORY_MIB,
+    CONTROL_WINDOW_S,
     Deployment,
     container_usd_per_second,
     price_row,
@@ -45,6 +48,11 @@ def cost_lines(deployment: Deployment) -> list[str]:
         lines += _fleet_lines(deployment, dearest * HOUR_S, None in known.values())
     fill = FILL_S * rest_usd_per_second(FILL_CORES, deployment.memory_mib)
     lines.append(f"  the weights onto the volume, once: about {fill:.2f}, without a GPU")
+    control = rest_usd_per_second(CONTROL_CORES, CONTROL_MEMORY_MIB) * deployment.region_factor
+    lines.append(
+        f"  health, cancel and metrics, without a GPU: {control * HOUR_S:.3f} an hour while asked "
+        f"for, and {CONTROL_WINDOW_S} s after"
+    )
     lines.append("  not in these figures: storage and traffic")
     return lines
 

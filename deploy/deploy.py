@@ -24,12 +24,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
+
 from deploy.costs import cost_lines
-from sdxl_worker.deploying.settings import Deployment
+from sdxl_worker.deploying.settings import Deployment, Routing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 APP = "worker/app.py"
 _TOKEN = "MODAL_API_TOKEN"
+# The control may have to start.
+_CALL_S = 60.0
 
 
 class StepFailed(Exception):
@@ -141,21 +145,58 @@ def make_proxy_token(deployment: Deployment, kept: Kept) -> None:
     kept.keep(MODAL_PROXY_KEY=made["Modal-Key"], MODAL_PROXY_SECRET=made["Modal-Secret"])
 
 
-def find_url(deployment: Deployment) -> str:
-    """The worker's URL, as Modal says it."""
+def find_urls(deployment: Deployment) -> tuple[str, str]:
+    """The URLs of the worker and of its control, as Modal says them.
+
+    Raises:
+        StepFailed: they could not be looked up, or there are none.
+    """
     import modal as modal_package
 
-    worker = modal_package.Cls.from_name(deployment.app_name, "Worker")
+    name = deployment.app_name
     try:
-        url = worker().web.get_web_url()
+        if deployment.routing is Routing.QUEUE:
+            worker = modal_package.Cls.from_name(name, "Worker")().web.get_web_url()
+        else:
+            worker = modal_package.Server.from_name(name, "Server").get_url()
+        control = modal_package.Function.from_name(name, "control").get_web_url()
     except Exception as error:  # of the package, of gRPC, of the network: all mean the same here
         raise StepFailed(
             f"The worker is deployed, but its URL could not be looked up ({type(error).__name__}). "
             "It is on the app's page on modal.com"
         ) from error
-    if not url:
+    if not worker or not control:
         raise StepFailed("Modal has no URL for the worker: look at its page on modal.com")
-    return str(url)
+    return str(worker).rstrip("/"), str(control).rstrip("/")
+
+
+def check_tokens(control: str, kept: Kept) -> str | None:
+    """Words on what is kept and would be refused, found by a call that starts no GPU.
+
+    Tokens may be kept of another workspace, or be older than the secret.
+    """
+    if (token := kept.get(_TOKEN)) is None:
+        return None  # none is kept, as was said
+    headers = {"Authorization": f"Bearer {token}"}
+    for header, name in (("Modal-Key", "MODAL_PROXY_KEY"), ("Modal-Secret", "MODAL_PROXY_SECRET")):
+        if value := kept.get(name):
+            headers[header] = value
+    try:
+        answer = httpx2.get(f"{control}/requests/deployed", headers=headers, timeout=_CALL_S)
+    except httpx2.HTTPError as error:
+        return (
+            f"The deployment could not be asked ({type(error).__name__}); its tokens are unproven."
+        )
+    if answer.status_code == 200:
+        return None
+    if answer.status_code != 401:
+        return f"The deployment answered {answer.status_code} where it should have said 200."
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        return (
+            "The deployed worker refuses the bearer token that is kept here: run this again with "
+            "--new-token, which replaces it on both sides."
+        )
+    return "Modal refuses the proxy token that is kept here: delete its lines and run this again."
 
 
 def deploy(deployment: Deployment, kept: Kept, *, new_token: bool, interactive: bool) -> str:
@@ -169,8 +210,13 @@ def deploy(deployment: Deployment, kept: Kept, *, new_token: bool, interactive: 
     modal("run", f"{APP}::download_weights", show=True)
     modal("deploy", APP, show=True)
     make_proxy_token(deployment, kept)
-    endpoint = find_url(deployment).rstrip("/") + "/generate-image"
-    kept.keep(LORA_PROVIDER="modal_sdxl_lora", MODAL_ENDPOINT_URL=endpoint)
+    worker, control = find_urls(deployment)
+    endpoint = worker + "/generate-image"
+    kept.keep(
+        LORA_PROVIDER="modal_sdxl_lora", MODAL_ENDPOINT_URL=endpoint, MODAL_CONTROL_URL=control
+    )
+    if (problem := check_tokens(control, kept)) is not None:
+        print(problem, file=sys.stderr)
     return endpoint
 
 

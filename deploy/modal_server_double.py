@@ -37,6 +37,7 @@ class Said:
     mounts: dict[str, api_pb2.MountGetOrCreateRequest] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
     volumes: dict[str, str] = field(default_factory=dict)  # id → name
+    dicts: list[str] = field(default_factory=list)
     secrets: dict[str, api_pb2.SecretGetOrCreateRequest] = field(default_factory=dict)
     methods: dict[str, api_pb2.FunctionPrecreateRequest] = field(default_factory=dict)
     published: api_pb2.AppPublishRequest | None = None
@@ -52,6 +53,7 @@ class ModalServerDouble:
         kept_secrets: secrets that exist, by name; only these can be looked up. None: any can.
         login: whether the credentials are known.
         failing: names of functions whose calls end with an exception; `url`: looking up the worker.
+        control: the URL that the deployed control gets; nobody answers there.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class ModalServerDouble:
         *,
         login: bool = True,
         failing: frozenset[str] = frozenset(),
+        control: str = "http://127.0.0.1:9",
     ) -> None:
         self.said = Said()
         self.kept_secrets = kept_secrets
         self.deleted_proxy_tokens: set[str] = set()
+        self.board: dict[bytes, bytes] = {}  # of the one Dict that a deployment has
         self._login = login
         self._failing = failing
+        self._control = control
         self._next = 0
         self._names: dict[str, str] = {}  # id of a function or call → name of the function
 
@@ -73,8 +78,8 @@ class ModalServerDouble:
         self._next += 1
         return f"{prefix}-{self._next}"
 
-    def answer(self, call: str, request: Any) -> Message:
-        """The answer to one call.
+    def answer(self, call: str, request: Any) -> Message | list[Message]:
+        """The answer to one call; several messages where the call is one that streams.
 
         Raises:
             GRPCError: the double has no such call.
@@ -83,7 +88,7 @@ class ModalServerDouble:
         if method is None:
             raise GRPCError(Status.UNIMPLEMENTED, f"the double does not answer {call}")
         self.said.messages.append(request)
-        result: Message = method(request)
+        result: Message | list[Message] = method(request)
         return result
 
     def _TokenInfoGet(self, _: Any) -> Message:
@@ -147,6 +152,24 @@ class ModalServerDouble:
             volume_id=volume_id,
             metadata=api_pb2.VolumeMetadata(name=request.deployment_name),
         )
+
+    def _DictGetOrCreate(self, request: Any) -> Message:
+        self.said.dicts.append(request.deployment_name)
+        return api_pb2.DictGetOrCreateResponse(
+            dict_id=f"di-{request.deployment_name}",
+            metadata=api_pb2.DictMetadata(name=request.deployment_name),
+        )
+
+    def _DictUpdate(self, request: Any) -> Message:
+        self.board |= {entry.key: entry.value for entry in request.updates}
+        return api_pb2.DictUpdateResponse(created=True)
+
+    def _DictPop(self, request: Any) -> Message:
+        value = self.board.pop(request.key, None)
+        return api_pb2.DictPopResponse(found=value is not None, value=value)
+
+    def _DictContents(self, _: Any) -> list[Message]:
+        return [api_pb2.DictEntry(key=key, value=value) for key, value in self.board.items()]
 
     def _VolumeCommit(self, _: Any) -> Message:
         return api_pb2.VolumeCommitResponse()
@@ -241,13 +264,16 @@ class ModalServerDouble:
         if published is None or published.name != request.app_name:
             raise GRPCError(Status.NOT_FOUND, f"App {request.app_name} not found")
         name = request.object_tag
-        address = f"https://{WORKSPACE}--{request.app_name}-worker-web.modal.run"
+        shown = "server" if name == "Server" else "worker-web"
+        address = f"https://{WORKSPACE}--{request.app_name}-{shown}.modal.run"
         methods = self.said.functions[name].method_definitions
         return api_pb2.FunctionGetResponse(
             function_id=self._id("fu"),
             function=self.said.functions[name],
             handle_metadata=api_pb2.FunctionHandleMetadata(
                 function_name=name,
+                web_url=self._control if name == "control" else "",
+                _experimental_flash_urls=[address] if name == "Server" else [],
                 method_handle_metadata={
                     method: api_pb2.FunctionHandleMetadata(
                         function_name=f"Worker.{method}",
@@ -300,7 +326,9 @@ def _service(double: ModalServerDouble) -> ModalClientBase:
     def handler(call: str) -> Any:
         async def handle(_self: Any, stream: Stream[Any, Any]) -> None:
             request = await stream.recv_message()
-            await stream.send_message(double.answer(call, request))
+            answer = double.answer(call, request)
+            for message in answer if isinstance(answer, list) else [answer]:
+                await stream.send_message(message)
 
         return handle
 

@@ -17,17 +17,27 @@ import base64
 import json
 import os
 import time
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import modal
 import modal.experimental
 
-from sdxl_worker.deploying.settings import Deployment, RetireWhenFailed, image_packages
+from sdxl_worker.deploying.image import CONTROL_PACKAGES, image_packages
+from sdxl_worker.deploying.settings import (
+    CONTROL_CORES,
+    CONTROL_MEMORY_MIB,
+    CONTROL_WINDOW_S,
+    Deployment,
+    Routing,
+)
 
 PYTHON = "3.11"
 UV = "0.9.7"
 CONSTRAINTS = "/constraints.txt"
+PORT = 8000
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 try:
@@ -36,51 +46,70 @@ except ValueError as error:  # `modal deploy` by hand: the setting's name, and n
     raise SystemExit(f"{error}") from None
 app = modal.App(deployment.app_name)
 
-# torch comes from PyPI, so with CUDA. The project's own packages are added last, as files: a change
-# of theirs builds nothing anew.
-image = (
-    modal.Image.debian_slim(python_version=PYTHON)
-    .add_local_file(REPOSITORY / "constraints.txt", CONSTRAINTS, copy=True)
-    .uv_pip_install(
-        # Inside the container the image exists already, and these files do not.
-        image_packages(REPOSITORY) if modal.is_local() else ["torch"],
-        extra_options=f"--constraint {CONSTRAINTS}",
-        uv_version=UV,
+
+def _image(packages: list[str]) -> modal.Image:
+    """`packages` as constraints.txt pins them; the project's own are added last, as files: a
+    change of theirs builds nothing anew."""
+    return (
+        modal.Image.debian_slim(python_version=PYTHON)
+        .add_local_file(REPOSITORY / "constraints.txt", CONSTRAINTS, copy=True)
+        .uv_pip_install(packages, extra_options=f"--constraint {CONSTRAINTS}", uv_version=UV)
+        .env(deployment.container_environment())
+        .add_local_python_source("sdxl_contract", "sdxl_worker")
     )
-    .env(deployment.container_environment())
-    .add_local_python_source("sdxl_contract", "sdxl_worker")
-)
+
+
+# torch comes from PyPI, so with CUDA. Inside the container the image exists already, and the files
+# that name the packages do not.
+image = _image(image_packages(REPOSITORY) if modal.is_local() else ["torch"])
+control_image = _image(list(CONTROL_PACKAGES))
 weights = modal.Volume.from_name(deployment.weights_volume, create_if_missing=True)
 loras = modal.Volume.from_name(deployment.lora_volume, create_if_missing=True)
+board = modal.Dict.from_name(deployment.board_name, create_if_missing=True)
 secret = modal.Secret.from_name(deployment.secret_name, required_keys=["WORKER_API_TOKEN"])
 
-
-@app.cls(
-    image=image,
-    gpu=list(deployment.gpu),
-    cpu=deployment.cpu,
-    memory=deployment.memory_mib,
-    env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-    secrets=[secret],
-    volumes={
+# What both ways of routing say of a container.
+CONTAINER: dict[str, Any] = {
+    "image": image,
+    "gpu": list(deployment.gpu),
+    "cpu": deployment.cpu,
+    "memory": deployment.memory_mib,
+    "env": {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    "secrets": [secret],
+    "volumes": {
         deployment.weights_mount: weights.with_mount_options(read_only=True),
         deployment.lora_mount: loras,
     },
-    min_containers=deployment.min_containers,
-    max_containers=deployment.max_containers,
-    buffer_containers=deployment.buffer_containers,
-    scaledown_window=deployment.scaledown_window_seconds,
-    timeout=deployment.timeout_seconds,
-    startup_timeout=deployment.startup_timeout_seconds,
-    region=list(deployment.region) or None,
-    enable_memory_snapshot=deployment.memory_snapshot,
-)
-@modal.concurrent(max_inputs=deployment.max_inputs, target_inputs=deployment.target_inputs)
-class Worker:
+    "min_containers": deployment.min_containers,
+    "max_containers": deployment.max_containers,
+    "buffer_containers": deployment.buffer_containers,
+    "scaledown_window": deployment.scaledown_window_seconds,
+    "startup_timeout": deployment.startup_timeout_seconds,
+    "enable_memory_snapshot": deployment.memory_snapshot,
+}
+
+
+class DictBoard:
+    """Modal's Dict as the board of a fleet."""
+
+    async def put(self, key: str, text: str) -> None:
+        """Write `key`."""
+        await board.put.aio(key, text)
+
+    async def pop(self, key: str) -> str | None:
+        """Take `key` off; None where it is not there."""
+        text: str | None = await board.pop.aio(key, None)
+        return text
+
+    async def items(self) -> dict[str, str]:
+        """All of it."""
+        return {key: text async for key, text in board.items.aio()}
+
+
+class Container:
     """One container: one model, one lane, and the line before it."""
 
-    @modal.enter(snap=deployment.memory_snapshot)
-    def load(self) -> None:
+    def read(self) -> None:
         """Weights checked and in the CPU's memory: the part that a snapshot keeps.
 
         Nothing here may ask CUDA anything, or read a secret: both would be kept as they are now.
@@ -92,12 +121,10 @@ class Worker:
         configure_logging(settings.log_format)
         self.weights = read_weights(deployment, settings)
 
-    @modal.enter()
-    def start(self) -> None:
+    def become_ready(self) -> None:
         """Secrets read, weights onto the GPU, the pristine copy made, one small picture drawn."""
-        from sdxl_worker.deploying.starting import still_current
-        from sdxl_worker.engine import Engine
-        from sdxl_worker.loading.pipeline import choose_device, move_model
+        from sdxl_worker.deploying.board import Reporter
+        from sdxl_worker.deploying.starting import start_engine, still_current
 
         if not modal.is_local():
             # What was written since the snapshot, by other containers or by `download_weights`.
@@ -106,34 +133,109 @@ class Worker:
         self.settings = settings = deployment.worker_settings()
         held = still_current(self.weights, deployment, settings)
         del self.weights
-        self.engine = Engine(
-            settings, load=lambda _: move_model(held.loaded(), choose_device(settings.device))
-        )
+        self.engine = start_engine(held, settings)
+        name = os.environ.get("MODAL_TASK_ID") or uuid.uuid4().hex
+        self.reporter = Reporter(self.engine, DictBoard(), name)
         # Before the first request, not beside it: Modal sends requests once this returns.
-        asyncio.run(self.engine.load())
+        asyncio.run(self.reporter.through_start(self.engine.load))
 
-    @modal.asgi_app(requires_proxy_auth=deployment.proxy_auth)
-    def web(self) -> Any:
+    def app(self, retire: Any) -> Any:
         """The same FastAPI app as everywhere: /generate-image, /health, /metrics."""
         from sdxl_contract.result import HealthStatus
         from sdxl_worker.api import create_app
+        from sdxl_worker.deploying.retiring import RetireWhenFailed
 
-        web_app = create_app(self.engine, self.settings)
+        web_app = create_app(self.engine, self.settings, beside=self.reporter.run)
         web_app.add_middleware(
             RetireWhenFailed,
             failed=lambda: self.engine.health().status is HealthStatus.FAILED,
-            retire=modal.experimental.stop_fetching_inputs.aio,
+            retire=retire,
             patience_s=deployment.failed_start_seconds,
         )
         return web_app
 
-    @modal.method()
-    async def generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request without HTTP, for `smoke` and `bench`; the contract's fields both ways."""
-        from sdxl_contract.request import parse_request
 
-        result = await self.engine.submit(parse_request(json.dumps(request).encode())).result()
-        return result.model_dump(mode="json", exclude_none=True)
+if deployment.routing is Routing.QUEUE:
+
+    @app.cls(
+        **CONTAINER, timeout=deployment.timeout_seconds, region=list(deployment.region) or None
+    )
+    @modal.concurrent(max_inputs=deployment.max_inputs, target_inputs=deployment.target_inputs)
+    class Worker(Container):
+        """A container behind Modal's queue."""
+
+        @modal.enter(snap=deployment.memory_snapshot)
+        def load(self) -> None:
+            """Before the snapshot."""
+            self.read()
+
+        @modal.enter()
+        def start(self) -> None:
+            """After it."""
+            self.become_ready()
+
+        @modal.asgi_app(requires_proxy_auth=deployment.proxy_auth)
+        def web(self) -> Any:
+            """The worker over HTTP."""
+            return self.app(modal.experimental.stop_fetching_inputs.aio)
+
+        @modal.method()
+        async def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+            """One request without HTTP, for `smoke` and `bench`: the contract's fields."""
+            from sdxl_contract.request import parse_request
+
+            result = await self.engine.submit(parse_request(json.dumps(request).encode())).result()
+            return result.model_dump(mode="json", exclude_none=True)
+
+else:
+
+    @app.server(
+        **CONTAINER,
+        port=PORT,
+        max_concurrency=deployment.max_inputs,
+        target_concurrency=deployment.target_inputs,
+        unauthenticated=not deployment.proxy_auth,
+        routing_region=deployment.routing_region,
+        compute_region=list(deployment.region) or None,
+        exit_grace_period=30,
+    )
+    class Server(Container):
+        """A container to which Modal's edge sends requests by their LoRAs (`Modal-Session-ID`)."""
+
+        @modal.enter(snap=deployment.memory_snapshot)
+        def load(self) -> None:
+            """Before the snapshot."""
+            self.read()
+
+        @modal.enter()
+        def start(self) -> None:
+            """After it; the port is open when this returns."""
+            from sdxl_worker.deploying.retiring import leave
+            from sdxl_worker.deploying.serving import ThreadServer
+
+            self.become_ready()
+            self.server = ThreadServer(self.app(leave), PORT)
+            self.server.start()
+
+        @modal.exit()
+        def stop(self) -> None:
+            """Let what is drawn be answered."""
+            self.server.stop()
+
+
+@app.function(
+    image=control_image, secrets=[secret], cpu=CONTROL_CORES, memory=CONTROL_MEMORY_MIB,
+    max_containers=1, scaledown_window=CONTROL_WINDOW_S, timeout=60,
+    region=list(deployment.region) or None,
+)  # fmt: skip
+@modal.concurrent(max_inputs=100)
+@modal.asgi_app(requires_proxy_auth=deployment.proxy_auth)
+def control() -> Any:
+    """Health, states, cancels and metrics of all containers, without a GPU."""
+    from sdxl_worker.deploying.control import create_control_app
+
+    token = deployment.worker_settings().worker_api_token
+    return create_control_app(DictBoard(), token, failed_start_s=deployment.failed_start_seconds)
 
 
 @app.function(
@@ -158,9 +260,37 @@ def download_weights(force: bool = False) -> None:
     print(f"{manifest.source}: {len(manifest.files)} files, {gigabytes:.2f} GB, hashes recorded")
 
 
-def _deployed() -> Any:
+@dataclass(frozen=True)
+class _Deployed:
     """The deployed worker: what a user gets, with its snapshot and its volumes."""
-    return modal.Cls.from_name(deployment.app_name, "Worker")()
+
+    worker: Any  # a Worker, or None where a Server stands behind the edge
+    server: Any
+
+    @classmethod
+    def find(cls) -> _Deployed:
+        """What runs under the app's name."""
+        name = deployment.app_name
+        if deployment.routing is Routing.QUEUE:
+            return cls(modal.Cls.from_name(name, "Worker")(), None)
+        return cls(None, modal.Server.from_name(name, "Server"))
+
+    def draw(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request; a server is asked over HTTP, as it has no other way in."""
+        if self.worker is not None:
+            drawn: dict[str, Any] = self.worker.generate.remote(request)
+            return drawn
+        from sdxl_worker.deploying.asking import ask
+
+        return ask(self.server.get_url(), request, os.environ)
+
+    def running(self) -> int:
+        """How many containers there are."""
+        if self.worker is not None:
+            return int(self.worker.generate.get_current_stats().num_total_runners)
+        from sdxl_worker.deploying.control import Fleet
+
+        return len(Fleet(dict(board.items()), time.time(), 0).containers)
 
 
 @app.local_entrypoint()
@@ -170,7 +300,7 @@ def smoke(
     """Draw one picture with the deployed worker and save it here."""
     request = {"prompt": prompt, "seed": 1} | ({"lora_url": lora_url} if lora_url else {})
     began = time.perf_counter()
-    result = _deployed().generate.remote(request)
+    result = _Deployed.find().draw(request)
     Path(output).write_bytes(base64.b64decode(result.pop("image_base64")))
     print(json.dumps(result, indent=1))
     print(f"{output}: {time.perf_counter() - began:.1f} s, the container's start included")
@@ -185,19 +315,19 @@ def bench(images: int = 10, lora_url: str = "", cold: bool = False, output: str 
     """
     from sdxl_worker.deploying.measured import Sample, report
 
-    worker = _deployed()
+    deployed = _Deployed.find()
 
     def draw(seed: int) -> Sample:
         request = {"prompt": "a lighthouse at dusk, photograph", "seed": seed, "timeout": 300}
         began = time.perf_counter()
-        result = worker.generate.remote(request | ({"lora_url": lora_url} if lora_url else {}))
+        result = deployed.draw(request | ({"lora_url": lora_url} if lora_url else {}))
         return Sample(result, time.perf_counter() - began)
 
     if cold:
         window = deployment.scaledown_window_seconds
         print(f"waiting until no container runs (at most {window + 120} s) ...", flush=True)
         until = time.monotonic() + window + 120
-        while worker.generate.get_current_stats().num_total_runners:
+        while deployed.running():
             if time.monotonic() > until:
                 raise SystemExit("a container still runs: DEPLOY_MIN_CONTAINERS, or other requests")
             time.sleep(5)

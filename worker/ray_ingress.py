@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Scope
 
-from ray_routing import Route, lora_key
+from ray_routing import Route, request_key
 from sdxl_contract.errors import ContractError, GenerationFailed, Overloaded
 from sdxl_contract.request import parse_request
 
@@ -68,7 +68,7 @@ class Ingress:
             claim = self._claim(name)
         try:
             call = self._worker.remote(
-                Route(lora_key(body), place), _plain_scope(request.scope), body
+                Route(request_key(body), place), _plain_scope(request.scope), body
             )
             stream = aiter(cast(AsyncIterator[Message], call))
             replica: str = (await anext(stream))["id"]

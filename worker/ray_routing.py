@@ -1,22 +1,20 @@
 """Where a request goes among the replicas under Ray Serve: to the one that has its LoRAs.
 
-Duty: a request's key, each key's order of preference over the replicas, and Serve's router that
-follows it.
+Duty: Serve's router that follows the order of preference that every way of routing has
+(`sdxl_contract/routing/affinity.py`).
 Must not know: what a replica does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from sdxl_contract.errors import ContractError
 from sdxl_contract.request import parse_request
-from sdxl_worker.fetching.urls import object_key
+from sdxl_contract.routing.affinity import lora_key, preference
 
 _PREFERRED = 2  # replicas tried in a LoRA's own order; then whichever has room
 
@@ -34,24 +32,12 @@ class Route:
     replica: str | None = None
 
 
-def lora_key(body: bytes) -> str | None:
-    """What decides where a request goes: the set of its LoRAs, whatever their signatures; None
-    where it has none, or is refused anyway."""
+def request_key(body: bytes) -> str | None:
+    """The key of the request in `body`; None where it has none, or is refused anyway."""
     try:
-        request = parse_request(body)
+        return lora_key(parse_request(body))
     except ContractError:
         return None
-    names = sorted(ref.sha256 or object_key(ref.url) for ref in request.lora_refs())
-    return "\n".join(names) or None
-
-
-def preference(key: str, replicas: Sequence[str]) -> list[str]:
-    """`replicas` in the order that `key` prefers them: rendezvous (highest random weight)."""
-
-    def weight(replica: str) -> bytes:
-        return hashlib.blake2b(f"{key}\n{replica}".encode(), digest_size=8).digest()
-
-    return sorted(replicas, key=weight, reverse=True)
 
 
 class AffinityRouter(RequestRouter):

@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     modal_endpoint_url: str | None = Field(
         default=None, description="the worker's POST /generate-image, full URL"
     )
+    modal_control_url: str | None = Field(
+        default=None,
+        description="answers health, states and cancels of the worker's instead of it: on Modal a "
+        "function without a GPU, which `make deploy` prints",
+    )
     modal_api_token: SecretStr | None = Field(
         default=None, description="bearer token that the worker asks for"
     )
@@ -286,6 +291,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_worker(cls, value: str | None) -> str | None:
         return value and clean_url(value, example="https://<worker>/generate-image")
+
+    @field_validator("modal_control_url", mode="after")
+    @classmethod
+    def _is_control(cls, value: str | None) -> str | None:
+        return value and clean_url(value, example="https://<team>--<app>-control.modal.run")
 
     @field_validator("public_base_url", mode="after")
     @classmethod

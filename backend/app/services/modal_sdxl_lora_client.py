@@ -33,6 +33,7 @@ from app.services.worker.exchange import (
     GENERATE_PATH,
     OnEvent,
     WorkerExchange,
+    affinity_headers,
     unreachable,
 )
 from app.services.worker.retry import Failures, RetryPolicy, retry_after
@@ -65,6 +66,8 @@ class ModalSdxlLoraClient:
 
     Args:
         endpoint_url: the worker's `…/generate-image`, or its base URL.
+        control_url: answers health, states and cancels where that is not the worker's own URL, so
+            that they wait behind no picture and start no GPU.
         api_token: the worker's bearer token.
         proxy_key, proxy_secret: Modal's proxy auth (`wk-…`, `ws-…`).
         timeout_s: for one picture, all attempts included, unless a call says otherwise.
@@ -81,6 +84,7 @@ class ModalSdxlLoraClient:
         self,
         endpoint_url: str,
         *,
+        control_url: str | None = None,
         api_token: str | None = None,
         proxy_key: str | None = None,
         proxy_secret: str | None = None,
@@ -92,6 +96,9 @@ class ModalSdxlLoraClient:
     ) -> None:
         base = endpoint_url.rstrip("/")
         self._base = base.removesuffix(GENERATE_PATH)
+        self._control = (control_url or self._base).rstrip("/")
+        # Of the requests that are under way, by id: a cancel must find the same container.
+        self._affinity: dict[str, dict[str, str]] = {}
         self._timeout_s = timeout_s
         self._policy = policy or RetryPolicy()
         self._secrets = long_enough(api_token, proxy_key, proxy_secret)
@@ -113,6 +120,7 @@ class ModalSdxlLoraClient:
         self._exchange = WorkerExchange(
             self._client,
             self._base,
+            control=self._control,
             many_containers=many_containers,
             poll_s=poll_s,
             secrets=self._secrets,
@@ -138,6 +146,7 @@ class ModalSdxlLoraClient:
 
         return cls(
             settings.modal_endpoint_url,
+            control_url=settings.modal_control_url,
             api_token=secret("modal_api_token"),
             proxy_key=secret("modal_proxy_key"),
             proxy_secret=secret("modal_proxy_secret"),
@@ -236,17 +245,24 @@ class ModalSdxlLoraClient:
     async def _attempt(
         self, request: GenerateRequest, on_event: OnEvent | None, trouble: list[str]
     ) -> tuple[GenerateResult, list[bytes]]:
+        if request.request_id is not None:
+            self._affinity[request.request_id] = affinity_headers(request)
         try:
             result = await self._exchange.attempt(request, on_event, trouble)
         except ContractError as error:
             redact_error(error, self._secrets)
             raise
+        finally:
+            self._affinity.pop(request.request_id or "", None)
         return result, await in_pool(Duty.IMAGES, decode_images, result, request)
 
     async def cancel(self, request_id: str) -> bool:
         """Ask the worker to stop a request; True when it was running there."""
         try:
-            answer = await self._client.post(f"{self._base}/requests/{request_id}/cancel")
+            answer = await self._client.post(
+                f"{self._control}/requests/{request_id}/cancel",
+                headers=self._affinity.get(request_id),
+            )
             return answer.status_code == 202 and answer.json()["state"] == "cancelling"
         except (httpx2.HTTPError, ValueError, KeyError, TypeError):
             return False
@@ -260,7 +276,7 @@ class ModalSdxlLoraClient:
         """
         query = {"include": "modules"} if include_modules else None
         try:
-            answer = await self._client.get(f"{self._base}/health", params=query)
+            answer = await self._client.get(f"{self._control}/health", params=query)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise unreachable(error) from error
         try:

@@ -7,34 +7,31 @@ client has gone. Must not know: how a picture is made.
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from sdxl_contract.errors import (
     Cancelled,
     ContractError,
-    Details,
     ErrorBody,
     GenerationFailed,
     ImageDownloadFailed,
     InvalidRequest,
     LoraDownloadFailed,
-    Unauthorized,
 )
 from sdxl_contract.reference_page import HEADERS, reference_page
 from sdxl_contract.request import GenerateRequest, parse_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, HealthStatus, ResultEvent
 from sdxl_worker import __version__
+from sdxl_worker.answering.http import RequestState, answer_errors, error_answer, json_answer
 from sdxl_worker.engine import Engine, same_files
-from sdxl_worker.guard import AnswerHeaders, refuse_pages
+from sdxl_worker.guard import AnswerHeaders, TokenGuard
 from sdxl_worker.run import Run, too_late
 from sdxl_worker.settings import Settings
 
@@ -46,18 +43,26 @@ _PING_S = 10.0
 _GRACE_S = 5.0
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The worker's ASGI app around `engine`; loads the model in the background when it starts."""
+def create_app(
+    engine: Engine, settings: Settings, beside: Callable[[], Awaitable[None]] | None = None
+) -> FastAPI:
+    """The worker's ASGI app around `engine`; loads the model in the background when it starts.
+
+    Args:
+        beside: runs as long as the app does, on the engine's loop.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(engine.load())
+        tasks = [asyncio.ensure_future(engine.load())]
+        if beside is not None:
+            tasks.append(asyncio.ensure_future(beside()))
         try:
             yield
         finally:
-            loading.cancel()
-            with suppress(asyncio.CancelledError):
-                await loading
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await engine.aclose()
 
     app = FastAPI(
@@ -71,35 +76,14 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     app.add_middleware(AnswerHeaders)
 
-    def has_token(request: Request) -> bool:
-        token = settings.worker_api_token
-        if token is None:
-            return False
-        given = request.headers.get("authorization", "")
-        expected = f"Bearer {token.get_secret_value()}"
-        return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+    guard = TokenGuard(settings.worker_api_token)
 
-    def authorise(request: Request, *, has_body: bool = False) -> None:
-        if settings.worker_api_token is None:
-            refuse_pages(request.headers, has_body=has_body)
-        elif not has_token(request):
-            raise Unauthorized("the bearer token is missing or wrong")
-
-    @app.exception_handler(ContractError)
-    async def _contract_error(_request: Request, error: ContractError) -> Response:
-        return _error_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def _http_error(_request: Request, error: HTTPException) -> Response:
-        details: Details = {"field": "path" if error.status_code == 404 else "method"}
-        return _error_response(
-            InvalidRequest(str(error.detail), details=details, status=error.status_code)
-        )
+    answer_errors(app)
 
     @app.exception_handler(Exception)
     async def _unexpected(_request: Request, error: Exception) -> Response:
         log.error("unexpected_error", error=repr(error))
-        return _error_response(GenerationFailed("internal error"))
+        return error_answer(GenerationFailed("internal error"))
 
     @app.post(
         "/generate-image",
@@ -109,7 +93,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     async def generate_image(request: Request) -> Response:
         """Draw a picture. With `Accept: text/event-stream` progress comes first."""
         try:
-            authorise(request, has_body=True)
+            guard.authorise(request, has_body=True)
             asked = parse_request(await _read_body(request))
             run = await engine.admit(asked)
         except ContractError as error:
@@ -122,79 +106,56 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
         try:
-            return _json(await _result_or_gone(run, request, asked))
+            return json_answer(await _result_or_gone(run, request, asked))
         except (LoraDownloadFailed, ImageDownloadFailed):
             if run.request is asked or same_files(run.request, asked):
                 raise
             # Another's URL failed, and this caller's was found to work.
-            return _json(await _result_or_gone(await engine.admit(asked), request, asked))
+            return json_answer(await _result_or_gone(await engine.admit(asked), request, asked))
 
     @app.get("/health")
     async def health(request: Request, include: str = "") -> Response:
         """Whether the worker is ready, and what it can do; 503 unless ready. Which LoRAs it holds
         is shown to whoever has the token."""
-        if settings.worker_api_token is None:
-            refuse_pages(request.headers, has_body=False)
+        guard.refuse_pages(request)
         state = engine.health(include_modules="modules" in include.split(","))
-        if not has_token(request):
+        if not guard.has_token(request):
             state = state.model_copy(update={"cached_loras": []})
-        return _json(state, 200 if state.status is HealthStatus.READY else 503)
+        return json_answer(state, 200 if state.status is HealthStatus.READY else 503)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """Prometheus' text format."""
-        authorise(request)
+        guard.authorise(request)
         return Response(engine.metrics_text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:
         """The routes, for programs."""
-        authorise(request)
+        guard.authorise(request)
         return JSONResponse(app.openapi(), headers={"Cache-Control": "no-cache"})
 
     @app.get("/docs", include_in_schema=False)
     async def reference(request: Request) -> Response:
         """The routes, for people."""
-        authorise(request)
+        guard.authorise(request)
         return HTMLResponse(reference_page(app.openapi()), headers=HEADERS)
 
     @app.get("/requests/{request_id}")
     async def request_state(request: Request, request_id: str) -> Response:
         """`running`, `succeeded` (a repeated call gets the kept result) or `unknown`."""
-        authorise(request)
+        guard.authorise(request)
         state = engine.runs.state(request_id) or "unknown"
-        return _json(RequestState(request_id=request_id, state=state))
+        return json_answer(RequestState(request_id=request_id, state=state))
 
     @app.post("/requests/{request_id}/cancel", status_code=202)
     async def cancel(request: Request, request_id: str) -> Response:
         """Stop a running request within one step; `state` reports whether one was running."""
-        authorise(request)
+        guard.authorise(request)
         state = "cancelling" if engine.runs.cancel(request_id) else "unknown"
-        return _json(RequestState(request_id=request_id, state=state), 202)
+        return json_answer(RequestState(request_id=request_id, state=state), 202)
 
     return app
-
-
-class RequestState(BaseModel):
-    """Where a request is on this worker."""
-
-    request_id: str
-    state: str
-
-
-def _json(model: BaseModel, status: int = 200) -> Response:
-    return Response(
-        model.model_dump_json(exclude_none=True), status_code=status, media_type="application/json"
-    )
-
-
-def _error_response(error: ContractError) -> Response:
-    response = _json(error.body(), error.status)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 async def _read_body(request: Request) -> bytes:

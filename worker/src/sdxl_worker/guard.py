@@ -10,13 +10,16 @@ Must not know: what the routes do.
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 
+from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdxl_contract.errors import ContractError, InvalidRequest
+from sdxl_contract.errors import ContractError, InvalidRequest, Unauthorized
 
 _HOST = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{1,253}))(?::\d{1,5})?"
@@ -28,6 +31,39 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+
+
+class TokenGuard:
+    """Who may ask: whoever has the token; where there is none, every program on this computer."""
+
+    def __init__(self, token: SecretStr | None) -> None:
+        self._expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
+
+    def has_token(self, request: Request) -> bool:
+        """Whether the caller proved to have the token; no where there is none to have."""
+        given = request.headers.get("authorization", "").encode("utf-8", "replace")
+        return self._expected is not None and hmac.compare_digest(given, self._expected)
+
+    def refuse_pages(self, request: Request) -> None:
+        """What is open to everybody is still not open to web pages where there is no token.
+
+        Raises:
+            InvalidRequest: see `refuse_pages`.
+        """
+        if self._expected is None:
+            refuse_pages(request.headers, has_body=False)
+
+    def authorise(self, request: Request, *, has_body: bool = False) -> None:
+        """Refuse who has no right to ask.
+
+        Raises:
+            Unauthorized: the token is missing or wrong.
+            InvalidRequest: there is none, and the call may be a web page's.
+        """
+        if self._expected is None:
+            refuse_pages(request.headers, has_body=has_body)
+        elif not self.has_token(request):
+            raise Unauthorized("the bearer token is missing or wrong")
 
 
 def refuse_pages(headers: Headers, *, has_body: bool) -> None:

@@ -6,6 +6,8 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,8 @@ def test_one_command_goes_from_nothing_to_an_endpoint_and_again_makes_nothing_tw
     assert "an hour" in first.stdout.split("$ modal")[0], "costs are said before anything is done"
     values = kept(tmp_path)
     assert values["MODAL_ENDPOINT_URL"] == URL
+    assert values["MODAL_CONTROL_URL"] == "http://127.0.0.1:9"
+    assert "could not be asked (ConnectError)" in first.stderr
     assert servers.kept_secrets["sdxl-worker"] == {"WORKER_API_TOKEN": values["MODAL_API_TOKEN"]}
     assert (values["MODAL_PROXY_KEY"], values["MODAL_PROXY_SECRET"]) == (
         "wk-double-1",
@@ -90,6 +94,52 @@ def test_a_proxy_token_that_was_deleted_is_replaced(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert kept(tmp_path)["MODAL_PROXY_KEY"] == "wk-double-2"
     assert "making a new one" in again.stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_server_routed_by_loras_has_its_url_kept(tmp_path: Path) -> None:
+    servers = double.ModalServerDouble({})
+    done = run(servers, tmp_path, "--yes", DEPLOY_ROUTING="affinity")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kept(tmp_path)["MODAL_ENDPOINT_URL"] == URL.replace("worker-web", "server")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        (200, "application/json", None),
+        (401, "application/json", "--new-token"),
+        (401, "text/plain", "Modal refuses the proxy token"),
+        (500, "text/html", "answered 500"),
+    ],
+)
+def test_kept_tokens_are_proven_by_a_call(
+    tmp_path: Path, status: int, kind: str, says: str | None
+) -> None:
+    """Tokens of another workspace, or older than the secret, are kept in the same folder."""
+    kept_here = deploy.Kept(tmp_path / "x.env")
+    kept_here.keep(MODAL_API_TOKEN="b" * 16, MODAL_PROXY_KEY="wk-1", MODAL_PROXY_SECRET="ws-1")
+    asked: list[dict[str, str]] = []
+
+    class Control(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            asked.append(dict(self.headers))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Control) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        problem = deploy.check_tokens(f"http://127.0.0.1:{server.server_port}", kept_here)
+
+    assert problem is None if says is None else says in problem
+    assert asked[0]["Authorization"] == "Bearer " + "b" * 16
+    assert (asked[0]["Modal-Key"], asked[0]["Modal-Secret"]) == ("wk-1", "ws-1")
+    assert "b" * 16 not in (problem or "")
 
 
 @pytest.mark.timeout(300)

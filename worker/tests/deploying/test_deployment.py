@@ -12,7 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from sdxl_worker.answering.result import gpu_name
-from sdxl_worker.deploying.settings import Deployment, RetireWhenFailed, image_packages, passed_on
+from sdxl_worker.deploying.image import image_packages
+from sdxl_worker.deploying.retiring import RetireWhenFailed
+from sdxl_worker.deploying.settings import Deployment, passed_on
 from sdxl_worker.settings import Dtype
 
 REPOSITORY = Path(__file__).resolve().parents[3]

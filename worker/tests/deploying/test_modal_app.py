@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_deploy_check_passes() -> None:
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 6
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 8
 
 
 def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
@@ -51,8 +52,9 @@ def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
     class Drop(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> Any:
             self.generic_visit(node)
-            kept = ("image", "env", "secrets", "volumes", "python_version", "copy", "uv_version")
-            if ast.unparse(node.func) in {"app.cls", "app.function", "modal.asgi_app"}:
+            kept = (None, "image", "env", "secrets", "volumes", "port", "copy", "uv_version")
+            decorators = {"app.cls", "app.server", "app.function", "modal.asgi_app"}
+            if ast.unparse(node.func) in decorators:
                 node.keywords = [k for k in node.keywords if k.arg in kept]
             if ast.unparse(node.func) == "modal.concurrent":
                 node.keywords = [ast.keyword("max_inputs", ast.Constant(4))]
@@ -60,6 +62,12 @@ def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
                 node.keywords = []
             if ast.unparse(node.func).endswith(".env"):
                 node.args = [ast.Dict([], [])]
+            return node
+
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+            self.generic_visit(node)
+            if ast.unparse(node.target) == "CONTAINER":
+                without(node, lambda key: key not in {"image", "env", "secrets", "volumes"})
             return node
 
         def visit_Attribute(self, node: ast.Attribute) -> Any:
@@ -78,10 +86,22 @@ def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
             return node
 
     path = rewritten(tmp_path, Drop().visit(ast.parse(SOURCE)))
-    problems = deploy_check.check_settings(path)
+    for routing in ("queue", "affinity"):
+        problems = deploy_check.check_settings(path, routing)
+        named = {problem.partition("=")[0] for problem in problems}
+        others = next(only for way, only in deploy_check.ONLY.items() if way != routing)
+        # Which way it is stays to be seen, or no probe would be looked at.
+        assert named == set(deploy_check.PROBES) - others - {"DEPLOY_ROUTING"}
 
-    named = {problem.partition("=")[0] for problem in problems}
-    assert named == set(deploy_check.PROBES)
+
+def without(node: ast.AnnAssign, dropped: Callable[[str], bool]) -> None:
+    """Take settings out of app.py's CONTAINER."""
+    settings = node.value
+    assert isinstance(settings, ast.Dict)
+    keys = [ast.literal_eval(key) for key in settings.keys if key is not None]
+    pairs = zip(keys, settings.keys, settings.values, strict=True)
+    left = [(key, value) for name, key, value in pairs if not dropped(name)]
+    settings.keys, settings.values = [key for key, _ in left], [value for _, value in left]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +117,8 @@ def test_one_dropped_setting_is_the_one_named(tmp_path: Path, keyword: str, sett
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             node.keywords = [k for k in node.keywords if k.arg != keyword]
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CONTAINER":
+            without(node, lambda name: name == keyword)
 
     problems = deploy_check.check_settings(rewritten(tmp_path, tree))
 
@@ -145,10 +167,10 @@ def test_a_setting_dropped_where_the_volume_is_filled_is_noticed(
 
 
 def checked(path: Path) -> subprocess.CompletedProcess[str]:
-    """`make deploy-check` of another app.py; in a process of its own, as Modal's client stays with
-    the first servers that it met."""
+    """`make deploy-check` of another app.py's hooks; in a process of its own, as Modal's client
+    stays with the first servers that it met."""
     return subprocess.run(
-        [sys.executable, "-m", "deploy.check", "--app", str(path)],
+        [sys.executable, "-m", "deploy.check", "--app", str(path), "--only", "hooks"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -231,7 +253,8 @@ def test_a_secret_baked_into_the_image_is_noticed(tmp_path: Path) -> None:
             '.add_local_python_source("sdxl_worker")',
             "errors.py is not sent to Modal",
         ),
-        ("    secrets=[secret],\n    volumes", "    volumes", "Worker.* does not get the secret"),
+        ('    "secrets": [secret],\n', "", "Worker.* does not get the secret"),
+        ("image=control_image, secrets=[secret]", "image=control_image", "control does not get"),
         (', required_keys=["WORKER_API_TOKEN"]', "", "need not hold WORKER_API_TOKEN"),
         (".with_mount_options(read_only=True)", "", "could write the weights"),
     ],
@@ -243,6 +266,23 @@ def test_too_much_sent_or_allowed_is_noticed(
     path = rewritten(tmp_path, ast.parse(SOURCE.replace(what, instead)))
 
     assert any(says in problem for problem in deploy_check.check_secrets(path))
+
+
+def test_a_container_that_tells_nothing_of_itself_is_noticed(tmp_path: Path) -> None:
+    silent = SOURCE.replace("beside=self.reporter.run", "beside=None")
+    path = rewritten(tmp_path, ast.parse(silent))
+    control = importlib.import_module("deploy.check_control")
+    with importlib.import_module("deploy.modal_server_double").modal_server_double() as servers:
+        (first, *_) = control.check_control(path, servers, ["queue"])
+
+    assert first == "queue: a request that is drawn is unknown"
+
+
+def test_a_package_that_the_control_lacks_is_noticed(tmp_path: Path) -> None:
+    few = SOURCE.replace("list(CONTROL_PACKAGES)", "['pydantic', 'structlog']")
+    problems = deploy_check.check_image(rewritten(tmp_path, ast.parse(few)))
+
+    assert any("the control does not start: " in problem for problem in problems)
 
 
 def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:

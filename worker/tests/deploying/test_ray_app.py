@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from scripts.stack import free_port
+from sdxl_contract.routing.affinity import preference
 from testkit.worker import SIDE, FileServer, file_server, kohya_lora, running_worker, settings
 
 pytest.importorskip("ray", reason="ray cannot be imported: pip install 'ray[serve]'")
@@ -29,7 +30,7 @@ with warnings.catch_warnings():
 
     import ray_app
     from ray_ingress import REPLICA_HEADER
-    from ray_routing import Route, lora_key, preference
+    from ray_routing import Route
 
 LORAS = 8
 REQUESTS = 40
@@ -316,30 +317,6 @@ def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.05)
-
-
-def test_every_replica_is_preferred_alike_and_losing_one_moves_only_its_own() -> None:
-    names = [f"replica-{n}" for n in range(5)]
-    keys = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(2000)]
-    first = {key: preference(key, names)[0] for key in keys}
-
-    counts = [list(first.values()).count(name) for name in names]
-    assert min(counts) > 300
-    left = {key: preference(key, names[1:])[0] for key in keys}
-    assert all(left[key] == first[key] for key in keys if first[key] != names[0])
-
-
-def test_a_key_is_the_set_of_loras_whatever_their_signatures() -> None:
-    def key(*refs: dict[str, str]) -> str | None:
-        body = {"prompt": "x", "loras": list(refs)}
-        return lora_key(httpx2.Request("POST", "http://x/", json=body).content)
-
-    one, other = ({"url": f"https://bucket.example/{n}?sig={n}"} for n in "ab")
-    assert key(one, other) == key(other, one)
-    assert key(one) == key({"url": "https://bucket.example/a?sig=new"})
-    assert key(one) != key(other)
-    assert key() is None
-    assert lora_key(b"{") is None
 
 
 def test_settings_that_cannot_work_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sdxl_worker.fetching.urls import has_expired, object_key
+from sdxl_contract.routing.object_key import object_key
+from sdxl_worker.fetching.urls import has_expired
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -169,7 +169,7 @@ class BaseModel:
         try:
             async with asyncio.timeout(within_s):
                 health = await self._source.health()
-                if health.status is HealthStatus.READY and self._is_news(health):
+                if health.base_model is not None and self._is_news(health):
                     health = await self._source.health(include_modules=True)
         except (ContractError, TimeoutError) as error:
             self._live = None
@@ -184,7 +184,7 @@ class BaseModel:
         if health.status is not HealthStatus.READY:
             return
         self._good_at = time.monotonic()
-        if self._is_news(health):
+        if health.base_model is not None and self._is_news(health):
             self._health = health
             async with self._database.session() as session:
                 await BaseModelRepository(session).put(

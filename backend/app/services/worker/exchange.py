@@ -38,6 +38,7 @@ from app.services.worker.sse import EventTooLarge, read_events
 from sdxl_contract.errors import ContractError, GenerationFailed, ModelLoadFailed, from_body
 from sdxl_contract.request import GenerateRequest, dump_request
 from sdxl_contract.result import ErrorEvent, GenerateResult, ResultEvent, WorkerEvent
+from sdxl_contract.routing.affinity import AFFINITY_HEADER, session_id
 
 OnEvent = Callable[[WorkerEvent], Awaitable[None]]
 
@@ -70,6 +71,8 @@ class WorkerExchange:
     Args:
         client: with the credentials in its headers; must not follow redirects.
         base: the worker's URL without `/generate-image`.
+        control: where runs are asked for; `base` unless calls that draw nothing have a URL of
+            their own.
         many_containers: whether several workers answer at that URL.
         poll_s: seconds between two looks at a run.
         secrets: values that no error of the worker's may repeat.
@@ -80,12 +83,14 @@ class WorkerExchange:
         client: httpx2.AsyncClient,
         base: str,
         *,
+        control: str,
         many_containers: bool,
         poll_s: float,
         secrets: tuple[str, ...] = (),
     ) -> None:
         self._client = client
         self._base = base
+        self._control = control
         self._many_containers = many_containers
         self._poll_s = poll_s
         self._secrets = secrets
@@ -115,6 +120,7 @@ class WorkerExchange:
         read_s = request.timeout + _ANSWER_MARGIN_S
         timeout = httpx2.Timeout(30.0, connect=CONNECT_S, read=read_s)
         headers = {"Accept": "text/event-stream" if on_event else "application/json"}
+        headers |= affinity_headers(request)
         url = self._base + GENERATE_PATH
         try:
             async with self._client.stream(
@@ -192,19 +198,28 @@ class WorkerExchange:
         certain = started + request.timeout + _ANSWER_MARGIN_S
         while self._many_containers or time.monotonic() < certain:
             await asyncio.sleep(self._poll_s)
-            state = await self._state(request.request_id)
+            state = await self._state(request)
             if state == "succeeded" or (state == "unknown" and not self._many_containers):
                 return
 
-    async def _state(self, request_id: str | None) -> str | None:
+    async def _state(self, request: GenerateRequest) -> str | None:
         """What the worker says of a request; None where nobody answers, or it has no id."""
-        if request_id is None:
+        if request.request_id is None:
             return None
         try:
-            answer = await self._client.get(f"{self._base}/requests/{request_id}")
+            answer = await self._client.get(
+                f"{self._control}/requests/{request.request_id}", headers=affinity_headers(request)
+            )
             return str(answer.json()["state"]) if answer.status_code == 200 else None
         except (httpx2.HTTPError, ValueError, KeyError, TypeError):
             return None
+
+
+def affinity_headers(request: GenerateRequest) -> dict[str, str]:
+    """What an edge may route by, so that requests for the same LoRAs meet in one memory; an edge
+    that does not know it passes it on."""
+    value = session_id(request)
+    return {} if value is None else {AFFINITY_HEADER: value}
 
 
 def _next_url(url: str, answer: httpx2.Response) -> str | None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import time
-import tomllib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -30,6 +29,10 @@ from sdxl_worker.deploying.volume import WEIGHTS_ROOT_DEFAULT, model_name
 from sdxl_worker.settings import Dtype, Settings
 
 PREFIX = "DEPLOY_"
+# What the control asks for: it reads one small board and answers.
+CONTROL_CORES = 0.125
+CONTROL_MEMORY_MIB = 256
+CONTROL_WINDOW_S = 60
 # Worker settings that the deployment itself decides; what a shell holds of them is not passed on.
 _DECIDED_HERE = {"base_model", "base_model_revision", "hf_home", "worker_host", "worker_port"} | {
     "lora_cache_dir"
@@ -43,6 +46,13 @@ _GPU = re.compile(r"[A-Z]+[A-Z0-9]*(-[A-Z0-9]+)*[!+]?")
 # Only so that the worker's settings can be checked where the secret is not.
 _ANY_TOKEN = "checked-where-the-secret-is-not-known"
 _OBJECT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Routing(StrEnum):
+    """Which container gets a request."""
+
+    QUEUE = "queue"
+    AFFINITY = "affinity"
 
 
 def _base_model() -> Any:
@@ -100,6 +110,17 @@ class Deployment(BaseSettings):
         le=1000,
         description="requests that a container takes; one draws, the others wait in line or fetch "
         "their LoRA, and one place must stay for GET /health",
+    )
+    routing: Routing = Field(
+        default=Routing.QUEUE,
+        description="`queue`: Modal's own queue before the containers, whichever is free draws; "
+        "`affinity`: no queue at Modal, requests for the same LoRAs go to the same container and "
+        "the backend's queue waits where all are full",
+    )
+    routing_region: str = Field(
+        default="us-east",
+        pattern=r"^[a-z0-9-]{2,32}$",
+        description="where Modal's proxy stands, with `affinity`",
     )
     timeout_seconds: int = Field(
         default=360, ge=60, le=86400, description="of one request, waiting in line included"
@@ -215,6 +236,11 @@ class Deployment(BaseSettings):
                 "would hide the other; give each a folder of its own"
             )
         return self
+
+    @property
+    def board_name(self) -> str:
+        """The Dict on which the containers tell of themselves, and the control reads."""
+        return f"{self.app_name}-board"
 
     @property
     def region_factor(self) -> float:
@@ -337,65 +363,3 @@ def passed_on() -> set[str]:
 
 def _types(annotation: Any) -> set[Any]:
     return {annotation, *getattr(annotation, "__args__", ())}
-
-
-def image_packages(repository: Path) -> list[str]:
-    """The names of what the worker and the contract depend on; constraints.txt pins each, and
-    what they in turn need.
-
-    Raises:
-        ValueError: a dependency is not pinned there.
-    """
-    lines = (repository / "constraints.txt").read_text().splitlines()
-    pinned = {_normalised(line.partition("==")[0]) for line in lines if "==" in line}
-    wanted: set[str] = set()
-    for member in ("contract", "worker"):
-        project = tomllib.loads((repository / member / "pyproject.toml").read_text())["project"]
-        wanted |= {_normalised(re.split(r"[^A-Za-z0-9._-]", d)[0]) for d in project["dependencies"]}
-    wanted.discard("sdxl-contract")
-    if unpinned := sorted(wanted - pinned):
-        raise ValueError(f"constraints.txt pins no version of {', '.join(unpinned)}")
-    return sorted(wanted)
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-class RetireWhenFailed:
-    """ASGI middleware: once the worker has failed for good, asks for a fresh container.
-
-    A model that could not be put back serves nobody; a container that goes on taking requests
-    would answer every one of them with 503 for as long as there is traffic.
-
-    Args:
-        failed: whether it has.
-        patience_s: seconds before a container that never could serve is given up. It answers 503
-            until then: every retirement is followed by another paid start, which would most
-            likely fail in the same way.
-        retire: tells the platform to send no more; called once, after the answer is out.
-    """
-
-    def __init__(
-        self,
-        app: Any,
-        failed: Callable[[], bool],
-        retire: Callable[[], Awaitable[None]],
-        patience_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._app = app
-        self._clock = clock
-        self._not_before = clock() + (patience_s if failed() else 0.0)
-        self._failed = failed
-        self._retire = retire
-        self._retired = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one ASGI scope, then look."""
-        await self._app(scope, receive, send)
-        if scope["type"] != "http" or self._retired or self._clock() < self._not_before:
-            return
-        if self._failed():
-            self._retired = True
-            await self._retire()

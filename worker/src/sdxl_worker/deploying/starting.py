@@ -20,6 +20,7 @@ from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import Dtype, Settings
 
 if TYPE_CHECKING:
+    from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import LoadedModel
 
 
@@ -80,3 +81,13 @@ def still_current(weights: Weights, deployment: Deployment, settings: Settings) 
         except WeightsError as error:
             return Weights(problem=str(error))
     return read_weights(deployment, settings)
+
+
+def start_engine(weights: Weights, settings: Settings) -> Engine:
+    """The engine that moves `weights` to the GPU when it loads."""
+    from sdxl_worker.engine import Engine
+    from sdxl_worker.loading.pipeline import choose_device, move_model
+
+    return Engine(
+        settings, load=lambda _: move_model(weights.loaded(), choose_device(settings.device))
+    )

@@ -17,10 +17,10 @@ from typing import NamedTuple, TypeVar
 
 from sdxl_contract.request import LoraRef
 from sdxl_contract.result import Phase
+from sdxl_contract.routing.object_key import object_key
 from sdxl_worker.fetching.budget import ByteBudget, Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.proof import Proof
-from sdxl_worker.fetching.urls import object_key
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, ParsedLora, parse_lora
 from sdxl_worker.run import Run, RunLora
 

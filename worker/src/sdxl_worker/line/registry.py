@@ -17,7 +17,7 @@ from typing import Any
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import GenerateResult
-from sdxl_worker.fetching.urls import object_key
+from sdxl_contract.routing.object_key import object_key
 from sdxl_worker.run import Run
 
 _URLS = frozenset({"url", "lora_url", "output_url", "output_urls"})
@@ -103,6 +103,11 @@ class Registry:
         if request_id in self._running:
             return "running"
         return "succeeded" if request_id in self._kept else None
+
+    def ids(self) -> tuple[list[str], list[str]]:
+        """The ids of what runs, and of what ended with a result that is kept."""
+        self._forget_old()
+        return list(self._running), list(self._kept)
 
     @property
     def running(self) -> int:

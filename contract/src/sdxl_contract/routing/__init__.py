@@ -1,0 +1,1 @@
+"""Where a request goes when several workers could draw it."""
