@@ -36,6 +36,8 @@ SCHEDULERS = ["default", "euler", "lcm", "euler_trailing"]
 
 def final_size(request: GenerateRequest, limits: ModelLimits) -> tuple[int, int]:
     """What the answer's pictures have, px."""
+    if request.upscale is not None:
+        return request.upscale.size((64, 64))  # it looks at no source
     size = request.size(limits)
     return request.hires.size(size, limits.multiple_of) if request.hires else size
 

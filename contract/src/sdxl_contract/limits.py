@@ -20,6 +20,8 @@ MAX_IMAGES = 8
 SEED_MAX = 2**32 - 1
 TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S = 60, 300
 URL_MAX_CHARS = 8192
+# Of an enlarged picture.
+UPSCALED_MAX_PIXELS = 2**24
 NAME_MAX_CHARS = 200
 # SDXL's smaller text encoder has 12 layers; one at least must be left.
 CLIP_SKIP_MAX = 11

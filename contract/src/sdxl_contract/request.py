@@ -16,10 +16,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdxl_contract import limits
-from sdxl_contract.drawing.hires import BUILT_IN, SCHEDULE_MAX, Hires
+from sdxl_contract.drawing.hires import BUILT_IN, LANCZOS, SCHEDULE_MAX, Hires
 from sdxl_contract.drawing.samplers import RETIRED_SCHEDULERS as RETIRED_SCHEDULERS
 from sdxl_contract.drawing.samplers import Scheduler as Scheduler
 from sdxl_contract.drawing.samplers import scheduler_named as scheduler_named
+from sdxl_contract.drawing.upscaling import STRANGERS, Upscale
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.fields import NullIsLeftOut, known_sha256, no_bool
 from sdxl_contract.limits import ModelLimits
@@ -95,6 +96,9 @@ class GenerateRequest(FromPicture, FromWords):
     output_format: OutputFormat = OutputFormat.PNG
     scheduler: Scheduler = Scheduler.DEFAULT
     hires: Hires | None = Field(default=None, description="a second, larger pass")
+    upscale: Upscale | None = Field(
+        default=None, description="enlarges image and draws nothing; the prompt has no part in it"
+    )
     num_images: int = Field(default=1, ge=1, le=limits.MAX_IMAGES)
     request_id: str | None = Field(
         default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$"
@@ -157,7 +161,7 @@ class GenerateRequest(FromPicture, FromWords):
 
     @model_validator(mode="after")
     def _draws_at_least_a_step(self) -> GenerateRequest:
-        if self.steps_to_draw() < 1:
+        if self.upscale is None and self.steps_to_draw() < 1:
             raise PydanticCustomError(
                 "no_step",
                 "is {strength} and steps is {steps}: their product must be at least 1",
@@ -187,8 +191,31 @@ class GenerateRequest(FromPicture, FromWords):
             )  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _only_enlarges(self) -> GenerateRequest:
+        if self.upscale is None:
+            return self
+        if self.image is None:
+            raise PydanticCustomError(
+                "alone", "belongs to image, which is missing", {"field": "upscale"}
+            )
+        for field in STRANGERS:
+            if getattr(self, field) is not None:
+                raise PydanticCustomError(
+                    "upscale", "has no part in upscale: leave it off", {"field": field}
+                )
+        if self.loras or self.num_images > 1:
+            raise PydanticCustomError(
+                "upscale",
+                "has no part in upscale: leave it off",
+                {"field": "loras" if self.loras else "num_images"},
+            )
+        return self
+
     def steps_to_draw(self) -> int:
-        """How many steps the first pass draws: all, or a source's share of them."""
+        """How many steps the first pass draws: all, or a source's share of them, or none."""
+        if self.upscale is not None:
+            return 0
         if self.image is None:
             return self.steps
         return drawn_steps(self.steps, self.drawing_strength())
@@ -291,6 +318,8 @@ class GenerateRequest(FromPicture, FromWords):
                 f"{model.clip_skip_max}",
                 details={"field": "clip_skip", "maximum": model.clip_skip_max},
             )
+        if self.upscale is not None:
+            self._check_upscaler("upscale", self.upscale.upscaler, (LANCZOS,), model)
         if len(self.loras) > model.max_loras:
             raise InvalidRequest(
                 f"loras has {len(self.loras)} items: at most {model.max_loras}",
@@ -318,14 +347,20 @@ class GenerateRequest(FromPicture, FromWords):
             ]
         return texts
 
-    def _check_second_pass(self, hires: Hires, model: ModelLimits) -> None:
-        offered = [*BUILT_IN, *(one.name for one in model.upscalers)]
-        if hires.upscaler not in offered:
+    @staticmethod
+    def _check_upscaler(
+        field: str, name: str, built_in: tuple[str, ...], model: ModelLimits
+    ) -> None:
+        offered = [*built_in, *(one.name for one in model.upscalers)]
+        if name not in offered:
             raise InvalidRequest(
-                "hires.upscaler: this worker has no upscaler of that name; it has "
+                f"{field}.upscaler: this worker has no upscaler of that name; it has "
                 + ", ".join(offered),
-                details={"field": "hires.upscaler", "allowed": offered},
+                details={"field": f"{field}.upscaler", "allowed": offered},
             )
+
+    def _check_second_pass(self, hires: Hires, model: ModelLimits) -> None:
+        self._check_upscaler("hires", hires.upscaler, BUILT_IN, model)
         size = self.size(model)
         larger = hires.size(size, model.multiple_of)
         if max(larger) > model.hires_max_side:
@@ -440,7 +475,7 @@ def parse_request(body: bytes | str) -> GenerateRequest:
         request = GenerateRequest.model_validate_json(body)
     except ValidationError as error:
         raise explain_validation(error.errors(include_url=False, include_context=True)) from None
-    if not request.prompt.strip():
+    if not request.prompt.strip() and request.upscale is None:
         raise InvalidPrompt(
             "prompt is blank: say what the picture shows", details={"field": "prompt"}
         )

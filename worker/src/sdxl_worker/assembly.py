@@ -16,6 +16,8 @@ import torch
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
+from sdxl_worker.auxiliary.provided import UPSCALER, find_upscalers
+from sdxl_worker.auxiliary.shelf import Shelf, onto
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
 from sdxl_worker.drawing.structure import Structure
@@ -56,6 +58,7 @@ class Assembly:
     structure: Structure
     pictures: PictureSource
     checker: Checker | None
+    shelf: Shelf
 
     def verify_full(self) -> None:
         """Compare every byte and attribute of the model with its start; seconds for a large one.
@@ -65,6 +68,7 @@ class Assembly:
         """
         self.patcher.verify_full()
         self.structure.verify_full()
+        self.shelf.verify_full()
 
 
 def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assembly:
@@ -102,7 +106,10 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         more_to_drop=patcher.drop_operands,
     )
     calls = _model_calls(settings, model, static)
-    drawer = Drawer(model, settings.images_per_batch, calls)
+    shelf = Shelf(
+        find_upscalers(settings.upscalers_dir), settings.auxiliary_bytes, onto(model.device)
+    )
+    drawer = Drawer(model, settings.images_per_batch, calls, shelf)
     if settings.warmup:
         _warm_up(settings, drawer, model, calls.static)
     cache = LoraCache(plan.loras if plan and plan.loras else settings.lora_cache_bytes)
@@ -123,6 +130,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         update={
             "lora_max_bytes": smallest,
             "image_max_bytes": min(model.limits.image_max_bytes, settings.image_max_bytes),
+            "upscalers": tuple(item.about for item in shelf.of_kind(UPSCALER)),
         }
     )
     return Assembly(
@@ -138,6 +146,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         structure=structure,
         pictures=PictureSource(fetcher, limits),
         checker=checker,
+        shelf=shelf,
     )
 
 

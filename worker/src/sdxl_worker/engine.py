@@ -316,6 +316,7 @@ class Engine:
             yield
         finally:
             ready.structure.verify()
+            ready.shelf.verify()
             run.structure_clean = True
 
     def _learn_speed(self, seconds: float) -> None:
@@ -332,6 +333,7 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             ready.cache.clear()
+            ready.shelf.clear()
             let_go(error)
             raise too_little_for(run.request, ready.limits, run.size(ready.limits)) from error
 

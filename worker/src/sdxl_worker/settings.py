@@ -102,6 +102,16 @@ class Settings(BaseSettings):
         default=32 * 2**20, gt=0, description="of a source or mask that a request draws from"
     )
 
+    upscalers_dir: Path | None = Field(
+        default=None, description="folder of upscalers (safetensors), named by file; unset: none"
+    )
+    auxiliary_bytes: int = Field(
+        default=6 * 2**30,
+        gt=0,
+        description="of upscalers and the like in memory, on a GPU its own; the least recently "
+        "used is let go",
+    )
+
     queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")
     same_lora_run_max: int = Field(
         default=1,

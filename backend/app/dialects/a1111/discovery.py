@@ -114,9 +114,14 @@ async def list_loras(owner: OwnerDep, services: ServicesDep) -> list[dict[str, A
 
 
 @router.get("/v1/upscalers")
-async def list_upscalers(caller: CallerDep) -> list[dict[str, Any]]:
-    """None, as A1111 names it."""
-    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
+async def list_upscalers(caller: CallerDep, services: ServicesDep) -> list[dict[str, Any]]:
+    """Lanczos, and what the worker's operator provided."""
+    limits = services.base_model.limits
+    provided = {one.name: one.scale for one in limits.upscalers} if limits else {}
+    return [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": scale}
+        for name, scale in {"None": 4, "Lanczos": 4, **provided}.items()
+    ]
 
 
 @router.get("/v1/latent-upscale-modes")
@@ -169,8 +174,7 @@ async def refresh(caller: CallerDep) -> None:
     """Nothing to do: lists are always read anew."""
 
 
-@router.post("/v1/extra-single-image", include_in_schema=False)
 @router.post("/v1/extra-batch-images", include_in_schema=False)
-async def upscale(caller: CallerDep) -> None:
-    """Say that there is no upscaler."""
-    raise NotFound("Upscaler not found: pictures cannot be enlarged here")
+async def upscale_several(caller: CallerDep) -> None:
+    """Say that it is one by one."""
+    raise NotFound("Pictures are enlarged one by one here: call extra-single-image")

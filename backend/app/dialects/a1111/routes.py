@@ -15,7 +15,7 @@ from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.infotext import infotext, png_texts, read_infotext
 from app.dialects.a1111.jobs import mark_of, progress, stop_all
 from app.dialects.a1111.samplers import shown
-from app.dialects.a1111.schemas import Img2ImgIn, Txt2ImgIn
+from app.dialects.a1111.schemas import ExtrasIn, Img2ImgIn, Txt2ImgIn
 from app.dialects.asking import (
     failure_of,
     fields_called,
@@ -44,6 +44,7 @@ _FIELDS = {
     "hires.prompt": "hr_prompt",
     "hires.negative_prompt": "hr_negative_prompt",
 }
+_EXTRAS_FIELDS = {"upscale.upscaler": "upscaler_1", "upscale.scale": "upscaling_resize"}
 router = APIRouter()
 
 
@@ -136,6 +137,26 @@ async def img2img(
         wish = asked.from_picture(source, mask)
         content, _ = await submit(services, caller, wish, mark=mark_of(caller))
     return await _answer(rights, content, asked)
+
+
+@router.post("/v1/extra-single-image", openapi_extra=json_body(ExtrasIn), response_model=None)
+async def extra_single_image(
+    request: Request, caller: CallerDep, services: ServicesDep, rights: RightsDep
+) -> Response:
+    """Enlarge a picture."""
+    with fields_called(_EXTRAS_FIELDS):
+        asked = read_as(ExtrasIn, await read_json(request))
+        asked.check_offered()
+        data = picture_of(asked.image, "image")
+        source = await kept_picture(services, caller, data, "image")
+        wish = asked.from_picture(source)
+        content, _ = await submit(services, caller, wish, mark=mark_of(caller))
+    content = await until_ended(rights, content)
+    failure = failure_of(content)
+    if failure is not None:
+        return as_a1111(failure)
+    [picture] = await read_images(services, content)
+    return JSONResponse({"html_info": "", "image": as_base64(picture)})
 
 
 @router.get("/v1/progress")

@@ -223,6 +223,45 @@ class Img2ImgIn(Txt2ImgIn):
         return read_as(GenerateIn, values)
 
 
+class ExtrasIn(BaseModel):
+    """`POST /extra-single-image`: one picture, enlarged."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    image: Any = None
+    resize_mode: Whole = 0
+    upscaling_resize: Number = 2.0
+    upscaler_1: Storable | None = "None"
+    upscaler_2: Storable | None = "None"
+    extras_upscaler_2_visibility: Number = 0.0
+    gfpgan_visibility: Number = 0.0
+    codeformer_visibility: Number = 0.0
+
+    def check_offered(self) -> None:
+        """Refuse what would change the picture and is not offered here.
+
+        Raises:
+            InvalidRequest: names the field.
+        """
+        for field in (
+            "resize_mode", "gfpgan_visibility", "codeformer_visibility",
+            "extras_upscaler_2_visibility",
+        ):  # fmt: skip
+            if getattr(self, field) not in _OFF:
+                raise _not_offered(field)
+
+    def from_picture(self, image: dict[str, Any]) -> GenerateIn:
+        """The same wish in the API's own words.
+
+        Raises:
+            InvalidRequest: a field is wrong.
+        """
+        name = "lanczos" if self.upscaler_1 in _OFF else _upscaler(self.upscaler_1)
+        scale = 2.0 if self.upscaling_resize is None else self.upscaling_resize
+        values = {"image": image, "upscale": {"upscaler": name, "scale": scale}}
+        return read_as(GenerateIn, values)
+
+
 def _upscaler(name: str | None) -> str:
     """Ours for A1111's name; those that it has from files keep theirs."""
     name = (name or "").strip()

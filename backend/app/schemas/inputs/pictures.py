@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.schemas.common import NUMBER, In, Prompt, Storable
-from sdxl_contract.drawing.hires import LATENT, Hires
+from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
+from sdxl_contract.drawing.upscaling import Upscale
 from sdxl_contract.limits import NAME_MAX_CHARS
 from sdxl_contract.pictures import Fit, Inpaint, MaskChannel, Outpaint
 
@@ -41,6 +42,14 @@ class HiresIn(Hires):
     )
 
 
+class UpscaleIn(Upscale):
+    """Enlarges `image` and draws nothing."""
+
+    upscaler: Annotated[Storable, Field(min_length=1, max_length=NAME_MAX_CHARS)] = Field(
+        default=LANCZOS, description="lanczos, or one that `GET /model` lists"
+    )
+
+
 class FromPictureIn(In):
     """What a content's request says of the picture that it starts from, and of a second pass."""
 
@@ -53,6 +62,9 @@ class FromPictureIn(In):
     inpaint: Inpaint | None = None
     outpaint: Outpaint | None = None
     hires: HiresIn | None = None
+    upscale: UpscaleIn | None = Field(
+        default=None, description="enlarges image and draws nothing; no prompt is needed"
+    )
     guidance_rescale: Rescale | None = Field(
         default=None, description="0 if unset; models with zero terminal SNR want about 0.7"
     )

@@ -163,6 +163,8 @@ def estimate(request: GenerateRequest, usual: float | None) -> float | None:
     """USD that `request` may cost where a picture of one pass costs `usual`."""
     if usual is None:
         return None
+    if request.upscale is not None:
+        return usual  # no more than a picture, mostly
     return usual * request.num_images * request.cost() / request.steps_to_draw()
 
 

@@ -30,7 +30,7 @@ from sdxl_contract.request import GenerateRequest, LoraRef, Scheduler, explain_v
 PARAMETERS = (
     "width", "height", "steps", "cfg", "seed", "num_images", "scheduler", "output_format",
     "strength", "fit", "inpaint", "outpaint", "guidance_rescale", "hires", "prompt_syntax",
-    "clip_skip",
+    "clip_skip", "upscale",
 )  # fmt: skip
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
 _NO_URL = "https://unsigned.invalid/lora.safetensors"
@@ -124,7 +124,7 @@ def given(asked: GenerateIn, avatar: Avatar | None) -> dict[str, Any]:
     """The parameters that the caller chose, and the avatar's sampler where they named none; what
     was left out stays open for the worker."""
     values = asked.model_dump(mode="json", include=set(PARAMETERS))
-    if avatar is not None and values["scheduler"] is None:
+    if avatar is not None and values["scheduler"] is None and asked.upscale is None:
         values["scheduler"] = avatar.scheduler
     if asked.hires is not None:
         values["hires"] = _second_pass(asked.hires, avatar)
@@ -150,7 +150,7 @@ def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
                 details={"field": "custom_prompt"},
             )
         field, prompt = "custom_prompt", asked.custom_prompt
-    if prompt is None and avatar is not None:
+    if prompt is None and (avatar is not None or asked.upscale is not None):
         return ""
     if prompt is None or not prompt.strip():
         raise InvalidPrompt(
@@ -170,8 +170,8 @@ def asked_of(content: Content) -> dict[str, Any]:
 
 
 def is_part_of_its_source(asked: Mapping[str, Any]) -> bool:
-    """Whether what is drawn is put back into a source, whose sides the picture then has."""
-    return (asked.get("inpaint") or {}).get("area") == Area.MASKED
+    """Whether the picture's sides are its source's, whole or a number of times."""
+    return bool(asked.get("upscale")) or (asked.get("inpaint") or {}).get("area") == Area.MASKED
 
 
 def asked_again(content: Content) -> dict[str, Any]:

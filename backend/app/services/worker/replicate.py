@@ -232,7 +232,7 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         raise LoraLoadFailed(
             "the fallback provider takes one LoRA at a time", details={"field": "loras"}
         )
-    for field in ("image", "guidance_rescale", "hires", "clip_skip", "prompt_syntax"):
+    for field in ("image", "guidance_rescale", "hires", "upscale", "clip_skip", "prompt_syntax"):
         if getattr(request, field) not in (None, 0.0, PromptSyntax.WEIGHTS):
             raise GenerationFailed(
                 f"the fallback provider does not take {field}", details={"field": field}

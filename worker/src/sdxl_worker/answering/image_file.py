@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
+from sdxl_contract.drawing.upscaling import Upscale
 from sdxl_contract.pictures import Area, Fill, Inpaint
 from sdxl_contract.prompts.words import PromptSyntax
 from sdxl_contract.request import GenerateRequest, OutputFormat
@@ -126,6 +127,12 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
         borders = request.outpaint.model_dump(exclude={"overlap"}, exclude_defaults=True)
         facts["Outpaint"] = ", ".join(f"{side} {width}" for side, width in borders.items())
     return facts
+
+
+def upscale_text(upscale: Upscale) -> str:
+    """What the file of an enlarged picture tells: that, and nothing of a drawing."""
+    name = _UPSCALERS.get(upscale.upscaler, upscale.upscaler)
+    return f"Postprocess upscale by: {upscale.scale:g}, Postprocess upscaler: {_quoted(name)}"
 
 
 def hires_facts(hires: Hires) -> dict[str, str]:

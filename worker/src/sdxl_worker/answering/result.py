@@ -23,7 +23,12 @@ from sdxl_contract.result import (
     ModelInfo,
     SafetyReport,
 )
-from sdxl_worker.answering.image_file import encode_image, parameters_text, picture_facts
+from sdxl_worker.answering.image_file import (
+    encode_image,
+    parameters_text,
+    picture_facts,
+    upscale_text,
+)
 from sdxl_worker.drawing.drawer import Drawn
 from sdxl_worker.run import Run
 
@@ -56,7 +61,9 @@ class Answer:
             encode_image(
                 one.image,
                 request.output_format,
-                parameters_text(
+                upscale_text(request.upscale)
+                if request.upscale is not None
+                else parameters_text(
                     prompt=request.prompt,
                     negative_prompt=request.negative_prompt,
                     steps=request.steps,

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sdxl_contract.drawing.hires import LATENT
+from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.prompts.words import Timeline
 from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
+from sdxl_worker.auxiliary.provided import UPSCALER
+from sdxl_worker.auxiliary.shelf import Shelf
+from sdxl_worker.auxiliary.upscaler_networks import Upscaler
+from sdxl_worker.auxiliary.upscaling import enlarge
 from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
 from sdxl_worker.drawing.denoising import Denoising
 from sdxl_worker.drawing.latents import from_image, to_image
@@ -56,12 +60,17 @@ class Drawer:
     """Draws on one loaded model. One caller at a time."""
 
     def __init__(
-        self, model: LoadedModel, images_per_batch: int = 1, calls: ModelCalls | None = None
+        self,
+        model: LoadedModel,
+        images_per_batch: int = 1,
+        calls: ModelCalls | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self._model = model
         self._own_scheduler = model.pipe.scheduler
         self._batch = images_per_batch
         self._calls = calls or ModelCalls(model.pipe)
+        self._shelf = shelf or Shelf((), 0)
         self._pace = Pace(model.device)
         self._counts: Counter[Count] = Counter()
         self._previews = Previews(model.pipe.vae)
@@ -98,6 +107,12 @@ class Drawer:
     def _draw(self, run: Run) -> list[Drawn]:
         request = run.request
         seeds = image_seeds(run.seed, request.num_images)
+        if request.upscale is not None:
+            assert run.canvas is not None
+            source, upscale = run.canvas.pixels, request.upscale
+            with run.phase(Phase.UPSCALE):
+                image = self._upscaled(run, source, upscale.size(source.size), upscale.upscaler)
+            return [Drawn(image, run.seed)]
         with run.phase(Phase.TEXT_ENCODE):
             passes = self._passes(run)
         run.check()
@@ -166,7 +181,14 @@ class Drawer:
             )
         # As bytes in between, like a picture that was saved and drawn over.
         image = self._decode(latents)
-        return self._encode(image.resize(size, Image.Resampling.LANCZOS))
+        return self._encode(self._upscaled(run, image, size, run.request.hires.upscaler))
+
+    def _upscaled(
+        self, run: Run, image: Image.Image, size: tuple[int, int], name: str
+    ) -> Image.Image:
+        """`image` at `size`, by Lanczos or by one of the operator's upscalers."""
+        network = None if name == LANCZOS else self._shelf.get(UPSCALER, name)
+        return enlarge(image, size, cast("Upscaler | None", network), self._model.device, run.check)
 
     def _encode(self, image: Image.Image) -> Tensor:
         """Latents (1, C, h, w), in the UNet's scale, of an RGB image.

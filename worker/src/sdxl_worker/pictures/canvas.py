@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFilter
 
 from sdxl_contract.errors import ImageLoadFailed
-from sdxl_contract.limits import ModelLimits
+from sdxl_contract.limits import UPSCALED_MAX_PIXELS, ModelLimits
 from sdxl_contract.pictures import Area, Fill, Fit, Inpaint, Outpaint
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.pictures.filling import filled
@@ -77,6 +77,15 @@ def make_canvas(
     Raises:
         ImageLoadFailed: the mask is empty, or the source too large or too small for what is asked.
     """
+    if request.upscale is not None:
+        width, height = request.upscale.size(source.size)
+        if width * height > UPSCALED_MAX_PIXELS:
+            raise ImageLoadFailed(
+                f"image is {source.width}x{source.height} px and would become {width}x{height}: "
+                f"at most {UPSCALED_MAX_PIXELS} pixels",
+                details={"field": "image", "reason": "too_large", "maximum": UPSCALED_MAX_PIXELS},
+            )
+        return Canvas(source)
     inpaint = request.inpaint or Inpaint()
     fill = inpaint.fill or Fill.ORIGINAL
     if request.outpaint is not None:

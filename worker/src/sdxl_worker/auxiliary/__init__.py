@@ -1,0 +1,1 @@
+"""Networks beside the model, from files that the operator provides."""
