@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from testkit.upscalers import compact, esrgan
+from testkit.auxiliary.upscalers import compact, esrgan
 
 
 @pytest.fixture(scope="session")

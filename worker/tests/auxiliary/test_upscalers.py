@@ -23,7 +23,7 @@ from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.auxiliary.upscaler_networks import NotAnUpscaler, build_upscaler
 from sdxl_worker.auxiliary.upscaling import enlarge
 from sdxl_worker.lora import ModelCorrupted
-from testkit.upscalers import Tensors, compact, esrgan
+from testkit.auxiliary.upscalers import Tensors, compact, esrgan
 from testkit.worker import (
     Borrowing,
     FileServer,

@@ -1,0 +1,1 @@
+"""The operator's networks, small and with random weights."""
