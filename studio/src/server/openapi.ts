@@ -1131,6 +1131,8 @@ export interface components {
             inpaint?: components["schemas"]["Inpaint"] | null;
             outpaint?: components["schemas"]["Outpaint"] | null;
             hires?: components["schemas"]["HiresIn"] | null;
+            /** @description enlarges image and draws nothing; no prompt is needed */
+            upscale?: components["schemas"]["UpscaleIn"] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -1695,6 +1697,8 @@ export interface components {
             inpaint?: components["schemas"]["Inpaint"] | null;
             outpaint?: components["schemas"]["Outpaint"] | null;
             hires?: components["schemas"]["HiresIn"] | null;
+            /** @description enlarges image and draws nothing; no prompt is needed */
+            upscale?: components["schemas"]["UpscaleIn"] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -2759,6 +2763,23 @@ export interface components {
              * Format: date-time
              */
             created_at: string;
+        };
+        /**
+         * UpscaleIn
+         * @description Enlarges `image` and draws nothing.
+         */
+        UpscaleIn: {
+            /**
+             * Upscaler
+             * @description lanczos, or one that `GET /model` lists
+             * @default lanczos
+             */
+            upscaler?: string;
+            /**
+             * Scale
+             * @default 2
+             */
+            scale?: number;
         };
         /**
          * UpscalerInfo
