@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import ipaddress
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import fal_client
 import fal_client.client
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import URL
 
 from app.dialects.fal.schemas import InputIn
-from app.models.base import utc_now
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
 from testkit.backend import Served, StartBackend, add_key, listening
+from testkit.certificates import own_certificate
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.doubles.webhook_receiver import receiving
 from testkit.lora_bytes import kohya_lora
@@ -37,28 +32,7 @@ QUEUE = f"/fal/queue/{APP}"
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of this computer's own address with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(utc_now() - timedelta(hours=1))
-        .not_valid_after(utc_now() + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("certificate") / "own.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return path
+    return own_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture

@@ -225,6 +225,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"num_inference_steps": 500}, "input.num_inference_steps", "at most 100"),
     ({"guidance_scale": 50}, "input.guidance_scale", "at most 20"),
     ({"scheduler": "PNDM"}, "input.scheduler", "K_EULER"),
+    ({"size": "large"}, "input.size", "1024x768"),
     ({"aspect_ratio": "7:1"}, "input.aspect_ratio", "16:9"),
     ({"refine": "base_image_refiner"}, "input.refine", "no_refiner"),
     ({"image": "https://example.com/x.png"}, "input.image", "/v1/images/edits"),
@@ -270,6 +271,9 @@ def test_prefer_says_how_long_to_wait() -> None:
 def test_ratios_follow_the_models_native_side() -> None:
     asked = InputIn(aspect_ratio="16:9").as_asked(512)
     assert (asked.width, asked.height) == (672, 384)
+    # As the AI SDK names it.
+    asked = InputIn(size="640x512").as_asked(512)
+    assert (asked.width, asked.height) == (640, 512)
 
 
 async def test_polling_counts_towards_no_rate(

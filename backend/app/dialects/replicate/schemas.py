@@ -67,6 +67,7 @@ class InputIn(BaseModel):
     width: Pixels | None = None
     height: Pixels | None = None
     aspect_ratio: str | None = None
+    size: Storable | None = None
     num_outputs: Count | None = None
     scheduler: Storable | None = None
     num_inference_steps: Steps | None = None
@@ -150,8 +151,15 @@ class InputIn(BaseModel):
         return name
 
     def _size(self, native_side: int) -> tuple[int | None, int | None]:
-        if self.aspect_ratio is None or self.width or self.height:
+        if self.width or self.height:
             return self.width, self.height
+        if self.size is not None:  # as the AI SDK names it
+            sides = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", self.size)
+            if sides is None:
+                raise _wrong("size", "must be WIDTHxHEIGHT, such as 1024x768")
+            return int(sides[1]), int(sides[2])
+        if self.aspect_ratio is None:
+            return None, None
         if self.aspect_ratio not in _RATIOS:
             raise _wrong("aspect_ratio", f"must be one of {', '.join(_RATIOS)}")
         width, height = _RATIOS[self.aspect_ratio]

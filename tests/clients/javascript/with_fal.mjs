@@ -1,0 +1,33 @@
+// `@fal-ai/client`, by its proxy: a request that is followed, one at once, an error.
+import { createFalClient } from '@fal-ai/client'
+import { failure, fetched, key, tag, tell, url, wanted } from './asked.mjs'
+
+const fal = createFalClient({
+  credentials: key,
+  proxyUrl: { url: `${url}/fal/proxy`, when: 'always' },
+})
+const app = 'fal-ai/fast-sdxl'
+const given = {
+  prompt: wanted.prompt,
+  seed: wanted.seed,
+  num_inference_steps: wanted.steps,
+  guidance_scale: wanted.cfg,
+  image_size: { width: wanted.width, height: wanted.height },
+  format: 'png',
+}
+const loras = [{ path: wanted.lora, scale: wanted.scale }]
+
+const states = []
+const subscribed = await fal.subscribe(app, {
+  input: { ...given, loras },
+  logs: true,
+  pollInterval: 100,
+  onQueueUpdate: (state) => states.push(state.status),
+})
+const atOnce = await fal.run(app, { input: { ...given, prompt: `${wanted.prompt} ${tag}` } })
+const picture = await fetched(subscribed.data.images[0].url)
+tell([picture, await fetched(atOnce.data.images[0].url)], {
+  seed: subscribed.data.seed,
+  states,
+  error: await failure(() => fal.run(app, { input: { ...given, image_size: 'huge' } })),
+})

@@ -1,0 +1,42 @@
+"""`fal-client`, by https as it insists on: a picture with a LoRA, queued and at once."""
+
+from __future__ import annotations
+
+import base64
+
+import fal_client
+from asked import LORAS, PROMPT, TAG, WANTED, fetched, tell
+
+APP = "fal-ai/fast-sdxl"
+given = {
+    "seed": WANTED["seed"],
+    "num_inference_steps": WANTED["steps"],
+    "guidance_scale": WANTED["cfg"],
+    "image_size": {"width": WANTED["width"], "height": WANTED["height"]},
+    "format": "png",
+}
+ours = [{"path": one["name"], "scale": one["scale"]} for one in LORAS]
+
+told: list[str] = []
+subscribed = fal_client.subscribe(
+    APP,
+    {"prompt": PROMPT, "loras": ours, **given},
+    with_logs=True,
+    on_queue_update=lambda state: told.append(type(state).__name__),
+)
+at_once = fal_client.run(APP, {"prompt": f"{PROMPT} {TAG}", "sync_mode": True, **given})
+picture = fetched(subscribed["images"][0]["url"])
+handle = fal_client.submit(APP, {"prompt": PROMPT, **given})
+handle.get()
+try:
+    fal_client.run(APP, {"prompt": PROMPT, "image_size": "huge"})
+    error = ""
+except fal_client.client.FalClientHTTPError as refused:
+    error = f"{refused.status_code} {refused.message}"
+tell(
+    [picture, base64.b64decode(at_once["images"][0]["url"].partition(",")[2])],
+    seed=subscribed["seed"],
+    states=told,
+    ended=type(handle.status()).__name__,
+    error=error,
+)
