@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import (
+from testkit.clients.stack import (
     CLIENTS_PYTHON,
     LORA_FILE,
     SCALE,
@@ -20,7 +20,7 @@ from tests.clients.conftest import (
     pixels_of,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.process]
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 
 ALONE = CLIENTS_PYTHON.parent.parent / "alone" / "bin"
 SERVERS = ("torch", "diffusers", "fastapi", "sqlalchemy", "app", "sdxl_worker", "sdxl_contract")

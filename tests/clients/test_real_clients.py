@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from testkit.certificates import by_tls, own_certificate
-from tests.clients.conftest import CLIENTS_PYTHON, HERE, LORA_FILE, SCALE, Drive, Stack, left_out
+from testkit.clients.certificates import by_tls, own_certificate
+from testkit.clients.stack import CLIENTS_PYTHON, HERE, LORA_FILE, SCALE, Drive, Stack, left_out
 
-pytestmark = [pytest.mark.slow, pytest.mark.process]
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

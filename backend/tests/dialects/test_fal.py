@@ -20,7 +20,7 @@ from app.dialects.fal.schemas import InputIn
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
 from testkit.backend import Served, StartBackend, add_key, listening
-from testkit.certificates import own_certificate
+from testkit.clients.certificates import own_certificate
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.doubles.webhook_receiver import receiving
 from testkit.lora_bytes import kohya_lora

@@ -1,0 +1,1 @@
+"""What tests of other services' clients share."""
