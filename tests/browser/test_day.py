@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from testkit.browser import OpenPage, Studio, Watch
 from testkit.lora_bytes import sd15_lora
@@ -147,7 +147,7 @@ def test_long_names_stay_in_their_cards_and_refusals_go_at_once(
     name = "a_very_long_name_" * 8
     page.locator("main input[type=file]").set_input_files(
         [
-            {"name": f"{name}{n}.safetensors", "mimeType": "", "buffer": sd15_lora()}
+            FilePayload(name=f"{name}{n}.safetensors", mimeType="", buffer=sd15_lora())
             for n in range(2)
         ]
     )

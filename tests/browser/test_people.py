@@ -123,6 +123,7 @@ def test_axe_finds_nothing_at_the_gate(keyed: Studio, open_page: OpenPage) -> No
 
 def test_axe_itself_would_complain(studio: Studio, open_page: OpenPage) -> None:
     page = open_page(studio.url)
+    expect(page.locator("main")).to_be_visible()
     page.evaluate("() => document.querySelector('main').append(document.createElement('button'))")
 
     with pytest.raises(AssertionError, match="button-name"):
