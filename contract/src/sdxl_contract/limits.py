@@ -25,6 +25,10 @@ UPSCALED_MAX_PIXELS = 2**24
 NAME_MAX_CHARS = 200
 # SDXL's smaller text encoder has 12 layers; one at least must be left.
 CLIP_SKIP_MAX = 11
+# Of a textual inversion. 75 vectors are a window; in float32 they are 614,400 bytes.
+MAX_EMBEDDINGS = 8
+EMBEDDING_MAX_VECTORS = 75
+EMBEDDING_MAX_BYTES = 2 * 2**20
 
 # Of a picture that a request starts from. A phone's photo has 12 to 25 million pixels.
 IMAGE_MAX_BYTES = 32 * 2**20

@@ -246,8 +246,10 @@ class GenerateRequest(FromPicture, FromWords):
 
         Raises:
             InvalidPrompt: a mark is malformed, there are too many, or the text names a LoRA.
+            InvalidRequest: no prompt has an embedding's token.
         """
         check_size([side for sides in self.timelines() for side in sides])
+        self.check_embeddings([text for _, text in self._texts()])
 
     def timelines(self) -> list[tuple[Timeline, Timeline]]:
         """The prompt's and the negative prompt's words over the steps of each pass.

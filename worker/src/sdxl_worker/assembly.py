@@ -20,9 +20,11 @@ from sdxl_worker.auxiliary.provided import UPSCALER, find_upscalers
 from sdxl_worker.auxiliary.shelf import Shelf, onto
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
+from sdxl_worker.drawing.prompts import token_widths
 from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher
+from sdxl_worker.fetching.embedding_source import EmbeddingSource
 from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.fetching.picture_source import PictureSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
@@ -57,6 +59,7 @@ class Assembly:
     gpu: str
     structure: Structure
     pictures: PictureSource
+    embeddings: EmbeddingSource
     checker: Checker | None
     shelf: Shelf
 
@@ -145,6 +148,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         gpu=gpu,
         structure=structure,
         pictures=PictureSource(fetcher, limits),
+        embeddings=EmbeddingSource(fetcher, token_widths(pipe)),
         checker=checker,
         shelf=shelf,
     )

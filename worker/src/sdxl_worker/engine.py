@@ -194,6 +194,7 @@ class Engine:
         with source.budget.share() as share:
             await proving.until(source.get_all(proving, share))
             await proving.until(self._ready.pictures.get(proving, share))
+            await proving.until(self._ready.embeddings.get_all(proving, share))
         # The run may have ended meanwhile, or been left.
         return self.submit(request)
 
@@ -213,6 +214,7 @@ class Engine:
             raise GenerationFailed("the image could not be generated: internal error") from error
         finally:
             run.loras.clear()  # a kept result needs no weights
+            run.embeddings.clear()
             run.canvas = None
             seconds = time.perf_counter() - run.started
             self.metrics.request_done(outcome, seconds)
@@ -230,6 +232,7 @@ class Engine:
             with self._memory_guard(run, ready):
                 # The picture first: it is small, and most often what is wrong.
                 run.canvas = await run.until(ready.pictures.get(run, share))
+                run.embeddings.extend(await run.until(ready.embeddings.get_all(run, share)))
                 run.loras.extend(await run.until(ready.source.get_all(run, share)))
             for lora in run.loras:
                 self.metrics.lora_cache.labels(lora.origin).inc()
@@ -340,4 +343,8 @@ class Engine:
 
 def same_files(one: GenerateRequest, other: GenerateRequest) -> bool:
     """Whether two requests fetch by the very same URLs, signatures included."""
-    return one.lora_refs() == other.lora_refs() and one.pictures() == other.pictures()
+    return (
+        one.lora_refs() == other.lora_refs()
+        and one.pictures() == other.pictures()
+        and one.embeddings == other.embeddings
+    )

@@ -36,6 +36,7 @@ from sdxl_contract.result import (
     QueuedEvent,
     Timings,
 )
+from sdxl_worker.embeddings import Embedding
 from sdxl_worker.lora import ParsedLora
 from sdxl_worker.pictures.canvas import Canvas
 from sdxl_worker.watching.timings import Stopwatch
@@ -78,6 +79,7 @@ class Run:
         id: the request's, or a new one.
         seed: of the first picture; random unless the request states one.
         loras: filled once they are fetched and parsed.
+        embeddings: of its words, once they are fetched and read.
         canvas: what is drawn over, once it is fetched; None: nothing.
         clean: whether the model's weights were restored and verified after this run.
         structure_clean: whether all else about the model was found as it was at start.
@@ -96,6 +98,7 @@ class Run:
         self.id = request.request_id or uuid.uuid4().hex
         self.seed = int.from_bytes(os.urandom(4), "big") if request.seed is None else request.seed
         self.loras: list[RunLora] = []
+        self.embeddings: list[Embedding] = []
         self.canvas: Canvas | None = None
         self.clean = False
         self.structure_clean = False

@@ -232,8 +232,10 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         raise LoraLoadFailed(
             "the fallback provider takes one LoRA at a time", details={"field": "loras"}
         )
-    for field in ("image", "guidance_rescale", "hires", "upscale", "clip_skip", "prompt_syntax"):
-        if getattr(request, field) not in (None, 0.0, PromptSyntax.WEIGHTS):
+    for field in (
+        "image", "guidance_rescale", "hires", "upscale", "clip_skip", "prompt_syntax", "embeddings",
+    ):  # fmt: skip
+        if getattr(request, field) not in (None, 0.0, [], PromptSyntax.WEIGHTS):
             raise GenerationFailed(
                 f"the fallback provider does not take {field}", details={"field": field}
             )

@@ -6,15 +6,16 @@ Must not know: tokens, encoders, how a file is fetched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sdxl_contract import limits
-from sdxl_contract.errors import InvalidPrompt
-from sdxl_contract.fields import NullIsLeftOut
+from sdxl_contract.errors import InvalidPrompt, InvalidRequest
+from sdxl_contract.fields import NullIsLeftOut, known_sha256
 from sdxl_contract.prompts.marks import Marked
 from sdxl_contract.prompts.weights import Fragment, parse_weights
 
@@ -124,6 +125,22 @@ def _too_much(field: str, what: str, most: int) -> InvalidPrompt:
     )
 
 
+class EmbeddingRef(NullIsLeftOut):
+    """A textual inversion: where to fetch it, and the word that stands for it in prompts."""
+
+    url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
+    token: str = Field(
+        min_length=1,
+        max_length=64,
+        # No blank, and no sign that means something in a prompt.
+        pattern=r"^\w(?:[\w.+-]*\w)?$",
+        description="a word of the prompt, whatever its case",
+    )
+    sha256: str | None = Field(default=None, description="what the file must be")
+
+    _sha256 = field_validator("sha256")(known_sha256)
+
+
 class FromWords(NullIsLeftOut):
     """A request's words, and how they are read."""
 
@@ -141,3 +158,33 @@ class FromWords(NullIsLeftOut):
         description="layers of both text encoders left out for the prompt, beyond the last one, "
         "which SDXL leaves out anyway",
     )
+    embeddings: list[EmbeddingRef] = Field(
+        default_factory=list,
+        max_length=limits.MAX_EMBEDDINGS,
+        description="textual inversions: safetensors files with clip_l and clip_g",
+    )
+
+    @field_validator("embeddings")
+    @classmethod
+    def _named_apart(cls, embeddings: list[EmbeddingRef]) -> list[EmbeddingRef]:
+        if len({one.token.casefold() for one in embeddings}) < len(embeddings):
+            raise ValueError("two of them have the same token")
+        return embeddings
+
+    def check_embeddings(self, texts: Sequence[str]) -> None:
+        """Refuse an embedding that none of `texts` names: it would be left out in silence.
+
+        Raises:
+            InvalidRequest: there is one.
+        """
+        for number, one in enumerate(self.embeddings):
+            if not any(names(one.token, text) for text in texts):
+                field = f"embeddings[{number}].token"
+                raise InvalidRequest(
+                    f"{field}: {one.token!r} stands in no prompt", details={"field": field}
+                )
+
+
+def names(token: str, text: str) -> bool:
+    """Whether `text` has `token` as a word of its own."""
+    return re.search(rf"(?<!\w){re.escape(token)}(?!\w)", text, re.IGNORECASE) is not None

@@ -20,6 +20,7 @@ from sdxl_contract.prompts.words import PromptSyntax
 from sdxl_contract.request import GenerateRequest, OutputFormat
 from sdxl_contract.result import LoraReport
 from sdxl_worker.answering.png import encode_png
+from sdxl_worker.embeddings import Embedding
 
 _JPEG_QUALITY = 92
 _WEBP_QUALITY = 90
@@ -153,6 +154,13 @@ def hires_facts(hires: Hires) -> dict[str, str]:
     if hires.negative_prompt is not None:
         facts["Hires negative prompt"] = _printable(hires.negative_prompt)
     return facts
+
+
+def embedding_facts(embeddings: Sequence[Embedding]) -> dict[str, str]:
+    """The hashes of textual inversions, by A1111's name for them."""
+    if not embeddings:
+        return {}
+    return {"TI hashes": ", ".join(f"{one.token}: {one.sha256[:12]}" for one in embeddings)}
 
 
 def _printable(text: str) -> str:

@@ -24,6 +24,7 @@ from sdxl_contract.result import (
     SafetyReport,
 )
 from sdxl_worker.answering.image_file import (
+    embedding_facts,
     encode_image,
     parameters_text,
     picture_facts,
@@ -73,7 +74,7 @@ class Answer:
                     size=canvas.size if canvas else one.first_size or one.image.size,
                     base_model=self.base_model,
                     loras=self.reports,
-                    more=picture_facts(request),
+                    more=picture_facts(request) | embedding_facts(self.run.embeddings),
                 ),
                 # What is answered is signed by whoever stores it; an upload is past all that.
                 says_made=bool(request.places()),

@@ -18,7 +18,6 @@ from torch import Tensor
 from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.prompts.words import Timeline
-from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import Phase
 from sdxl_worker.auxiliary.provided import UPSCALER
 from sdxl_worker.auxiliary.shelf import Shelf
@@ -96,6 +95,7 @@ class Drawer:
 
         Raises:
             GenerationFailed: the latents or the picture are not finite.
+            InvalidPrompt: embeddings make the prompts too long.
         """
         self._calls.begin()
         try:
@@ -149,7 +149,7 @@ class Drawer:
         """What is drawn one after the other, each with the text encoded."""
         request, limits = run.request, self._model.limits
         timelines = request.timelines()
-        told = self._told(request, timelines[0])
+        told = self._told(run, timelines[0])
         first = first_pass(request, run.size(limits), told)
         hires = request.hires
         if hires is None:
@@ -158,14 +158,17 @@ class Drawer:
         if again == [side.texts for side in timelines[0]] and len(set(map(id, told))) == 1:
             told = told[:1] * hires.drawn_steps(request.steps)
         else:
-            told = self._told(request, timelines[1])
+            told = self._told(run, timelines[1])
         return [first, second_pass(request, hires, first, limits.multiple_of, told)]
 
-    def _told(
-        self, request: GenerateRequest, sides: tuple[Timeline, Timeline]
-    ) -> list[Conditioning]:
-        skip = request.clip_skip or 0
-        return encode_words(self._model.pipe, sides, self._calls.encode_text, skip)
+    def _told(self, run: Run, sides: tuple[Timeline, Timeline]) -> list[Conditioning]:
+        """The conditioning of each step.
+
+        Raises:
+            InvalidPrompt: the run's embeddings make its prompts too long.
+        """
+        skip, encode = run.request.clip_skip or 0, self._calls.encode_text
+        return encode_words(self._model.pipe, sides, encode, skip, run.embeddings)
 
     def _enlarged(self, run: Run, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """One picture's latents (1, C, h, w) for a pass of `size` px.

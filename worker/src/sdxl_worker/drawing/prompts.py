@@ -24,10 +24,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdxl_contract.errors import InvalidPrompt
 from sdxl_contract.prompts.weights import Fragment
 from sdxl_contract.prompts.words import PromptSyntax, Timeline, Words, read_words
+from sdxl_worker.embeddings import Embedding, Vocabulary
 
 _WINDOW = 75
+# Over all texts of a request with embeddings, of which one word may be a whole window.
+_WINDOWS_MAX = 320
 
 # Token ids with their weights, in order.
 _Tokens = list[tuple[int, float]]
@@ -73,6 +77,7 @@ def encode_words(
     sides: tuple[Timeline, Timeline],
     encode: EncodeText | None = None,
     skip: int = 0,
+    embeddings: Sequence[Embedding] = (),
 ) -> list[Conditioning]:
     """The conditioning of each step for classifier-free guidance: the same object while the words
     stay. All are of the same length, on both sides.
@@ -84,19 +89,35 @@ def encode_words(
         encode: how encoder 1 or 2 is called; as it is unless given.
         skip: layers left out beyond the last one: diffusers' `clip_skip`, which leaves the
             negative side alone.
+        embeddings: words of their own, in any of the texts.
+
+    Raises:
+        InvalidPrompt: the embeddings make the texts too long.
     """
+    vocabulary = Vocabulary(embeddings)
     encoders = (
-        _Encoder(1, pipe.text_encoder, pipe.tokenizer, encode),
-        _Encoder(2, pipe.text_encoder_2, pipe.tokenizer_2, encode),
+        _Encoder(1, pipe.text_encoder, pipe.tokenizer, encode, vocabulary),
+        _Encoder(2, pipe.text_encoder_2, pipe.tokenizer_2, encode, vocabulary),
     )
     split = [
         [[encoder.windows(words) for encoder in encoders] for words in side.texts] for side in sides
     ]
     count = max(len(windows) for side in split for text in side for windows in text)
-    prompts, negatives = (
-        [_encode(encoders, text, count, pipe.unet.dtype, layers) for text in side]
-        for side, layers in zip(split, (skip, 0), strict=True)
-    )
+    if embeddings and count * sum(map(len, split)) > _WINDOWS_MAX:
+        raise InvalidPrompt(
+            f"prompt: with its embeddings it becomes too long: at most {_WINDOWS_MAX} windows of "
+            f"{_WINDOW} tokens, both prompts together",
+            details={"field": "prompt", "maximum": _WINDOWS_MAX},
+        )
+    ids = [
+        encoder.place(texts) for encoder, texts in zip(encoders, _by_encoder(split), strict=True)
+    ]
+    models = (pipe.text_encoder, pipe.text_encoder_2)
+    with vocabulary.put_in(list(zip(models, ids, strict=True))):
+        prompts, negatives = (
+            [_encode(encoders, text, count, pipe.unet.dtype, layers) for text in side]
+            for side, layers in zip(split, (skip, 0), strict=True)
+        )
     if pipe.config.force_zeros_for_empty_prompt:
         for number, words in enumerate(sides[1].texts):
             if not words.text:
@@ -106,6 +127,22 @@ def encode_words(
     for one, other in steps:
         found.setdefault((one, other), Conditioning(*prompts[one], *negatives[other]))
     return [found[step] for step in steps]
+
+
+def token_widths(pipe: Any) -> tuple[int, int]:
+    """Of both text encoders' token embeddings."""
+    first, second = (
+        int(encoder.get_input_embeddings().weight.shape[1])
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2)
+    )
+    return first, second
+
+
+def _by_encoder(split: list[list[list[list[_Tokens]]]]) -> list[list[_Tokens]]:
+    """The windows of all texts of both sides, for each encoder."""
+    return [
+        [window for side in split for text in side for window in text[which]] for which in (0, 1)
+    ]
 
 
 def conditioning_at_calls(
@@ -140,8 +177,17 @@ def _encode(
 class _Encoder:
     """One text encoder with its tokenizer."""
 
-    def __init__(self, number: int, model: Any, tokenizer: Any, encode: EncodeText | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        model: Any,
+        tokenizer: Any,
+        encode: EncodeText | None,
+        vocabulary: Vocabulary,
+    ) -> None:
         self._number = number
+        self._vocabulary = vocabulary
+        self._ids: dict[int, int] = {}
         self._encode = encode
         self._model = model
         self._tokenizer = tokenizer
@@ -154,9 +200,8 @@ class _Encoder:
         tokens = [
             (token, fragment.weight)
             for fragment in fragments
-            for token in self._tokenizer(
-                fragment.text, add_special_tokens=False, truncation=False, verbose=False
-            )["input_ids"]
+            for part in self._vocabulary.parts(fragment.text)
+            for token in (part if isinstance(part, range) else self._tokens(part))
         ]
         pieces = []
         while len(tokens) > _WINDOW:
@@ -165,10 +210,23 @@ class _Encoder:
             tokens = tokens[cut:]
         return [*pieces, tokens]
 
+    def _tokens(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(
+            text, add_special_tokens=False, truncation=False, verbose=False
+        )["input_ids"]
+        return found
+
+    def place(self, windows: list[_Tokens]) -> dict[int, int]:
+        """Choose ids for the embeddings' vectors that none of all `windows` uses; number → id."""
+        self._ids = self._vocabulary.ids({t for one in windows for t, _ in one}, self._tokenizer)
+        return self._ids
+
     def encode(self, windows: list[_Tokens], skip: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings (1, 77·n, C) of n windows, weighted, and the first window's pooled (1, P)."""
         weighted = any(weight != 1.0 for window in windows for _, weight in window)
-        rows = [self._padded([token for token, _ in window]) for window in windows]
+        rows = [
+            self._padded([self._ids.get(token, token) for token, _ in window]) for window in windows
+        ]
         hidden, output = self._run(rows, skip)
         if weighted:
             hidden = self._weigh(hidden, windows, skip)
