@@ -109,6 +109,10 @@ bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and 
 bench-marking: $(INSTALLED) ## A signed manifest: milliseconds and bytes a picture
 	@$(PY) -m benchmarks.bench_marking --json benchmarks/results/marking.json
 
+.PHONY: bench-watermark
+bench-watermark: $(INSTALLED) ## What the watermark outlives, and how often it is found where there is none
+	@$(PY) -m benchmarks.bench_watermark --json benchmarks/results/watermark.json
+
 .PHONY: bench-replays
 bench-replays: $(INSTALLED) ## Fifty pictures, each drawn again from its own file and compared
 	@$(PY) -m benchmarks.bench_replays --json benchmarks/results/replays.json

@@ -64,7 +64,7 @@ from app.services.inputs.images import InputImageService
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.forbidden_words import ForbiddenWords
-from app.services.marking.marking import Marking
+from app.services.marking.marking import Marking, watermark_of
 from app.services.marking.replaying import ReplayService
 from app.services.marking.takedowns import TakedownService
 from app.services.marking.verifying import FILE_MAX_BYTES
@@ -230,6 +230,7 @@ async def _start(
             forbidden=await asyncio.to_thread(
                 ForbiddenWords.from_file, settings.prompt_blocklist_file
             ),
+            watermark=watermark_of(settings),
         )
         on_end = metrics.on_end(waiters.announce)
         marking = await asyncio.to_thread(Marking.from_settings, settings, __version__)

@@ -194,6 +194,14 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
     return caller
 
 
+async def known_caller(request: Request, services: Services) -> Caller | None:
+    """Who asks where nobody has to say so; None for a stranger, and for another site's page."""
+    caller = await find_caller(request, services)
+    if caller is not None or is_foreign_page(request.headers, services.settings.base_url):
+        return caller
+    return None if await is_key_required(services.database) else Caller(LOCAL_OWNER)
+
+
 CallerDep = Annotated[Caller, Depends(get_caller)]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from app.api.content_out import content_out
-from app.api.deps import CallerDep, OwnerDep, ServicesDep
+from app.api.deps import CallerDep, OwnerDep, ServicesDep, known_caller
 from app.core.rates import Rate
 from app.schemas.content import ContentOut
 from app.schemas.marking import ComparisonOut, VerificationOut
@@ -37,10 +37,18 @@ async def verify_picture(
     request: Request,
     services: ServicesDep,
 ) -> VerificationOut:
-    """Read a picture's marks. The file is not kept."""
+    """Read a picture's marks. The file is not kept.
+
+    With an API key the answer also names the caller's own contents with the same watermark.
+    """
     _rate.take(request.client.host if request.client else "")
     report = await verify(await _read(file), services.marking.roots)
-    return VerificationOut(**report, **_judged(report))
+    watermark = None
+    if report["watermark"] is not None:
+        caller = await known_caller(request, services)
+        owner = None if caller is None else caller.owner
+        watermark = await services.replays.carriers(report["watermark"], owner)
+    return VerificationOut(**{**report, "watermark": watermark}, **_judged(report, watermark))
 
 
 @replay_router.post("", status_code=202)
@@ -83,7 +91,7 @@ async def _read(file: UploadFile) -> bytes:
     return picture
 
 
-def _judged(report: dict[str, Any]) -> dict[str, Any]:
+def _judged(report: dict[str, Any], watermark: dict[str, Any] | None) -> dict[str, Any]:
     manifest = report["manifest"]
     promised = (manifest or {}).get("facts") or {}
     known = report.get("unsigned_sha256")
@@ -92,6 +100,10 @@ def _judged(report: dict[str, Any]) -> dict[str, Any]:
         matches = known == promised["unsigned_sha256"]
     if manifest is None:
         summary = "This picture carries no signed manifest: it never had one, or lost it."
+        if watermark is not None:
+            summary += " Its pixels carry the watermark of a picture that a model made" + (
+                " on this server." if watermark["is_known"] else ": this server has none like it."
+            )
     elif manifest["state"] == "invalid":
         summary = "This picture, or what it says of itself, was changed after it was signed."
     else:

@@ -222,6 +222,12 @@ class Settings(BaseSettings):
         description="PEM of more roots whose signatures verification calls trusted",
     )
 
+    watermark: Literal["off", "spread"] = Field(
+        default="off",
+        description="spread: 32 bits in the pixels of every picture, which outlive what removes a "
+        "manifest; off: pixels stay as they were drawn",
+    )
+
     prompt_blocklist_file: Path | None = Field(
         default=None,
         description="words and phrases that no prompt may have, one a line; unset: none",

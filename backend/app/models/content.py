@@ -97,6 +97,8 @@ class Content(Base):
     # parameters were all chosen at acceptance.
     asked: Mapped[Json | None]
     loras: Mapped[JsonList]  # as asked for: lora_model_id, name, sha256, scale
+    # What goes into its pictures' pixels: see marking.watermark.methods.Mark
+    watermark: Mapped[str | None]
     idempotency_key: Mapped[str | None]
     request_sha256: Mapped[str]
     cancel_requested_at: Mapped[Moment | None]

@@ -20,6 +20,11 @@ class Image(Base):
         UniqueConstraint("thumbnail_key"),
         Index("ix_content_piece_sha256", "sha256"),
         Index(
+            "ix_content_piece_watermark",
+            "watermark",
+            postgresql_where=text("watermark IS NOT NULL"),
+        ),
+        Index(
             "ix_content_piece_starred",
             "generation_id",
             postgresql_where=text("starred_at IS NOT NULL"),
@@ -42,6 +47,7 @@ class Image(Base):
     sha256: Mapped[str]  # before it was signed: what the same request always gives
     file_sha256: Mapped[str | None]  # of the stored file; None: the same
     likeness: Mapped[int | None] = mapped_column(BigInteger)  # see marking.likeness
+    watermark: Mapped[str | None]  # in its pixels: see marking.watermark.methods.Mark
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
     starred_at: Mapped[Moment | None]

@@ -1,4 +1,4 @@
-"""SQL of takedowns, over all owners."""
+"""SQL over all owners: takedowns, records, and whose picture has a watermark."""
 
 from __future__ import annotations
 
@@ -127,6 +127,19 @@ class TakedownRepository:
         content = (Takedown.kind == "content") & (Takedown.value == content_id)
         picture = (Takedown.kind == "picture") & (Takedown.value == sha256)
         return bool(await self._session.scalar(select(exists().where(content | picture))))
+
+    async def carriers(self, mark: str, most: int) -> Sequence[tuple[uuid.UUID, str]]:
+        """Ids and owners of the newest contents with a picture that has this watermark."""
+        rows = await self._session.execute(
+            select(Content.id, Content.owner)
+            .join(Image, Image.generation_id == Content.id)
+            .where(
+                Image.watermark == mark, Image.deleted_at.is_(None), Content.deleted_at.is_(None)
+            )
+            .order_by(Image.created_at.desc())
+            .limit(most)
+        )
+        return [(content_id, owner) for content_id, owner in rows]
 
     def add(self, takedown: Takedown) -> None:
         """Keep the record."""

@@ -33,6 +33,21 @@ class ManifestOut(BaseModel):
         default=False,
         description="whether the receipt is as it was signed, also where the picture was changed",
     )
+    signed_by_a_stranger: bool = Field(
+        default=False, description="whether this server does not trust the signer"
+    )
+
+
+class WatermarkOut(BaseModel):
+    """A mark in the pixels, which outlives what removes a manifest; anybody could write one."""
+
+    method: str
+    payload: str = Field(description="32 bits, as 8 hexadecimal digits")
+    is_known: bool = Field(description="a picture that this server drew and still has carries it")
+    contents: list[uuid.UUID] = Field(
+        description="those of the caller's contents that have such a picture, the newest first; "
+        "empty without a key: what others drew is told to nobody"
+    )
 
 
 class VerificationOut(BaseModel):
@@ -50,6 +65,7 @@ class VerificationOut(BaseModel):
         description="whether the file without its manifest is, byte for byte, the one that the "
         "manifest names; null where that cannot be told"
     )
+    watermark: WatermarkOut | None = Field(description="null: none can be found")
     parameters: str | None = Field(
         description="the text that a PNG carries, unsigned: anyone can change it"
     )

@@ -136,6 +136,7 @@ class Verification(_Answer):
     unsigned_sha256: str | None = None
     manifest: dict[str, Any] | None = None
     matches_receipt: bool | None = None
+    watermark: dict[str, Any] | None = None
     parameters: str | None = None
     summary: str
 

@@ -837,6 +837,8 @@ export interface paths {
         /**
          * Verify Picture
          * @description Read a picture's marks. The file is not kept.
+         *
+         *     With an API key the answer also names the caller's own contents with the same watermark.
          */
         post: operations["verify_picture_api_v1_verify_post"];
         delete?: never;
@@ -2156,6 +2158,12 @@ export interface components {
              * @default false
              */
             receipt_is_signed?: boolean;
+            /**
+             * Signed By A Stranger
+             * @description whether this server does not trust the signer
+             * @default false
+             */
+            signed_by_a_stranger?: boolean;
         };
         /**
          * MaskChannel
@@ -2863,6 +2871,8 @@ export interface components {
              * @description whether the file without its manifest is, byte for byte, the one that the manifest names; null where that cannot be told
              */
             matches_receipt: boolean | null;
+            /** @description null: none can be found */
+            watermark: components["schemas"]["WatermarkOut"] | null;
             /**
              * Parameters
              * @description the text that a PNG carries, unsigned: anyone can change it
@@ -2886,6 +2896,29 @@ export interface components {
             reason: string;
             /** Message */
             message: string;
+        };
+        /**
+         * WatermarkOut
+         * @description A mark in the pixels, which outlives what removes a manifest; anybody could write one.
+         */
+        WatermarkOut: {
+            /** Method */
+            method: string;
+            /**
+             * Payload
+             * @description 32 bits, as 8 hexadecimal digits
+             */
+            payload: string;
+            /**
+             * Is Known
+             * @description a picture that this server drew and still has carries it
+             */
+            is_known: boolean;
+            /**
+             * Contents
+             * @description those of the caller's contents that have such a picture, the newest first; empty without a key: what others drew is told to nobody
+             */
+            contents: string[];
         };
         /**
          * WebhookIn

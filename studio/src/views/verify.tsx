@@ -120,8 +120,19 @@ function Report({ report }: { report: Verification }) {
           </div>
         ))}
       </dl>
+      {report.watermark && <WatermarkFound watermark={report.watermark} />}
       {report.parameters && !manifest && <p>{t('verify.textOnly')}</p>}
     </section>
+  );
+}
+
+function WatermarkFound({ watermark }: { watermark: NonNullable<Verification['watermark']> }) {
+  const kind = watermark.is_known ? 'Known' : 'Other';
+  return (
+    <p>
+      {t(`verify.watermark${kind}`, { payload: watermark.payload })}{' '}
+      {watermark.contents[0] && <a href={`#/content/${watermark.contents[0]}`}>{t('verify.watermarkShow')}</a>}
+    </p>
   );
 }
 

@@ -12,7 +12,8 @@ import contextlib
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ class ContentService(ContentReading):
         deadline_s: float,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_MAX + 1),
         forbidden: ForbiddenWords = ForbiddenWords(),  # noqa: B008  # it never changes
+        watermark: str | None = None,
     ) -> None:
         super().__init__(database, waiters)
         self._storage = storage
@@ -79,6 +81,7 @@ class ContentService(ContentReading):
         self._deadline_s = deadline_s
         self._draw_seed = draw_seed
         self._forbidden = forbidden
+        self._watermark = watermark
         self.queue: JobQueue | None = None  # set once both are there: the queue runs contents
 
     async def accept(
@@ -88,13 +91,13 @@ class ContentService(ContentReading):
         idempotency_key: str | None = None,
         allowance: Allowance = UNLIMITED,
         beside: Beside | None = None,
-        lora_names: Mapping[uuid.UUID, str] | None = None,
+        adjust: Callable[[Content], None] = lambda _: None,
     ) -> Accepted:
         """Hold `asked` against every limit, and put it in the queue.
 
         Args:
             beside: writes what belongs to a new content, in the same transaction.
-            lora_names: under which LoRAs are written into the picture, where not their own.
+            adjust: changes a new content before it is kept.
 
         Raises:
             InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
@@ -103,9 +106,7 @@ class ContentService(ContentReading):
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
         with span("content.accept"):
-            return await self._accept(
-                owner, asked, idempotency_key, allowance, beside, lora_names or {}
-            )
+            return await self._accept(owner, asked, idempotency_key, allowance, beside, adjust)
 
     async def _accept(
         self,
@@ -114,7 +115,7 @@ class ContentService(ContentReading):
         idempotency_key: str | None,
         allowance: Allowance,
         beside: Beside | None,
-        lora_names: Mapping[uuid.UUID, str],
+        adjust: Callable[[Content], None],
     ) -> Accepted:
         digest = digest_of(asked)
         if idempotency_key is not None:
@@ -123,8 +124,7 @@ class ContentService(ContentReading):
                 return Accepted(earlier, is_new=False)
         draft = await self._draft(owner, asked)
         content = draft.content(None, digest, idempotency_key)
-        for lora in content.loras:
-            lora["name"] = lora_names.get(uuid.UUID(lora["lora_model_id"]), lora["name"])
+        adjust(content)
         try:
             async with self._admitted(owner, allowance, 1, draft.estimated_usd) as connection:
                 await self._add(connection, owner, content)
@@ -145,7 +145,7 @@ class ContentService(ContentReading):
             self._database, owner, asked, self._base_model, self._deadline_s, self._draw_seed
         )
         self._forbidden.check_request(draft.request)
-        return draft
+        return replace(draft, watermark=self._watermark)
 
     async def accept_batch(
         self,
@@ -293,6 +293,7 @@ class ContentService(ContentReading):
                 asked=asked,
                 deadline_at=now + timedelta(seconds=self._deadline_s),
                 loras=[dict(lora) for lora in old.loras],
+                watermark=old.watermark,
                 request_sha256=old.request_sha256,
                 estimated_usd=estimate(request, usual),
                 created_at=now,

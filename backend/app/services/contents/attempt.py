@@ -221,8 +221,9 @@ class Drawing:
         images: list[Image] = []
         kept: bool | None = False
         try:
-            for position, data in enumerate(outcome.images):
-                images.append(image_row(content, outcome.result, position, data))
+            for position, drawn in enumerate(outcome.images):
+                data, mark = await self._marking.watermarked(content, drawn)
+                images.append(image_row(content, outcome.result, position, data, mark))
                 await store(
                     self._storage,
                     images[-1],

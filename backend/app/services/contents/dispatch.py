@@ -208,6 +208,7 @@ def record_of(
             {
                 "sha256": image.sha256,
                 "file_sha256": image.file_sha256,
+                "watermark": image.watermark,
                 "likeness": None if image.likeness is None else as_hex(image.likeness),
                 "seed": image.seed,
             }

@@ -70,6 +70,7 @@ class Draft:
     loras: list[tuple[LoraModel, float]]
     draw_seed: Callable[[], int]
     estimated_usd: float | None
+    watermark: str | None = None
 
     def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Content:
         """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
@@ -102,6 +103,7 @@ class Draft:
                 }
                 for lora, scale in self.loras
             ],
+            watermark=self.watermark,
             idempotency_key=idempotency_key,
             request_sha256=digest,
             estimated_usd=self.estimated_usd,

@@ -104,8 +104,10 @@ def _folder(content: Content) -> str:
     return f"owners/{content.owner}/images/{content.id}"
 
 
-def image_row(content: Content, result: GenerateResult, position: int, data: bytes) -> Image:
-    """The row of one picture."""
+def image_row(
+    content: Content, result: GenerateResult, position: int, data: bytes, watermark: str | None
+) -> Image:
+    """The row of one picture, whose file is `data`, with what is in its pixels."""
     seeds = [image.seed for image in result.images] or result.metadata.seeds
     first = result.metadata.seed_used
     width, height = result.image_size
@@ -121,6 +123,7 @@ def image_row(content: Content, result: GenerateResult, position: int, data: byt
         width=width,
         height=height,
         sha256=hashlib.sha256(data).hexdigest(),
+        watermark=watermark,
         size_bytes=len(data),
         media_type=media_type,
         created_at=utc_now(),

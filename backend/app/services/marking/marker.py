@@ -50,12 +50,14 @@ class Facts:
         receipt: what is needed to draw it again: model, prompt, seed, LoRAs by hash and scale.
         when: ISO 8601, UTC.
         is_edit: whether somebody's picture went into it.
+        watermark: the method and the bits that are in its pixels: `spread-1:0123abcd`.
     """
 
     unsigned_sha256: str
     receipt: dict[str, Any]
     when: str
     is_edit: bool = False
+    watermark: str | None = None
     software: dict[str, str] = field(default_factory=dict)
 
 
@@ -138,14 +140,22 @@ class Marker:
         }
         if facts.software:
             action["parameters"] = {"software": facts.software}
+        actions, soft_binding = [action], []
+        if facts.watermark is not None:
+            method, _, bits = facts.watermark.partition(":")
+            actions.append({"action": "c2pa.watermarked.bound", "when": facts.when})
+            block = {"scope": {}, "value": bits}
+            data = {"alg": f"org.modal-sdxl-lora.{method}", "blocks": [block]}
+            soft_binding.append({"label": "c2pa.soft-binding", "data": data})
         return {
             "claim_generator_info": [agent],
             "format": media_type,
             "assertions": [
-                {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
+                {"label": "c2pa.actions.v2", "data": {"actions": actions}},
                 {
                     "label": FACTS_LABEL,
                     "data": {"unsigned_sha256": facts.unsigned_sha256} | facts.receipt,
                 },
+                *soft_binding,
             ],
         }

@@ -1,7 +1,7 @@
 """Marks what leaves the backend: each picture and thumbnail of a content, with its receipt.
 
-Duty: a content, the worker's result and a picture → the signed file. Which key signs is decided
-once, at start. Must not know: storage, HTTP.
+Duty: a content, the worker's result and a picture → the file with its watermark, then signed. Which
+key signs is decided once, at start. Must not know: storage, HTTP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from app.services.marking.keys import (
     development_identity,
     operators_identity,
 )
-from app.services.marking.marker import Facts, Marker
+from app.services.marking.marker import Facts, Marker, MarkingFailed
+from app.services.marking.watermark.files import NoPicture, write_mark
+from app.services.marking.watermark.methods import METHODS, Mark
 from sdxl_contract.request import Scheduler
 from sdxl_contract.result import GenerateResult
 
@@ -63,6 +65,21 @@ class Marking:
             Marker(identity, version), "\n".join(part for part in (identity.root, roots) if part)
         )
 
+    async def watermarked(self, content: Content, file: bytes) -> tuple[bytes, str | None]:
+        """A drawn picture's file with the content's watermark, if it is to have one, and which.
+
+        Raises:
+            MarkingFailed: the file cannot be opened, or the watermark is of another version.
+        """
+        if content.watermark is None:
+            return file, None
+        try:
+            mark = Mark.parse(content.watermark)
+            marked, written = await in_pool(Duty.IMAGES, write_mark, file, mark)
+        except (NoPicture, ValueError) as error:
+            raise MarkingFailed(f"the watermark could not be written: {error}") from error
+        return marked, None if written is None else str(written)
+
     async def picture(
         self, content: Content, result: GenerateResult, image: Image, data: bytes
     ) -> bytes:
@@ -80,6 +97,7 @@ class Marking:
             when=image.created_at.isoformat().replace("+00:00", "Z"),
             software={"base_model": result.model_info.base_model},
             is_edit=content.parameters.get("image") is not None,
+            watermark=image.watermark,
         )
         return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts)
 
@@ -100,7 +118,13 @@ def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str,
             {"name": lora["name"], "sha256": lora["sha256"], "scale": lora["scale"]}
             for lora in content.loras
         ],
+        "watermark": image.watermark,
     }
+
+
+def watermark_of(settings: Settings) -> str | None:
+    """What new contents' pictures get, as a content keeps it; None: nothing."""
+    return None if settings.watermark == "off" else METHODS[settings.watermark].name
 
 
 def _identity(settings: Settings) -> Identity:

@@ -17,10 +17,12 @@ import sys
 from typing import Any
 
 import c2pa
+import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from app.services.marking.marker import FACTS_LABEL, GENERATOR, reading_settings
 from app.services.marking.unsigned import without_manifest
+from app.services.marking.watermark.methods import find_mark
 
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _MANIFEST_ALONE = "application/c2pa"
@@ -68,6 +70,7 @@ def read(picture: bytes, trusted: str) -> dict[str, Any]:
         "file_sha256": hashlib.sha256(picture).hexdigest(),
         "parameters": text[:_TEXT_CHARS] or None,
         "manifest": _manifest(picture, _FORMATS[kind], trusted),
+        "watermark": _watermark(picture),
     }
     bare = without_manifest(picture)
     if bare is not None:
@@ -93,7 +96,18 @@ def _manifest_alone(data: bytes, trusted: str) -> dict[str, Any]:
         "file_sha256": hashlib.sha256(data).hexdigest(),
         "parameters": None,
         "manifest": manifest,
+        "watermark": None,
     }
+
+
+def _watermark(picture: bytes) -> str | None:
+    """What is in the pixels; None also where they cannot be read."""
+    try:
+        with Image.open(io.BytesIO(picture), formats=tuple(_FORMATS)) as opened:
+            found = find_mark(np.asarray(opened.convert("RGB")))
+    except _NO_PICTURE:
+        return None
+    return None if found is None else str(found)
 
 
 def compare(drawn: bytes, other: bytes) -> dict[str, Any]:
@@ -156,6 +170,7 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
         "made_at": actions[0].get("when") if actions else None,
         "facts": facts or None,
         "receipt_is_signed": bool(facts) and codes <= {_OTHER_PICTURE, _UNTRUSTED},
+        "signed_by_a_stranger": _UNTRUSTED in codes,
         "made_from_a_picture": any(
             ingredient.get("relationship") == "parentOf"
             for ingredient in active.get("ingredients", [])

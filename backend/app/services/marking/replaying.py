@@ -28,12 +28,14 @@ from app.services.contents.accepting import ContentService
 from app.services.contents.resolve import PARAMETERS
 from app.services.limits import Allowance
 from app.services.marking.verifying import compare
+from app.services.marking.watermark.methods import Mark
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel as LoadedModel
 from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
 from sdxl_contract.request import explain_validation, scheduler_named
 
+_MOST_CARRIERS = 20
 _HASH = re.compile(r"[0-9a-f]{64}")
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a batch's picture these say how it came about, and not what it shows.
@@ -60,6 +62,7 @@ class Receipt(BaseModel):
     scheduler: str | None = Field(default=None, max_length=100)
     base_model: Annotated[Storable, Field(max_length=500)]
     loras: list[ReceiptLora] = Field(default_factory=list, max_length=MAX_LORAS)
+    watermark: str | None = Field(default=None, max_length=100)
 
 
 def receipt_of(report: dict[str, Any]) -> Receipt:
@@ -84,6 +87,11 @@ def receipt_of(report: dict[str, Any]) -> Receipt:
     twice = [sha for sha, n in Counter(lora.sha256 for lora in receipt.loras).items() if n > 1]
     if twice:
         raise _refused(f"has a receipt that names the LoRA {twice[0]} twice")
+    if receipt.watermark is not None:
+        try:
+            Mark.parse(receipt.watermark)
+        except ValueError as error:
+            raise _refused(f"has a receipt that {error}: {receipt.watermark}") from None
     unknown = sorted(receipt.parameters.keys() - {*PARAMETERS, *FIELDS})
     if unknown:
         raise _refused(
@@ -121,9 +129,31 @@ class ReplayService:
         self._check_model(receipt)
         loras = await self._find_loras(owner, receipt)
         asked = as_asked(receipt, loras, await self._find_pictures(owner, receipt))
-        names = {loras[lora.sha256].id: lora.name for lora in receipt.loras}
-        accepted = await self._contents.accept(owner, asked, None, allowance, lora_names=names)
+        names = {str(loras[lora.sha256].id): lora.name for lora in receipt.loras}
+        # Who signs a receipt of their own might else have pictures drawn without a watermark.
+        is_ours = not report["manifest"]["signed_by_a_stranger"]
+
+        def as_it_was(content: Content) -> None:
+            for lora in content.loras:
+                lora["name"] = names.get(lora["lora_model_id"], lora["name"])
+            if is_ours:
+                content.watermark = receipt.watermark
+
+        accepted = await self._contents.accept(owner, asked, None, allowance, adjust=as_it_was)
         return accepted.content
+
+    async def carriers(self, mark: str, owner: str | None) -> dict[str, Any]:
+        """Which pictures have this watermark; see `app.schemas.marking.WatermarkOut`."""
+        async with self._database.session() as session:
+            found = await TakedownRepository(session).carriers(mark, _MOST_CARRIERS)
+        own = (content_id for content_id, whose in found if whose == owner)
+        method, _, payload = mark.partition(":")
+        return {
+            "method": method,
+            "payload": payload,
+            "is_known": bool(found),
+            "contents": list(dict.fromkeys(own)),
+        }
 
     async def _check_takedowns(self, receipt: Receipt) -> None:
         async with self._database.session() as session:

@@ -48,11 +48,22 @@ def _print_report(found: Verification) -> None:
         ("seed", facts.get("seed")),
         ("base model", facts.get("base_model")),
         *(("LoRA", _lora(lora)) for lora in facts.get("loras", [])),
+        ("watermark", _watermark(found.watermark)),
         ("text", None if found.parameters is None else "unsigned settings are in the file"),
     ]
     for name, value in lines:
         if value is not None:
             print(f"  {name:10} {_line(value)}")
+
+
+def _watermark(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    mark = f"{found.get('method')}, {found.get('payload')}"
+    if not found.get("is_known"):
+        return f"{mark}: of no picture that this server has"
+    own = ", ".join(str(content) for content in found.get("contents", []))
+    return f"{mark}: of your content {own}" if own else f"{mark}: of a picture of this server"
 
 
 def _lora(lora: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Watermarks: marks in the pixels, which outlive what removes a manifest."""
