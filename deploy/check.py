@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from deploy.check_image import check_image
+from deploy.check_typed import check_typed
 from deploy.modal_server_double import ModalServerDouble, Said, modal_server_double
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -329,6 +330,7 @@ def _checks(app: Path, servers: tuple[str, ModalServerDouble] | None) -> list[Ch
     """What is checked of `app`, by title; with pictures where `servers` are doubled for it."""
     checks: list[Check] = [
         ("no deprecated name of modal", lambda: check_names(app.read_text())),
+        ("what is typed wrongly is refused by name, prices are as billed", check_typed),
         (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(app)),
         (
             "and do where requests are routed by their LoRAs",

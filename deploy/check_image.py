@@ -49,14 +49,18 @@ def _needed_by(packages: list[str]) -> set[str]:
     return seen
 
 
-def _installed(said: Said) -> list[list[str]] | None:
-    """The packages of each image's install command; None where one is not held to the pins."""
-    commands = [
+def _commands(said: Said, words: str) -> list[str]:
+    return [
         command
         for image in said.images.values()
         for command in image.image.dockerfile_commands
-        if " pip install --python" in command
+        if words in command
     ]
+
+
+def _installed(said: Said) -> list[list[str]] | None:
+    """The packages of each image's install command; None where one is not held to the pins."""
+    commands = _commands(said, " pip install --python")
     if any("--constraint /constraints.txt" not in command for command in commands):
         return None
     return [re.findall(r"(?<= )[a-z][a-z0-9-]*(?= |$)", c.split("txt", 1)[-1]) for c in commands]
@@ -99,11 +103,15 @@ def check_image(path: Path = REPOSITORY / "worker" / "app.py") -> list[str]:
     """Problems: packages that are imported but not in an image, not pinned, or not wanted."""
     from deploy.check import deployed
 
-    images = _installed(deployed(path, {}))
+    said = deployed(path, {})
+    images = _installed(said)
     if images is None:
         return ["an image is installed without constraints.txt"]
+    uncompiled = len(images) - len(_commands(said, "RUN python -m compileall"))
     large, small = sorted(images, key=lambda names: "torch" not in names)
     problems = _control_problems(small)
+    if uncompiled:
+        problems.append(f"{uncompiled} images hold the project's code without compiling it")
     distributions = importlib.metadata.packages_distributions()
     needed = _needed_by(large)
     folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]

@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.fleet.load import Load
 from benchmarks.fleet.model import Fleet, Routing, simulate
 from benchmarks.fleet.outcome import Outcome
-from deploy.timings import GIB, GPUS, ColdStart, timings
+from benchmarks.fleet.shipped import shipped_fleet
+from deploy.timings import GIB, GPUS, MB, ColdStart, timings
 
 GPU = "L40S"
 RATES = (1, 10, 100, 1000, 10_000)
 WINDOWS_S = (2, 15, 60, 120, 300, 900)
 MIN_CONTAINERS = (0, 1, 2, 3, 4, 6)
 CACHES_GIB = (0.25, 1, 4, 16, 64)
+DOWNLOADS_MB_S = (100, 200)
 LORAS = (100, 1000, 10_000, 100_000)
 _COUNTED = 4000  # requests of a point without the hours of a day: p95 within some percent
 
@@ -55,6 +57,27 @@ def steady(per_minute: float, loras: int, settle_s: float, counted: float = _COU
 def day(per_minute: float, loras: int, scale: float) -> Load:
     """A day's load by its hours, after three hours of settling."""
     return Load(per_minute, 3 + 24 * scale, daily=True, loras=loras, settle_hours=3)
+
+
+def shipped(scale: float) -> list[Point]:
+    """What the deployment does when nobody sets anything; the first row is it. Then what the
+    routing, and the rate of a LoRA's download, change."""
+    fleet = shipped_fleet()
+    rates = sorted({fleet.timings.download_rate, *(rate * MB for rate in DOWNLOADS_MB_S)})
+    return [
+        Point(
+            (
+                ("requests/min", per_minute),
+                ("routing", routing.value),
+                ("download, MB/s", round(rate / MB)),
+            ),
+            day(per_minute, 10_000, scale),
+            replace(fleet, routing=routing, timings=replace(fleet.timings, download_rate=rate)),
+        )
+        for per_minute in (10, 1, 20)
+        for routing in (fleet.routing, Routing.AFFINITY)
+        for rate in rates
+    ]
 
 
 def scaledown(scale: float) -> list[Point]:
@@ -129,6 +152,7 @@ def rates(scale: float) -> list[Point]:
 
 
 STUDIES = {
+    "shipped": shipped,
     "scaledown": scaledown,
     "minimum": minimum,
     "cache": cache,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.fleet import report, studies  # noqa: E402
 from benchmarks.fleet.load import DAY, Load, arrivals, popularity  # noqa: E402
 from benchmarks.fleet.model import Fleet, Routing, Service, simulate  # noqa: E402
 from benchmarks.fleet.outcome import Outcome  # noqa: E402
+from benchmarks.fleet.shipped import shipped_fleet  # noqa: E402
 from deploy.timings import (  # noqa: E402
     GIB,
     GPUS,
@@ -28,6 +30,8 @@ from deploy.timings import (  # noqa: E402
     table,
     timings,
 )
+from sdxl_worker.deploying.settings import Deployment  # noqa: E402
+from sdxl_worker.settings import Settings  # noqa: E402
 
 SERVICE_S = 4.0
 PRICE = 0.0005
@@ -271,14 +275,41 @@ def test_the_cheapest_setting_holds_its_latency(capsys: pytest.CaptureFixture[st
     assert not never["found"]
 
 
+def test_the_first_row_is_what_make_deploy_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated defaults are the deployment's and the worker's, prices included."""
+    for name in list(os.environ):
+        if name.startswith("DEPLOY_") or name.lower() in Settings.model_fields:
+            monkeypatch.delenv(name)
+    deployment = Deployment.from_environment({})
+    worker = deployment.worker_settings({"WORKER_API_TOKEN": "t" * 16})
+    fleet = studies.shipped(1.0)[0].fleet
+
+    assert fleet == shipped_fleet()
+    assert fleet.timings.gpu == deployment.gpu[0]
+    assert fleet.timings.usd_per_second == pytest.approx(worker.usd_per_second)
+    assert fleet.timings.cold_start_s == timings(deployment.gpu[0], ColdStart.SNAPSHOT).cold_start_s
+    assert deployment.memory_snapshot
+    assert (fleet.min_containers, fleet.max_containers, fleet.scaledown_window_s) == (
+        deployment.min_containers,
+        deployment.max_containers,
+        deployment.scaledown_window_seconds,
+    )
+    assert fleet.read_ahead == deployment.max_inputs - 1
+    assert (fleet.cache_bytes, fleet.volume_bytes) == (
+        worker.lora_cache_bytes,
+        worker.lora_cache_dir_bytes,
+    )
+
+
 def test_the_page_is_what_the_simulation_says_today() -> None:
     """Figures that were measured anew, or a changed model, call for `make simulate`."""
     page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text()
     assert report.sources_table() in page, "run make simulate"
-    (answer,) = studies.run(studies.scaledown(1.0)[:1], seed=0)
-    header, _, row = report.answers_table([answer]).splitlines()
-    assert header in page
-    assert row in page, "run make simulate"
+    for study in (studies.scaledown, studies.shipped):
+        (answer,) = studies.run(study(1.0)[:1], seed=0)
+        header, _, row = report.answers_table([answer]).splitlines()
+        assert header in page
+        assert row in page, "run make simulate"
 
 
 def test_tables_stand_between_their_marks(tmp_path: Path) -> None:

@@ -157,6 +157,22 @@ def test_an_unpinned_dependency_stops_the_deployment(tmp_path: Path) -> None:
         image_packages(tmp_path)
 
 
+def test_deploy_check_refuses_what_cannot_work_and_notices_where_it_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_typed = importlib.import_module("deploy.check_typed").check_typed
+    assert check_typed() == []
+
+    monkeypatch.setattr(Deployment, "_check_worker", lambda *_: None)
+    monkeypatch.setattr(Deployment, "region_factor", 1.0)
+    problems = "\n".join(check_typed())
+
+    for name in ("QUEUE_MAX=abc", "DTYPE=int8", "DRAW_SPEED=fast"):
+        assert f"{name} is let through" in problems
+    assert "DEPLOY_REGION=us is priced 1 times, not 1.5" in problems
+    assert problems.count("\n") == 5
+
+
 async def test_a_failed_worker_asks_for_a_fresh_container_once() -> None:
     failed = False
     answered: list[int] = []

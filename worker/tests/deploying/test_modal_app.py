@@ -43,7 +43,7 @@ def test_deploy_check_passes() -> None:
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 8
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 9
 
 
 def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
@@ -244,13 +244,13 @@ def test_a_secret_baked_into_the_image_is_noticed(tmp_path: Path) -> None:
             "a secret of the environment is sent",
         ),
         (
-            '.add_local_python_source("sdxl_contract", "sdxl_worker")',
-            '.add_local_python_source("sdxl_contract", "sdxl_worker", "testkit")',
+            '.add_local_python_source("sdxl_contract", "sdxl_worker", copy=True)',
+            '.add_local_python_source("sdxl_contract", "sdxl_worker", "testkit", copy=True)',
             "/root/testkit/__init__.py is sent to Modal",
         ),
         (
-            '.add_local_python_source("sdxl_contract", "sdxl_worker")',
-            '.add_local_python_source("sdxl_worker")',
+            '.add_local_python_source("sdxl_contract", "sdxl_worker", copy=True)',
+            '.add_local_python_source("sdxl_worker", copy=True)',
             "errors.py is not sent to Modal",
         ),
         ('    "secrets": [secret],\n', "", "Worker.* does not get the secret"),
@@ -283,6 +283,13 @@ def test_a_package_that_the_control_lacks_is_noticed(tmp_path: Path) -> None:
     problems = deploy_check.check_image(rewritten(tmp_path, ast.parse(few)))
 
     assert any("the control does not start: " in problem for problem in problems)
+
+
+def test_code_that_every_start_would_compile_is_noticed(tmp_path: Path) -> None:
+    source = SOURCE.replace("        .run_commands(COMPILE)\n", "")
+    problems = deploy_check.check_image(rewritten(tmp_path, ast.parse(source)))
+
+    assert problems == ["2 images hold the project's code without compiling it"]
 
 
 def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
