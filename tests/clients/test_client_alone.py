@@ -26,11 +26,16 @@ ALONE = CLIENTS_PYTHON.parent.parent / "alone" / "bin"
 SERVERS = ("torch", "diffusers", "fastapi", "sqlalchemy", "app", "sdxl_worker", "sdxl_contract")
 
 
-@pytest.fixture
-def sdxl(tmp_path: Path) -> Any:
-    """Runs the command with a home of its own; what it prints on stdout."""
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """Of the session, as the stack is: without the client no stack is started."""
     if not (ALONE / "sdxl").exists():
         left_out("the client alone is not there: make setup-clients")
+
+
+@pytest.fixture
+def sdxl(installed: None, tmp_path: Path) -> Any:
+    """Runs the command with a home of its own; what it prints on stdout."""
     inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
 
     def run(*arguments: str, stdin: str = "", expected: int = 0) -> str:
@@ -50,7 +55,7 @@ def sdxl(tmp_path: Path) -> Any:
     return run
 
 
-def test_it_brings_nothing_of_a_server(sdxl: Any) -> None:
+def test_it_brings_nothing_of_a_server(installed: None) -> None:
     find = f"import importlib.util as u; print([n for n in {SERVERS!r} if u.find_spec(n)])"
     found = subprocess.run(
         [str(ALONE / "python"), "-I", "-c", find], capture_output=True, text=True, check=True
@@ -59,7 +64,7 @@ def test_it_brings_nothing_of_a_server(sdxl: Any) -> None:
 
 
 def test_it_draws_with_a_lora_file_into_this_folder(
-    sdxl: Any, stack: Stack, tmp_path: Path
+    installed: None, sdxl: Any, stack: Stack, tmp_path: Path
 ) -> None:
     sdxl("login", "--url", stack.url, "--key-stdin", stdin="sdxl_wrong\n", expected=4)
     sdxl("login", "--url", stack.url, "--key-stdin", stdin=f"{stack.key}\n")

@@ -19,7 +19,7 @@ from testkit.clients.stack import CLIENTS_PYTHON, HERE, LORA_FILE, SCALE, Drive,
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def python() -> str:
     """The clients' own environment."""
     if not CLIENTS_PYTHON.exists():
@@ -27,7 +27,7 @@ def python() -> str:
     return str(CLIENTS_PYTHON)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node() -> str:
     """Node, with the clients' packages."""
     found = shutil.which("node")
