@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.routing import BaseRoute
 
 from app import __version__
 from app.api import (
@@ -170,6 +172,17 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["Location", "Preference-Applied", "Retry-After", "x-request-id"],
         )
+    app.router.routes.extend(_routes())
+    mount_dialects(app)
+    Instrumentator(registry=registry, excluded_handlers=["/metrics"]).instrument(app).expose(
+        app, include_in_schema=False
+    )
+    return app
+
+
+@functools.cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """The server's own routes: their signatures are read once, however many apps there are."""
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     api.include_router(session.router)
     for router in (
@@ -183,16 +196,10 @@ def create_app(
     api.include_router(takedowns.router)  # for the operator, by another token than an API key
     api.include_router(verify.router)  # whoever has a picture may ask what it is
     api.include_router(collection.share_router)
-    app.include_router(api)
-    app.include_router(health.router)
-    app.include_router(reference.router)
-    app.include_router(files.router)
-    app.include_router(studio.router)
-    mount_dialects(app)
-    Instrumentator(registry=registry, excluded_handlers=["/metrics"]).instrument(app).expose(
-        app, include_in_schema=False
-    )
-    return app
+    whole = APIRouter()
+    for router in (api, health.router, reference.router, files.router, studio.router):
+        whole.include_router(router)
+    return tuple(whole.routes)
 
 
 async def _start(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
-from fastapi import FastAPI
-from starlette.routing import Route
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.db import Database
@@ -76,20 +77,31 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
     )
 
 
+_ROUTERS = {
+    OPENAI: ("OpenAI Images", [openai_router, openai_edits]),
+    A1111: ("A1111", [a1111_router, a1111_discovery]),
+    REPLICATE: ("Replicate", [replicate_router, replicate_files]),
+    FAL: ("fal", [fal_router]),
+}
+
+
+@functools.cache
+def _routes(prefix: str) -> tuple[BaseRoute, ...]:
+    """A dialect's routes: their signatures are read once, however many apps there are."""
+    whole = APIRouter()
+    for router in _ROUTERS[prefix][1]:
+        whole.include_router(router)
+    return tuple(whole.routes)
+
+
 def mount_dialects(app: FastAPI) -> None:
     """Put each dialect's application below its prefix."""
-    routers = {
-        OPENAI: ("OpenAI Images", [openai_router, openai_edits]),
-        A1111: ("A1111", [a1111_router, a1111_discovery]),
-        REPLICATE: ("Replicate", [replicate_router, replicate_files]),
-        FAL: ("fal", [fal_router]),
-    }
     for dialect in app.state.dialects.others:
         if dialect.prefix == MCP:
             app.router.routes.append(Route(MCP, _to_mcp))
             continue
-        title, parts = routers[dialect.prefix]
-        mounted = dialect_app(title, dialect, app.state, *parts)
+        title, _ = _ROUTERS[dialect.prefix]
+        mounted = dialect_app(title, dialect, app.state, _routes(dialect.prefix))
         if dialect.prefix == FAL:
             mounted.add_middleware(TargetPath)
         app.mount(dialect.prefix, mounted)

@@ -5,25 +5,26 @@ Its own document (`{prefix}/openapi.json`), its own errors' shape; the services 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.datastructures import State
+from starlette.routing import BaseRoute
 
 from app.core.dialect import Dialect
 from app.core.errors import install_error_handlers
 
 
-def dialect_app(title: str, dialect: Dialect, state: State, *routers: APIRouter) -> FastAPI:
+def dialect_app(title: str, dialect: Dialect, state: State, routes: Iterable[BaseRoute]) -> FastAPI:
     """The application to mount at `dialect.prefix`."""
     app = FastAPI(
         title=title, version="0.1.0", docs_url=None, redoc_url=None, strict_content_type=False
     )
     app.state = state
     install_error_handlers(app, dialect.shape)
-    for router in routers:
-        app.include_router(router)
+    app.router.routes.extend(routes)
     return app
 
 

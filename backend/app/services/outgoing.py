@@ -7,8 +7,10 @@ Must not know: what is sent.
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.cookiejar
 import re
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http.cookiejar import DefaultCookiePolicy
@@ -53,6 +55,12 @@ class Answer(NamedTuple):
     retry_after: float | None  # seconds
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """The public authorities; reading them takes 40 ms, once."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 class Outgoing:
     """Calls to receivers.
 
@@ -76,6 +84,7 @@ class Outgoing:
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
             trust_env=False,
+            verify=_certificates(),
             # Connections go to addresses, which many hosts share: a cookie would reach others.
             cookies=http.cookiejar.CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             proxy=proxy_url,
