@@ -118,6 +118,16 @@ def test_a_second_pass_goes_on_where_the_first_one_ended() -> None:
         both("x", prompt="[a:b:2.5]")
 
 
+def test_what_only_enlarges_has_no_steps_and_no_use_for_what_draws_words() -> None:
+    enlarges = {"prompt": "[a:b:.5]", "prompt_syntax": "a1111", "upscale": {}}
+    enlarges["image"] = {"url": "https://a.example/a"}
+    GenerateRequest.model_validate(enlarges).check_prompts()
+    embedding = {"url": "https://a.example/e", "token": "a"}
+    for field, value in (("clip_skip", 1), ("embeddings", [embedding])):
+        with pytest.raises(ValueError, match="no part in upscale"):
+            GenerateRequest.model_validate(enlarges | {field: value})
+
+
 def test_equal_texts_are_one_text_however_they_come_about() -> None:
     assert read_words("[red:red:.5]", A1111, 4) == read_words("red", A1111, 4)
     assert read_words("[red|red] apple", A1111, 4) == read_words("red apple", A1111, 4)

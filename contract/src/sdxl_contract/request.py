@@ -204,12 +204,16 @@ class GenerateRequest(FromPicture, FromWords):
                 raise PydanticCustomError(
                     "upscale", "has no part in upscale: leave it off", {"field": field}
                 )
-        if self.loras or self.num_images > 1:
-            raise PydanticCustomError(
-                "upscale",
-                "has no part in upscale: leave it off",
-                {"field": "loras" if self.loras else "num_images"},
-            )
+        for field, is_sent in (
+            ("loras", bool(self.loras)),
+            ("embeddings", bool(self.embeddings)),
+            ("clip_skip", self.clip_skip is not None),
+            ("num_images", self.num_images > 1),
+        ):
+            if is_sent:
+                raise PydanticCustomError(
+                    "upscale", "has no part in upscale: leave it off", {"field": field}
+                )
         return self
 
     def steps_to_draw(self) -> int:
@@ -257,7 +261,8 @@ class GenerateRequest(FromPicture, FromWords):
         Raises:
             InvalidPrompt: a mark cannot be read; the message names the field.
         """
-        hires, syntax, first = self.hires, self.prompt_syntax, self.steps_to_draw()
+        # What only enlarges has no steps, and words that are kept beside it.
+        hires, syntax, first = self.hires, self.prompt_syntax, max(self.steps_to_draw(), 1)
         passes = 1 if hires is None else 2
         prompt, negative = ("prompt", self.prompt), ("negative_prompt", self.negative_prompt)
 
