@@ -40,6 +40,7 @@ _KILL_EVERY_SECONDS = 0.7
 # spread over hours, the sender would wait for each by itself.
 _DUE_TOGETHER = 64
 _LOOK_SECONDS = 0.02
+_REFUSALS = 6
 _FIRST_DUE = """
     SELECT max(next_at) FROM (
         SELECT next_at FROM webhook_delivery WHERE state = 'waiting' ORDER BY next_at LIMIT :some
@@ -77,8 +78,14 @@ async def run(
     began, back_at = clock(), clock() + timedelta(days=1)
     seen: Counter[str] = Counter()
 
-    def flaky(_: Message) -> int:
-        return 200 if chance.random() < 0.6 else 503
+    refused: Counter[str] = Counter()
+
+    def flaky(message: Message) -> int:
+        # Not as often as a message is tried: one that is refused each time has rightly failed.
+        if refused[message.id] >= _REFUSALS or chance.random() < 0.6:
+            return 200
+        refused[message.id] += 1
+        return 503
 
     def stalls_at_first(message: Message) -> int | None:
         seen[message.id] += 1

@@ -71,6 +71,7 @@ def test_replicate(version: str, python: str, stack: Stack, drive: Drive) -> Non
     assert told.pictures == [stack.styled] * 3
     assert told.facts["version"] == version
     assert (told.facts["status"], told.facts["listed"]) == ("succeeded", True)
+    assert told.facts["over"]
     assert "404" in told.facts["error"] or "not served" in told.facts["error"]
 
 
@@ -92,6 +93,7 @@ def test_fal_client(python: str, stack: Stack, drive: Drive) -> None:
     assert told.pictures == [stack.styled] * 2
     assert (told.facts["seed"], told.facts["ended"]) == (7, "Completed")
     assert set(told.facts["states"]) <= {"Queued", "InProgress", "Completed"}
+    assert told.facts["over"]
     assert "422" in told.facts["error"]
     assert "square_hd" in told.facts["error"]
 
@@ -123,6 +125,7 @@ def test_replicate_javascript(node: str, stack: Stack, drive: Drive) -> None:
     assert told.pictures == [stack.styled] * 2
     assert told.facts["status"] == "succeeded"
     assert (told.facts["signed"], told.facts["forged"]) == (True, False)
+    assert told.facts["over"]
     assert told.facts["error"].startswith("404 ")
 
 
@@ -131,6 +134,7 @@ def test_fal_javascript(node: str, stack: Stack, drive: Drive) -> None:
     assert told.pictures == [stack.styled] * 2
     assert told.facts["seed"] == 7
     assert told.facts["states"][-1] == "COMPLETED"
+    assert told.facts["over"]
     assert told.facts["error"].startswith("422 ")
 
 

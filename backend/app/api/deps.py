@@ -29,6 +29,7 @@ from app.services.avatars import AvatarService
 from app.services.callers import is_key_required, key_of
 from app.services.calls.calls import CallService
 from app.services.calls.lora_urls import LoraUrls
+from app.services.calls.picture_urls import PictureUrls
 from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
@@ -76,6 +77,7 @@ class Services:
     webhooks: WebhookService
     calls: CallService
     lora_urls: LoraUrls
+    picture_urls: PictureUrls
     collection: CollectionService
     queue: JobQueue
     marking: Marking

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
+import uuid
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from fastapi import Request
 
 from app.api.deps import Caller, Services
-from app.core.errors import TooLarge
+from app.core.errors import NotFound, TooLarge
+from app.dialects.asking import own_base, read_as
+from app.dialects.lora_refs import FILES_PATH as SENT_FILES_PATH
+from app.schemas.content import GenerateIn
+from app.services.storage import FILES_PATH, LocalStorage
 from sdxl_contract.errors import ImageLoadFailed, InvalidRequest
 
 
@@ -48,3 +56,82 @@ async def kept_picture(
         error.field = field
         raise
     return {"image_id": str(uploaded.image.id)}
+
+
+class PictureWish(NamedTuple):
+    """What a call says of the picture that it starts from: each a URL or a data URI.
+
+    Args:
+        strength: 0 to 1; of a mask white is drawn anew.
+    """
+
+    image: str | None
+    mask: str | None
+    strength: float
+    image_field: str
+    mask_field: str
+
+
+async def with_pictures(
+    request: Request, services: Services, caller: Caller, asked: GenerateIn, wish: PictureWish
+) -> GenerateIn:
+    """`asked`, drawn over the picture that is wished for, if there is one.
+
+    Raises:
+        InvalidRequest, NotFound, ImageDownloadFailed, ImageLoadFailed, TooLarge, RateLimited:
+            a picture cannot be had.
+    """
+    if not wish.image:
+        if wish.mask:
+            field = wish.image_field
+            raise InvalidRequest(f"{field}: a mask needs a picture", details={"field": field})
+        return asked
+    values = asked.model_dump(exclude_unset=True, mode="json")
+    values["image"] = await _found(request, services, caller, wish.image, wish.image_field)
+    values["strength"] = wish.strength
+    if wish.mask:
+        values["mask"] = await _found(request, services, caller, wish.mask, wish.mask_field)
+    return read_as(GenerateIn, values)
+
+
+async def _found(
+    request: Request, services: Services, caller: Caller, text: str, field: str
+) -> dict[str, Any]:
+    """The picture that `text` names, as a request names it."""
+    text = text.strip()
+    if text.startswith("data:"):
+        return await kept_picture(services, caller, picture_of(text, field), field)
+    for base in {own_base(request, services.settings), services.settings.base_url}:
+        if text.startswith(base + SENT_FILES_PATH):
+            try:
+                sent = uuid.UUID(text.removeprefix(base + SENT_FILES_PATH))
+            except ValueError:
+                raise NotFound("There is no file with this id.", field=field) from None
+            return {"image_id": str(sent)}
+        if text.startswith(base + FILES_PATH):
+            data = await _own_file(services, text, field)
+            return await kept_picture(services, caller, data, field)
+    data = await services.picture_urls.bytes_at(caller.owner, text, field)
+    return await kept_picture(services, caller, data, field)
+
+
+_ENDINGS = (".png", ".jpg", ".webp", ".avif")
+
+
+async def _own_file(services: Services, url: str, field: str) -> bytes:
+    """A picture of this server's own storage: whoever has its signed URL may have it."""
+    parts = urlsplit(url)
+    key = unquote(parts.path.removeprefix(FILES_PATH))
+    query = parse_qs(parts.query)
+    expires, signature = (query.get(name, [""])[0] for name in ("expires", "signature"))
+    storage = services.storage
+    if (
+        not isinstance(storage, LocalStorage)
+        or not key.endswith(_ENDINGS)
+        or not storage.verify("GET", key, expires, signature)
+    ):
+        raise InvalidRequest(
+            f"{field}: this URL has expired or was changed: ask for the picture again",
+            details={"field": field},
+        )
+    return await storage.get(key)

@@ -14,6 +14,7 @@ import fal_client
 import fal_client.client
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from PIL import Image
 from sqlalchemy import URL
 
 from app.dialects.fal.schemas import InputIn
@@ -97,6 +98,25 @@ async def test_run_subscribe_and_what_an_app_leaves_open(
     assert (lora.steps, lora.scheduler.value) == (30, "euler_trailing")
 
 
+async def test_a_request_is_drawn_over_a_picture(
+    client: fal_client.AsyncClient, inference: InferenceDouble
+) -> None:
+    red, white = (
+        fal_client.encode_image(Image.new("RGB", (64, 64), colour), format="png")
+        for colour in ("red", "white")
+    )
+    await client.run(f"{APP}/image-to-image", {"prompt": "x", "image_url": red})
+    given = {"prompt": "x", "image_url": red, "mask_url": white, "noise_strength": 0.75}
+    await client.run("fal-ai/lora/inpaint", {**given, "model_name": "sdxl"})
+    await client.run(APP, {"prompt": "x", "image_url": red, "strength": 0.25})
+    over, masked, third = inference.requests
+    assert [one.strength for one in inference.requests] == [0.95, 0.75, 0.25]
+    assert over.image is not None
+    assert (over.mask, third.image and third.image.sha256) == (None, over.image.sha256)
+    assert masked.mask is not None
+    assert masked.mask.sha256 != over.image.sha256
+
+
 async def test_states_progress_and_cancelling(
     client: fal_client.AsyncClient, served: Served, inference: InferenceDouble
 ) -> None:
@@ -165,7 +185,10 @@ WRONG: list[tuple[dict[str, Any], list[Any], str]] = [
     ({"num_images": 9}, ["body", "num_images"], "at most 8"),
     ({"num_inference_steps": 500}, ["body", "num_inference_steps"], "at most 100"),
     ({"scheduler": "PNDM"}, ["body", "scheduler"], "sampler"),
-    ({"image_url": "https://example.com/x.png"}, ["body", "image_url"], "not offered"),
+    ({"image_url": "http://10.0.0.1/x.png"}, ["body", "image_url"], "public"),
+    ({"image_url": "data:image/png;base64,eHg="}, ["body", "image_url"], "PNG"),
+    ({"mask_url": "https://example.com/x.png"}, ["body", "image_url"], "needs a picture"),
+    ({"strength": 2}, ["body", "strength"], "at most 1"),
     ({"expand_prompt": True}, ["body", "expand_prompt"], "not offered"),
     ({"loras": [{"path": "http://10.0.0.1/x"}]}, ["body", "loras", 0, "path"], "public"),
 ]
@@ -181,6 +204,7 @@ async def test_a_wrong_field_is_a_422_with_its_place(served: Served) -> None:
         ("/fal/queue/fal-ai/flux", 404),
         ("/fal/run/fal-ai/flux", 404),
         (f"{QUEUE}/image-to-image", 422),
+        (f"{QUEUE}/upscale", 404),
         (f"{QUEUE}?fal_webhook=http://10.0.0.1/", 422),
     ):
         answer = await http.post(path, json={"prompt": "x"})

@@ -12,9 +12,17 @@ import pytest
 
 from app.core.errors import BackendError, RateLimited
 from app.services.calls import lora_urls
-from app.services.calls.lora_urls import LoraUrls, name_of
+from app.services.calls.fetching import name_of
+from app.services.calls.lora_urls import LoraUrls
+from app.services.calls.picture_urls import PictureUrls
 from app.services.outgoing import Outgoing
-from sdxl_contract.errors import ContractError, LoraDownloadFailed, LoraLoadFailed
+from sdxl_contract.errors import (
+    ContractError,
+    ImageDownloadFailed,
+    InvalidRequest,
+    LoraDownloadFailed,
+    LoraLoadFailed,
+)
 from testkit.backend import Backend
 from testkit.doubles.http_server import Call, HttpServer, Reply
 from testkit.lora_bytes import kohya_lora
@@ -168,3 +176,21 @@ def test_what_a_file_is_called() -> None:
         ("https://h/%00%2e%2e<>", "", ".."),
     ):
         assert name_of(url, {"content-disposition": header}) == name
+
+
+async def test_a_picture_is_fetched_under_the_same_bounds(files: FileServer) -> None:
+    outgoing = Outgoing(allow_loopback=True)
+    pictures = PictureUrls(outgoing, at_once=1, seconds=2.0)
+    assert await pictures.bytes_at("local", f"{files.url}/to/2", "image") == INK
+    both = await asyncio.gather(
+        *(pictures.bytes_at("local", f"{files.url}/named", "image") for _ in range(2)),
+        return_exceptions=True,
+    )
+    assert {type(one) for one in both} == {bytes, RateLimited}
+    for path, reason in (("gone", "http_status"), ("cut", "unreachable"), ("slow", "timeout")):
+        with pytest.raises(ImageDownloadFailed) as caught:
+            await pictures.bytes_at("local", f"{files.url}/{path}", "image")
+        assert caught.value.details == {"field": "image", "reason": reason, "host": "127.0.0.1"}
+    with pytest.raises(InvalidRequest, match="public"):
+        await pictures.bytes_at("local", "https://10.0.0.1/x.png", "image")
+    await outgoing.aclose()

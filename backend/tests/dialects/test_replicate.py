@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from typing import Any
 
 import pytest
+from PIL import Image
 from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 from sqlalchemy import URL
@@ -29,6 +31,12 @@ VERSION = f"{SDXL}:{'7' * 64}"
 @pytest.fixture
 def client(served: Served) -> Client:
     return Client(api_token=served.key, base_url=f"{served.url}/replicate")
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def opened(served: Served, url: str) -> Any:
@@ -180,6 +188,47 @@ async def test_a_file_is_a_lora_of_the_library_and_its_url_applies_it(
         await client.files.async_create(io.BytesIO(b"no LoRA at all"))
 
 
+async def test_a_prediction_is_drawn_over_a_picture(
+    client: Client, served: Served, inference: InferenceDouble
+) -> None:
+    # As the client sends a file: it puts it to the files first, and names its URL.
+    output: Any = await client.async_run(
+        SDXL,
+        input={"prompt": "x", "image": io.BytesIO(png("red")), "mask": io.BytesIO(png("white"))},
+    )
+    # By its own output, and as the AI SDK sends it.
+    encoded = f"data:image/png;base64,{base64.b64encode(png('blue')).decode()}"
+    for image in (str(output[0]), encoded):
+        given = {"prompt": "x", "image": image, "prompt_strength": 0.5}
+        await client.async_run(SDXL, input=given)
+    masked, over, third = inference.requests
+    assert masked.image is not None
+    assert masked.mask is not None
+    assert (masked.strength, masked.mask.invert) == (0.8, False)
+    assert (over.strength, over.mask) == (0.5, None)
+    assert len({one.image and one.image.sha256 for one in (masked, over, third)}) == 3
+    sent = [one for one in await client.files.async_list() if one.content_type == "image/png"]
+    assert len(sent) == 4
+    # The JavaScript client sends its metadata as a second file.
+    files = {"content": ("a", png("blue")), "metadata": ("blob", b"{}", "application/json")}
+    made = await served.backend.http.post(f"{API}/files", files=files)
+    assert (made.status_code, made.json()["content_type"]) == (201, "image/png"), made.text
+    # Neither another key's file nor a changed URL of this server's own.
+    stranger = Client(api_token=served.other_key, base_url=f"{served.url}/replicate")
+    for asking, image, status in (
+        (stranger, sent[0].urls["get"], 404),
+        (client, str(output[0])[:-1], 422),
+        (client, f"{served.url}/files/owners/local/loras/x.safetensors", 422),
+        (client, f"{served.url}{API}/files/nothing", 404),
+    ):
+        with pytest.raises(ReplicateError) as caught:
+            await asking.async_run(SDXL, input={"prompt": "x", "image": image})
+        assert (caught.value.status, len(inference.requests)) == (status, 3)
+    assert (await client.files.async_get(sent[0].id)).content_type == "image/png"
+    await client.files.async_delete(sent[0].id)
+    assert len(await client.files.async_list()) == 3
+
+
 async def test_a_webhook_gets_the_prediction_signed_with_the_accounts_secret(
     start_backend: StartBackend, database_url: URL, inference: InferenceDouble
 ) -> None:
@@ -228,7 +277,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"size": "large"}, "input.size", "1024x768"),
     ({"aspect_ratio": "7:1"}, "input.aspect_ratio", "16:9"),
     ({"refine": "base_image_refiner"}, "input.refine", "no_refiner"),
-    ({"image": "https://example.com/x.png"}, "input.image", "/v1/images/edits"),
+    ({"image": "http://10.0.0.1/x.png"}, "input.image", "public"),
+    ({"image": "data:,x"}, "input.image", "base64"),
+    ({"image": "data:image/png;base64,eHg="}, "input.image", "PNG"),
+    ({"mask": "https://example.com/x.png"}, "input.image", "needs a picture"),
+    ({"prompt_strength": 1.5}, "input.prompt_strength", "at most 1"),
     ({"lora": "Inc"}, "loras[0].name", "Near: “Ink”"),
     ({"lora": "http://127.0.0.1/x"}, "input.lora", "public"),
     ({"lora": "data:,x"}, "input.lora", "base64"),

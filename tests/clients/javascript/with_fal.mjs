@@ -1,4 +1,4 @@
-// `@fal-ai/client`, by its proxy: a request that is followed, one at once, an error.
+// `@fal-ai/client`, by its proxy: a request that is followed, one at once, one from a picture, an error.
 import { createFalClient } from '@fal-ai/client'
 import { failure, fetched, key, tag, tell, url, wanted } from './asked.mjs'
 
@@ -26,8 +26,16 @@ const subscribed = await fal.subscribe(app, {
 })
 const atOnce = await fal.run(app, { input: { ...given, prompt: `${wanted.prompt} ${tag}` } })
 const picture = await fetched(subscribed.data.images[0].url)
+const over = await fal.run(`${app}/image-to-image`, {
+  input: {
+    ...given,
+    image_url: `data:image/png;base64,${picture.toString('base64')}`,
+    strength: 0.5,
+  },
+})
 tell([picture, await fetched(atOnce.data.images[0].url)], {
   seed: subscribed.data.seed,
   states,
+  over: (await fetched(over.data.images[0].url)).length > 500,
   error: await failure(() => fal.run(app, { input: { ...given, image_size: 'huge' } })),
 })

@@ -24,6 +24,9 @@ const output = await client.run(SDXL, { input: given })
 const picture = await fetched(output[0])
 const made = await client.predictions.create({ model: SDXL, input: given })
 const ended = await client.wait(made, { interval: 100 })
+const over = await client.run(SDXL, {
+  input: { ...given, image: new Blob([picture], { type: 'image/png' }), prompt_strength: 0.5 },
+})
 
 const message = new Promise((resolve) => {
   const server = createServer(async (request, response) => {
@@ -52,6 +55,7 @@ const proof = {
 }
 tell([picture, await fetched(ended.output[0])], {
   status: ended.status,
+  over: (await fetched(over[0])).length > 500,
   signed: await validateWebhook({ ...proof, body }),
   forged: await validateWebhook({ ...proof, body: `${body} ` }),
   error: await failure(() => client.run('black-forest-labs/flux-dev', { input: { prompt: 'x' } })),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 
 import fal_client
 from asked import LORAS, PROMPT, TAG, WANTED, fetched, tell
+from PIL import Image
 
 APP = "fal-ai/fast-sdxl"
 given = {
@@ -26,6 +28,15 @@ subscribed = fal_client.subscribe(
 )
 at_once = fal_client.run(APP, {"prompt": f"{PROMPT} {TAG}", "sync_mode": True, **given})
 picture = fetched(subscribed["images"][0]["url"])
+over = fal_client.run(
+    f"{APP}/image-to-image",
+    {
+        "prompt": PROMPT,
+        "image_url": fal_client.encode_image(Image.open(io.BytesIO(picture)), format="png"),
+        "strength": 0.5,
+        **given,
+    },
+)
 handle = fal_client.submit(APP, {"prompt": PROMPT, **given})
 handle.get()
 try:
@@ -36,6 +47,7 @@ except fal_client.client.FalClientHTTPError as refused:
 tell(
     [picture, base64.b64decode(at_once["images"][0]["url"].partition(",")[2])],
     seed=subscribed["seed"],
+    over=len(fetched(over["images"][0]["url"])) > 500,
     states=told,
     ended=type(handle.status()).__name__,
     error=error,

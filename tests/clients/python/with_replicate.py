@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import io
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ else:
     read = client.predictions.get(made.id)
     listed = [one.id for one in client.predictions.list()]
 pictures.append(fetched(read.output[0]))
+with tempfile.NamedTemporaryFile(suffix=".png") as file:
+    file.write(pictures[0])
+    file.flush()
+    with Path(file.name).open("rb") as opened:
+        over = run("stability-ai/sdxl", image=opened, prompt_strength=0.5)
 try:
     client.run("black-forest-labs/flux-dev", input={"prompt": "x"})
     error = ""
@@ -67,5 +73,6 @@ tell(
     version=VERSION,
     status=read.status,
     listed=made.id in listed,
+    over=len(over) > 500,
     error=error,
 )

@@ -26,16 +26,16 @@ from app.dialects.asking import (
     with_loras,
 )
 from app.dialects.fal.errors import REQUEST_ID, as_fal
-from app.dialects.fal.schemas import FIELDS, InputIn
+from app.dialects.fal.schemas import FIELDS, PATHS, InputIn
 from app.dialects.fal.shown import output, status_of, urls_of
 from app.dialects.fal.webhook import key_set
+from app.dialects.from_pictures import with_pictures
 from app.dialects.lora_refs import find_wishes
 from app.dialects.subapp import json_body
 from app.models import Content, DialectCall, Status
 from app.models.webhook import Kind
 from app.services.calls.calls import Called, NewCall
 from app.services.contents.events import Event
-from sdxl_contract.errors import InvalidRequest
 
 _NATIVE_SIDE = 1024  # where no worker has been seen yet
 _NAME = re.compile(r"[\w.-]{1,100}")
@@ -56,11 +56,8 @@ async def _submit(
         raise NotFound("There is no app of this name.")
     if name != "lora":
         await check_model(services, app)
-    if sub:
-        raise InvalidRequest(
-            f"{sub[:60]}: is not offered here: draw from pictures by /v1/images/edits",
-            details={"field": "image_url"},
-        )
+    if sub not in PATHS:
+        raise NotFound(f"There is no path {sub[:60]!r} here: {', '.join(filter(None, PATHS))} are.")
     sent = await read_json(request)
     wish = read_as(InputIn, sent)
     if wish.model_name:
@@ -69,6 +66,8 @@ async def _submit(
         limits = services.base_model.limits
         asked = wish.as_asked(name, _NATIVE_SIDE if limits is None else limits.native_size)
         wished = await find_wishes(request, services, caller, wish.wishes())
+        asked = with_loras(asked, wished)
+        asked = await with_pictures(request, services, caller, asked, wish.picture(name, sub))
         call = NewCall(
             Kind.FAL,
             app,
@@ -77,9 +76,7 @@ async def _submit(
             events=["completed"],
             webhook_field="fal_webhook",
         )
-        return await services.calls.accept(
-            caller.owner, with_loras(asked, wished), call, caller.allowance
-        )
+        return await services.calls.accept(caller.owner, asked, call, caller.allowance)
 
 
 async def _queue(

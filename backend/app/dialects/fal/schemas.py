@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.dialects.asking import read_as
+from app.dialects.from_pictures import PictureWish
 from app.dialects.lora_refs import LoraWish
 from app.dialects.lora_tags import read_tags
 from app.schemas.common import NUMBER, Storable
@@ -16,6 +17,7 @@ from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import scheduler_named
 
 Pixels = Annotated[int, Field(ge=1, le=16384), NUMBER]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
 Count = Annotated[int, Field(ge=1, le=limits.MAX_IMAGES), NUMBER]
 # Sides at a native side of 1024 px.
 SIZES = {
@@ -29,7 +31,7 @@ SIZES = {
 _TRAILING = "(trailing timesteps)"
 # What would change the picture and is not offered.
 _NOT_OFFERED = (
-    "image_url", "mask_url", "controlnets", "controlnet_guess_mode", "ip_adapter", "embeddings",
+    "controlnets", "controlnet_guess_mode", "ip_adapter", "embeddings",
     "expand_prompt", "clip_skip", "unet_name",
 )  # fmt: skip
 
@@ -40,10 +42,18 @@ class App(NamedTuple):
     steps: int | None
     cfg: float | None
     output_format: str
+    strength: float
 
 
-_APPS = {"fast-sdxl": App(25, 7.5, "jpeg"), "lora": App(30, 7.5, "png")}
-_OTHER = App(None, None, "jpeg")
+_APPS = {"fast-sdxl": App(25, 7.5, "jpeg", 0.95), "lora": App(30, 7.5, "png", 0.5)}
+_OTHER = App(None, None, "jpeg", 0.95)
+# An app's paths, and what each needs.
+PATHS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "image-to-image": ("image_url",),
+    "inpainting": ("image_url", "mask_url"),
+    "inpaint": ("image_url", "mask_url"),
+}
 
 
 class SizeIn(BaseModel):
@@ -85,8 +95,11 @@ class InputIn(BaseModel):
     output_format: Literal["jpeg", "png", "webp"] | None = None
     sync_mode: bool | None = None
 
-    image_url: Any = None
-    mask_url: Any = None
+    image_url: Storable | None = None
+    mask_url: Storable | None = None
+    strength: Unit | None = None
+    noise_strength: Unit | None = None
+
     controlnets: Any = None
     controlnet_guess_mode: Any = None
     ip_adapter: Any = None
@@ -101,6 +114,23 @@ class InputIn(BaseModel):
             LoraWish(one.path, one.scale, f"loras[{position}].path", one.weight_name)
             for position, one in enumerate(self.loras or ())
         ]
+
+    def picture(self, app: str, sub: str) -> PictureWish:
+        """The picture that is drawn over; of the mask white is drawn anew.
+
+        Args:
+            sub: the app's path that is called, of `PATHS`.
+
+        Raises:
+            InvalidRequest: the path needs one that is not there.
+        """
+        for field in PATHS[sub]:
+            if not getattr(self, field):
+                raise _wrong(field, "is required")
+        strength = self.strength if self.noise_strength is None else self.noise_strength
+        if strength is None:
+            strength = _APPS.get(app, _OTHER).strength
+        return PictureWish(self.image_url, self.mask_url, strength, "image_url", "mask_url")
 
     def as_asked(self, app: str, native_side: int) -> GenerateIn:
         """The same wish in the API's own words, its LoRAs left out but for the prompt's tags.
@@ -163,6 +193,8 @@ FIELDS = {
     "height": "image_size",
     "steps": "num_inference_steps",
     "cfg": "guidance_scale",
+    "image.image_id": "image_url",
+    "mask.image_id": "mask_url",
 }
 
 

@@ -1,7 +1,8 @@
-"""`/files`: what is sent is a LoRA of the library, and its URL names it in an input."""
+"""`/files`: what is sent is a LoRA of the library or a picture; its URL names it in an input."""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import Any
 
@@ -11,8 +12,9 @@ from starlette.datastructures import UploadFile
 from app.api.deps import CallerDep, RightsDep, ServicesDep
 from app.core.errors import NotFound
 from app.dialects.asking import own_base
+from app.dialects.from_pictures import kept_picture
 from app.dialects.lora_refs import FILES_PATH
-from app.models import LoraModel
+from app.models import InputImage, LoraModel
 from app.schemas.common import storable
 from sdxl_contract.errors import InvalidRequest
 
@@ -31,6 +33,7 @@ _FORM = {
     }
 }
 _MAX_PARTS = 8
+_MAX_FILES = 2  # the JavaScript client sends its metadata as one, too
 router = APIRouter()
 
 
@@ -49,6 +52,36 @@ def _out(lora: LoraModel, base: str) -> dict[str, Any]:
     }
 
 
+def _picture_out(image: InputImage, base: str) -> dict[str, Any]:
+    return {
+        "id": str(image.id),
+        "name": image.object_key.rpartition("/")[2],
+        "content_type": image.media_type,
+        "size": image.size_bytes,
+        "etag": image.sha256,
+        "checksums": {"sha256": image.sha256},
+        "metadata": {},
+        "created_at": image.created_at.isoformat(),
+        "expires_at": None,
+        "urls": {"get": f"{base}{FILES_PATH}{image.id}"},
+    }
+
+
+async def _picture(services: ServicesDep, owner: str, file_id: str) -> InputImage | None:
+    with contextlib.suppress(ValueError, NotFound):
+        found = await services.inputs.get(owner, uuid.UUID(file_id))
+        return found if isinstance(found, InputImage) else None  # what was drawn was not sent
+    return None
+
+
+def _is_picture(head: bytes) -> bool:
+    return (
+        head.startswith((b"\x89PNG", b"\xff\xd8"))
+        or head[8:12] == b"WEBP"
+        or head[4:12] in (b"ftypavif", b"ftypavis")
+    )
+
+
 async def _lora(services: ServicesDep, owner: str, file_id: str) -> LoraModel:
     try:
         wanted = uuid.UUID(file_id)
@@ -61,8 +94,8 @@ async def _lora(services: ServicesDep, owner: str, file_id: str) -> LoraModel:
 async def send_file(
     request: Request, caller: CallerDep, services: ServicesDep, rights: RightsDep
 ) -> dict[str, Any]:
-    """Put a LoRA file into the library."""
-    async with request.form(max_files=1, max_fields=_MAX_PARTS) as form:
+    """Put a LoRA into the library, or a picture to where the caller's uploads are."""
+    async with request.form(max_files=_MAX_FILES, max_fields=_MAX_PARTS) as form:
         file = form.get("content")
         if not isinstance(file, UploadFile):
             raise InvalidRequest(
@@ -70,6 +103,15 @@ async def send_file(
                 details={"field": "content"},
             )
         await rights.check()  # the file may have taken hours to come
+        base = own_base(request, services.settings)
+        head = await file.read(12)
+        await file.seek(0)
+        if _is_picture(head):
+            uses = await kept_picture(services, caller, await file.read(), "content")
+            image = await _picture(services, caller.owner, uses["image_id"])
+            if image is None:
+                raise NotFound("The picture was removed meanwhile.")
+            return _picture_out(image, base)
         name = (file.filename or "").replace("\x00", "").removesuffix(".safetensors").strip()
         try:
             name = storable(name)[:150].strip() or "file"
@@ -78,14 +120,16 @@ async def send_file(
         uploaded = await services.loras.upload(
             caller.owner, file.file, name=name, description="", tags=[]
         )
-    return _out(uploaded.lora, own_base(request, services.settings))
+    return _out(uploaded.lora, base)
 
 
 @router.get("/files")
 async def list_files(request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
-    """The library's LoRAs, newest first."""
+    """The library's LoRAs and the newest pictures, newest first."""
     base = own_base(request, services.settings)
     results = [_out(lora, base) for lora in await services.loras.list(caller.owner)]
+    results += [_picture_out(image, base) for image in await services.inputs.list(caller.owner)]
+    results.sort(key=lambda file: str(file["created_at"]), reverse=True)
     return {"results": results, "next": None, "previous": None}
 
 
@@ -94,6 +138,9 @@ async def read_file(
     file_id: str, request: Request, caller: CallerDep, services: ServicesDep
 ) -> dict[str, Any]:
     """One."""
+    picture = await _picture(services, caller.owner, file_id)
+    if picture is not None:
+        return _picture_out(picture, own_base(request, services.settings))
     lora = await _lora(services, caller.owner, file_id)
     return _out(lora, own_base(request, services.settings))
 
@@ -101,5 +148,9 @@ async def read_file(
 @router.delete("/files/{file_id}", status_code=204)
 async def delete_file(file_id: str, caller: CallerDep, services: ServicesDep) -> None:
     """Remove one that no avatar and no waiting content uses."""
+    picture = await _picture(services, caller.owner, file_id)
+    if picture is not None:
+        await services.inputs.delete(caller.owner, picture.id)
+        return
     lora = await _lora(services, caller.owner, file_id)
     await services.loras.delete(caller.owner, lora.id)

@@ -21,6 +21,7 @@ from app.dialects.asking import (
     until_ended,
     with_loras,
 )
+from app.dialects.from_pictures import with_pictures
 from app.dialects.lora_refs import find_wishes
 from app.dialects.replicate.schemas import FIELDS, InputIn, PredictionIn, wait_seconds
 from app.dialects.replicate.shown import API, model_out, prediction, version_out
@@ -54,6 +55,8 @@ async def _create(
         limits = services.base_model.limits
         asked = wish.as_asked(_NATIVE_SIDE if limits is None else limits.native_size)
         wished = await find_wishes(request, services, caller, wish.wishes())
+        asked = with_loras(asked, wished)
+        asked = await with_pictures(request, services, caller, asked, wish.picture())
         call = NewCall(
             Kind.REPLICATE,
             model,
@@ -62,9 +65,7 @@ async def _create(
             sent.webhook or sent.webhook_completed,
             sent.events,
         )
-        content, kept = await services.calls.accept(
-            caller.owner, with_loras(asked, wished), call, caller.allowance
-        )
+        content, kept = await services.calls.accept(caller.owner, asked, call, caller.allowance)
     seconds = until - time.monotonic()
     if seconds > 0:
         content = await until_ended(Rights(request, services, caller), content, seconds)

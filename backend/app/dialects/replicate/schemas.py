@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.dialects.asking import read_as
+from app.dialects.from_pictures import PictureWish
 from app.dialects.lora_refs import LoraWish
 from app.dialects.lora_tags import read_tags
 from app.schemas.common import NUMBER, Storable
@@ -16,7 +17,7 @@ from sdxl_contract import limits
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import scheduler_named
 
-STEPS_DEFAULT, CFG_DEFAULT = 50, 7.5
+STEPS_DEFAULT, CFG_DEFAULT, STRENGTH_DEFAULT = 50, 7.5, 0.8
 _SCALE_DEFAULT = 0.6  # of `replicate_weights`; other models' LoRAs have 1
 _SAMPLERS = {
     "DDIM": "ddim",
@@ -88,6 +89,7 @@ class InputIn(BaseModel):
     refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] | None = None
     image: Storable | None = None
     mask: Storable | None = None
+    prompt_strength: Unit | None = None
 
     def wishes(self) -> list[LoraWish]:
         """The LoRAs that are asked for, other than by a tag of the prompt."""
@@ -108,6 +110,11 @@ class InputIn(BaseModel):
             found.append(LoraWish(one.path or one.name or "", one.scale, field))
         return found
 
+    def picture(self) -> PictureWish:
+        """The picture that is drawn over; of the mask white is drawn anew."""
+        strength = STRENGTH_DEFAULT if self.prompt_strength is None else self.prompt_strength
+        return PictureWish(self.image, self.mask, strength, "input.image", "input.mask")
+
     def as_asked(self, native_side: int) -> GenerateIn:
         """The same wish in the API's own words, its LoRAs left out but for the prompt's tags.
 
@@ -116,9 +123,6 @@ class InputIn(BaseModel):
         """
         if self.refine not in (None, "no_refiner"):
             raise _wrong("refine", "there is no refiner here: send no_refiner")
-        for field in ("image", "mask"):
-            if getattr(self, field):
-                raise _wrong(field, "is not taken here: draw from pictures by /v1/images/edits")
         tagged = read_tags(self.prompt)
         width, height = self._size(native_side)
         values: dict[str, Any] = {
@@ -177,6 +181,9 @@ FIELDS = {
     "seed": "input.seed",
     "num_images": "input.num_outputs",
     "scheduler": "input.scheduler",
+    "image.image_id": "input.image",
+    "mask.image_id": "input.mask",
+    "strength": "input.prompt_strength",
 }
 
 
