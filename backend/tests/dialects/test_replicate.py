@@ -210,7 +210,7 @@ async def test_a_prediction_is_drawn_over_a_picture(
     sent = [one for one in await client.files.async_list() if one.content_type == "image/png"]
     assert len(sent) == 4
     # The JavaScript client sends its metadata as a second file.
-    files = {"content": ("a", png("blue")), "metadata": ("blob", b"{}", "application/json")}
+    files: Any = {"content": ("a", png("blue")), "metadata": ("blob", b"{}", "application/json")}
     made = await served.backend.http.post(f"{API}/files", files=files)
     assert (made.status_code, made.json()["content_type"]) == (201, "image/png"), made.text
     # Neither another key's file nor a changed URL of this server's own.
