@@ -154,3 +154,28 @@ def test_a_picture_of_ones_own_is_chosen_or_dropped(studio: Studio, open_page: O
     page.locator(".stage .frame img").first.drag_to(panel(page))
     expect(panel(page).locator(".source-picture img")).to_be_visible()
     expect(panel(page).get_by_text(f"{made['width']} × {made['height']}")).to_be_visible()
+
+
+def test_a_second_pass_and_marks_are_asked_for_and_a_picture_is_enlarged(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft={"width": 64, "height": 64, "steps": 2})
+    page.locator(".extras summary").click()
+    page.get_by_label("Draw a second, larger pass").check()
+    page.get_by_label("Times larger", exact=True).fill("1.5")
+    page.get_by_label("Read A1111’s marks").check()
+    expect(page.locator(".extras .field-hint")).to_have_text("96 × 96")
+    content = drawn(studio, page)
+    assert content["parameters"]["hires"]["scale"] == 1.5
+    assert content["parameters"]["prompt_syntax"] == "a1111"
+    assert content["images"][0]["width"] == 96
+
+    page.reload()
+    expect(page.get_by_label("Times larger", exact=True)).to_have_value("1.5")
+    page.get_by_role("button", name="More actions").click()
+    with page.expect_response("**/content/generate") as answer:
+        page.get_by_role("menuitem", name="Enlarge twice").click()
+    enlarged = answer.value.json()["id"]
+    expect(page.locator(f".strip .thumb.chosen[data-id='{enlarged}']")).to_be_visible()
+    expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
+    assert studio.content(enlarged)["images"][0]["width"] == 192

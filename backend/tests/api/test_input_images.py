@@ -270,3 +270,18 @@ async def test_a_picture_that_was_taken_down_cannot_come_back(
         assert (await backend.http.get(uploaded["url"])).status_code == 404
         refused = await put(backend, picture(), expected=422)
         assert refused["details"]["reason"] == "taken_down"
+
+
+@pytest.mark.parametrize("words", [{"prompt": None}, {"prompt": ""}, {"prompt": "  "}])
+async def test_a_picture_is_enlarged_without_words(
+    backend: Backend, inference: InferenceDouble, words: dict[str, Any]
+) -> None:
+    image = (await backend.generate())["images"][0]
+    await backend.generate(
+        **words, image={"image_id": image["id"]}, upscale={"upscaler": "lanczos", "scale": 2}
+    )
+    request = inference.requests[-1]
+    assert request.upscale is not None
+    assert (request.upscale.upscaler, request.prompt) == ("lanczos", "")
+    body = await backend.generate(**words, image={"image_id": image["id"]}, expected=400)
+    assert body["error_code"] == "INVALID_PROMPT"

@@ -5,7 +5,16 @@ import { number, t } from '../i18n';
 import { recall, remember, recallHere, rememberHere } from '../state/memory';
 import { avatars, loras, model } from '../state/store';
 import { sourceBody, sourceOf, sourceSize, strengthOf, type Source } from './source';
-import type { Avatar, Content, GenerateBody, Lora, Model } from '../server/types';
+import type { Avatar, Content, GenerateBody, Lora, Model, PromptSyntax } from '../server/types';
+
+export interface Hires {
+  /** Times the sides. */
+  scale: number;
+  upscaler: string;
+  strength: number;
+  /** 0: as many as the first pass. */
+  steps: number;
+}
 
 export interface Draft {
   prompt: string;
@@ -22,6 +31,9 @@ export interface Draft {
   count: number;
   /** The picture that is drawn over; null: from nothing. */
   source: Source | null;
+  /** A second pass at a larger size. */
+  hires: Hires | null;
+  syntax: PromptSyntax;
 }
 
 export const SEED_MAX = 2 ** 32 - 1;
@@ -42,6 +54,8 @@ const EMPTY: Draft = {
   seedIsLocked: false,
   count: 1,
   source: null,
+  hires: null,
+  syntax: 'weights',
 };
 
 /** Of this tab; a new tab begins with what was written last. */
@@ -59,6 +73,7 @@ effect(() => {
 
 const FIELDS_OF: Partial<Record<keyof Draft, string[]>> = {
   negative: ['negative_prompt'],
+  syntax: ['prompt_syntax'],
   source: ['image', 'mask', 'strength', 'fit', 'inpaint', 'outpaint'],
 };
 
@@ -170,6 +185,8 @@ export function asBody(of: Draft): GenerateBody {
     ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
     num_images: of.count,
     ...sourceBody(of.source),
+    ...(of.hires && !of.source ? { hires: of.hires } : {}),
+    ...(of.syntax === 'weights' ? {} : { prompt_syntax: of.syntax }),
   };
 }
 
@@ -205,6 +222,13 @@ export function dropDeletedLoras(): number {
   return gone;
 }
 
+/** The second pass that a content's `parameters` ask for. */
+export function hiresOf({ hires }: Content['parameters']): Hires | null {
+  if (!hires) return null;
+  const { scale = 2, upscaler = 'latent', strength = 0.7, steps = 0 } = hires as Partial<Hires>;
+  return { scale, upscaler, strength, steps };
+}
+
 /**
  * The settings that made the picture at `place` of `content`; null: those of the whole request.
  * The avatar's part is taken out of the prompt where it is still the same; otherwise everything is
@@ -237,6 +261,8 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
     seedIsLocked: keepSeed,
     count: keepSeed && picture ? 1 : parameters.num_images,
     source: sourceOf(content),
+    hires: hiresOf(parameters),
+    syntax: (parameters.prompt_syntax as PromptSyntax | null | undefined) ?? 'weights',
   };
 }
 

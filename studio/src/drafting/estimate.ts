@@ -1,6 +1,7 @@
 // How long the next picture takes and what it costs, judged by the last ones on the same device.
 
 import { contentOf, feed } from '../state/store';
+import { hiresOf, type Hires } from './draft';
 import { sourceOf, strengthOf, type Source } from './source';
 import type { Content } from '../server/types';
 
@@ -18,9 +19,16 @@ interface Work {
   num_images: number;
   /** The share of the steps that is drawn, over a picture. */
   strength: number;
+  hires: Hires | null;
 }
 
-const amount = (work: Work): number => Math.floor(work.steps * work.strength) * work.width * work.height * work.num_images;
+// A step at s times the sides takes as long as s ^ 2.4 steps: attention grows faster than the pixels.
+const GROWTH = 2.4;
+
+const steps = ({ steps, strength, hires }: Work): number =>
+  Math.floor(steps * strength) + (hires ? (hires.steps || steps) * hires.scale ** GROWTH : 0);
+
+const amount = (work: Work): number => steps(work) * work.width * work.height * work.num_images;
 
 function median(values: number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
@@ -43,12 +51,16 @@ function workOf(content: Content): Work {
   const { width, height, steps } = parameters;
   const source = sourceOf(content);
   const strength = source ? strengthOf(source) : 1;
-  return { ...parameters, width: width ?? 1, height: height ?? 1, steps: steps ?? 1, strength };
+  return { ...parameters, width: width ?? 1, height: height ?? 1, steps: steps ?? 1, strength, hires: hiresOf(parameters) };
 }
 
 /** Null where nothing was drawn yet. `usd` is null on a device without a price. */
 export function estimate(asked: Omit<Work, 'strength'> & { source: Source | null }): Estimate | null {
-  const work = { ...asked, strength: asked.source ? strengthOf(asked.source) : 1 };
+  const work = {
+    ...asked,
+    strength: asked.source ? strengthOf(asked.source) : 1,
+    hires: asked.source ? null : asked.hires,
+  };
   const past = pastOf(feed.value ?? []);
   if (!past.length) return null;
   const perStep = median(past.map((c) => (c.timings?.denoise ?? 0) / Math.max(1, amount(workOf(c)))));

@@ -56,6 +56,19 @@ export async function vary(content: Content, place: number, changes: Partial<Dra
   return draw(asBody({ ...draftOf(content, true, place), ...changes }));
 }
 
+/** A picture at twice its sides, by the worker's first upscaler, or without one by Lanczos. */
+export const enlarge = (image_id: string): Promise<Content | null> => {
+  const upscaler = model.value?.limits.upscalers[0]?.name ?? 'lanczos';
+  return draw({
+    prompt: '',
+    loras: [],
+    negative_prompt: '',
+    num_images: 1,
+    image: { image_id },
+    upscale: { upscaler, scale: 2 },
+  });
+};
+
 /** The same settings with another seed; `count` pictures of it. */
 export const varySeed = (content: Content, place: number, count = 1): Promise<Content | null> =>
   vary(content, place, { seed: randomSeed(), seedIsLocked: true, count });

@@ -150,7 +150,10 @@ def _prompt(asked: GenerateIn, avatar: Avatar | None) -> str:
                 details={"field": "custom_prompt"},
             )
         field, prompt = "custom_prompt", asked.custom_prompt
-    if prompt is None and (avatar is not None or asked.upscale is not None):
+    # An enlargement is of what is there: nothing is to be said.
+    if asked.upscale is not None and not (prompt or "").strip():
+        return ""
+    if prompt is None and avatar is not None:
         return ""
     if prompt is None or not prompt.strip():
         raise InvalidPrompt(

@@ -1,13 +1,13 @@
 // What can be done with the picture that is shown.
 
 import { useEffect, useState } from 'preact/hooks';
-import { again, asCurl, cancel, copy, linkTo, remove, reuse, star, stepScale, stepSeed, varySeed } from '../../state/actions';
+import { again, asCurl, cancel, copy, enlarge, linkTo, remove, reuse, star, stepScale, stepSeed, varySeed } from '../../state/actions';
 import { download } from '../../device/files';
 import { number, t } from '../../i18n';
 import { itemKey } from '../../state/items';
 import { go } from '../../state/route';
 import { lazy } from '../../lazy';
-import { loras } from '../../state/store';
+import { loras, model } from '../../state/store';
 import { isFinal, type Content } from '../../server/types';
 import { BoardMenu } from '../pictures/boards';
 import { noteUrl } from '../../drafting/source';
@@ -114,6 +114,11 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
             }}
           >
             {t('action.drawOver')}
+          </MenuItem>
+        )}
+        {picture && model.value && (
+          <MenuItem icon="expand" onClick={() => void enlarge(picture.id).then(show)}>
+            {t('action.enlarge')}
           </MenuItem>
         )}
         <MenuItem icon="plus" onClick={() => void varySeed(content, place, 4).then(show)}>
