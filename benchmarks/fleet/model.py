@@ -11,15 +11,16 @@ Must not know: where the seconds come from, what is plotted.
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
-import simpy
 
 from benchmarks.fleet.load import Load, arrivals, lora_sizes
 from benchmarks.fleet.outcome import Outcome
@@ -95,7 +96,7 @@ class _Container:
 
 
 class _Simulation:
-    """One run. Everything happens in callbacks: a process for each request would be slower."""
+    """One run: a heap of what is due, and the requests in their order beside it."""
 
     def __init__(self, load: Load, fleet: Fleet, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -106,7 +107,10 @@ class _Simulation:
         self._until = load.hours * 3600
         self._fleet = fleet
         self._timings = fleet.timings
-        self._env = simpy.Environment()
+        self._now = 0.0
+        # (when, number, call, arguments): the number keeps what is due at once in its order.
+        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._numbers = 0
         self._line: deque[_Request] = deque()
         self._slots = 1 + fleet.read_ahead
         # Ready containers by how many requests they hold; a dict keeps its order of insertion.
@@ -132,10 +136,19 @@ class _Simulation:
         """Through the load's hours, then until the last request is answered, unpaid."""
         for _ in range(self._fleet.min_containers):
             self._start_container(warm=True)
-        self._env.process(self._arrive())
-        self._env.run(until=self._until + 1e-9)
-        while self._left:
-            self._env.step()
+        due = self._due
+        number = 0
+        requests = zip(self._times.tolist(), self._loras.tolist(), strict=True)
+        time, lora = next(requests, (math.inf, 0))
+        while self._left or (due and due[0][0] <= self._until):
+            if due and due[0][0] < time:
+                self._now, _, call, arguments = heapq.heappop(due)
+                call(*arguments)
+                continue
+            self._now = time
+            self._arrive(_Request(number, time, lora, counts=time >= self._settle))
+            number += 1
+            time, lora = next(requests, (math.inf, 0))
         for container in self._running:
             self._pay(container.started, self._until)
         self._done.sort()
@@ -155,20 +168,14 @@ class _Simulation:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _arrive(self) -> Generator[simpy.Event, Any, None]:
-        env = self._env
-        for number, (time, lora) in enumerate(
-            zip(self._times.tolist(), self._loras.tolist(), strict=True)
-        ):
-            if time > env.now:
-                yield env.timeout(time - env.now)
-            self._count(+1)
-            self._line.append(_Request(number, time, lora, counts=time >= self._settle))
-            self._dispatch()
-            self._scale_up()
+    def _arrive(self, request: _Request) -> None:
+        self._count(+1)
+        self._line.append(request)
+        self._dispatch()
+        self._scale_up()
 
     def _count(self, change: int) -> None:
-        now = self._env.now
+        now = self._now
         since = max(self._area_at, self._settle)
         self._area += self._in_system * max(0.0, now - since)
         self._area_at = now
@@ -249,11 +256,11 @@ class _Simulation:
     def _draw(self, container: _Container) -> None:
         container.busy = True
         request = container.lane.popleft()
-        request.lane_at = self._env.now
+        request.lane_at = self._now
         seconds = self._timings.lane_s
         if self._fleet.service is Service.EXPONENTIAL:
             seconds = self._random.expovariate(1 / seconds)
-        self._lane_busy += self._counted(self._env.now, self._env.now + seconds)
+        self._lane_busy += self._counted(self._now, self._now + seconds)
         self._later(seconds, self._drawn, container, request)
 
     def _drawn(self, container: _Container, request: _Request) -> None:
@@ -263,7 +270,7 @@ class _Simulation:
         self._later(self._timings.after_s, self._answered, container, request)
 
     def _answered(self, container: _Container, request: _Request) -> None:
-        now = self._env.now
+        now = self._now
         self._count(-1)
         if request.counts:
             waited = request.lane_at - request.arrived
@@ -283,7 +290,7 @@ class _Simulation:
             self._start_container()
 
     def _start_container(self, *, warm: bool = False) -> None:
-        container = _Container(self._env.now)
+        container = _Container(self._now)
         self._running[container] = None
         self._alive += 1
         self._starts += 1
@@ -297,7 +304,7 @@ class _Simulation:
         self._by_load[0][container] = None
         self._dispatch()
         if container.load == 0:
-            container.idle_since = self._env.now
+            container.idle_since = self._now
             self._watch_idle(container)
 
     def _watch_idle(self, container: _Container) -> None:
@@ -309,7 +316,7 @@ class _Simulation:
         container.reaping = False
         if container.load > 0:
             return
-        left = container.idle_since + self._fleet.scaledown_window_s - self._env.now
+        left = container.idle_since + self._fleet.scaledown_window_s - self._now
         if left > 1e-6:
             container.reaping = True
             self._later(left, self._reap, container)
@@ -319,7 +326,7 @@ class _Simulation:
             for lora in container.cache:
                 self._holders[lora].pop(container, None)
             self._alive -= 1
-            self._pay(container.started, self._env.now)
+            self._pay(container.started, self._now)
 
     def _pay(self, start: float, end: float) -> None:
         self._seconds += self._counted(start, end)
@@ -333,7 +340,8 @@ class _Simulation:
         return max(0.0, min(end, self._until) - max(start, self._settle))
 
     def _later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-        self._env.timeout(seconds).callbacks.append(lambda _event: call(*arguments))
+        self._numbers += 1
+        heapq.heappush(self._due, (self._now + seconds, self._numbers, call, arguments))
 
 
 def simulate(load: Load, fleet: Fleet, seed: int = 0) -> Outcome:
