@@ -290,7 +290,7 @@ def _boom(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     "where",
     [
-        "sdxl_worker.drawing.drawer.encode_prompts",
+        "sdxl_worker.drawing.drawer.encode_words",
         "sdxl_worker.drawing.drawer.build_scheduler",
         "sdxl_worker.drawing.drawer.to_image",
         "sdxl_worker.answering.result.encode_image",
@@ -322,7 +322,7 @@ def test_running_out_of_memory_names_a_smaller_size(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sdxl_worker.drawing.drawer.encode_prompts", out_of_memory)
+        patch.setattr("sdxl_worker.drawing.drawer.encode_words", out_of_memory)
         status, body = refused(client, width=128, height=128)
 
     assert (status, body["error_code"]) == (507, "CUDA_OOM")

@@ -128,7 +128,7 @@ def test_what_a_stopped_request_did_is_counted_and_leaves_the_next_one_right(rea
     class Stop(Exception):
         pass
 
-    def stop(done: int, *_: Any) -> None:
+    def stop(done: int, *_: Any, **__: Any) -> None:
         if done == 2:
             raise Stop
 

@@ -18,7 +18,7 @@ import pytest
 from sdxl_contract.result import ProgressEvent
 from sdxl_worker.assembly import assemble
 from sdxl_worker.drawing import drawer as drawing
-from sdxl_worker.drawing.prompts import encode_prompts
+from sdxl_worker.drawing.prompts import encode_words
 from sdxl_worker.run import Run
 from testkit.worker import (
     SIDE,
@@ -55,7 +55,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     held = Gate()
-    encode = encode_prompts
+    encode = encode_words
 
     def gated(pipe: Any, prompt: str, *rest: Any) -> Any:
         if prompt == "hold the lane":
@@ -63,7 +63,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
             assert held.opened.wait(120)
         return encode(pipe, prompt, *rest)
 
-    monkeypatch.setattr(drawing, "encode_prompts", gated)
+    monkeypatch.setattr(drawing, "encode_words", gated)
     yield held
     held.opened.set()
 
@@ -251,7 +251,7 @@ def test_pictures_of_a_batch_equal_those_drawn_one_by_one_up_to_rounding(
         seen: list[int] = []
         parts = assemble(settings(images_per_batch=batch), model, worker.engine._fetcher)
         run = Run(request)
-        monkeypatch.setattr(run, "step", lambda done, *_, seen=seen: seen.append(done))
+        monkeypatch.setattr(run, "step", lambda done, *_, seen=seen, **__: seen.append(done))
         drawn[batch] = parts.drawer.draw(run)
         steps[batch] = seen
 

@@ -10,7 +10,7 @@ import { duration, t, usd } from '../../i18n';
 import { active } from '../../server/live';
 import { avatars, model, reached, tell } from '../../state/store';
 import type { Content } from '../../server/types';
-import { Extras } from './extras';
+import { Extras, isOfExtras } from './extras';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
 import { QueueButton } from '../queue';
@@ -22,7 +22,7 @@ import { Button, Field, Loading } from '../ui';
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
 const LATE = ['prompt', 'mask', 'outpaint'];
 const isShown = (field: string): boolean =>
-  SHOWN.includes(field) || isOfSource(field) || /^hires(\.(scale|upscaler|strength|steps))?$/.test(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
+  SHOWN.includes(field) || isOfSource(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
   const now = whole.value;

@@ -48,6 +48,12 @@ export function Extras({ of, model, errors }: Props) {
   );
 }
 
+/** Whether what is wrong with `field` is told here, as the form is now. */
+export const isOfExtras = (field: string): boolean =>
+  draft.value.hires !== null &&
+  draft.value.source === null &&
+  /^hires(\.(scale|upscaler|strength|steps))?$/.test(field);
+
 function HiresFields({ hires, of, model, errors }: Props & { hires: Hires }) {
   const set = (changes: Partial<Hires>) => {
     const now = draft.value.hires;

@@ -5,7 +5,6 @@ import { change, draft, type FieldErrors, type Whole } from '../../drafting/draf
 import {
   BLUR,
   FILLS,
-  SIDES,
   lookUp,
   noteUrl,
   sourceFrom,
@@ -310,8 +309,10 @@ function More({ source, errors }: { source: Source; errors: FieldErrors }) {
 const held = (value: number | null, most: number): number =>
   Math.min(most, Math.max(0, Math.round(value ?? 0)));
 
-/** The fields of a request that are shown here. */
-export const isOfSource = (field: string): boolean =>
-  ['image.image_id', 'mask', 'strength', 'fit', 'outpaint'].includes(field) ||
-  /^inpaint\.(area|padding|blur|fill)$/.test(field) ||
-  SIDES.some((side) => field === `outpaint.${side}`);
+/** Whether what is wrong with `field` is told here, as the form is now. */
+export function isOfSource(field: string): boolean {
+  const { source } = draft.value;
+  if (field === 'image.image_id') return true;
+  if (field === 'strength') return source !== null;
+  return (field === 'mask' && source?.mode === 'mask') || (field === 'outpaint' && source?.mode === 'frame');
+}
