@@ -179,3 +179,6 @@ def test_a_second_pass_and_marks_are_asked_for_and_a_picture_is_enlarged(
     expect(page.locator(f".strip .thumb.chosen[data-id='{enlarged}']")).to_be_visible()
     expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
     assert studio.content(enlarged)["images"][0]["width"] == 192
+    # It has no settings to draw another one by.
+    expect(page.get_by_role("button", name="Another one")).to_have_count(0)
+    expect(page.get_by_role("button", name="Download")).to_be_visible()

@@ -39,7 +39,9 @@ function pastOf(ids: string[]): Content[] {
   const drawn: Content[] = [];
   for (const id of ids) {
     const content = contentOf(id).value;
-    if (content?.status === 'succeeded' && content.timings && content.cost) drawn.push(content);
+    // An enlargement draws no steps.
+    if (content?.status !== 'succeeded' || content.parameters.upscale) continue;
+    if (content.timings && content.cost) drawn.push(content);
     if (drawn.length === LOOKED_AT) break;
   }
   return drawn;

@@ -47,20 +47,26 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
   }
   const picture = content.images[place];
   const key = itemKey(content, place);
+  // An enlargement was not drawn: no seed or scale of it can be another.
+  const isDrawn = !content.parameters.upscale;
   return (
     <div class="actions" role="group" aria-label={t('viewer.actions')} inert={!isSettled}>
-      <Button icon="vary" data-key="vary" onClick={() => void varySeed(content, place).then(show)}>
-        {t('action.vary')}
-      </Button>
-      <Button
-        icon="reuse"
-        onClick={() => {
-          reuse(content, place);
-          go('create');
-        }}
-      >
-        {t('action.reuse')}
-      </Button>
+      {isDrawn && (
+        <>
+          <Button icon="vary" data-key="vary" onClick={() => void varySeed(content, place).then(show)}>
+            {t('action.vary')}
+          </Button>
+          <Button
+            icon="reuse"
+            onClick={() => {
+              reuse(content, place);
+              go('create');
+            }}
+          >
+            {t('action.reuse')}
+          </Button>
+        </>
+      )}
       {picture && (
         <>
           <Button
@@ -121,15 +127,19 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
             {t('action.enlarge')}
           </MenuItem>
         )}
-        <MenuItem icon="plus" onClick={() => void varySeed(content, place, 4).then(show)}>
-          {t('action.fourMore')}
-        </MenuItem>
-        <MenuItem icon="right" onClick={() => void stepSeed(content, place, 1).then(show)}>
-          {t('action.seedUp')}
-        </MenuItem>
-        <MenuItem icon="left" onClick={() => void stepSeed(content, place, -1).then(show)}>
-          {t('action.seedDown')}
-        </MenuItem>
+        {isDrawn && (
+          <>
+            <MenuItem icon="plus" onClick={() => void varySeed(content, place, 4).then(show)}>
+              {t('action.fourMore')}
+            </MenuItem>
+            <MenuItem icon="right" onClick={() => void stepSeed(content, place, 1).then(show)}>
+              {t('action.seedUp')}
+            </MenuItem>
+            <MenuItem icon="left" onClick={() => void stepSeed(content, place, -1).then(show)}>
+              {t('action.seedDown')}
+            </MenuItem>
+          </>
+        )}
         {content.loras
           .filter((used) => loras.value?.some((lora) => lora.id === used.lora_model_id))
           .flatMap((used) =>
@@ -146,13 +156,17 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
         <MenuItem icon="again" onClick={() => void again(content).then(show)}>
           {t('action.again')}
         </MenuItem>
-        <hr />
-        <MenuItem icon="reuse" onClick={() => reuse(content, place, 'prompt')}>
-          {t('action.reusePrompt')}
-        </MenuItem>
-        <MenuItem icon="lock" onClick={() => reuse(content, place, 'seed')}>
-          {t('action.reuseSeed')}
-        </MenuItem>
+        {isDrawn && (
+          <>
+            <hr />
+            <MenuItem icon="reuse" onClick={() => reuse(content, place, 'prompt')}>
+              {t('action.reusePrompt')}
+            </MenuItem>
+            <MenuItem icon="lock" onClick={() => reuse(content, place, 'seed')}>
+              {t('action.reuseSeed')}
+            </MenuItem>
+          </>
+        )}
         <hr />
         {picture && <BoardMenu images={[picture.id]} />}
         <MenuItem icon="link" onClick={() => void copy(linkTo(key), t('told.copied'))}>
@@ -163,15 +177,17 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
             {t('action.share')}
           </MenuItem>
         )}
-        <MenuItem
-          icon="copy"
-          onClick={() => {
-            const text = asCurl(content, place);
-            if (text) void copy(text, t('told.copiedCurl'));
-          }}
-        >
-          {t('action.curl')}
-        </MenuItem>
+        {isDrawn && (
+          <MenuItem
+            icon="copy"
+            onClick={() => {
+              const text = asCurl(content, place);
+              if (text) void copy(text, t('told.copiedCurl'));
+            }}
+          >
+            {t('action.curl')}
+          </MenuItem>
+        )}
       </Menu>
       {shares && <ShareDialog content={content} place={place} onClose={() => setShares(false)} />}
     </div>

@@ -176,7 +176,7 @@ function Chosen({ source, errors }: { source: Source; errors: FieldErrors }) {
         onChange={(strength) => set({ strength })}
       />
       <p class="field-hint">{t('source.strengthHint')}</p>
-      <More source={source} errors={errors} />
+      <More source={source} />
     </>
   );
 }
@@ -221,14 +221,14 @@ function MaskFields({ source, url, error }: { source: Source; url: string; error
 }
 
 /** What most people leave as it is. */
-function More({ source, errors }: { source: Source; errors: FieldErrors }) {
+function More({ source }: { source: Source }) {
   const { mode } = source;
   return (
     <details class="details source-more">
       <summary>{t('source.more')}</summary>
       <div class="stack">
         {mode === 'mask' && (
-          <Field label={t('source.area')} error={errors['inpaint.area']}>
+          <Field label={t('source.area')}>
             {(attributes) => (
               <select
                 {...attributes}
@@ -242,7 +242,7 @@ function More({ source, errors }: { source: Source; errors: FieldErrors }) {
           </Field>
         )}
         {mode === 'mask' && source.area === 'masked' && (
-          <Field label={t('source.padding')} error={errors['inpaint.padding']}>
+          <Field label={t('source.padding')}>
             {(attributes) => (
               <NumberInput
                 {...attributes}
@@ -263,10 +263,9 @@ function More({ source, errors }: { source: Source; errors: FieldErrors }) {
               min={0}
               max={BLUR_MAX}
               step={1}
-              error={errors['inpaint.blur']}
               onChange={(blur) => set({ blur: Number.isFinite(blur) ? held(blur, BLUR_MAX) : BLUR })}
             />
-            <Field label={t('source.fill')} error={errors['inpaint.fill']}>
+            <Field label={t('source.fill')}>
               {(attributes) => (
                 <select
                   {...attributes}
@@ -289,7 +288,7 @@ function More({ source, errors }: { source: Source; errors: FieldErrors }) {
             {t('source.soft')}
           </label>
         )}
-        <Field label={t('source.fit')} error={errors.fit}>
+        <Field label={t('source.fit')}>
           {(attributes) => (
             <select
               {...attributes}
