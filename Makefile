@@ -41,8 +41,16 @@ serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKE
 	@exec $(PY) -m scripts.serve
 
 .PHONY: test
-test: $(INSTALLED) ## All tests, lint and types included, file by file on up to four cores
+test: $(INSTALLED) ## The tests, lint and types included, file by file on up to four cores (8 minutes)
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
+
+.PHONY: test-all
+test-all: $(INSTALLED) ## Also the tests that take long: chaos, kills, every view of the page (25 minutes)
+	@$(PY) -m pytest --all $(SIDE_BY_SIDE)
+
+.PHONY: test-browser
+test-browser: $(INSTALLED) ## Every test of the page, in a real Chromium
+	@$(PY) -m pytest --all tests/browser $(SIDE_BY_SIDE)
 
 .PHONY: setup-clients
 setup-clients: ## Other services' clients, pinned, for test-clients (Node 20, 1.2 GB, two minutes)
@@ -116,6 +124,10 @@ bench-watermark: $(INSTALLED) ## What the watermark outlives, and how often it i
 .PHONY: bench-replays
 bench-replays: $(INSTALLED) ## Fifty pictures, each drawn again from its own file and compared
 	@$(PY) -m benchmarks.bench_replays --json benchmarks/results/replays.json
+
+.PHONY: bench-studio
+bench-studio: $(INSTALLED) ## The page on a slow phone: seconds until it can be used, bytes over the line
+	@$(PY) -m benchmarks.bench_studio --json benchmarks/results/studio.json
 
 .PHONY: deploy-check
 deploy-check: $(INSTALLED) ## The Modal deployment as far as it can be checked without an account

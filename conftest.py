@@ -1,8 +1,9 @@
-"""For all tests: threads, order, what `--quick` leaves out, and a word on what did not run.
+"""For all tests: threads, order, what is left out, and a word on what did not run.
 
 `make test` runs the files side by side, one file in one process (`--dist loadfile`), so that what a
 file's tests share, a running worker for instance, is started once in each process and not once for
-each test. `make check` runs `--quick`: what needs neither a process nor a model.
+each test. It leaves out what is marked `long`, which `make test-all` runs. `make check` runs
+`--quick`: what needs neither a process nor a model.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import pytest  # noqa: E402
 
 # Fixtures that start a process or load a model, whoever asks for them.
 STARTS = frozenset({"postgres", "worker", "studio", "browser", "chromium_path", "rig", "any_rig"})
-LONG = frozenset({"slow", "gpu", "browser", "process"})
+LONG = frozenset({"slow", "long", "gpu", "browser", "process"})
+TAKES_LONG = "takes long: make test-all runs it"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--quick` and `--long`."""
+    """`--quick`, `--all` and `--long`."""
     parser.addoption(
         "--quick", action="store_true", help="only tests that need neither a process nor a model"
     )
+    parser.addoption("--all", action="store_true", help="also the tests that are marked `long`")
     parser.addoption(
         "--long", action="store_true", help="outages of minutes where there are such of seconds"
     )
@@ -65,6 +68,10 @@ def longest_files_first(items: list[pytest.Item]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Choose and order."""
     longest_files_first(items)
+    if not (config.getoption("--all") or config.getoption("--long")):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason=TAKES_LONG))
     if config.getoption("--quick"):
         left_out = [item for item in items if not is_quick(item)]
         config.hook.pytest_deselected(items=left_out)

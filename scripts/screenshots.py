@@ -7,6 +7,7 @@ are to show, and takes the pictures with Chromium. Nothing of DATA_DIR is touche
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from scripts.stack import REPOSITORY, StackError, build_stack, free_port, running
 
@@ -158,7 +159,8 @@ def opened(
 def shoot(page: Page, name: str, colours: Colours) -> None:
     """Write one picture once everything in sight is there."""
     page.wait_for_selector("main .loading", state="detached")
-    page.wait_for_function(SEEN_IMAGES_ARE_THERE)
+    while not page.evaluate(SEEN_IMAGES_ARE_THERE):
+        page.wait_for_timeout(100)
     page.wait_for_timeout(400)  # the last fade-in
     page.screenshot(path=OUTPUT / f"studio-{name}-{colours}.png")
     print(f"  studio-{name}-{colours}.png", flush=True)
@@ -195,16 +197,21 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             page.locator(".lightbox img").wait_for()
             shoot(page, "large", colours)
             page.keyboard.press("Escape")
+            shoot_source(page, colours)
+            page.goto(f"{url}/#/verify")
+            signed = httpx2.get(contents[-1]["image_url"]).content
+            page.get_by_label("Choose a picture").set_input_files(
+                {"name": "panda.png", "mimeType": "image/png", "buffer": signed}
+            )
+            page.locator(".facts").first.wait_for()
+            shoot(page, "verify", colours)
             page.goto(f"{url}/#/compare/{before}/{after}")
             page.locator(".split img").first.wait_for()
             shoot(page, "compare", colours)
             page.goto(grid or f"{url}/#/grid")
             if not grid:
                 page.get_by_role("button", name="Generate the grid").click()
-            page.wait_for_function(
-                "() => document.querySelectorAll('.xy td img:not(.preview)').length === 9",
-                timeout=300_000,
-            )
+            expect(page.locator(".xy td img:not(.preview)")).to_have_count(9, timeout=300_000)
             grid = page.url
             shoot(page, "grid", colours)
             page.goto(f"{url}/#/batches")
@@ -232,6 +239,29 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
         shoot(page, "phone-es", "light")
 
 
+def shoot_source(page: Page, colours: Colours) -> None:
+    """The picture of this page taken to be drawn over, and a mask painted on it."""
+    page.get_by_role("button", name="More actions").click()
+    page.get_by_role("menuitem", name="Draw over this picture").click()
+    panel = page.get_by_role("group", name="Picture to draw over")
+    panel.get_by_role("button", name="A part").click()
+    panel.scroll_into_view_if_needed()
+    shoot(page, "source", colours)
+    panel.get_by_role("button", name="Paint what to draw anew").click()
+    painter = page.get_by_role("dialog")
+    canvas = painter.get_by_role("img", name="Mask: ")
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    assert box is not None
+    for x, y, act in ((0.3, 0.35, "down"), (0.6, 0.3, ""), (0.7, 0.45, ""), (0.4, 0.55, "up")):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        if act:
+            getattr(page.mouse, act)()
+    shoot(page, "mask", colours)
+    painter.get_by_role("button", name="Use this mask").click()
+    panel.get_by_role("button", name="Take the picture out").click()
+
+
 def shoot_live(browser: Browser, url: str) -> None:
     """A picture while it is drawn."""
     draft = {"prompt": "an owl, blue background", "steps": 100, "count": 8}
@@ -239,10 +269,9 @@ def shoot_live(browser: Browser, url: str) -> None:
         with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
             page.get_by_label("Prompt", exact=True).press("Control+Enter")
             page.locator(".frame img.preview").wait_for(timeout=60_000)
-            page.wait_for_function(
-                "() => document.querySelector('.frame [aria-valuenow]')?.ariaValueNow >= 85",
-                timeout=120_000,
-            )
+            nearly_done = re.compile("^(8[5-9]|9[0-9])")
+            bar = page.locator(".frame [aria-valuenow]").first
+            expect(bar).to_have_attribute("aria-valuenow", nearly_done, timeout=120_000)
             shoot(page, "live", colours)
             page.locator(".frame[data-status=succeeded]").wait_for(timeout=300_000)
 

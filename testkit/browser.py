@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -170,6 +171,19 @@ def fill_gallery(studio: Studio, owner: str, count: int) -> None:
                         "image/png",
                     )
                 )
+
+
+def wait_until(page: Page, script: str) -> Any:
+    """Wait until `script`, evaluated in the page, gives something true; what it gave.
+
+    Playwright's own `wait_for_function` evaluates again from within the page, which the page's
+    Content-Security-Policy forbids: it fails whenever the first look is too early.
+    """
+    end = time.monotonic() + WAIT_MS / 1000
+    while not (value := page.evaluate(script)):
+        assert time.monotonic() < end, f"still not so: {script}"
+        page.wait_for_timeout(50)
+    return value
 
 
 def check_accessibility(page: Page, name: str) -> None:

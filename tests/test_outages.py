@@ -29,7 +29,7 @@ LORA = REPOSITORY / "demo_model/loras" / "line-art.safetensors"
 NATIVE_SIDE = 128  # px: the small model's own size
 STARTED_QUICKLY_S = 60.0  # for a worker to be there and found, on a busy machine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 class Lengths(NamedTuple):

@@ -31,6 +31,7 @@ def chaos(running: Scene, load: Load, trouble: Trouble) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_balance_holds_through_chaos_and_fails_without_the_fence() -> None:
     with scene(WEIGHTS, worker_seconds=0.3, seed=7) as running:
         conninfo = running.environment["DATABASE_URL"]

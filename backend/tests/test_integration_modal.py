@@ -110,7 +110,7 @@ def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["s3", "local"])
+@pytest.fixture(scope="module", params=["s3", pytest.param("local", marks=pytest.mark.long)])
 def stack(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

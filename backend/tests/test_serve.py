@@ -48,6 +48,7 @@ def refusal(folder: Path, **environment: str) -> str:
 
 
 @slow
+@pytest.mark.long
 def test_a_database_that_is_down_or_a_wrong_setting_is_explained(folder: Path) -> None:
     url = f"postgresql://me:s3cret@127.0.0.1:{free_port()}/x"
     said = refusal(folder, DATABASE_URL=url)
@@ -57,6 +58,7 @@ def test_a_database_that_is_down_or_a_wrong_setting_is_explained(folder: Path) -
 
 
 @slow
+@pytest.mark.long
 def test_a_job_survives_kill_9_and_keys_guard_other_addresses(folder: Path) -> None:
     data = folder / "data"
     port = free_port()

@@ -26,6 +26,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_the_last_line_has_every_figure(tmp_path: Path) -> None:
     done = bench("--small", "--runs", "1", "--json", str(tmp_path / "result.json"))
 
@@ -51,6 +52,7 @@ def test_the_last_line_has_every_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["missing", "cut", "other"])
+@pytest.mark.long
 def test_a_broken_folder_is_an_error_that_names_what_is_wrong(tmp_path: Path, broken: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(SMALL, folder)

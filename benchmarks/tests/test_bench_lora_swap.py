@@ -14,6 +14,7 @@ CASES = {"cold", "cached", "switch", "three", "text"} | {f"rank_{r}" for r in (8
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_case_is_measured_on_both_sides(tmp_path: Path) -> None:
     files = {"--json": tmp_path / "result.json", "--plot": tmp_path / "plot.png"}
     done = subprocess.run(

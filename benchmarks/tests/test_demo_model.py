@@ -128,6 +128,7 @@ def test_the_character_s_lora_changes_both_text_encoders_and_names_its_word(targ
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_draws_what_the_words_say_and_the_lora_takes_the_colour_out(
     pipe: Any, targets: Any
 ) -> None:

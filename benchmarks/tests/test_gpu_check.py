@@ -57,6 +57,7 @@ def test_a_cached_lora_is_timed_alone_and_beside_others(worker: Service, files: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles) -> None:
     paths = [files.folder / name for name in files.names]
     ours = Ours(MODEL, "cpu", side=64, steps=2)

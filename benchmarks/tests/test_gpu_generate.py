@@ -46,6 +46,7 @@ def task(model: Path = SMALL, device: torch.device = CPU) -> Task:
     return Task(str(model), device, size=64, steps=2, repeats=1, gpu="L40S")
 
 
+@pytest.mark.long
 def test_every_variant_gives_a_picture_and_the_last_line_is_the_result(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_has(
     assert row["seconds_per_image"] > 0
 
 
+@pytest.mark.long
 def test_attention_without_sdpa_is_the_plain_one_and_another_vae_another_picture(
     tmp_path: Path,
 ) -> None:
@@ -123,6 +125,7 @@ def test_attention_without_sdpa_is_the_plain_one_and_another_vae_another_picture
     assert (difference(one.pictures, lighter.pictures) or (0,))[0] > 2
 
 
+@pytest.mark.long
 def test_equal_variants_draw_equal_pictures_and_another_seed_or_a_lora_does_not() -> None:
     base = Variant(ours=False, dtype=FP32)
     ours = Variant(ours=True, dtype=FP32)

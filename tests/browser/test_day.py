@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from testkit.browser import OpenPage, Studio, Watch
+from testkit.browser import OpenPage, Studio, Watch, wait_until
 from testkit.lora_bytes import sd15_lora
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 def is_inside(page: Page, selector: str) -> bool:
@@ -199,6 +197,5 @@ def test_a_finished_picture_is_told_by_the_system_where_that_is_wished_for(
     page.evaluate("window.isAway = true")
     page.get_by_role("button", name="Generate", exact=False).first.click()
     expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
-    page.wait_for_function("window.told.length > 0")
-    told = json.loads(page.evaluate("JSON.stringify(window.told)"))
+    told = wait_until(page, "window.told.length > 0 && window.told")
     assert told == [["Finished", "a nut nobody waits for"]]

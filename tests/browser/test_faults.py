@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from testkit.browser import OpenPage, Studio, Watch, fitting_lora
+from testkit.browser import OpenPage, Studio, Watch, fitting_lora, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = json.loads((REPOSITORY / "docs" / "openapi.json").read_text(encoding="utf-8"))
@@ -366,10 +366,11 @@ def test_every_error_is_one_sentence_of_the_pages_own(
         answers.append(answer)
         with page.expect_response("**/content/generate"):
             button.click()
-        text = page.wait_for_function(
-            "() => [...document.querySelectorAll('.composer .field-error')].map((e) => "
-            "e.textContent).join(' ').trim()"
-        ).json_value()
+        text = wait_until(
+            page,
+            "[...document.querySelectorAll('.composer .field-error')].map((e) => "
+            "e.textContent).join(' ').trim()",
+        )
         seen[json.dumps(answer)] = text
         assert RAW not in text, answer
         assert "{" not in text, (answer, text)

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from testkit.browser import OpenPage, Studio, fill_gallery
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 MANY = 5000
 
 

@@ -237,6 +237,7 @@ async def test_another_keys_pictures_are_not_there(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_word_is_found_quickly_among_100_000_prompts(database_url: URL) -> None:
     """Rare and frequent words alike; the index is what makes it so (the control)."""
     database = Database(database_url)

@@ -44,6 +44,7 @@ def check_all_were_tested(backend: Backend, said: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_no_call_to_any_operation_is_answered_otherwise_than_documented(
     start_backend: StartBackend, database_url: URL
 ) -> None:
@@ -68,6 +69,7 @@ async def test_no_call_to_any_operation_is_answered_otherwise_than_documented(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_the_same_holds_before_the_first_key_is_made(start_backend: StartBackend) -> None:
     inference = InferenceDouble(limits=SMALL)
     async with (

@@ -20,10 +20,15 @@ from testkit.dies_at_a_step import BODY, KEY, STEPS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONTENT = "/api/v1/content"
+# The two at which most is at stake: `make test` kills there, `make test-all` at each step.
+OFTEN = ("while the worker draws", "after the end is written")
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [step if step in OFTEN else pytest.param(step, marks=pytest.mark.long) for step in STEPS],
+)
 async def test_a_job_ends_once_wherever_its_server_was_killed(
     start_backend: StartBackend, settings: Settings, database_url: URL, step: str
 ) -> None:

@@ -158,6 +158,7 @@ class Refuses(HttpServer):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_by_otlp_the_spans_reach_a_collector_also_those_of_the_last_second() -> None:
     folder = tempfile.mkdtemp(prefix="backend-tests-")
     port = free_port()

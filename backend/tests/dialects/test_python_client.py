@@ -150,6 +150,7 @@ async def test_the_command_line_draws_and_manages(
     assert json.loads((await run("whoami")).stdout)["name"] == "test"
 
 
+@pytest.mark.long
 async def test_the_command_line_verifies_and_draws_again(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:

@@ -138,6 +138,7 @@ def _file(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.long
 def test_a_likeness_survives_what_people_do_to_a_picture_and_tells_others_apart() -> None:
     picture = _drawn(1)
     mine = likeness(_file(picture))

@@ -84,6 +84,7 @@ def test_one_command_goes_from_nothing_to_an_endpoint_and_again_makes_nothing_tw
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_proxy_token_that_was_deleted_is_replaced(tmp_path: Path) -> None:
     servers = double.ModalServerDouble({})
     assert run(servers, tmp_path, "--yes").returncode == 0
@@ -170,6 +171,7 @@ def test_nothing_is_done_unless_somebody_agrees(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_weights_that_do_not_arrive_stop_it_before_anything_is_served(tmp_path: Path) -> None:
     kept_secrets: dict[str, dict[str, str]] = {}
     servers = double.ModalServerDouble(kept_secrets, failing=frozenset({"download_weights"}))
@@ -199,6 +201,7 @@ def test_who_is_not_signed_in_is_told_how(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_secret_from_elsewhere_is_left_alone_unless_a_new_token_is_asked_for(
     tmp_path: Path,
 ) -> None:

@@ -186,6 +186,7 @@ def before_the_weights(tmp_path: Path, *lines: str) -> Path:
     return rewritten(tmp_path, ast.parse(SOURCE.replace(line, f"{more}{line}")))
 
 
+@pytest.mark.long
 def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path: Path) -> None:
     result = checked(before_the_weights(tmp_path, "import torch", "torch.cuda.is_available()"))
 
@@ -194,6 +195,7 @@ def test_a_question_to_the_gpu_s_driver_before_the_snapshot_is_noticed(tmp_path:
     assert len(re.findall("^FAILED", result.stdout, re.MULTILINE)) == 1
 
 
+@pytest.mark.long
 def test_without_the_guard_the_libraries_ask_the_driver_while_they_are_imported(
     tmp_path: Path,
 ) -> None:

@@ -36,7 +36,7 @@ LORAS = 8
 REQUESTS = 40
 REPLICAS = 2
 # Two processes import torch beside this one: minutes where the machine is busy with other work.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def draw(drawer: Drawer, name: Scheduler, steps: int, side: int) -> Pixels:
     return np.asarray(drawn[0].image)
 
 
+@pytest.mark.long
 def test_every_sampler_draws_what_the_words_say_and_each_its_own_way(
     drawer: Drawer, references: Any
 ) -> None:

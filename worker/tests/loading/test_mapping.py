@@ -170,6 +170,7 @@ def test_only_parts_of_the_file_have_a_twin(tmp_path: Path) -> None:
     assert file.twin(live[8:24].view(2, 8).t()) is None
 
 
+@pytest.mark.long
 def test_the_whole_worker_takes_the_files_for_its_pristine_copy(folder: Path) -> None:
     config = settings(base_model=str(folder), **HALF)
     ready = assemble(config, load_model(config), fetcher=None)  # type: ignore[arg-type]

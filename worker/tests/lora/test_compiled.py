@@ -21,6 +21,7 @@ def shallow_model() -> TinyModel:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_fifty_swaps_of_a_compiled_unet_recompile_nothing() -> None:
     model, eager = shallow_model(), shallow_model()
     model.unet.compile_repeated_blocks()

@@ -32,6 +32,7 @@ def weights(rig: Rig) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_random_loras_leave_no_trace(rig: Rig) -> None:
     chance = random.Random(7)
     kinds = list(MAKERS)
@@ -324,6 +325,7 @@ def test_channels_last_weights_keep_their_strides() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_five_hundred_swaps_keep_memory_flat(rig: Rig) -> None:
     loras = [parsed(rig, kind, seed=3, share=0.02) for kind in ("lora", "loha", "dora-in")]
 
