@@ -6,6 +6,8 @@ Must not know: how a request is carried or a model is loaded.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import BaseModel, ConfigDict, Field
 
 PROMPT_MAX_CHARS = 4000
@@ -58,6 +60,27 @@ class UpscalerInfo(BaseModel):
     bytes: int
 
 
+class ControlKind(StrEnum):
+    """What a control network is."""
+
+    CONTROLNET = "controlnet"
+    CONTROLNET_UNION = "controlnet_union"
+
+
+class ControlInfo(BaseModel):
+    """A control network of the worker's, from a folder that its operator provided."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="as requests name it")
+    sha256: str = Field(description="of its weights' file")
+    kind: ControlKind
+    types: tuple[str, ...] = Field(
+        default=(), description="of which a request names one; empty: it knows one only"
+    )
+    bytes: int
+
+
 class ModelLimits(BaseModel):
     """What the loaded base model can draw. Sides in pixels; shown in `GET /health`.
 
@@ -82,6 +105,7 @@ class ModelLimits(BaseModel):
     upscalers: tuple[UpscalerInfo, ...] = Field(
         default=(), description="of this worker, beside the built-in latent and lanczos"
     )
+    controls: tuple[ControlInfo, ...] = Field(default=(), description="of this worker")
 
     def nearest_side(self, side: int) -> int:
         """The allowed side closest to `side` (px); of two equally close the larger."""

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdxl_contract import limits
+from sdxl_contract.drawing.controls import CONTROLS_MAX, Control
 from sdxl_contract.drawing.hires import BUILT_IN, LANCZOS, SCHEDULE_MAX, Hires
 from sdxl_contract.drawing.samplers import RETIRED_SCHEDULERS as RETIRED_SCHEDULERS
 from sdxl_contract.drawing.samplers import Scheduler as Scheduler
@@ -24,7 +25,7 @@ from sdxl_contract.drawing.upscaling import STRANGERS, Upscale
 from sdxl_contract.errors import ContractError, InvalidPrompt, InvalidRequest
 from sdxl_contract.fields import NullIsLeftOut, known_sha256, no_bool
 from sdxl_contract.limits import ModelLimits
-from sdxl_contract.pictures import FromPicture, drawn_steps
+from sdxl_contract.pictures import FromPicture, PictureRef, drawn_steps
 from sdxl_contract.prompts.words import FromWords, Timeline, check_size, read_words
 
 Url = Annotated[str, Field(min_length=1, max_length=limits.URL_MAX_CHARS)]
@@ -96,6 +97,9 @@ class GenerateRequest(FromPicture, FromWords):
     output_format: OutputFormat = OutputFormat.PNG
     scheduler: Scheduler = Scheduler.DEFAULT
     hires: Hires | None = Field(default=None, description="a second, larger pass")
+    controls: list[Control] = Field(
+        default_factory=list, max_length=CONTROLS_MAX, description="networks that hold the drawing"
+    )
     upscale: Upscale | None = Field(
         default=None, description="enlarges image and draws nothing; the prompt has no part in it"
     )
@@ -207,6 +211,7 @@ class GenerateRequest(FromPicture, FromWords):
         for field, is_sent in (
             ("loras", bool(self.loras)),
             ("embeddings", bool(self.embeddings)),
+            ("controls", bool(self.controls)),
             ("clip_skip", self.clip_skip is not None),
             ("num_images", self.num_images > 1),
         ):
@@ -325,6 +330,7 @@ class GenerateRequest(FromPicture, FromWords):
                 f"{model.clip_skip_max}",
                 details={"field": "clip_skip", "maximum": model.clip_skip_max},
             )
+        self._check_controls(model)
         if self.upscale is not None:
             self._check_upscaler("upscale", self.upscale.upscaler, (LANCZOS,), model)
         if len(self.loras) > model.max_loras:
@@ -337,6 +343,29 @@ class GenerateRequest(FromPicture, FromWords):
                 f"num_images is {self.num_images}: at most {model.max_images}",
                 details={"field": "num_images", "maximum": model.max_images},
             )
+
+    def pictures(self) -> list[tuple[str, PictureRef]]:
+        """(field, reference) of every picture that has to be fetched; the controls' last."""
+        held = [(f"controls[{n}].image", one.image) for n, one in enumerate(self.controls)]
+        return [*super().pictures(), *held]
+
+    def _check_controls(self, model: ModelLimits) -> None:
+        known = {one.name: one for one in model.controls}
+        for number, one in enumerate(self.controls):
+            field = f"controls[{number}]"
+            if one.model not in known:
+                raise InvalidRequest(
+                    f"{field}.model: this worker has no control network of that name; it has "
+                    + (", ".join(known) or "none"),
+                    details={"field": f"{field}.model", "allowed": list(known)},
+                )
+            types = known[one.model].types
+            if one.type not in (types or (None,)):
+                raise InvalidRequest(
+                    f"{field}.type: {one.model} "
+                    + (f"has {', '.join(types)}" if types else "knows one only: leave it off"),
+                    details={"field": f"{field}.type", "allowed": list(types)},
+                )
 
     def samplers(self) -> list[tuple[str, Scheduler]]:
         """(field, sampler) of each pass."""

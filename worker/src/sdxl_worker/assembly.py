@@ -16,7 +16,7 @@ import torch
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
-from sdxl_worker.auxiliary.provided import UPSCALER, find_upscalers
+from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER, find_controls, find_upscalers
 from sdxl_worker.auxiliary.shelf import Shelf, onto
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
@@ -110,7 +110,12 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     )
     calls = _model_calls(settings, model, static)
     shelf = Shelf(
-        find_upscalers(settings.upscalers_dir), settings.auxiliary_bytes, onto(model.device)
+        [
+            *find_upscalers(settings.upscalers_dir),
+            *find_controls(settings.controls_dir, pipe.unet),
+        ],
+        settings.auxiliary_bytes,
+        onto(model.device),
     )
     drawer = Drawer(model, settings.images_per_batch, calls, shelf)
     if settings.warmup:
@@ -133,6 +138,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         update={
             "lora_max_bytes": smallest,
             "image_max_bytes": min(model.limits.image_max_bytes, settings.image_max_bytes),
+            "controls": tuple(item.about for item in shelf.of_kind(CONTROL)),
             "upscalers": tuple(item.about for item in shelf.of_kind(UPSCALER)),
         }
     )

@@ -169,7 +169,7 @@ class Engine:
                 retry_after=round(max(1.0, waiting * self._seconds_per_request / 2), 1),
             )
         in_flight = self._ready.source.budget
-        if in_flight.held >= in_flight.limit and (request.lora_refs() or request.image):
+        if in_flight.held >= in_flight.limit and (request.lora_refs() or request.pictures()):
             raise Overloaded(
                 "the files of waiting requests fill the memory that is kept for downloads",
                 details={"bytes_in_flight": in_flight.held},
@@ -216,6 +216,7 @@ class Engine:
             run.loras.clear()  # a kept result needs no weights
             run.embeddings.clear()
             run.canvas = None
+            run.control_pictures = []
             seconds = time.perf_counter() - run.started
             self.metrics.request_done(outcome, seconds)
             if outcome == "ok":

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
+from PIL import Image
 
 from sdxl_contract.errors import Cancelled, RequestTimeout
 from sdxl_contract.limits import ModelLimits
@@ -80,6 +81,7 @@ class Run:
         seed: of the first picture; random unless the request states one.
         loras: filled once they are fetched and parsed.
         embeddings: of its words, once they are fetched and read.
+        control_pictures: RGB, one for each of the request's controls, once they are fetched.
         canvas: what is drawn over, once it is fetched; None: nothing.
         clean: whether the model's weights were restored and verified after this run.
         structure_clean: whether all else about the model was found as it was at start.
@@ -100,6 +102,7 @@ class Run:
         self.loras: list[RunLora] = []
         self.embeddings: list[Embedding] = []
         self.canvas: Canvas | None = None
+        self.control_pictures: list[Image.Image] = []
         self.clean = False
         self.structure_clean = False
         self.drawing: DrawingReport | None = None

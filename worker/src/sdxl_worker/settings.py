@@ -105,11 +105,15 @@ class Settings(BaseSettings):
     upscalers_dir: Path | None = Field(
         default=None, description="folder of upscalers (safetensors), named by file; unset: none"
     )
+    controls_dir: Path | None = Field(
+        default=None,
+        description="folder of control networks, each a folder of diffusers; unset: none",
+    )
     auxiliary_bytes: int = Field(
         default=6 * 2**30,
         gt=0,
-        description="of upscalers and the like in memory, on a GPU its own; the least recently "
-        "used is let go",
+        description="of upscalers and control networks in memory, on a GPU its own; the least "
+        "recently used is let go",
     )
 
     queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")

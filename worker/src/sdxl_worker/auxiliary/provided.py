@@ -7,23 +7,36 @@ Must not know: requests, how a network is used.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from sdxl_contract.drawing.hires import BUILT_IN
 from sdxl_contract.errors import ModelLoadFailed
-from sdxl_contract.limits import NAME_MAX_CHARS, UpscalerInfo
+from sdxl_contract.limits import NAME_MAX_CHARS, ControlInfo, ControlKind, UpscalerInfo
 from sdxl_worker.auxiliary.shelf import Item, sha256_of, stamp_of
 from sdxl_worker.auxiliary.upscaler_networks import NotAnUpscaler, build_upscaler
 
 log = structlog.get_logger()
-UPSCALER = "upscaler"
+UPSCALER, CONTROL = "upscaler", "control"
+_CLASSES = {
+    ControlKind.CONTROLNET: "ControlNetModel",
+    ControlKind.CONTROLNET_UNION: "ControlNetUnionModel",
+}
+_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
+# Of ControlNet-Union, in its order; the last two of its ProMax.
+_TYPES = ("openpose", "depth", "scribble", "canny", "normal", "segment", "tile", "repaint")
 _UPSCALER_MAX_BYTES = 512 * 2**20
 _NAME = re.compile(rf"[\w+-][\w+ .-]{{0,{NAME_MAX_CHARS - 1}}}", re.ASCII)
 
@@ -43,6 +56,66 @@ def find_upscalers(folder: Path | None) -> list[Item]:
         except (NotAnUpscaler, SafetensorError, OSError) as error:
             log.warning("upscaler_left_out", file=path.name, reason=str(error)[:300])
     return found
+
+
+def find_controls(folder: Path | None, unet: Any) -> list[Item]:
+    """The control networks of a folder, each a folder as diffusers saves it, by its name.
+
+    Args:
+        unet: what they are to hold: one made for another is left out.
+
+    Raises:
+        ModelLoadFailed: it is no folder.
+    """
+    found = []
+    for path in _entries(folder, "CONTROLS_DIR"):
+        if not (path / "config.json").is_file():
+            continue
+        try:
+            found.append(_control(path, unet))
+        # diffusers' classes raise what they like on a configuration that is none of theirs.
+        except Exception as error:
+            log.warning("control_left_out", folder=path.name, reason=str(error)[:300])
+    return found
+
+
+def _control(folder: Path, unet: Any) -> Item:
+    # Imported late: it takes seconds, which a start has better uses for.
+    import diffusers
+
+    config = json.loads((folder / "config.json").read_text())
+    kind = ControlKind.CONTROLNET
+    if "num_control_type" in config:
+        kind = ControlKind.CONTROLNET_UNION
+    elif config["_class_name"] != _CLASSES[kind]:
+        raise ValueError(f"{config['_class_name']!r} is no ControlNet: nothing else is taken")
+    cls: Any = getattr(diffusers, _CLASSES[kind])
+    weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
+    if not _NAME.fullmatch(folder.name):
+        raise ValueError("its name has other signs than letters, digits, blanks and ._+-")
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in cls.from_config(config).state_dict().items()}
+    with safe_open(weights, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if shapes != wanted:
+        raise ValueError("its weights are not those of its configuration")
+    if config["cross_attention_dim"] != unet.config.cross_attention_dim or list(
+        config["block_out_channels"]
+    ) != list(unet.config.block_out_channels):
+        raise ValueError("it was made for another UNet")
+    dtype = unet.dtype
+
+    def load() -> nn.Module:
+        network = cls.from_config(config)
+        network.load_state_dict(load_file(weights))
+        return cast("nn.Module", network.to(dtype))
+
+    stamp = stamp_of(weights)
+    types = _TYPES[: config["num_control_type"]] if kind is ControlKind.CONTROLNET_UNION else ()
+    about = ControlInfo(
+        name=folder.name, sha256=sha256_of(weights), kind=kind, types=types, bytes=stamp[0]
+    )
+    return Item(CONTROL, folder.name, weights, about.sha256, stamp, load, about)
 
 
 def _entries(folder: Path | None, setting: str) -> Iterator[Path]:

@@ -19,11 +19,12 @@ from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.prompts.words import Timeline
 from sdxl_contract.result import Phase
-from sdxl_worker.auxiliary.provided import UPSCALER
+from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER
 from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.auxiliary.upscaler_networks import Upscaler
 from sdxl_worker.auxiliary.upscaling import enlarge
 from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
+from sdxl_worker.drawing.controls import Attachments, Held, as_pixels
 from sdxl_worker.drawing.denoising import Denoising
 from sdxl_worker.drawing.latents import from_image, to_image
 from sdxl_worker.drawing.model_calls import ModelCalls
@@ -255,6 +256,7 @@ class Drawer:
             rescale=run.request.guidance_rescale,
             eta=scheduler_eta(one.scheduler),
             generators=generators,
+            attach=Attachments(self._held(run, one.size), calls) if run.control_pictures else None,
             on_step=step_done,
             timestep_cond=self._guidance_embedding(one.cfg, count),
         ).run()
@@ -262,6 +264,27 @@ class Drawer:
             raise GenerationFailed("the latents are not finite: try lower LoRA scales")
         progress.passed(one, count)
         return latents
+
+    def _held(self, run: Run, size: tuple[int, int]) -> list[Held]:
+        """The request's controls for a pass of `size` px."""
+        controls = run.request.controls
+        names = [control.model for control in controls]
+        held = []
+        for control, picture in zip(controls, run.control_pictures, strict=True):
+            network = self._shelf.get(CONTROL, control.model, keep=names)
+            about = self._shelf.item(CONTROL, control.model).about
+            held.append(
+                Held(
+                    kind=about.kind,
+                    network=network,
+                    pixels=as_pixels(picture, size, network),
+                    scale=control.scale,
+                    start=control.start,
+                    end=control.end,
+                    mode=about.types.index(control.type) if control.type else 0,
+                )
+            )
+        return held
 
     def _begin(
         self,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
+
 from sdxl_contract.errors import ImageDownloadFailed, LoraDownloadFailed
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.pictures import PictureRef
@@ -19,6 +21,7 @@ from sdxl_worker.fetching.budget import Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.pictures.canvas import Canvas, make_canvas
 from sdxl_worker.pictures.decoding import as_mask, decode_picture, opaque
+from sdxl_worker.pictures.edges import canny
 from sdxl_worker.run import Run
 
 # Each may hold a few times a picture's pixels for a moment.
@@ -40,15 +43,16 @@ class PictureSource:
             ImageDownloadFailed, ImageLoadFailed, Overloaded: as the contract says.
         """
         request = run.request
-        if request.image is None:
+        if not request.pictures():
             return None
         with run.phase(Phase.FETCH_IMAGES):
             files = [
                 await self._download(field, picture, share) for field, picture in request.pictures()
             ]
-            reading = self._decoding.submit(_canvas, request, self._limits, files)
-            canvas = await asyncio.wrap_future(reading)
-        share.take(canvas.nbytes)
+            reading = self._decoding.submit(_decoded, request, self._limits, files)
+            canvas, run.control_pictures = await asyncio.wrap_future(reading)
+        share.take(canvas.nbytes if canvas else 0)
+        share.take(sum(3 * one.width * one.height for one in run.control_pictures))
         share.give_back(sum(map(len, files)))
         return canvas
 
@@ -69,6 +73,22 @@ class PictureSource:
             ) from error
         assert fetched is not None  # only a file that is held already is left out
         return fetched.data
+
+
+def _decoded(
+    request: GenerateRequest, limits: ModelLimits, files: list[bytearray]
+) -> tuple[Canvas | None, list[Image.Image]]:
+    """The canvas, and the pictures of the controls."""
+    count = len(files) - len(request.controls)
+    held = []
+    for number, (control, data) in enumerate(zip(request.controls, files[count:], strict=True)):
+        field = f"controls[{number}].image"
+        picture = opaque(decode_picture(data, field, limits))
+        # No larger than any drawing: a map is stretched to it anyway.
+        picture.thumbnail((limits.hires_max_side, limits.hires_max_side), Image.Resampling.LANCZOS)
+        edges = control.canny
+        held.append(picture if edges is None else canny(picture, edges.low, edges.high))
+    return _canvas(request, limits, files) if request.image else None, held
 
 
 def _canvas(request: GenerateRequest, limits: ModelLimits, files: list[bytearray]) -> Canvas:

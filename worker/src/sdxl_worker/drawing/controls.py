@@ -1,0 +1,98 @@
+"""Control networks in the denoising loop: what they give the UNet at each step.
+
+Duty: ControlNet and ControlNet-Union as further arguments of the UNet, several at
+once, bit for bit what diffusers' pipelines pass it. Nothing is attached to the UNet.
+Must not know: files, requests' limits, how the UNet is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdxl_contract.limits import ControlKind
+from sdxl_worker.drawing.denoising import StepInputs
+
+
+@dataclass(frozen=True)
+class Held:
+    """One network with its picture, ready for a pass.
+
+    Attributes:
+        network: a diffusers ControlNetModel or ControlNetUnionModel.
+        pixels: (1, 3, H, W) in [0, 1], of the pass's size, on the network's device.
+        mode: which of its types, for one that knows several.
+    """
+
+    kind: ControlKind
+    network: Any
+    pixels: Tensor
+    scale: float
+    start: float
+    end: float
+    mode: int = 0
+
+
+def as_pixels(image: Image.Image, size: tuple[int, int], network: Any) -> Tensor:
+    """An RGB picture as a network takes it, stretched to `size`."""
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    array: np.ndarray[Any, np.dtype[np.uint8]] = np.array(image)
+    pixels = (torch.from_numpy(array).float() / 255).permute(2, 0, 1)[None]
+    return pixels.to(network.device, network.dtype)
+
+
+class Attachments:
+    """What a pass of `count` steps is held by; a denoising's `attach`."""
+
+    def __init__(self, held: Sequence[Held], count: int) -> None:
+        self._held, self._count = held, count
+
+    @torch.no_grad()
+    def __call__(self, inputs: StepInputs) -> Mapping[str, Any]:
+        """Further arguments of the UNet for one step."""
+        down: list[Tensor] = []
+        middle: Tensor | None = None
+        for one in self._held:
+            if inputs.index / self._count < one.start or (inputs.index + 1) / self._count > one.end:
+                continue
+            sides, centre = _controlled(one, inputs)
+            down = _summed(down, sides)
+            middle = centre if middle is None else middle + centre
+        if middle is None:
+            return {}
+        return {
+            "down_block_additional_residuals": tuple(down),
+            "mid_block_additional_residual": middle,
+        }
+
+
+def _summed(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(one, other, strict=True)] if one else list(other)
+
+
+def _controlled(one: Held, inputs: StepInputs) -> tuple[Sequence[Tensor], Tensor]:
+    rows = len(inputs.sample)
+    pixels = torch.cat([one.pixels] * rows)
+    more: dict[str, Any] = {"controlnet_cond": pixels}
+    if one.kind is ControlKind.CONTROLNET_UNION:
+        types = torch.zeros(rows, one.network.config.num_control_type).to(pixels)
+        types[:, one.mode] = 1
+        more = {"controlnet_cond": [pixels], "control_type": types, "control_type_idx": [one.mode]}
+    sides, centre = one.network(
+        inputs.sample,
+        inputs.timestep,
+        encoder_hidden_states=inputs.embeds,
+        conditioning_scale=one.scale,
+        guess_mode=False,
+        added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+        return_dict=False,
+        **more,
+    )
+    return sides, centre

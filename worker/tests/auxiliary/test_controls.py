@@ -1,0 +1,331 @@
+"""Control networks: diffusers' own bits wherever it has the same, edges, and folders."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import httpx2
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    EulerDiscreteScheduler,
+)
+from PIL import Image
+from torch import Tensor
+
+from sdxl_contract.limits import ControlKind
+from sdxl_contract.request import Scheduler
+from sdxl_worker.auxiliary.provided import find_controls
+from sdxl_worker.auxiliary.shelf import Shelf
+from sdxl_worker.drawing.beginnings import Ground, from_ground, from_noise
+from sdxl_worker.drawing.controls import Attachments, Held, as_pixels
+from sdxl_worker.drawing.denoising import Denoising
+from sdxl_worker.drawing.model_calls import ModelCalls
+from sdxl_worker.drawing.prompts import Conditioning
+from sdxl_worker.drawing.schedulers import build_scheduler
+from sdxl_worker.pictures.edges import canny
+from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
+from testkit.worker import (
+    Borrowing,
+    FileServer,
+    RunningWorker,
+    photo_like,
+    png_of,
+    running_worker,
+    settings,
+)
+
+OWN: Any = EulerDiscreteScheduler(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+)
+STEPS, SIDE, GUIDANCE = 4, 64, 5.5
+_random = torch.Generator().manual_seed(3)
+SOURCE = torch.randn(1, 4, 8, 8, generator=_random)
+TOLD = Conditioning(
+    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
+    torch.randn(1, TE2_WIDTH, generator=_random),
+    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
+    torch.randn(1, TE2_WIDTH, generator=_random),
+)
+PICTURE = photo_like(SIDE)
+OTHER = PICTURE.rotate(90)
+
+
+def awake(network: Any, seed: int) -> Any:
+    """A network whose weights are random where they begin as zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            if not tensor.any():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    model = tiny_model(torch.float32, widths=(32, 32, 32), depths=(1, 1, 1))
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        block_out_channels=(4,) * 4, norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae.eval(), text_encoder=model.text_encoder, text_encoder_2=model.text_encoder_2,
+        tokenizer=None, tokenizer_2=None, unet=model.unet, scheduler=OWN, add_watermarker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def networks(pipe: Any) -> dict[str, Any]:
+    torch.manual_seed(5)
+    shape = {
+        name: pipe.unet.config[name]
+        for name in (
+            "in_channels", "down_block_types", "block_out_channels", "layers_per_block",
+            "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
+            "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim", "norm_num_groups",
+        )
+    }  # fmt: skip
+    union: Any = ControlNetUnionModel
+    return {
+        "one": awake(ControlNetModel.from_unet(pipe.unet), 1),
+        "two": awake(ControlNetModel.from_unet(pipe.unet), 2),
+        "union": awake(union(**shape, num_control_type=6, num_trans_channel=32,
+                    num_trans_head=4, num_proj_channel=32), 3),
+    }  # fmt: skip
+
+
+def held(network: Any, kind: ControlKind, picture: Image.Image = PICTURE, **more: Any) -> Held:
+    values = {"scale": 0.8, "start": 0.0, "end": 1.0} | more
+    return Held(kind, network, as_pixels(picture, (SIDE, SIDE), network), **values)
+
+
+def ours(pipe: Any, controls: list[Held], strength: float | None = None) -> Tensor:
+    scheduler = build_scheduler(Scheduler.EULER, OWN, STEPS)
+    scheduler.set_timesteps(STEPS)
+    generators = [torch.Generator().manual_seed(7)]
+    if strength is None:
+        begin = from_noise(generators, (4, 8, 8), SOURCE, scheduler)
+    else:
+        begin = from_ground(
+            Ground(SOURCE), generators, scheduler, STEPS, int(STEPS * strength), is_whole=False
+        )
+    return Denoising(
+        predict=ModelCalls(pipe).unet, scheduler=scheduler, latents=begin.latents,
+        first=begin.first, conditioning=TOLD, size=(SIDE, SIDE), guidance=GUIDANCE,
+        generators=generators,
+        attach=Attachments(controls, STEPS - begin.first) if controls else None,
+    ).run()  # fmt: skip
+
+
+def theirs(pipe: Any, name: str, parts: dict[str, Any], **call: Any) -> Tensor:
+    kind = getattr(diffusers, name)
+    more: dict[str, Any] = {"requires_aesthetics_score": False} if "Img2Img" in name else {}
+    if "Adapter" not in name:
+        more["add_watermarker"] = False
+    other = kind(**pipe.components, **parts, **more)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = build_scheduler(Scheduler.EULER, OWN, STEPS)
+    found: Tensor = other(
+        num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=SIDE, width=SIDE,
+        prompt_embeds=TOLD.prompt, pooled_prompt_embeds=TOLD.pooled,
+        negative_prompt_embeds=TOLD.negative_prompt,
+        negative_pooled_prompt_embeds=TOLD.negative_pooled,
+        generator=[torch.Generator().manual_seed(7)], output_type="latent", **call,
+    ).images  # fmt: skip
+    return found
+
+
+CONTROLNET, UNION = ControlKind.CONTROLNET, ControlKind.CONTROLNET_UNION
+
+
+def test_a_controlnet_gives_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -> None:
+    for start, end in ((0.0, 1.0), (0.25, 0.75)):
+        expected = theirs(
+            pipe, "StableDiffusionXLControlNetPipeline", {"controlnet": networks["one"]},
+            image=PICTURE, controlnet_conditioning_scale=0.8, control_guidance_start=start,
+            control_guidance_end=end,
+        )  # fmt: skip
+        found = ours(pipe, [held(networks["one"], CONTROLNET, start=start, end=end)])
+        assert torch.equal(found, expected)
+
+
+def test_two_controlnets_give_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -> None:
+    both = [networks["one"], networks["two"]]
+    expected = theirs(
+        pipe, "StableDiffusionXLControlNetPipeline", {"controlnet": both},
+        image=[PICTURE, OTHER], controlnet_conditioning_scale=[0.8, 0.5],
+        control_guidance_start=[0.0, 0.5], control_guidance_end=[1.0, 1.0],
+    )  # fmt: skip
+    controls = [
+        held(networks["one"], CONTROLNET),
+        held(networks["two"], CONTROLNET, OTHER, scale=0.5, start=0.5),
+    ]
+    assert torch.equal(ours(pipe, controls), expected)
+
+
+def test_a_controlnet_over_a_source_gives_diffusers_own_bits(
+    pipe: Any, networks: dict[str, Any]
+) -> None:
+    expected = theirs(
+        pipe, "StableDiffusionXLControlNetImg2ImgPipeline", {"controlnet": networks["one"]},
+        image=SOURCE, control_image=PICTURE, strength=0.5, controlnet_conditioning_scale=0.8,
+    )  # fmt: skip
+    assert torch.equal(ours(pipe, [held(networks["one"], CONTROLNET)], 0.5), expected)
+
+
+def test_a_union_gives_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -> None:
+    expected = theirs(
+        pipe, "StableDiffusionXLControlNetUnionPipeline", {"controlnet": networks["union"]},
+        control_image=[PICTURE], control_mode=[3], controlnet_conditioning_scale=0.8,
+    )  # fmt: skip
+    assert torch.equal(ours(pipe, [held(networks["union"], UNION, mode=3)]), expected)
+    assert not torch.equal(ours(pipe, [held(networks["union"], UNION, mode=1)]), expected)
+
+
+def test_each_part_of_a_control_shows(pipe: Any, networks: dict[str, Any]) -> None:
+    """Else the comparisons above would not see that one is left out."""
+    drawn = [
+        ours(pipe, controls)
+        for controls in (
+            [],
+            [held(networks["one"], CONTROLNET)],
+            [held(networks["two"], CONTROLNET)],
+            [held(networks["one"], CONTROLNET, OTHER)],
+            [held(networks["one"], CONTROLNET, scale=0.5)],
+            [held(networks["one"], CONTROLNET, start=0.5)],
+            [held(networks["one"], CONTROLNET, end=0.5)],
+            [held(networks["union"], UNION, mode=3)],
+            [held(networks["union"], UNION, mode=3), held(networks["one"], CONTROLNET)],
+        )
+    ]
+    for number, one in enumerate(drawn):
+        assert not any(torch.equal(one, other) for other in drawn[:number]), number
+    assert torch.equal(ours(pipe, [held(networks["one"], CONTROLNET, scale=0.0)]), drawn[0])
+
+
+def test_edges_are_where_a_square_s_sides_are() -> None:
+    picture = Image.new("L", (32, 32), 0)
+    picture.paste(200, (8, 8, 24, 24))
+    found = np.asarray(canny(picture, 100, 200))[..., 0]
+    assert set(np.unique(found)) == {0, 255}
+    rows, columns = np.nonzero(found)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) in (
+        (7, 23, 7, 23),
+        (8, 24, 8, 24),
+    )
+    assert found[10:22, 10:22].sum() == 0
+    assert 50 <= (found > 0).sum() <= 70  # one pixel wide
+    assert np.asarray(canny(picture, 900, 1800)).sum() == 0
+    assert np.asarray(canny(Image.new("RGB", (16, 16)), 0, 0)).sum() == 0
+
+
+def test_a_weak_edge_is_kept_where_it_joins_a_strong_one() -> None:
+    picture = np.zeros((24, 40), np.uint8)
+    picture[12:, :20] = 200  # strong, and to its right the same line, weaker
+    picture[12:, 20:] = 40
+    joined = np.asarray(canny(Image.fromarray(picture), 100, 600))[..., 0]
+    assert joined[:, 30].any()
+    alone = np.zeros((24, 40), np.uint8)
+    alone[12:, 20:] = 40
+    assert not np.asarray(canny(Image.fromarray(alone), 100, 600))[..., 0].any()
+
+
+def test_a_long_line_costs_no_more_rounds_than_a_short_one() -> None:
+    """A spiral of 200,000 px is joined within a second or two, not one pixel a round."""
+    side = 1024
+    picture = np.zeros((side, side), np.uint8)
+    for start in range(0, side, 8):
+        picture[start : start + 4, 4:-4] = 60
+        edge = slice(-8, -4) if start // 8 % 2 else slice(4, 8)
+        picture[start : start + 12, edge] = 60
+    picture[0:4, 4:12] = 255
+    found = np.asarray(canny(Image.fromarray(picture), 100, 900))[..., 0]
+    assert (found > 0).sum() > 100_000
+
+
+@pytest.fixture(scope="module")
+def folder(
+    worker: RunningWorker, networks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """As an operator has it, for the running worker's model."""
+    assert worker.engine._ready is not None
+    found = tmp_path_factory.mktemp("controls")
+    unet = worker.engine._ready.model.pipe.unet
+    awake(ControlNetModel.from_unet(unet), 1).save_pretrained(found / "lines")
+    networks["one"].save_pretrained(found / "of another model")
+    (found / "broken").mkdir()
+    (found / "broken" / "config.json").write_text("{")
+    (found / "empty").mkdir()
+    adapter: Any = diffusers.T2IAdapter
+    adapter(channels=[32] * 4, adapter_type="full_adapter_xl").save_pretrained(found / "adapter")
+    return found
+
+
+def test_a_folder_s_usable_networks_are_listed(worker: RunningWorker, folder: Path) -> None:
+    assert worker.engine._ready is not None
+    unet = worker.engine._ready.model.pipe.unet
+    [item] = find_controls(folder, unet)
+    assert (item.name, item.about.kind, item.about.types) == ("lines", CONTROLNET, ())
+    shelf = Shelf([item], 1)
+    assert isinstance(shelf.get("control", "lines"), ControlNetModel)
+    shelf.verify_full()
+    assert find_controls(None, unet) == []
+
+
+@pytest.fixture(scope="module")
+def provided(worker: RunningWorker, folder: Path) -> Iterator[RunningWorker]:
+    config = settings(controls_dir=folder)
+    with running_worker(config, Borrowing(config, worker)) as running:
+        yield running
+
+
+def test_over_http_a_drawing_is_held_and_the_next_one_is_not(
+    provided: RunningWorker, files: FileServer
+) -> None:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG")
+    image = {"url": files.add(buffer.getvalue(), "/map.png")}
+    body: dict[str, Any] = {
+        "prompt": "a red apple", "seed": 5, "steps": 3, "width": 64, "height": 64
+    }  # fmt: skip
+    control = {"model": "lines", "image": image}
+    with httpx2.Client(base_url=provided.url, timeout=60) as http:
+        assert [one["name"] for one in http.get("/health").json()["limits"]["controls"]] == [
+            "lines"
+        ]
+
+        def drawn(**fields: Any) -> bytes:
+            answer = http.post("/generate-image", json=body | fields)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["structure_clean"] is True
+            return png_of(answer.json()).tobytes()
+
+        free = drawn()
+        one = drawn(controls=[control])
+        edges = drawn(controls=[control | {"canny": {}, "end": 0.7}])
+        twice = drawn(controls=[control], hires={"scale": 1.5, "steps": 1, "strength": 0.5})
+        over = drawn(controls=[control], image=image, strength=0.7)
+        assert len({free, one, edges, twice, over}) == 5
+        assert drawn() == free
+        assert drawn(controls=[control]) == one
+        for wrong, field in (
+            ({"model": "depth"}, "controls[0].model"),
+            ({"type": "canny"}, "controls[0].type"),
+            ({"start": 0.5, "end": 0.5}, "controls[0]"),
+            ({"scale": 3}, "controls[0].scale"),
+            ({"canny": {"low": 200, "high": 100}}, "controls[0].canny"),
+            ({"image": {"url": files.add(b"x", "/x")}}, "controls[0].image"),
+        ):
+            refused = http.post("/generate-image", json=body | {"controls": [control | wrong]})
+            assert refused.status_code == 422, refused.text
+            assert refused.json()["details"]["field"] == field
