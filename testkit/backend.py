@@ -50,6 +50,13 @@ class Backend:
         result: dict[str, Any] = answer.json()
         return result
 
+    async def put_image(self, data: bytes, **more: Any) -> dict[str, Any]:
+        """Put a picture where it can be drawn from."""
+        answer = await self.http.post("/api/v1/images", files={"file": ("a.png", data)}, **more)
+        assert answer.status_code in (200, 201), answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
 
 StartBackend = Callable[..., AbstractAsyncContextManager[Backend]]
 

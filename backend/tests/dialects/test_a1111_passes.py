@@ -11,7 +11,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from sdxl_contract.limits import ModelLimits, UpscalerInfo
+from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits, UpscalerInfo
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
 
@@ -102,3 +102,88 @@ async def test_webuiapi_enlarges_a_picture(
     ):
         answer = await http.post(f"{API}/extra-single-image", json=body)
         assert (answer.status_code, hint in answer.json()["detail"]) == (status, True), answer.text
+
+
+@pytest.fixture
+def controlled(inference: InferenceDouble) -> None:
+    """The worker has control networks, before any backend looks at it."""
+    one, union = ControlKind.CONTROLNET, ControlKind.CONTROLNET_UNION
+    inference.limits = ModelLimits(
+        controls=(
+            ControlInfo(name="lines", sha256="0" * 64, kind=one, bytes=9),
+            ControlInfo(name="union", sha256="1" * 64, kind=union, types=("normal",), bytes=9),
+        )
+    )
+
+
+async def test_webuiapi_s_controlnet_units_hold_a_drawing(
+    controlled: None, served: Served, inference: InferenceDouble
+) -> None:
+    teal, red = (Image.new("RGB", (64, 64), colour) for colour in ("teal", "red"))
+    units = [
+        webuiapi.ControlNetUnit(
+            image=teal, module="canny", model="lines [0123abcd]", weight=0.5, threshold_a=50,
+            threshold_b=150, guidance_end=0.6,
+        ),
+        webuiapi.ControlNetUnit(image=teal, model="gone", enabled=False),
+        webuiapi.ControlNetUnit(image=red, model="lines"),
+    ]  # fmt: skip
+
+    def use() -> None:
+        api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
+        api.txt2img(prompt="an apple", controlnet_units=units)
+        api.img2img(prompt="an apple", images=[red], controlnet_units=[units[2]])
+
+    await asyncio.to_thread(use)
+    words, over = inference.requests
+    one, two = words.controls
+    assert (one.model, one.scale, one.start, one.end) == ("lines", 0.5, 0.0, 0.6)
+    assert one.canny is not None
+    assert (one.canny.low, one.canny.high) == (50, 150)
+    assert (two.model, two.scale, two.canny) == ("lines", 1.0, None)
+    assert over.image is not None
+    assert over.controls[0].image.sha256 == two.image.sha256 == over.image.sha256
+    http, picture = served.backend.http, as_base64(png())
+    union = {"model": "union", "image": {"image": picture}, "union_control_type": "Normal Map"}
+    sent: dict[str, Any] = {"prompt": "x", "alwayson_scripts": {"ControlNet": {"args": [union]}}}
+    answer = await http.post(f"{API}/txt2img", json=sent)
+    assert answer.status_code == 200, answer.text
+    assert inference.requests[-1].controls[0].type == "normal"
+    # In a drawing over a picture that one is meant where a unit brings none.
+    unit: dict[str, Any] = {"model": "lines", "module": "canny", "threshold_a": -1}
+    sent = {"prompt": "x", "init_images": [picture], "alwayson_scripts": {"controlnet": [unit]}}
+    answer = await http.post(f"{API}/img2img", json=sent)
+    assert answer.status_code == 200, answer.text
+    held = inference.requests[-1]
+    assert held.image is not None
+    assert held.controls[0].image.sha256 == held.image.sha256
+
+
+async def test_units_that_cannot_be_had_are_refused_by_their_place(
+    controlled: None, served: Served, inference: InferenceDouble
+) -> None:
+    unit: dict[str, Any] = {"model": "lines", "image": as_base64(png())}
+    off = {"enabled": False}
+    for wrong, hint in (
+        ({"model": "None"}, "args[1].model"),
+        ({"model": "depth"}, "args[1].model: this worker has no control network"),
+        ({"module": "depth_midas"}, "args[1].module"),
+        ({"weight": 3}, "args[1].weight"),
+        ({"weight": "much"}, "args[1].weight"),
+        ({"guidance_start": 0.9, "guidance_end": 0.1}, "args[1].guidance_end"),
+        ({"module": "canny", "threshold_a": 9, "threshold_b": 1}, "args[1].threshold_a"),
+        ({"control_mode": "My prompt is more important"}, "args[1].control_mode"),
+        ({"hr_option": "High res only"}, "args[1].hr_option"),
+        ({"mask": "abcd"}, "args[1].mask"),
+        ({"image": None}, "args[1].image"),
+        ({"image": as_base64(b"no picture")}, "not a PNG"),
+    ):
+        body = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [off, unit | wrong]}}}
+        answer = await served.backend.http.post(f"{API}/txt2img", json=body)
+        assert answer.status_code == 422, (wrong, answer.text)
+        assert hint in answer.json()["detail"], (wrong, answer.text)
+    for args, expected in (([unit] * 5, 422), (7, 200), ([7, None], 200), ([off] * 9, 200)):
+        body = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": args}}}
+        answer = await served.backend.http.post(f"{API}/txt2img", json=body)
+        assert answer.status_code == expected, (args, answer.text)
+    assert all(not request.controls for request in inference.requests)

@@ -15,6 +15,7 @@ from app.services.marking.marker import Facts, Marker
 from app.services.marking.reading import read
 from app.services.marking.replaying import as_asked, pictures_of, receipt_of
 from sdxl_contract.errors import ContractError
+from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits
 from testkit.backend import Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.lora_bytes import kohya_lora
@@ -173,6 +174,26 @@ async def test_a_picture_drawn_from_another_is_drawn_again_from_it(backend: Back
     assert refused["details"]["missing"] == [{"name": "image", "sha256": uploaded.json()["sha256"]}]
 
 
+async def test_a_held_picture_is_drawn_again_from_what_held_it(
+    start_backend: StartBackend, inference: InferenceDouble
+) -> None:
+    lines = ControlInfo(name="lines", sha256="0" * 64, kind=ControlKind.CONTROLNET, bytes=9)
+    inference.limits = ModelLimits(controls=(lines,))
+    async with start_backend() as backend:
+        source = await backend.generate(prompt="a map", seed=1)
+        image_id = source["images"][0]["id"]
+        control = {"model": "lines", "image": {"image_id": image_id}, "end": 0.5, "canny": {}}
+        data = await file_of(backend, await backend.generate(seed=5, controls=[control]))
+        again, compared = await replayed(backend, data)
+        assert compared["is_equal"]
+        [held] = again["parameters"]["controls"]
+        assert held["image"]["image_id"] == image_id
+        assert (held["model"], held["end"], held["canny"]["low"]) == ("lines", 0.5, 100)
+        await backend.http.delete(f"/api/v1/content/{source['id']}")
+        refused = await post(backend, data, 409)
+        assert refused["details"]["missing"][0]["name"] == "controls[0].image"
+
+
 async def test_a_part_of_a_picture_is_not_equal_to_it(backend: Backend) -> None:
     content = await backend.generate(prompt="an apple", seed=5, width=512, height=512)
     data = await file_of(backend, content)
@@ -256,6 +277,12 @@ def _signed(marker: Marker, unsigned_sha256: str = "a" * 64, **changes: Any) -> 
         ({"parameters": {"sigmas": 0.5}}, "was drawn with sigmas"),
         ({"parameters": {"strength": 7}}, "strength"),
         ({"parameters": {"image": {"sha256": "../x"}}}, "image has no SHA-256"),
+        ({"parameters": {"controls": 7}}, "names no pictures"),
+        ({"parameters": {"controls": "lines"}}, "names no pictures"),
+        ({"parameters": {"controls": [{"model": "lines"}]}}, "names no pictures"),
+        ({"parameters": {"controls": [{"image": 7}]}}, "controls[0].image has no SHA-256"),
+        ({"parameters": {"controls": [{"image": {"sha256": "a" * 64}}] * 9}}, "too many pictures"),
+        ({"parameters": {"controls": [{"image": {"sha256": "a" * 64}}]}}, "controls[0].model"),
         ({"parameters": 7}, "parameters"),
         ({"loras": [{"name": "x", "sha256": "y", "scale": 1}]}, "loras[0].sha256"),
         ({"loras": [{"name": "x", "sha256": "a" * 64, "scale": 1}] * 2}, "twice"),

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from app.api.deps import CallerDep, Rights, RightsDep, ServicesDep
+from app.dialects.a1111.controlnet import read_units, unit_fields, with_units
 from app.dialects.a1111.discovery import check_checkpoint, model_name
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.infotext import infotext, png_texts, read_infotext
@@ -49,14 +50,21 @@ router = APIRouter()
 
 
 @router.post("/v1/txt2img", openapi_extra=json_body(Txt2ImgIn), response_model=None)
-async def txt2img(request: Request, caller: CallerDep, services: ServicesDep) -> Response:
+async def txt2img(
+    request: Request, caller: CallerDep, services: ServicesDep, rights: RightsDep
+) -> Response:
     """Draw, and answer with the pictures."""
     with fields_called(_FIELDS):
         sent = await read_json(request)
         asked = read_as(Txt2ImgIn, sent)
         await check_checkpoint(services, asked.checkpoint)
-        content, _ = await submit(services, caller, asked.as_asked(), mark=mark_of(caller))
-    return await _answer(Rights(request, services, caller), content, asked)
+        wish, units = asked.as_asked(), read_units(asked.alwayson_scripts)
+        if units:
+            await rights.check()
+            wish = await with_units(services, caller, wish, units)
+        with fields_called(unit_fields(units)):
+            content, _ = await submit(services, caller, wish, mark=mark_of(caller))
+    return await _answer(rights, content, asked)
 
 
 async def _answer(rights: Rights, content: Content, asked: Txt2ImgIn) -> Response:
@@ -72,7 +80,7 @@ async def _answer(rights: Rights, content: Content, asked: Txt2ImgIn) -> Respons
     return JSONResponse(
         {
             "images": texts,
-            "parameters": asked.model_dump(exclude={"init_images", "mask"}),
+            "parameters": asked.model_dump(exclude={"init_images", "mask", "alwayson_scripts"}),
             "info": json.dumps(info),
         }
     )
@@ -129,13 +137,16 @@ async def img2img(
         await rights.check()
         await check_checkpoint(services, asked.checkpoint)
         asked.as_asked()  # refuse what is wrong before anything is kept
+        units = read_units(asked.alwayson_scripts)
         source = await kept_picture(services, caller, asked.source, "init_images")
         mask = None
         if asked.mask:
             data = picture_of(asked.mask, "mask")
             mask = await kept_picture(services, caller, data, "mask")
         wish = asked.from_picture(source, mask)
-        content, _ = await submit(services, caller, wish, mark=mark_of(caller))
+        wish = await with_units(services, caller, wish, units, source)
+        with fields_called(unit_fields(units)):
+            content, _ = await submit(services, caller, wish, mark=mark_of(caller))
     return await _answer(rights, content, asked)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from app.dialects.a1111.controlnet import SCRIPT
 from app.dialects.a1111.samplers import joined
+from app.dialects.a1111.values import OFF, Number, Whole, not_offered
 from app.dialects.asking import read_as
 from app.dialects.from_pictures import picture_of
 from app.dialects.lora_tags import read_tags
@@ -22,18 +24,6 @@ STEPS_DEFAULT, CFG_DEFAULT = 50, 7.0
 _STRENGTH = 0.75
 _SAME = frozenset({"", "use same sampler"})
 _SCALES_DIFFER = 0.02
-_OFF = (None, False, 0, "", "None", "none")
-
-
-def _whole(value: object) -> object:
-    """8.0 and "8" for 8."""
-    if isinstance(value, str):
-        value = value.strip() or None
-    return value
-
-
-Whole = Annotated[int | None, BeforeValidator(_whole)]
-Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_whole)]
 
 
 class Txt2ImgIn(BaseModel):
@@ -82,11 +72,11 @@ class Txt2ImgIn(BaseModel):
             InvalidRequest: names the field.
         """
         for field in ("restore_faces", "tiling", "script_name", "subseed_strength"):
-            if getattr(self, field) not in _OFF:
-                raise _not_offered(field)
+            if getattr(self, field) not in OFF:
+                raise not_offered(field)
         for name, script in (self.alwayson_scripts or {}).items():
-            if _is_on(script):
-                raise _not_offered(f"alwayson_scripts.{name[:60]}")
+            if name.lower() != SCRIPT and _is_on(script):
+                raise not_offered(f"alwayson_scripts.{name[:60]}")
 
     @property
     def checkpoint(self) -> str | None:
@@ -127,7 +117,7 @@ class Txt2ImgIn(BaseModel):
             InvalidRequest, NotFound: a field is wrong, or cannot be had.
         """
         if self.hr_checkpoint_name not in (None, "", "Use same checkpoint"):
-            raise _not_offered("hr_checkpoint_name")
+            raise not_offered("hr_checkpoint_name")
         tagged = read_tags(self.hr_prompt or "")
         if tagged.loras not in ([], loras):
             raise InvalidRequest(
@@ -177,7 +167,7 @@ class Img2ImgIn(Txt2ImgIn):
         """Likewise; a second pass is of drawings from words."""
         super().check_offered()
         if self.enable_hr:
-            raise _not_offered("enable_hr")
+            raise not_offered("enable_hr")
 
     @property
     def source(self) -> bytes:
@@ -200,7 +190,7 @@ class Img2ImgIn(Txt2ImgIn):
         """
         values = self.as_asked().model_dump(exclude_unset=True, mode="json")
         if self.resize_mode not in (None, 0, 1):
-            raise _not_offered("resize_mode")
+            raise not_offered("resize_mode")
         values |= {
             "image": image,
             "strength": _STRENGTH if self.denoising_strength is None else self.denoising_strength,
@@ -247,8 +237,8 @@ class ExtrasIn(BaseModel):
             "resize_mode", "gfpgan_visibility", "codeformer_visibility",
             "extras_upscaler_2_visibility",
         ):  # fmt: skip
-            if getattr(self, field) not in _OFF:
-                raise _not_offered(field)
+            if getattr(self, field) not in OFF:
+                raise not_offered(field)
 
     def from_picture(self, image: dict[str, Any]) -> GenerateIn:
         """The same wish in the API's own words.
@@ -256,7 +246,7 @@ class ExtrasIn(BaseModel):
         Raises:
             InvalidRequest: a field is wrong.
         """
-        name = "lanczos" if self.upscaler_1 in _OFF else _upscaler(self.upscaler_1)
+        name = "lanczos" if self.upscaler_1 in OFF else _upscaler(self.upscaler_1)
         scale = 2.0 if self.upscaling_resize is None else self.upscaling_resize
         values = {"image": image, "upscale": {"upscaler": name, "scale": scale}}
         return read_as(GenerateIn, values)
@@ -284,7 +274,3 @@ def _is_on(script: object) -> bool:
         argument is True or (isinstance(argument, dict) and bool(argument.get("enabled", True)))
         for argument in arguments
     )
-
-
-def _not_offered(field: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: is not offered here: leave it off", details={"field": field})

@@ -6,16 +6,28 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import String, cast, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, String, cast, delete, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.models import Content, Image, InputImage
 from app.models.takedown import Kind, Takedown
 
-# Where a content's request names pictures.
+# Where a content's request names pictures: fields, and lists whose members' `image` is one.
 FIELDS = ("image", "mask")
+LISTS = ("controls",)
+
+
+def _names(asked: Any, image_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a content's parameters name a picture."""
+    use = func.jsonb_build_object("image_id", image_id)
+    member = func.jsonb_build_array(func.jsonb_build_object("image", use))
+    return or_(
+        *(asked[name]["image_id"].astext == image_id for name in FIELDS),
+        *(asked[name].contains(member) for name in LISTS),
+    )
 
 
 class InputRepository:
@@ -96,12 +108,7 @@ class InputRepository:
                 .where(
                     Content.owner == self._owner,
                     Content.finished_at.is_(None),
-                    or_(
-                        *(
-                            Content.asked[name]["image_id"].astext == str(image_id)
-                            for name in FIELDS
-                        )
-                    ),
+                    _names(Content.asked, literal(str(image_id))),
                 )
             )
             or 0
@@ -137,12 +144,7 @@ async def remove_unused_before(session: AsyncSession, moment: datetime, limit: i
         .where(
             waiting.owner == InputImage.owner,
             waiting.finished_at.is_(None),
-            or_(
-                *(
-                    waiting.asked[name]["image_id"].astext == cast(InputImage.id, String)
-                    for name in FIELDS
-                )
-            ),
+            _names(waiting.asked, cast(InputImage.id, String)),
         )
         .exists()
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.schemas.common import NUMBER, In, Prompt, Storable
+from sdxl_contract.drawing.controls import CONTROLS_MAX, Holding
 from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
 from sdxl_contract.drawing.upscaling import Upscale
 from sdxl_contract.limits import NAME_MAX_CHARS
@@ -50,6 +51,18 @@ class UpscaleIn(Upscale):
     )
 
 
+class ControlIn(Holding):
+    """A network that holds the drawing to a picture."""
+
+    model: Annotated[Storable, Field(min_length=1, max_length=NAME_MAX_CHARS)] = Field(
+        description="one that `GET /model` lists under limits.controls"
+    )
+    type: Annotated[Storable, Field(max_length=40)] | None = Field(
+        default=None, description="of a network that knows several"
+    )
+    image: PictureUse
+
+
 class FromPictureIn(In):
     """What a content's request says of the picture that it starts from, and of a second pass."""
 
@@ -65,9 +78,17 @@ class FromPictureIn(In):
     upscale: UpscaleIn | None = Field(
         default=None, description="enlarges image and draws nothing; no prompt is needed"
     )
+    controls: list[ControlIn] = Field(
+        default_factory=list, max_length=CONTROLS_MAX, description="networks that hold the drawing"
+    )
     guidance_rescale: Rescale | None = Field(
         default=None, description="0 if unset; models with zero terminal SNR want about 0.7"
     )
+
+    @property
+    def names_pictures(self) -> bool:
+        """Whether it is drawn from anything but words."""
+        return bool(self.image or self.mask or self.controls)
 
 
 class InputImageOut(BaseModel):

@@ -29,7 +29,6 @@ from app.repositories.access.limits import LimitRepository
 from app.repositories.batches import BatchRepository
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.repositories.events import EventRepository
-from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
@@ -38,7 +37,7 @@ from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
 from app.services.contents.resolve import again_request, asked_again, asked_of, check_limits
 from app.services.contents.waiters import Waiters
-from app.services.inputs.using import find_picture
+from app.services.inputs.using import find_picture, pictures_in
 from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start
 from app.services.marking.forbidden_words import ForbiddenWords
 from app.services.storage import Storage
@@ -267,9 +266,8 @@ class ContentService(ContentReading):
                         f"The LoRA {lora['name']!r} of this content was deleted.",
                         details={"reason": "lora_deleted", "name": lora["name"]},
                     )
-            for field in FIELDS:
-                kept = asked_of(old).get(field)
-                if kept and not await find_picture(session, owner, uuid.UUID(kept["image_id"])):
+            for field, kept in pictures_in(asked_of(old)).items():
+                if not await find_picture(session, owner, uuid.UUID(kept["image_id"])):
                     raise Conflict(
                         f"The picture of this content's {field} was deleted.",
                         details={"reason": "picture_deleted", "field": field},

@@ -18,11 +18,10 @@ from app.core.settings import Settings
 from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
 from app.repositories.events import EventRepository
-from app.repositories.inputs.images import FIELDS
 from app.repositories.loras import LoraRepository
 from app.services.contents.resolve import asked_of, is_part_of_its_source
 from app.services.costs import QUEUE, CallClock
-from app.services.inputs.using import find_picture, with_urls
+from app.services.inputs.using import find_picture, pictures_in, with_urls
 from app.services.marking.likeness import as_hex
 from app.services.storage import Storage
 from sdxl_contract.errors import ErrorCode, GenerationFailed
@@ -138,8 +137,7 @@ async def _picture_urls(
     content: Content, database: Database, storage: Storage, settings: Settings
 ) -> dict[str, str]:
     """A URL for each picture that the content is drawn from, by field."""
-    asked = asked_of(content)
-    named = {field: asked[field] for field in FIELDS if asked.get(field)}
+    named = pictures_in(asked_of(content))
     if not named:
         return {}
     urls = {}

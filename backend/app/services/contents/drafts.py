@@ -132,7 +132,7 @@ async def draft_content(
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
     pictures: dict[str, Any] = {}
-    if asked.image is not None or asked.mask is not None:
+    if asked.names_pictures:
         async with database.session() as session:
             pictures = await find_pictures(session, owner, asked)
     parameters = {**given(asked, avatar), **pictures}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.errors import NotFound
-from app.repositories.inputs.images import FIELDS, InputRepository
+from app.repositories.inputs.images import FIELDS, LISTS, InputRepository
 from app.schemas.inputs.pictures import FromPictureIn
 
 # Stands for a URL that is signed only at dispatch, so that the contract's own checks apply.
@@ -26,28 +26,48 @@ class Found(NamedTuple):
     sha256: str
 
 
-async def find_pictures(
-    session: AsyncSession, owner: str, asked: FromPictureIn
-) -> dict[str, dict[str, Any]]:
-    """What a content keeps of each picture that `asked` names, by field: id, hash, how it is used.
+def map_pictures(
+    values: Mapping[str, Any], change: Callable[[str, dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Parameters with what they say of each picture changed, by its field and what is said."""
+    changed: dict[str, Any] = {
+        name: change(name, values[name]) for name in FIELDS if values.get(name)
+    }
+    for name in LISTS:
+        if values.get(name):
+            changed[name] = [
+                {**one, "image": change(f"{name}[{number}].image", one["image"])}
+                for number, one in enumerate(values[name])
+            ]
+    return {**values, **changed}
+
+
+def pictures_in(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What parameters say of each picture, by its field."""
+    found: dict[str, dict[str, Any]] = {}
+    map_pictures(values, found.setdefault)
+    return found
+
+
+async def find_pictures(session: AsyncSession, owner: str, asked: FromPictureIn) -> dict[str, Any]:
+    """What a content keeps of what `asked` says of pictures: with each one's id its hash.
 
     Raises:
         NotFound: one is not there, or is another owner's.
     """
-    kept: dict[str, dict[str, Any]] = {}
-    for field in FIELDS:
-        use = getattr(asked, field)
-        if use is None:
-            continue
-        found = await find_picture(session, owner, use.image_id)
+    said = asked.model_dump(mode="json", include={*FIELDS, *LISTS}, exclude_none=True)
+    said = {name: value for name, value in said.items() if value}
+    hashes: dict[str, str] = {}
+    ids = {field: uuid.UUID(use["image_id"]) for field, use in pictures_in(said).items()}
+    for field, image_id in ids.items():
+        found = await find_picture(session, owner, image_id)
         if found is None:
             raise NotFound("There is no picture with this id.", field=f"{field}.image_id")
-        await InputRepository(session, owner).use(use.image_id)
-        kept[field] = {
-            **use.model_dump(mode="json", exclude_none=True),
-            "sha256": found.sha256,
-        }
-    return kept
+        hashes[field] = found.sha256
+    # In one order, so that two requests for the same pictures never wait for each other.
+    for image_id in sorted(set(ids.values())):
+        await InputRepository(session, owner).use(image_id)
+    return map_pictures(said, lambda field, use: {**use, "sha256": hashes[field]})
 
 
 async def find_picture(session: AsyncSession, owner: str, image_id: uuid.UUID) -> Found | None:
@@ -66,12 +86,11 @@ def with_urls(
     asked: Mapping[str, Any], url_of: Callable[[str], str] = lambda field: _NO_URL
 ) -> dict[str, Any]:
     """A content's parameters as the worker takes them: its pictures by URL."""
-    pictures = {
-        field: {
-            **{name: value for name, value in asked[field].items() if name != "image_id"},
+
+    def fetched(field: str, use: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **{name: value for name, value in use.items() if name != "image_id"},
             "url": url_of(field),
         }
-        for field in FIELDS
-        if asked.get(field)
-    }
-    return {**asked, **pictures}
+
+    return map_pictures(asked, fetched)

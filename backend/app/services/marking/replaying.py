@@ -19,23 +19,26 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from app.core.db import Database
 from app.core.errors import Conflict
 from app.models import Content, LoraModel, Status
-from app.repositories.inputs.images import FIELDS, InputRepository
+from app.repositories.inputs.images import FIELDS, LISTS, InputRepository
 from app.repositories.loras import LoraRepository
 from app.repositories.takedowns import TakedownRepository
 from app.schemas.common import Storable
 from app.schemas.content import GenerateIn, LoraUse
 from app.services.contents.accepting import ContentService
 from app.services.contents.resolve import PARAMETERS
+from app.services.inputs.using import map_pictures, pictures_in
 from app.services.limits import Allowance
 from app.services.marking.verifying import compare
 from app.services.marking.watermark.methods import Mark
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel as LoadedModel
+from sdxl_contract.drawing.controls import CONTROLS_MAX
 from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
 from sdxl_contract.request import explain_validation, scheduler_named
 
 _MOST_CARRIERS = 20
+_MOST_PICTURES = len(FIELDS) + CONTROLS_MAX
 _HASH = re.compile(r"[0-9a-f]{64}")
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a batch's picture these say how it came about, and not what it shows.
@@ -92,7 +95,7 @@ def receipt_of(report: dict[str, Any]) -> Receipt:
             Mark.parse(receipt.watermark)
         except ValueError as error:
             raise _refused(f"has a receipt that {error}: {receipt.watermark}") from None
-    unknown = sorted(receipt.parameters.keys() - {*PARAMETERS, *FIELDS})
+    unknown = sorted(receipt.parameters.keys() - {*PARAMETERS, *FIELDS, *LISTS})
     if unknown:
         raise _refused(
             f"was drawn with {unknown[0][:100]}, which this version cannot draw: use a newer one"
@@ -265,11 +268,15 @@ class ReplayService:
 
 def pictures_of(receipt: Receipt) -> dict[str, str]:
     """Hashes of the pictures that it was drawn from, by field."""
+    try:
+        named = pictures_in(receipt.parameters)
+    # Anybody may have written it.
+    except (AttributeError, KeyError, TypeError):
+        raise _refused("has a receipt that cannot be drawn from: it names no pictures") from None
+    if len(named) > _MOST_PICTURES:
+        raise _refused("has a receipt that cannot be drawn from: it names too many pictures")
     hashes = {}
-    for field in FIELDS:
-        use = receipt.parameters.get(field)
-        if use is None:
-            continue
+    for field, use in named.items():
         sha256 = use.get("sha256") if isinstance(use, dict) else None
         if not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
             raise _refused(f"has a receipt that cannot be drawn from: {field} has no SHA-256")
@@ -293,10 +300,12 @@ def as_asked(
         for name, value in receipt.parameters.items()
         if name not in _OF_THE_REQUEST and value is not None
     }
-    for field, image_id in pictures.items():
-        use = given[field]
-        given[field] = {**use, "image_id": image_id}
-        given[field].pop("sha256", None)
+
+    def owned(field: str, use: dict[str, Any]) -> dict[str, Any]:
+        values = {name: value for name, value in use.items() if name != "sha256"}
+        return {**values, "image_id": pictures[field]} if field in pictures else use
+
+    given = map_pictures(given, owned)
     # Receipts of earlier versions have only the name that the worker gave its sampler.
     stated = scheduler_named(str(given.pop("scheduler", "")))
     given["scheduler"] = receipt.scheduler or (stated.value if stated else None)
