@@ -1,4 +1,4 @@
-"""Pictures that hold a drawing: each owner's own, signed at dispatch, kept while needed."""
+"""Pictures that hold a drawing or lend it their look: an owner's own, signed at dispatch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from sqlalchemy import URL, update
 from app.models import InputImage
 from app.models.base import utc_now
 from app.services.upkeep.retention import remove_old
-from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits
+from sdxl_contract.limits import (
+    AdapterInfo,
+    AdapterKind,
+    ControlInfo,
+    ControlKind,
+    ModelLimits,
+)
 from testkit.backend import Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
 
@@ -27,7 +33,12 @@ LIMITS = ModelLimits(
             name="union", sha256="1" * 64, kind=ControlKind.CONTROLNET_UNION,
             types=("openpose", "depth"), bytes=9,
         ),
-    )
+    ),
+    adapters=(
+        AdapterInfo(
+            name="plus", sha256="2" * 64, kind=AdapterKind.PLUS, encoder_sha256="3" * 64, bytes=9
+        ),
+    ),
 )  # fmt: skip
 
 
@@ -51,7 +62,12 @@ async def test_the_worker_gets_each_picture_and_draws_it_again_the_same(
         {"model": "lines", "image": {"image_id": ids[0]}, "canny": {"low": 50}, "end": 0.5},
         {"model": "union", "type": "depth", "image": {"image_id": ids[1]}, "scale": 0.7},
     ]
-    content = await backend.generate(controls=controls)
+    look = {"adapter": "plus", "image": {"image_id": ids[1]}, "scale": 0.6}
+    content = await backend.generate(controls=controls, references=[look])
+    [seen] = inference.requests[-1].references
+    assert (seen.adapter, seen.scale) == ("plus", 0.6)
+    assert (await backend.http.get(seen.image.url)).content == depth
+    assert content["parameters"]["references"][0]["image"]["image_id"] == ids[1]
     one, two = inference.requests[-1].controls
     assert (one.model, one.end, one.canny and one.canny.low) == ("lines", 0.5, 50)
     assert (two.model, two.type, two.scale, two.start) == ("union", "depth", 0.7, 0.0)
@@ -67,6 +83,7 @@ async def test_the_worker_gets_each_picture_and_draws_it_again_the_same(
     assert [held.model_copy(update={"image": None}) for held in again.controls] == [
         held.model_copy(update={"image": None}) for held in (one, two)
     ]
+    assert again.references[0].image.sha256 == seen.image.sha256
     assert [held.image.sha256 for held in again.controls] == [one.image.sha256, two.image.sha256]
 
 
@@ -82,6 +99,9 @@ async def test_another_owner_s_picture_is_not_there(
             held = [{"model": "lines", "image": {"image_id": one}} for one in (mine["id"], other)]
             refused = await backend.generate(expected=404, headers=keys[0], controls=held)
             assert refused["field"] == "controls[1].image.image_id"
+            look = [{"adapter": "plus", "image": {"image_id": other}}]
+            refused = await backend.generate(expected=404, headers=keys[0], references=look)
+            assert refused["field"] == "references[0].image.image_id"
 
 
 @pytest.mark.parametrize(
@@ -111,18 +131,28 @@ async def test_a_wrong_control_is_refused_by_field(
     assert refused["field"] == field
     five = [{"model": "lines", "image": use}] * 5
     assert (await backend.generate(expected=422, controls=five))["field"] == "controls"
+    look = {"adapter": "plus", "image": use}
+    for other, name in (
+        ({"adapter": "face"}, ".adapter"), ({"scale": 2.5}, ".scale"),
+        ({"start": 1}, ""), ({"image": {"image_id": "x"}}, ".image.image_id"),
+    ):  # fmt: skip
+        refused = await backend.generate(expected=422, references=[look | other])
+        assert refused["field"] == f"references[0]{name}"
     assert not inference.requests
 
 
 async def test_a_picture_that_a_content_is_held_by_stays_while_it_waits(
     backend: Backend, inference: InferenceDouble
 ) -> None:
-    held, other = [await backend.put_image(solid(colour)) for colour in ("red", "blue")]
+    held, look, other = [
+        await backend.put_image(solid(colour)) for colour in ("red", "green", "blue")
+    ]
     services = backend.app.state.services
     controls = [{"model": "lines", "image": {"image_id": one}} for one in (held["id"], held["id"])]
     inference.gate.clear()
     try:
         asked = {"headers": {"Prefer": "respond-async"}, "controls": controls}
+        asked["references"] = [{"adapter": "plus", "image": {"image_id": look["id"]}}]
         waiting = await backend.generate(expected=202, **asked)
         refused = await backend.http.delete(f"{IMAGES}/{held['id']}")
         assert (refused.status_code, refused.json()["details"]["contents"]) == (409, 1)
@@ -130,7 +160,7 @@ async def test_a_picture_that_a_content_is_held_by_stays_while_it_waits(
             await session.execute(update(InputImage).values(used_at=utc_now() - timedelta(days=9)))
         await remove_old(services.database, services.storage, days=3)
         left = [one["id"] for one in (await backend.http.get(IMAGES)).json()["items"]]
-        assert left == [held["id"]]
+        assert set(left) == {held["id"], look["id"]}
         assert other["id"] not in left
     finally:
         inference.gate.set()

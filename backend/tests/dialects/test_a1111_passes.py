@@ -11,7 +11,14 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits, UpscalerInfo
+from sdxl_contract.limits import (
+    AdapterInfo,
+    AdapterKind,
+    ControlInfo,
+    ControlKind,
+    ModelLimits,
+    UpscalerInfo,
+)
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
 
@@ -112,7 +119,16 @@ def controlled(inference: InferenceDouble) -> None:
         controls=(
             ControlInfo(name="lines", sha256="0" * 64, kind=one, bytes=9),
             ControlInfo(name="union", sha256="1" * 64, kind=union, types=("normal",), bytes=9),
-        )
+        ),
+        adapters=(
+            AdapterInfo(
+                name="plus",
+                sha256="2" * 64,
+                kind=AdapterKind.PLUS,
+                encoder_sha256="3" * 64,
+                bytes=9,
+            ),
+        ),
     )
 
 
@@ -127,6 +143,9 @@ async def test_webuiapi_s_controlnet_units_hold_a_drawing(
         ),
         webuiapi.ControlNetUnit(image=teal, model="gone", enabled=False),
         webuiapi.ControlNetUnit(image=red, model="lines"),
+        webuiapi.ControlNetUnit(
+            image=red, module="ip-adapter_clip_h", model="plus", weight=0.6, guidance_start=0.1
+        ),
     ]  # fmt: skip
 
     def use() -> None:
@@ -141,7 +160,10 @@ async def test_webuiapi_s_controlnet_units_hold_a_drawing(
     assert one.canny is not None
     assert (one.canny.low, one.canny.high) == (50, 150)
     assert (two.model, two.scale, two.canny) == ("lines", 1.0, None)
+    [look] = words.references
+    assert (look.adapter, look.scale, look.start) == ("plus", 0.6, 0.1)
     assert over.image is not None
+    assert look.image.sha256 == over.image.sha256
     assert over.controls[0].image.sha256 == two.image.sha256 == over.image.sha256
     http, picture = served.backend.http, as_base64(png())
     union = {"model": "union", "image": {"image": picture}, "union_control_type": "Normal Map"}
@@ -168,6 +190,7 @@ async def test_units_that_cannot_be_had_are_refused_by_their_place(
         ({"model": "None"}, "args[1].model"),
         ({"model": "depth"}, "args[1].model: this worker has no control network"),
         ({"module": "depth_midas"}, "args[1].module"),
+        ({"module": "ip-adapter-auto"}, "args[1].model: this worker has no adapter"),
         ({"weight": 3}, "args[1].weight"),
         ({"weight": "much"}, "args[1].weight"),
         ({"guidance_start": 0.9, "guidance_end": 0.1}, "args[1].guidance_end"),

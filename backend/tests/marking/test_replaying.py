@@ -281,7 +281,7 @@ def _signed(marker: Marker, unsigned_sha256: str = "a" * 64, **changes: Any) -> 
         ({"parameters": {"controls": "lines"}}, "names no pictures"),
         ({"parameters": {"controls": [{"model": "lines"}]}}, "names no pictures"),
         ({"parameters": {"controls": [{"image": 7}]}}, "controls[0].image has no SHA-256"),
-        ({"parameters": {"controls": [{"image": {"sha256": "a" * 64}}] * 9}}, "too many pictures"),
+        ({"parameters": {"controls": [{"image": {"sha256": "a" * 64}}] * 11}}, "too many pictures"),
         ({"parameters": {"controls": [{"image": {"sha256": "a" * 64}}]}}, "controls[0].model"),
         ({"parameters": 7}, "parameters"),
         ({"loras": [{"name": "x", "sha256": "y", "scale": 1}]}, "loras[0].sha256"),

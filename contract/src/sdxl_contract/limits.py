@@ -81,6 +81,25 @@ class ControlInfo(BaseModel):
     bytes: int
 
 
+class AdapterKind(StrEnum):
+    """What an adapter looks at of a reference picture."""
+
+    BASE = "ip_adapter"
+    PLUS = "ip_adapter_plus"
+
+
+class AdapterInfo(BaseModel):
+    """An adapter for reference pictures, from a file that the worker's operator provided."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="as requests name it")
+    sha256: str
+    kind: AdapterKind
+    encoder_sha256: str = Field(description="of the image encoder that it looks through")
+    bytes: int
+
+
 class ModelLimits(BaseModel):
     """What the loaded base model can draw. Sides in pixels; shown in `GET /health`.
 
@@ -106,6 +125,9 @@ class ModelLimits(BaseModel):
         default=(), description="of this worker, beside the built-in latent and lanczos"
     )
     controls: tuple[ControlInfo, ...] = Field(default=(), description="of this worker")
+    adapters: tuple[AdapterInfo, ...] = Field(
+        default=(), description="of this worker, for reference pictures"
+    )
 
     def nearest_side(self, side: int) -> int:
         """The allowed side closest to `side` (px); of two equally close the larger."""

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from sdxl_contract import limits
 from sdxl_contract.drawing.controls import CONTROLS_MAX, Control
 from sdxl_contract.drawing.hires import BUILT_IN, LANCZOS, SCHEDULE_MAX, Hires
+from sdxl_contract.drawing.references import REFERENCES_MAX, Reference
 from sdxl_contract.drawing.samplers import RETIRED_SCHEDULERS as RETIRED_SCHEDULERS
 from sdxl_contract.drawing.samplers import Scheduler as Scheduler
 from sdxl_contract.drawing.samplers import scheduler_named as scheduler_named
@@ -99,6 +100,11 @@ class GenerateRequest(FromPicture, FromWords):
     hires: Hires | None = Field(default=None, description="a second, larger pass")
     controls: list[Control] = Field(
         default_factory=list, max_length=CONTROLS_MAX, description="networks that hold the drawing"
+    )
+    references: list[Reference] = Field(
+        default_factory=list,
+        max_length=REFERENCES_MAX,
+        description="pictures whose look the drawing takes up",
     )
     upscale: Upscale | None = Field(
         default=None, description="enlarges image and draws nothing; the prompt has no part in it"
@@ -212,6 +218,7 @@ class GenerateRequest(FromPicture, FromWords):
             ("loras", bool(self.loras)),
             ("embeddings", bool(self.embeddings)),
             ("controls", bool(self.controls)),
+            ("references", bool(self.references)),
             ("clip_skip", self.clip_skip is not None),
             ("num_images", self.num_images > 1),
         ):
@@ -331,6 +338,7 @@ class GenerateRequest(FromPicture, FromWords):
                 details={"field": "clip_skip", "maximum": model.clip_skip_max},
             )
         self._check_controls(model)
+        self._check_references(model)
         if self.upscale is not None:
             self._check_upscaler("upscale", self.upscale.upscaler, (LANCZOS,), model)
         if len(self.loras) > model.max_loras:
@@ -345,9 +353,12 @@ class GenerateRequest(FromPicture, FromWords):
             )
 
     def pictures(self) -> list[tuple[str, PictureRef]]:
-        """(field, reference) of every picture that has to be fetched; the controls' last."""
+        """(field, reference) of every picture that has to be fetched; the controls' and then the
+        references' last.
+        """
         held = [(f"controls[{n}].image", one.image) for n, one in enumerate(self.controls)]
-        return [*super().pictures(), *held]
+        shown = [(f"references[{n}].image", one.image) for n, one in enumerate(self.references)]
+        return [*super().pictures(), *held, *shown]
 
     def _check_controls(self, model: ModelLimits) -> None:
         known = {one.name: one for one in model.controls}
@@ -365,6 +376,17 @@ class GenerateRequest(FromPicture, FromWords):
                     f"{field}.type: {one.model} "
                     + (f"has {', '.join(types)}" if types else "knows one only: leave it off"),
                     details={"field": f"{field}.type", "allowed": list(types)},
+                )
+
+    def _check_references(self, model: ModelLimits) -> None:
+        known = [one.name for one in model.adapters]
+        for number, one in enumerate(self.references):
+            if one.adapter not in known:
+                field = f"references[{number}].adapter"
+                raise InvalidRequest(
+                    f"{field}: this worker has no adapter of that name; it has "
+                    + (", ".join(known) or "none"),
+                    details={"field": field, "allowed": known},
                 )
 
     def samplers(self) -> list[tuple[str, Scheduler]]:

@@ -16,6 +16,7 @@ import torch
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.answering.result import gpu_name
+from sdxl_worker.auxiliary.adapters import ADAPTER, find_adapters
 from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER, find_controls, find_upscalers
 from sdxl_worker.auxiliary.shelf import Shelf, onto
 from sdxl_worker.drawing.drawer import Drawer
@@ -113,6 +114,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         [
             *find_upscalers(settings.upscalers_dir),
             *find_controls(settings.controls_dir, pipe.unet),
+            *find_adapters(settings.adapters_dir, pipe.unet),
         ],
         settings.auxiliary_bytes,
         onto(model.device),
@@ -138,6 +140,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         update={
             "lora_max_bytes": smallest,
             "image_max_bytes": min(model.limits.image_max_bytes, settings.image_max_bytes),
+            "adapters": tuple(item.about for item in shelf.of_kind(ADAPTER)),
             "controls": tuple(item.about for item in shelf.of_kind(CONTROL)),
             "upscalers": tuple(item.about for item in shelf.of_kind(UPSCALER)),
         }

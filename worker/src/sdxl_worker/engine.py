@@ -216,7 +216,7 @@ class Engine:
             run.loras.clear()  # a kept result needs no weights
             run.embeddings.clear()
             run.canvas = None
-            run.control_pictures = []
+            run.control_pictures, run.reference_pictures = [], []
             seconds = time.perf_counter() - run.started
             self.metrics.request_done(outcome, seconds)
             if outcome == "ok":

@@ -82,6 +82,7 @@ class Run:
         loras: filled once they are fetched and parsed.
         embeddings: of its words, once they are fetched and read.
         control_pictures: RGB, one for each of the request's controls, once they are fetched.
+        reference_pictures: likewise of its references.
         canvas: what is drawn over, once it is fetched; None: nothing.
         clean: whether the model's weights were restored and verified after this run.
         structure_clean: whether all else about the model was found as it was at start.
@@ -103,6 +104,7 @@ class Run:
         self.embeddings: list[Embedding] = []
         self.canvas: Canvas | None = None
         self.control_pictures: list[Image.Image] = []
+        self.reference_pictures: list[Image.Image] = []
         self.clean = False
         self.structure_clean = False
         self.drawing: DrawingReport | None = None

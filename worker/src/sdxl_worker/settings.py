@@ -109,11 +109,16 @@ class Settings(BaseSettings):
         default=None,
         description="folder of control networks, each a folder of diffusers; unset: none",
     )
+    adapters_dir: Path | None = Field(
+        default=None,
+        description="folder of IP-Adapters (safetensors), named by file, with their image_encoder; "
+        "unset: none",
+    )
     auxiliary_bytes: int = Field(
         default=6 * 2**30,
         gt=0,
-        description="of upscalers and control networks in memory, on a GPU its own; the least "
-        "recently used is let go",
+        description="of upscalers, control networks and adapters in memory, on a GPU its own; "
+        "the least recently used is let go",
     )
 
     queue_max: int = Field(default=16, ge=1, description="requests waiting before OVERLOADED")

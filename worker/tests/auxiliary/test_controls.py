@@ -13,26 +13,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     ControlNetModel,
     ControlNetUnionModel,
-    EulerDiscreteScheduler,
 )
 from PIL import Image
-from torch import Tensor
 
 from sdxl_contract.limits import ControlKind
-from sdxl_contract.request import Scheduler
 from sdxl_worker.auxiliary.provided import find_controls
 from sdxl_worker.auxiliary.shelf import Shelf
-from sdxl_worker.drawing.beginnings import Ground, from_ground, from_noise
-from sdxl_worker.drawing.controls import Attachments, Held, as_pixels
-from sdxl_worker.drawing.denoising import Denoising
-from sdxl_worker.drawing.model_calls import ModelCalls
-from sdxl_worker.drawing.prompts import Conditioning
-from sdxl_worker.drawing.schedulers import build_scheduler
+from sdxl_worker.drawing.controls import Held, as_pixels
 from sdxl_worker.pictures.edges import canny
-from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
+from testkit.auxiliary.denoised import SIDE, SOURCE, awake, ours, theirs, tiny_pipe
 from testkit.worker import (
     Borrowing,
     FileServer,
@@ -43,44 +34,13 @@ from testkit.worker import (
     settings,
 )
 
-OWN: Any = EulerDiscreteScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-)
-STEPS, SIDE, GUIDANCE = 4, 64, 5.5
-_random = torch.Generator().manual_seed(3)
-SOURCE = torch.randn(1, 4, 8, 8, generator=_random)
-TOLD = Conditioning(
-    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
-    torch.randn(1, TE2_WIDTH, generator=_random),
-    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
-    torch.randn(1, TE2_WIDTH, generator=_random),
-)
 PICTURE = photo_like(SIDE)
 OTHER = PICTURE.rotate(90)
 
 
-def awake(network: Any, seed: int) -> Any:
-    """A network whose weights are random where they begin as zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in network.parameters():
-            if not tensor.any():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
-    return network.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    model = tiny_model(torch.float32, widths=(32, 32, 32), depths=(1, 1, 1))
-    torch.manual_seed(1)
-    vae = AutoencoderKL(
-        block_out_channels=(4,) * 4, norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-    return diffusers.StableDiffusionXLPipeline(
-        vae=vae.eval(), text_encoder=model.text_encoder, text_encoder_2=model.text_encoder_2,
-        tokenizer=None, tokenizer_2=None, unet=model.unet, scheduler=OWN, add_watermarker=False,
-    )  # fmt: skip
+    return tiny_pipe()
 
 
 @pytest.fixture(scope="module")
@@ -107,42 +67,6 @@ def networks(pipe: Any) -> dict[str, Any]:
 def held(network: Any, kind: ControlKind, picture: Image.Image = PICTURE, **more: Any) -> Held:
     values = {"scale": 0.8, "start": 0.0, "end": 1.0} | more
     return Held(kind, network, as_pixels(picture, (SIDE, SIDE), network), **values)
-
-
-def ours(pipe: Any, controls: list[Held], strength: float | None = None) -> Tensor:
-    scheduler = build_scheduler(Scheduler.EULER, OWN, STEPS)
-    scheduler.set_timesteps(STEPS)
-    generators = [torch.Generator().manual_seed(7)]
-    if strength is None:
-        begin = from_noise(generators, (4, 8, 8), SOURCE, scheduler)
-    else:
-        begin = from_ground(
-            Ground(SOURCE), generators, scheduler, STEPS, int(STEPS * strength), is_whole=False
-        )
-    return Denoising(
-        predict=ModelCalls(pipe).unet, scheduler=scheduler, latents=begin.latents,
-        first=begin.first, conditioning=TOLD, size=(SIDE, SIDE), guidance=GUIDANCE,
-        generators=generators,
-        attach=Attachments(controls, STEPS - begin.first) if controls else None,
-    ).run()  # fmt: skip
-
-
-def theirs(pipe: Any, name: str, parts: dict[str, Any], **call: Any) -> Tensor:
-    kind = getattr(diffusers, name)
-    more: dict[str, Any] = {"requires_aesthetics_score": False} if "Img2Img" in name else {}
-    if "Adapter" not in name:
-        more["add_watermarker"] = False
-    other = kind(**pipe.components, **parts, **more)
-    other.set_progress_bar_config(disable=True)
-    other.scheduler = build_scheduler(Scheduler.EULER, OWN, STEPS)
-    found: Tensor = other(
-        num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=SIDE, width=SIDE,
-        prompt_embeds=TOLD.prompt, pooled_prompt_embeds=TOLD.pooled,
-        negative_prompt_embeds=TOLD.negative_prompt,
-        negative_pooled_prompt_embeds=TOLD.negative_pooled,
-        generator=[torch.Generator().manual_seed(7)], output_type="latent", **call,
-    ).images  # fmt: skip
-    return found
 
 
 CONTROLNET, UNION = ControlKind.CONTROLNET, ControlKind.CONTROLNET_UNION

@@ -1,8 +1,11 @@
-"""A1111's ControlNet extension, `alwayson_scripts.controlnet`: each unit as one of our controls."""
+"""A1111's ControlNet extension, `alwayson_scripts.controlnet`: each unit as one of our controls,
+or, where its module is an IP-Adapter's, of our references.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,9 +29,10 @@ _BALANCED = (*OFF, "Balanced")
 _BOTH = (*OFF, "Both", "HiResFixOption.BOTH")
 # Of its union networks; ours are called as the networks' makers call them.
 _TYPES = {"normal map": "normal", "segmentation": "segment", "inpaint": "repaint"}
+_REFERRING = "ip-adapter"
 _OURS = {
-    "model": "model", "type": "union_control_type", "scale": "weight", "image": "image",
-    "start": "guidance_start", "end": "guidance_end", "canny": "threshold_a",
+    "model": "model", "adapter": "model", "type": "union_control_type", "scale": "weight",
+    "image": "image", "start": "guidance_start", "end": "guidance_end", "canny": "threshold_a",
     "canny.low": "threshold_a", "canny.high": "threshold_b",
 }  # fmt: skip
 
@@ -56,9 +60,12 @@ class UnitIn(BaseModel):
 
 
 class Unit(NamedTuple):
-    """A unit that is on: its place, what it says in our words, and its picture in base64."""
+    """A unit that is on: its place, of which list of ours it is, what it says in our words, and
+    its picture in base64.
+    """
 
     field: str
+    kind: str
     values: dict[str, Any]
     picture: object
 
@@ -100,21 +107,26 @@ def _read(sent: Mapping[str, Any], field: str) -> Unit:
     ):  # fmt: skip
         if getattr(unit, name) not in allowed:
             raise not_offered(f"{field}.{name}")
+    name = _HASH.sub("", unit.model or "")
     values: dict[str, Any] = {
-        "model": _HASH.sub("", unit.model or ""),
         "scale": 1.0 if unit.weight is None else unit.weight,
         "start": unit.guidance_start or 0.0,
         "end": 1.0 if unit.guidance_end is None else unit.guidance_end,
     }
-    if values["model"] in OFF:
+    if name in OFF:
         raise InvalidRequest(
-            f"{field}.model: must name a network of limits.controls of GET /api/v1/model",
+            f"{field}.model: must name one of limits.controls or limits.adapters of "
+            "GET /api/v1/model",
             details={"field": f"{field}.model"},
         )
-    if unit.union_control_type not in (*OFF, "Unknown"):
-        name = str(unit.union_control_type).strip().lower()
-        values["type"] = _TYPES.get(name, name)
+    picture = _picture_in(unit, field)
     module = (unit.module or "none").strip().lower()
+    if module.startswith(_REFERRING):
+        return Unit(field, "references", {**values, "adapter": name}, picture)
+    values["model"] = name
+    if unit.union_control_type not in (*OFF, "Unknown"):
+        kind = str(unit.union_control_type).strip().lower()
+        values["type"] = _TYPES.get(kind, kind)
     if module == "canny":
         thresholds = {"low": unit.threshold_a, "high": unit.threshold_b}
         values["canny"] = {
@@ -125,16 +137,20 @@ def _read(sent: Mapping[str, Any], field: str) -> Unit:
         }
     elif module != "none":
         raise InvalidRequest(
-            f"{field}.module: is canny or none: send a map that is ready",
-            details={"field": f"{field}.module", "allowed": ["none", "canny"]},
+            f"{field}.module: is canny, an IP-Adapter's or none: send a map that is ready",
+            details={"field": f"{field}.module", "allowed": ["none", "canny", _REFERRING]},
         )
+    return Unit(field, "controls", values, picture)
+
+
+def _picture_in(unit: UnitIn, field: str) -> object:
     picture = unit.image or unit.input_image
     # Older versions of the extension put a picture and its mask into one object.
     if isinstance(picture, dict):
         if picture.get("mask") not in OFF:
             raise not_offered(f"{field}.image.mask")
         picture = picture.get("image")
-    return Unit(field, values, picture)
+    return picture
 
 
 async def with_units(
@@ -144,7 +160,7 @@ async def with_units(
     units: list[Unit],
     source: dict[str, Any] | None = None,
 ) -> GenerateIn:
-    """`asked` with the units' controls, their pictures kept.
+    """`asked` with the units' controls and references, their pictures kept.
 
     Args:
         source: the picture of units that bring none.
@@ -154,26 +170,25 @@ async def with_units(
     """
     if not units:
         return asked
-    controls = []
+    found: dict[str, list[dict[str, Any]]] = {}
     for unit in units:
         image, field = source, f"{unit.field}.image"
         if unit.picture or image is None:
             data = picture_of(unit.picture, field)
             image = await kept_picture(services, caller, data, field)
-        controls.append({**unit.values, "image": image})
+        found.setdefault(unit.kind, []).append({**unit.values, "image": image})
     values = asked.model_dump(exclude_unset=True, mode="json")
     with fields_called(unit_fields(units)):
-        return read_as(GenerateIn, {**values, "controls": controls})
+        return read_as(GenerateIn, {**values, **found})
 
 
 def unit_fields(units: list[Unit]) -> dict[str, str]:
     """Our name of each of the units' fields → what A1111 calls it."""
-    named = {
-        f"controls[{number}].{ours}": f"{unit.field}.{theirs}"
-        for number, unit in enumerate(units)
-        for ours, theirs in _OURS.items()
-    }
-    # Of a whole control: its times are out of order.
-    return named | {
-        f"controls[{number}]": f"{unit.field}.guidance_end" for number, unit in enumerate(units)
-    }
+    named, counts = {}, Counter[str]()
+    for unit in units:
+        ours = f"{unit.kind}[{counts[unit.kind]}]"
+        counts[unit.kind] += 1
+        # Of a whole one: its times are out of order.
+        named[ours] = f"{unit.field}.guidance_end"
+        named |= {f"{ours}.{name}": f"{unit.field}.{theirs}" for name, theirs in _OURS.items()}
+    return named

@@ -17,7 +17,7 @@ from app.models.takedown import Kind, Takedown
 
 # Where a content's request names pictures: fields, and lists whose members' `image` is one.
 FIELDS = ("image", "mask")
-LISTS = ("controls",)
+LISTS = ("controls", "references")
 
 
 def _names(asked: Any, image_id: ColumnElement[str]) -> ColumnElement[bool]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from app.schemas.common import NUMBER, In, Prompt, Storable
 from sdxl_contract.drawing.controls import CONTROLS_MAX, Holding
 from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
+from sdxl_contract.drawing.references import REFERENCES_MAX, Referring
 from sdxl_contract.drawing.upscaling import Upscale
 from sdxl_contract.limits import NAME_MAX_CHARS
 from sdxl_contract.pictures import Fit, Inpaint, MaskChannel, Outpaint
@@ -63,6 +64,15 @@ class ControlIn(Holding):
     image: PictureUse
 
 
+class ReferenceIn(Referring):
+    """A picture whose look the drawing takes up."""
+
+    adapter: Annotated[Storable, Field(min_length=1, max_length=NAME_MAX_CHARS)] = Field(
+        description="one that `GET /model` lists under limits.adapters"
+    )
+    image: PictureUse
+
+
 class FromPictureIn(In):
     """What a content's request says of the picture that it starts from, and of a second pass."""
 
@@ -81,6 +91,11 @@ class FromPictureIn(In):
     controls: list[ControlIn] = Field(
         default_factory=list, max_length=CONTROLS_MAX, description="networks that hold the drawing"
     )
+    references: list[ReferenceIn] = Field(
+        default_factory=list,
+        max_length=REFERENCES_MAX,
+        description="pictures whose look the drawing takes up",
+    )
     guidance_rescale: Rescale | None = Field(
         default=None, description="0 if unset; models with zero terminal SNR want about 0.7"
     )
@@ -88,7 +103,7 @@ class FromPictureIn(In):
     @property
     def names_pictures(self) -> bool:
         """Whether it is drawn from anything but words."""
-        return bool(self.image or self.mask or self.controls)
+        return bool(self.image or self.mask or self.controls or self.references)
 
 
 class InputImageOut(BaseModel):

@@ -33,12 +33,13 @@ from app.services.marking.watermark.methods import Mark
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel as LoadedModel
 from sdxl_contract.drawing.controls import CONTROLS_MAX
+from sdxl_contract.drawing.references import REFERENCES_MAX
 from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
 from sdxl_contract.request import explain_validation, scheduler_named
 
 _MOST_CARRIERS = 20
-_MOST_PICTURES = len(FIELDS) + CONTROLS_MAX
+_MOST_PICTURES = len(FIELDS) + CONTROLS_MAX + REFERENCES_MAX
 _HASH = re.compile(r"[0-9a-f]{64}")
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a batch's picture these say how it came about, and not what it shows.

@@ -234,7 +234,7 @@ def _inputs(request: GenerateRequest) -> dict[str, Any]:
         )
     for field in (
         "image", "guidance_rescale", "hires", "upscale", "clip_skip", "prompt_syntax", "embeddings",
-        "controls",
+        "controls", "references",
     ):  # fmt: skip
         if getattr(request, field) not in (None, 0.0, [], PromptSyntax.WEIGHTS):
             raise GenerationFailed(

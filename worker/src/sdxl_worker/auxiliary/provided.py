@@ -38,7 +38,7 @@ _WEIGHTS = (
 # Of ControlNet-Union, in its order; the last two of its ProMax.
 _TYPES = ("openpose", "depth", "scribble", "canny", "normal", "segment", "tile", "repaint")
 _UPSCALER_MAX_BYTES = 512 * 2**20
-_NAME = re.compile(rf"[\w+-][\w+ .-]{{0,{NAME_MAX_CHARS - 1}}}", re.ASCII)
+NAME = re.compile(rf"[\w+-][\w+ .-]{{0,{NAME_MAX_CHARS - 1}}}", re.ASCII)
 
 
 def find_upscalers(folder: Path | None) -> list[Item]:
@@ -48,7 +48,7 @@ def find_upscalers(folder: Path | None) -> list[Item]:
         ModelLoadFailed: it is no folder.
     """
     found = []
-    for path in _entries(folder, "UPSCALERS_DIR"):
+    for path in entries(folder, "UPSCALERS_DIR"):
         if path.suffix != ".safetensors" or not path.is_file():
             continue
         try:
@@ -68,7 +68,7 @@ def find_controls(folder: Path | None, unet: Any) -> list[Item]:
         ModelLoadFailed: it is no folder.
     """
     found = []
-    for path in _entries(folder, "CONTROLS_DIR"):
+    for path in entries(folder, "CONTROLS_DIR"):
         if not (path / "config.json").is_file():
             continue
         try:
@@ -91,7 +91,7 @@ def _control(folder: Path, unet: Any) -> Item:
         raise ValueError(f"{config['_class_name']!r} is no ControlNet: nothing else is taken")
     cls: Any = getattr(diffusers, _CLASSES[kind])
     weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
-    if not _NAME.fullmatch(folder.name):
+    if not NAME.fullmatch(folder.name):
         raise ValueError("its name has other signs than letters, digits, blanks and ._+-")
     with torch.device("meta"):
         wanted = {k: tuple(v.shape) for k, v in cls.from_config(config).state_dict().items()}
@@ -118,7 +118,12 @@ def _control(folder: Path, unet: Any) -> Item:
     return Item(CONTROL, folder.name, weights, about.sha256, stamp, load, about)
 
 
-def _entries(folder: Path | None, setting: str) -> Iterator[Path]:
+def entries(folder: Path | None, setting: str) -> Iterator[Path]:
+    """What lies in the folder that a setting names, if it names one.
+
+    Raises:
+        ModelLoadFailed: it is no folder.
+    """
     if folder is None:
         return
     if not folder.is_dir():
@@ -128,7 +133,7 @@ def _entries(folder: Path | None, setting: str) -> Iterator[Path]:
 
 def _upscaler(path: Path) -> Item:
     name, stamp = path.stem, stamp_of(path)
-    if not _NAME.fullmatch(name) or name in BUILT_IN:
+    if not NAME.fullmatch(name) or name in BUILT_IN:
         raise NotAnUpscaler("its name has other signs than letters, digits, blanks and ._+-")
     if stamp[0] > _UPSCALER_MAX_BYTES:
         raise NotAnUpscaler(f"it has more than {_UPSCALER_MAX_BYTES} bytes")

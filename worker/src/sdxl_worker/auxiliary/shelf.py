@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Item:
         stamp: the file's length and time of change, as they were when it was hashed.
         load: makes the network, on the CPU.
         about: what the kind's users need to know of it.
+        settle: lets it set itself up where it is used, which some do at their first call.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Item:
     stamp: tuple[int, int]
     load: Callable[[], nn.Module]
     about: Any = None
+    settle: Callable[[nn.Module], object] = lambda network: network
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +60,7 @@ class _Loaded:
         self.tensors = dict(_tensors(network))
         self.nbytes = sum(tensor.nbytes for tensor in self.tensors.values())
         self.places = [(t.data_ptr(), t._version) for t in self.tensors.values()]
+        self.hooks = _hooks(network)
         self.prints = {name: fingerprint(tensor) for name, tensor in self.tensors.items()}
 
     def difference(self) -> str | None:
@@ -65,7 +68,7 @@ class _Loaded:
         places = [(t.data_ptr(), t._version) for t in now.values()]
         if now.keys() != self.tensors.keys() or places != self.places:
             return f"{self.item.kind} {self.item.name}"
-        if any(module._forward_hooks for module in self.network.modules()):
+        if _hooks(self.network) != self.hooks:
             return f"{self.item.kind} {self.item.name}"
         return None
 
@@ -104,11 +107,11 @@ class Shelf:
         """One by name; what a request names was checked before."""
         return self._items[kind, name]
 
-    def get(self, kind: str, name: str, keep: Sequence[str] = ()) -> nn.Module:
+    def get(self, kind: str, name: str, keep: Collection[tuple[str, str]] = ()) -> nn.Module:
         """A network, loaded if it is not.
 
         Args:
-            keep: names of the same kind that are in use and stay.
+            keep: kinds and names of those that are in use and stay.
 
         Raises:
             ModelLoadFailed: its file is not what it was at start.
@@ -116,15 +119,17 @@ class Shelf:
         key = (kind, name)
         if key not in self._loaded:
             item = self._items[key]
-            self._make_room(item.nbytes, {(kind, one) for one in keep})
+            self._make_room(item.nbytes, keep)
             if stamp_of(item.path) != item.stamp:
                 raise ModelLoadFailed(f"the file of the {kind} {name} was changed: restart")
-            self._loaded[key] = _Loaded(item, self._place(item.load()))
+            network = self._place(item.load())
+            item.settle(network)
+            self._loaded[key] = _Loaded(item, network)
             log.info("network_loaded", kind=kind, name=name, bytes=self._loaded[key].nbytes)
         self._loaded.move_to_end(key)
         return self._loaded[key].network
 
-    def _make_room(self, nbytes: int, kept: set[tuple[str, str]]) -> None:
+    def _make_room(self, nbytes: int, kept: Collection[tuple[str, str]]) -> None:
         for key in list(self._loaded):
             if self.nbytes + nbytes <= self._budget:
                 return
@@ -178,6 +183,16 @@ def sha256_of(path: Path) -> str:
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.state_dict(keep_vars=True).items()
+
+
+def _hooks(network: nn.Module) -> list[tuple[Any, ...]]:
+    """The functions that its modules call beside their own; held, so that none takes the place of
+    another in memory.
+    """
+    return [
+        (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        for module in network.modules()
+    ]
 
 
 def onto(

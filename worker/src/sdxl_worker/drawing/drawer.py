@@ -7,6 +7,7 @@ Must not know: LoRAs, HTTP, queues.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.prompts.words import Timeline
 from sdxl_contract.result import Phase
+from sdxl_worker.auxiliary.adapters import ADAPTER, ENCODER, Adapter
 from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER
 from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.auxiliary.upscaler_networks import Upscaler
@@ -31,6 +33,7 @@ from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.passes import Pass, Progress, first_pass, second_pass
 from sdxl_worker.drawing.previews import Previews
 from sdxl_worker.drawing.prompts import Conditioning, conditioning_at_calls, encode_words
+from sdxl_worker.drawing.references import Shown, attached, look
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.graphs.calls import Count
 from sdxl_worker.graphs.cuda import Pace
@@ -54,6 +57,16 @@ class Drawn:
 def image_seeds(seed: int, count: int) -> list[int]:
     """The seed of each of `count` pictures: consecutive, wrapping at 2^32."""
     return [(seed + number) % SEED_RANGE for number in range(count)]
+
+
+def _in_use(run: Run) -> set[tuple[str, str]]:
+    """Networks that a request's passes need, by kind and name."""
+    request = run.request
+    return {
+        (ENCODER, ENCODER),
+        *((CONTROL, one.model) for one in request.controls),
+        *((ADAPTER, one.adapter) for one in request.references),
+    }
 
 
 class Drawer:
@@ -117,17 +130,18 @@ class Drawer:
         with run.phase(Phase.TEXT_ENCODE):
             passes = self._passes(run)
         run.check()
-        ground = None
-        if run.canvas is not None:
+        ground, shown = None, []
+        if run.canvas is not None or run.reference_pictures:
             with run.phase(Phase.ENCODE_IMAGE):
-                ground = self._ground(run.canvas)
+                ground = self._ground(run.canvas) if run.canvas else None
+                shown = self._shown(run)
             run.check()
         progress = Progress(run)
         drawn: list[Drawn] = []
         for start in range(0, len(seeds), self._batch):
             batch = seeds[start : start + self._batch]
             with run.phase(Phase.DENOISE):
-                latents = self._denoise(run, passes[0], batch, ground, progress)
+                latents = self._denoise(run, passes[0], batch, ground, shown, progress)
             run.check()
             # One by one: what follows takes most of the memory of all that is done here.
             for number, seed in enumerate(batch):
@@ -137,7 +151,7 @@ class Drawer:
                         larger = Ground(self._enlarged(run, one, further.size))
                     run.check()
                     with run.phase(Phase.DENOISE):
-                        one = self._denoise(run, further, [seed], larger, progress)
+                        one = self._denoise(run, further, [seed], larger, shown, progress)
                     run.check()
                 with run.phase(Phase.DECODE):
                     image = self._decode(one)
@@ -222,7 +236,13 @@ class Drawer:
         return Ground(latents, mask.to(latents), canvas.fill, canvas.soft)
 
     def _denoise(
-        self, run: Run, one: Pass, seeds: list[int], ground: Ground | None, progress: Progress
+        self,
+        run: Run,
+        one: Pass,
+        seeds: list[int],
+        ground: Ground | None,
+        shown: Sequence[Shown],
+        progress: Progress,
     ) -> Tensor:
         """Latents (n, C, H/8, W/8) of n pictures, each from a CPU generator of its own."""
         model, count = self._model, len(seeds)
@@ -243,7 +263,7 @@ class Drawer:
             due = index % _PREVIEW_EVERY == _PREVIEW_EVERY - 1 and index + 1 < calls
             progress.step(one, step, count, (lambda: self.preview(latents)) if due else None)
 
-        latents = Denoising(
+        denoising = Denoising(
             predict=self._calls.unet,
             scheduler=scheduler,
             latents=begin.latents,
@@ -259,7 +279,9 @@ class Drawer:
             attach=Attachments(self._held(run, one.size), calls) if run.control_pictures else None,
             on_step=step_done,
             timestep_cond=self._guidance_embedding(one.cfg, count),
-        ).run()
+        )
+        with attached(denoising, shown, calls, self._model.pipe.unet, self._calls.look) as whole:
+            latents = whole.run()
         if not bool(torch.isfinite(latents).all()):
             raise GenerationFailed("the latents are not finite: try lower LoRA scales")
         progress.passed(one, count)
@@ -268,10 +290,9 @@ class Drawer:
     def _held(self, run: Run, size: tuple[int, int]) -> list[Held]:
         """The request's controls for a pass of `size` px."""
         controls = run.request.controls
-        names = [control.model for control in controls]
         held = []
         for control, picture in zip(controls, run.control_pictures, strict=True):
-            network = self._shelf.get(CONTROL, control.model, keep=names)
+            network = self._shelf.get(CONTROL, control.model, keep=_in_use(run))
             about = self._shelf.item(CONTROL, control.model).about
             held.append(
                 Held(
@@ -285,6 +306,21 @@ class Drawer:
                 )
             )
         return held
+
+    def _shown(self, run: Run) -> list[Shown]:
+        """The request's references, as the image encoder sees them."""
+        shown = []
+        for reference, picture in zip(run.request.references, run.reference_pictures, strict=True):
+            encoder, network = (
+                self._shelf.get(kind, name, keep=_in_use(run))
+                for kind, name in ((ENCODER, ENCODER), (ADAPTER, reference.adapter))
+            )
+            adapter = cast("Adapter", network)
+            seen, unseen = look(picture, encoder, adapter)
+            shown.append(
+                Shown(adapter, seen, unseen, reference.scale, reference.start, reference.end)
+            )
+        return shown
 
     def _begin(
         self,

@@ -64,7 +64,12 @@ class ModelCalls:
         self._speeds: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """Before each request: see what is attached to the UNet now, and count from zero.
+        """Before each request: see what is attached to the UNet now, and count from zero."""
+        self.look()
+        self._speeds.clear()
+
+    def look(self) -> None:
+        """See what is attached to the UNet now; to be called wherever that changes.
 
         A recording holds the attention processors that it was made with, and no argument shows
         others.
@@ -72,7 +77,6 @@ class ModelCalls:
         self._attached = None if _identities(self._pipe.unet) == self._own_processors else (
             Why.ATTACHED
         )  # fmt: skip
-        self._speeds.clear()
 
     def unet(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
         """The UNet's prediction for one step; a `UNetCall`."""
@@ -84,7 +88,8 @@ class ModelCalls:
             "added_cond_kwargs": {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
             **attached,
         }
-        if self._compiled is not None and not attached and self._covers(inputs):
+        is_plain = not attached and self._attached is None
+        if self._compiled is not None and is_plain and self._covers(inputs):
             found = self._try_compiled(arguments)
             if found is not None:
                 self._speeds[DrawSpeed.COMPILED.value] += 1

@@ -50,9 +50,11 @@ class PictureSource:
                 await self._download(field, picture, share) for field, picture in request.pictures()
             ]
             reading = self._decoding.submit(_decoded, request, self._limits, files)
-            canvas, run.control_pictures = await asyncio.wrap_future(reading)
+            canvas, beside = await asyncio.wrap_future(reading)
+        held = len(request.controls)
+        run.control_pictures, run.reference_pictures = beside[:held], beside[held:]
         share.take(canvas.nbytes if canvas else 0)
-        share.take(sum(3 * one.width * one.height for one in run.control_pictures))
+        share.take(sum(3 * one.width * one.height for one in beside))
         share.give_back(sum(map(len, files)))
         return canvas
 
@@ -78,17 +80,20 @@ class PictureSource:
 def _decoded(
     request: GenerateRequest, limits: ModelLimits, files: list[bytearray]
 ) -> tuple[Canvas | None, list[Image.Image]]:
-    """The canvas, and the pictures of the controls."""
-    count = len(files) - len(request.controls)
-    held = []
-    for number, (control, data) in enumerate(zip(request.controls, files[count:], strict=True)):
-        field = f"controls[{number}].image"
+    """The canvas, and the pictures of the controls and of the references."""
+    count = len(request.controls) + len(request.references)
+    fields = [field for field, _ in request.pictures()]
+    beside = []
+    for field, data in list(zip(fields, files, strict=True))[len(files) - count :]:
         picture = opaque(decode_picture(data, field, limits))
-        # No larger than any drawing: a map is stretched to it anyway.
+        # No larger than any drawing: nothing is looked at more closely.
         picture.thumbnail((limits.hires_max_side, limits.hires_max_side), Image.Resampling.LANCZOS)
-        edges = control.canny
-        held.append(picture if edges is None else canny(picture, edges.low, edges.high))
-    return _canvas(request, limits, files) if request.image else None, held
+        beside.append(picture)
+    for number, control in enumerate(request.controls):
+        if control.canny is not None:
+            low, high = control.canny.low, control.canny.high
+            beside[number] = canny(beside[number], low, high)
+    return _canvas(request, limits, files) if request.image else None, beside
 
 
 def _canvas(request: GenerateRequest, limits: ModelLimits, files: list[bytearray]) -> Canvas:
