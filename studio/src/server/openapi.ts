@@ -952,6 +952,33 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * AdapterInfo
+         * @description An adapter for reference pictures, from a file that the worker's operator provided.
+         */
+        AdapterInfo: {
+            /**
+             * Name
+             * @description as requests name it
+             */
+            name: string;
+            /** Sha256 */
+            sha256: string;
+            kind: components["schemas"]["AdapterKind"];
+            /**
+             * Encoder Sha256
+             * @description of the image encoder that it looks through
+             */
+            encoder_sha256: string;
+            /** Bytes */
+            bytes: number;
+        };
+        /**
+         * AdapterKind
+         * @description What an adapter looks at of a reference picture.
+         * @enum {string}
+         */
+        AdapterKind: "ip_adapter" | "ip_adapter_plus";
+        /**
          * Area
          * @description What is drawn for a mask: the whole picture, or only the mask's surroundings, enlarged.
          * @enum {string}
@@ -1135,6 +1162,16 @@ export interface components {
             hires?: components["schemas"]["HiresIn"] | null;
             /** @description enlarges image and draws nothing; no prompt is needed */
             upscale?: components["schemas"]["UpscaleIn"] | null;
+            /**
+             * Controls
+             * @description networks that hold the drawing
+             */
+            controls?: components["schemas"]["ControlIn"][];
+            /**
+             * References
+             * @description pictures whose look the drawing takes up
+             */
+            references?: components["schemas"]["ReferenceIn"][];
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -1326,6 +1363,22 @@ export interface components {
             file: string;
         };
         /**
+         * Canny
+         * @description Draw the picture's edges first: above `high` begins one, down to `low` it goes on.
+         */
+        Canny: {
+            /**
+             * Low
+             * @default 100
+             */
+            low?: number;
+            /**
+             * High
+             * @default 200
+             */
+            high?: number;
+        };
+        /**
          * Choice
          * @description Contents with all their pictures, and single pictures.
          */
@@ -1446,6 +1499,70 @@ export interface components {
              */
             deleted_at: string | null;
         };
+        /**
+         * ControlIn
+         * @description A network that holds the drawing to a picture.
+         */
+        ControlIn: {
+            /**
+             * Model
+             * @description one that `GET /model` lists under limits.controls
+             */
+            model: string;
+            /**
+             * Type
+             * @description of a network that knows several
+             */
+            type?: string | null;
+            /**
+             * Scale
+             * @default 1
+             */
+            scale?: number;
+            /**
+             * Start
+             * @default 0
+             */
+            start?: number;
+            /**
+             * End
+             * @default 1
+             */
+            end?: number;
+            canny?: components["schemas"]["Canny"] | null;
+            image: components["schemas"]["PictureUse"];
+        };
+        /**
+         * ControlInfo
+         * @description A control network of the worker's, from a folder that its operator provided.
+         */
+        ControlInfo: {
+            /**
+             * Name
+             * @description as requests name it
+             */
+            name: string;
+            /**
+             * Sha256
+             * @description of its weights' file
+             */
+            sha256: string;
+            kind: components["schemas"]["ControlKind"];
+            /**
+             * Types
+             * @description of which a request names one; empty: it knows one only
+             * @default []
+             */
+            types?: string[];
+            /** Bytes */
+            bytes: number;
+        };
+        /**
+         * ControlKind
+         * @description What a control network is.
+         * @enum {string}
+         */
+        ControlKind: "controlnet" | "controlnet_union";
         /**
          * CostGroup
          * @description Sums of some contents. `day`, or `id` and `name`, say which.
@@ -1701,6 +1818,16 @@ export interface components {
             hires?: components["schemas"]["HiresIn"] | null;
             /** @description enlarges image and draws nothing; no prompt is needed */
             upscale?: components["schemas"]["UpscaleIn"] | null;
+            /**
+             * Controls
+             * @description networks that hold the drawing
+             */
+            controls?: components["schemas"]["ControlIn"][];
+            /**
+             * References
+             * @description pictures whose look the drawing takes up
+             */
+            references?: components["schemas"]["ReferenceIn"][];
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -2270,6 +2397,18 @@ export interface components {
              * @default []
              */
             upscalers?: components["schemas"]["UpscalerInfo"][];
+            /**
+             * Controls
+             * @description of this worker
+             * @default []
+             */
+            controls?: components["schemas"]["ControlInfo"][];
+            /**
+             * Adapters
+             * @description of this worker, for reference pictures
+             * @default []
+             */
+            adapters?: components["schemas"]["AdapterInfo"][];
         };
         /**
          * ModelOut
@@ -2579,6 +2718,33 @@ export interface components {
             jobs: boolean;
             /** Worker */
             worker: string;
+        };
+        /**
+         * ReferenceIn
+         * @description A picture whose look the drawing takes up.
+         */
+        ReferenceIn: {
+            /**
+             * Adapter
+             * @description one that `GET /model` lists under limits.adapters
+             */
+            adapter: string;
+            /**
+             * Scale
+             * @default 1
+             */
+            scale?: number;
+            /**
+             * Start
+             * @default 0
+             */
+            start?: number;
+            /**
+             * End
+             * @default 1
+             */
+            end?: number;
+            image: components["schemas"]["PictureUse"];
         };
         /**
          * SafetyOfImage

@@ -46,7 +46,7 @@ class Holding(NullIsLeftOut):
     canny: Canny | None = None
 
     @model_validator(mode="after")
-    def _in_order(self) -> Control:
+    def _in_order(self) -> Holding:
         if self.start >= self.end:
             raise PydanticCustomError("order", "has start at end or behind it")
         return self
