@@ -5,7 +5,8 @@ as it is, and with every setting changed; each change must be found in what the 
 Then the container's life is lived here with the small model: weights put on the volume and hashed,
 the enter hooks, the ASGI app, one picture. Deprecation warnings are errors throughout.
 
-Prints one line per check; exits with 1 when one fails.
+Prints one line per check, with the numbers of the faults that it would find again
+(`deploy/check_faults.py`); exits with 1 when one fails.
 """
 
 from __future__ import annotations
@@ -323,33 +324,38 @@ def check_names(source: str) -> list[str]:
     return problems
 
 
-Check = tuple[str, Callable[[], list[str]]]
+# Title, the faults (`deploy/check_faults.py`) whose cases it holds, and what it does.
+Check = tuple[str, str, Callable[[], list[str]]]
 
 
-def _checks(app: Path, servers: tuple[str, ModalServerDouble] | None) -> list[Check]:
-    """What is checked of `app`, by title; with pictures where `servers` are doubled for it."""
-    checks: list[Check] = [
-        ("no deprecated name of modal", lambda: check_names(app.read_text())),
-        ("what is typed wrongly is refused by name, prices are as billed", check_typed),
-        (f"all {len(PROBES)} settings reach Modal", lambda: check_settings(app)),
-        (
-            "and do where requests are routed by their LoRAs",
-            lambda: check_settings(app, "affinity"),
-        ),
-        ("no secret is sent, all sources are, rights are least", lambda: check_secrets(app)),
-        ("the images hold every import, pinned", lambda: check_image(app)),
-    ]
-    if servers is None:
-        return checks
+def checks(app: Path, servers: tuple[str, ModalServerDouble], *, pictures: bool) -> list[Check]:
+    """What is checked of `app`, with `servers` doubled for it."""
     from deploy.check_control import check_control
+    from deploy.check_faults import check_bench, check_blame, check_kept_tokens, check_lookup
     from deploy.check_local import check_container, check_filling
 
-    return [
-        *checks,
-        ("filling the volume follows its settings", lambda: check_filling(app)),
-        ("hooks, ASGI app and a picture", lambda: check_container(app, servers[0])),
-        ("control without a GPU, both ways of routing", lambda: check_control(app, servers)),
+    plain: list[Check] = [
+        ("no deprecated name of modal", "", lambda: check_names(app.read_text())),
+        ("what is typed is refused by name, and priced as billed", "M4 M5 M6 M7", check_typed),
+        (f"all {len(PROBES)} settings reach Modal", "", lambda: check_settings(app)),
+        ("and do with routing by LoRAs", "", lambda: check_settings(app, "affinity")),
+        ("no secret is sent, all sources are, rights are least", "", lambda: check_secrets(app)),
+        ("the images hold every import, pinned", "", lambda: check_image(app)),
+        ("kept tokens are proven", "M2", lambda: check_kept_tokens(*servers)),
+        ("a URL that cannot be looked up is said in words", "M8", check_lookup),
+        ("smoke and bench ask the deployed worker", "M11", lambda: check_bench(app)),
+        ("what is mistyped is said to be so", "M12", lambda: check_blame(app)),
     ]
+    drawing: list[Check] = [
+        ("filling the volume follows its settings", "", lambda: check_filling(app)),
+        (
+            "hooks, ASGI app, a picture, damaged weights",
+            "M1 M3 M9 M11",
+            lambda: check_container(app, servers[0]),
+        ),
+        ("control without a GPU, both ways of routing", "M10", lambda: check_control(app, servers)),
+    ]
+    return [*plain, *drawing] if pictures else plain
 
 
 def main() -> int:
@@ -357,16 +363,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--app", type=Path, default=APP, help="another app.py, for the controls")
     parser.add_argument("--no-picture", action="store_true", help="definitions only")
-    parser.add_argument("--only", default="", help="checks with this in their title")
+    parser.add_argument("--only", default="", help="checks with this in their title, or M1 to M12")
     options = parser.parse_args()
     failed = False
     with modal_server_double() as servers:
-        for title, check in _checks(options.app, None if options.no_picture else servers):
-            if options.only not in title:
+        for title, faults, check in checks(options.app, servers, pictures=not options.no_picture):
+            if options.only not in title and options.only not in faults.split():
                 continue
             problems = check()
             failed |= bool(problems)
-            print(f"{'FAILED' if problems else 'ok    '} {title}", flush=True)
+            named = f" ({', '.join(faults.split())})" if faults else ""
+            print(f"{'FAILED' if problems else 'ok    '} {title}{named}", flush=True)
             for problem in problems:
                 print(f"       {problem}", flush=True)
     return int(failed)

@@ -16,18 +16,24 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx2
 from PIL import Image
 
 from deploy import check as deploy_check
+from sdxl_contract import prices
+from sdxl_worker.deploying.settings import Deployment
 
 MODEL = deploy_check.REPOSITORY / "demo_model" / "sdxl-demo"
 TOKEN = "deploy-check-and-its-token"
 ROTATED = "deploy-check-rotated"
 SIDE = 64  # px: the smallest that the small model allows
+# Weights are nearly all that a start reads; twice would be all of them again.
+_READ_AT_MOST = 1.5
+_ASKED = 3  # requests that meet a container without a model
 
 
 @contextlib.contextmanager
@@ -190,6 +196,9 @@ def _check_container(path: Path, url: str) -> list[str]:
             if "hashes recorded" not in said.getvalue():
                 problems.append("download_weights does not say what it did")
             problems += asyncio.run(_check_http(web_app))
+            problems += _check_reads(module)
+            # As a container of the next day has it.
+            os.environ["WORKER_API_TOKEN"] = TOKEN
             problems += _check_damage(module, Path(folder) / "weights")
     return problems
 
@@ -211,12 +220,13 @@ async def _check_http(web_app: Any) -> list[str]:
         refused = await http.post("/generate-image", json=request)
         if refused.status_code != 401:
             problems.append(f"a request without the bearer token gets {refused.status_code}")
-        old = {"Authorization": f"Bearer {TOKEN}"}
-        if (await http.post("/generate-image", json=request, headers=old)).status_code != 401:
-            problems.append("a token that was rotated after the snapshot still opens the door")
-        answer = await http.post(
-            "/generate-image", json=request, headers={"Authorization": f"Bearer {ROTATED}"}
-        )
+        for token in (TOKEN, ROTATED):
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = await http.post("/generate-image", json=request, headers=headers)
+            if answer.status_code != 401:
+                break
+        if token == TOKEN:
+            problems.append("M1: a token that was rotated after the snapshot still opens the door")
     if answer.status_code != 200:
         return [*problems, f"a request gets {answer.status_code}: {answer.text[:300]}"]
     body = answer.json()
@@ -225,25 +235,82 @@ async def _check_http(web_app: Any) -> list[str]:
             problems.append(f"the picture is a {picture.format} of {picture.size}")
     if body["model_clean"] is not True:
         problems.append("the model is not clean after the request")
+    deployment = Deployment()
+    billed = (
+        prices.USD_PER_SECOND[deployment.gpu[0]]
+        + deployment.cpu * prices.CPU_CORE_USD_PER_SECOND
+        + deployment.memory_mib / 1024 * prices.MEMORY_GIB_USD_PER_SECOND
+    )
+    said = (body["cost"] or {}).get("usd_per_second")
+    if said is None or abs(said - billed) > 1e-12:
+        problems.append(f"M11: a picture's second is said to cost {said}, and {billed} is billed")
     return problems
 
 
+def _bytes_read() -> int | None:
+    """What this process has read from files so far; None where the system does not tell."""
+    counts = Path("/proc/self/io")
+    if not counts.is_file():
+        return None
+    return int(counts.read_text().split("rchar:")[1].split()[0])
+
+
+def _check_reads(module: ModuleType) -> list[str]:
+    """A start without a snapshot, from the volume to the engine's weights, in bytes."""
+    from sdxl_worker.deploying import starting
+
+    deployment = module.deployment
+    settings = deployment.settings_without_secrets()
+    before = _bytes_read()
+    held = starting.still_current(starting.read_weights(deployment, settings), deployment, settings)
+    after = _bytes_read()
+    if held.manifest is None:
+        return [f"the weights cannot be read: {held.problem}"]
+    if before is None or after is None:
+        return []
+    times = (after - before) / held.manifest.total_bytes
+    return [f"M3: a start reads the weights {times:.1f} times"] if times > _READ_AT_MOST else []
+
+
 def _check_damage(module: ModuleType, weights: Path) -> list[str]:
-    """The control of the hashes: with one changed byte a container serves nobody, and says why."""
+    """With one changed byte a container serves nobody and says why, and the next requests do not
+    each pay for another container that would fail as well."""
     victim = next((weights / MODEL.name / "unet").glob("*.safetensors"))
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    health = asyncio.run(_health(module.Worker().web.local()))
+    left: list[int] = []
+
+    async def leave() -> None:
+        left.append(1)
+
+    import modal.experimental
+
+    platform = SimpleNamespace(aio=leave)
+    with mock.patch.object(modal.experimental, "stop_fetching_inputs", platform):
+        health, statuses = asyncio.run(_failed(module.Worker().web.local()))
     if health.get("status") != "failed":
         return ["a container starts with damaged weights"]
+    problems = []
     if victim.name not in str(health.get("error")):
-        return [f"damaged weights are reported as {health.get('error')}"]
-    return []
+        problems.append(f"damaged weights are reported as {health.get('error')}")
+    if statuses != [503] * _ASKED:
+        problems.append(f"a container without a model answers {statuses}")
+    if left:
+        problems.append(
+            f"M9: a container whose start failed is replaced after {_ASKED} requests at once: each "
+            "replacement is paid for, and fails as well"
+        )
+    return problems
 
 
-async def _health(web_app: Any) -> dict[str, Any]:
+async def _failed(web_app: Any) -> tuple[dict[str, Any], list[int]]:
     transport = httpx2.ASGITransport(web_app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://worker") as http:
+    request = {"prompt": "x", "width": SIDE, "height": SIDE, "steps": 1}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://worker", headers=headers
+    ) as http:
         health: dict[str, Any] = (await http.get("/health")).json()
-        return health
+        asked = [await http.post("/generate-image", json=request) for _ in range(_ASKED)]
+        return health, [answer.status_code for answer in asked]

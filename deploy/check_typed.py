@@ -1,14 +1,14 @@
 """What is typed wrongly is refused where it is typed, by its name; what Modal takes is taken.
 
-Duty: the part of `make deploy-check` that reads settings and prices. Needs neither a process nor
-Modal's package.
+Duty: the part of `make deploy-check` that reads settings and prices (M4 to M7). Needs neither a
+process nor Modal's package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sdxl_worker.deploying.settings import Deployment, container_usd_per_second
+from sdxl_worker.deploying import settings
 
 # A value that cannot work, and what its refusal must hold.
 REFUSED: tuple[tuple[Mapping[str, str], str], ...] = (
@@ -28,20 +28,24 @@ TAKEN = ("l40s", "RTX-PRO-6000", "B200+", "H100!", "A100-80GB", "l4,T4")
 REGIONS = {"": 1.0, "us": 1.5, "eu-west": 1.75, "us,eu-west-1": 1.75}
 
 
+_MOUNTS = ("DEPLOY_LORA_MOUNT", "DEPLOY_WEIGHTS_MOUNT")
+
+
 def check_typed() -> list[str]:
     """Problems: a value that is let through, or not named, or wrongly refused or priced."""
     problems = []
     for values, words in REFUSED:
+        fault = "M7" if {*values} & {*_MOUNTS} else "M6"
         shown = " ".join(f"{name}={value}" for name, value in values.items())
         refusal = _refusal(values)
         if refusal is None:
             problems.append(
-                f"{shown} is let through: it would fail in a container that is paid for"
+                f"{fault}: {shown} is let through: it would fail in a container that is paid for"
             )
         elif words not in refusal:
-            problems.append(f"{shown} is refused without saying {words!r}: {refusal}")
+            problems.append(f"{fault}: {shown} is refused without saying {words!r}: {refusal}")
     problems += [
-        f"DEPLOY_GPU={gpu}, which Modal takes, is refused: {refusal}"
+        f"M4: DEPLOY_GPU={gpu}, which Modal takes, is refused: {refusal}"
         for gpu in TAKEN
         if (refusal := _refusal({"DEPLOY_GPU": gpu})) is not None
     ]
@@ -50,16 +54,16 @@ def check_typed() -> list[str]:
         found = _price({"DEPLOY_REGION": region})
         if abs(found - factor * plain) > 1e-12:
             problems.append(
-                f"DEPLOY_REGION={region} is priced {found / plain:g} times, not {factor}"
+                f"M5: DEPLOY_REGION={region} is priced {found / plain:g} times, not {factor}"
             )
     return problems
 
 
-def _read(values: Mapping[str, str]) -> Deployment:
+def _read(values: Mapping[str, str]) -> settings.Deployment:
     from deploy.check import environment
 
     with environment(values):
-        return Deployment.from_environment()
+        return settings.Deployment.from_environment()
 
 
 def _refusal(values: Mapping[str, str]) -> str | None:
@@ -72,4 +76,4 @@ def _refusal(values: Mapping[str, str]) -> str | None:
 
 def _price(values: Mapping[str, str]) -> float:
     deployment = _read(values)
-    return container_usd_per_second(deployment, deployment.gpu[0]) or 0.0
+    return settings.container_usd_per_second(deployment, deployment.gpu[0]) or 0.0

@@ -171,9 +171,12 @@ def find_urls(deployment: Deployment) -> tuple[str, str]:
 
 
 def check_tokens(control: str, kept: Kept) -> str | None:
-    """Words on what is kept and would be refused, found by a call that starts no GPU.
+    """Prove what is kept by a call that starts no GPU; words where it could not be proven.
 
     Tokens may be kept of another workspace, or be older than the secret.
+
+    Raises:
+        StepFailed: the deployment refuses them, as it would refuse every call of the backend's.
     """
     if (token := kept.get(_TOKEN)) is None:
         return None  # none is kept, as was said
@@ -192,11 +195,14 @@ def check_tokens(control: str, kept: Kept) -> str | None:
     if answer.status_code != 401:
         return f"The deployment answered {answer.status_code} where it should have said 200."
     if answer.headers.get("content-type", "").startswith("application/json"):
-        return (
+        raise StepFailed(
             "The deployed worker refuses the bearer token that is kept here: run this again with "
             "--new-token, which replaces it on both sides."
         )
-    return "Modal refuses the proxy token that is kept here: delete its lines and run this again."
+    raise StepFailed(
+        f"Modal refuses the proxy token in {_shown(kept.path)}: delete its lines MODAL_PROXY_…, "
+        "and a new one is made."
+    )
 
 
 def deploy(deployment: Deployment, kept: Kept, *, new_token: bool, interactive: bool) -> str:

@@ -135,7 +135,11 @@ def test_kept_tokens_are_proven_by_a_call(
 
     with HTTPServer(("127.0.0.1", 0), Control) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        problem = deploy.check_tokens(f"http://127.0.0.1:{server.server_port}", kept_here)
+        try:
+            problem = deploy.check_tokens(f"http://127.0.0.1:{server.server_port}", kept_here)
+        except deploy.StepFailed as error:
+            problem = str(error)
+            assert status == 401, "only what would refuse every call ends the deployment"
 
     assert problem is None if says is None else says in problem
     assert asked[0]["Authorization"] == "Bearer " + "b" * 16

@@ -43,7 +43,7 @@ def test_deploy_check_passes() -> None:
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 9
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 13
 
 
 def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
