@@ -26,6 +26,7 @@ from deploy import deploy as deploying
 from deploy.modal_server_double import ModalServerDouble
 from sdxl_worker.deploying import settings as deployment_settings
 from sdxl_worker.deploying import volume
+from sdxl_worker.deploying.single_file import WeightsError
 
 # What was wrong, by number; the name of the section of `make deploy-check` that holds its case.
 FAULTS: dict[str, str] = {
@@ -134,8 +135,8 @@ def check_bench(path: Path) -> list[str]:
             "cost": {"seconds": 2.0, "usd_per_second": price, "gpu": deployment.gpu[0]},
             "image_base64": "",
         }
-        remote = SimpleNamespace(generate=SimpleNamespace(remote=lambda _: json.loads(drawn)))
         drawn = json.dumps(answer)
+        remote = SimpleNamespace(generate=SimpleNamespace(remote=lambda _: json.loads(drawn)))
 
         def from_name(*names: str) -> Any:
             asked.append(names)
@@ -169,7 +170,7 @@ def check_blame(path: Path) -> list[str]:
             with mock.patch.object(volume, "_from_hub", side_effect=AssertionError("asked")):
                 try:
                     volume.fill(Path(folder), source)
-                except volume.WeightsError as error:
+                except WeightsError as error:
                     if "not on the volume" not in str(error):
                         problems.append(f"M12: BASE_MODEL={source} is blamed wrongly: {error}")
                 except AssertionError:

@@ -136,6 +136,7 @@ def test_a_trusted_token_is_found_again(mend: Mend, tmp_path: Path, servers: Any
     assert found_without(mend, tmp_path, lambda _: faults.check_kept_tokens(*servers)) == {"M2"}
 
 
+@pytest.mark.slow
 def test_a_start_s_faults_are_found_again(tmp_path: Path, servers: Any) -> None:
     """All at once, as a start takes its seconds: each must still be told."""
     path = app_without(tmp_path, *STARTS)
