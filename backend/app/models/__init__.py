@@ -11,7 +11,7 @@ from app.models.image import Image, InputImage
 from app.models.limits import CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import LoraModel, LoraSource
 from app.models.page_session import PageSession
-from app.models.takedown import Takedown
+from app.models.takedown import Takedown, TakenDownPicture
 from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Share",
     "Status",
     "Takedown",
+    "TakenDownPicture",
     "Webhook",
     "WebhookAttempt",
     "WebhookDelivery",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from enum import StrEnum
 
-from sqlalchemy import Index
-from sqlalchemy.orm import Mapped
+from sqlalchemy import BigInteger, ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, JsonList, LongText, UuidPk
 
@@ -35,3 +36,21 @@ class Takedown(Base):
     reason: Mapped[LongText]
     contents: Mapped[JsonList]  # ids of what was removed
     created_at: Mapped[Created]
+
+
+class TakenDownPicture(Base):
+    """What is kept of a picture that an order named: by either value it is known again.
+
+    `likeness` only where it tells pictures apart.
+    """
+
+    __tablename__ = "taken_down_picture"
+    __table_args__ = (
+        Index("ix_taken_down_picture_takedown_id", "takedown_id"),
+        Index("ix_taken_down_picture_sha256", "sha256"),
+    )
+
+    id: Mapped[UuidPk]
+    takedown_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("takedown.id", ondelete="CASCADE"))
+    sha256: Mapped[str | None]  # before it was signed, or of its signed file
+    likeness: Mapped[int | None] = mapped_column(BigInteger)

@@ -26,6 +26,13 @@ from sdxl_contract.errors import ErrorCode
 
 _CLAIM_TRIES = 20
 _OPEN = (Status.QUEUED.value, Status.RUNNING.value)
+# The second part looks at each picture that was taken down: microseconds each, and they are few.
+_TAKEN_DOWN = """
+    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = %(sha256)s) OR EXISTS (
+        SELECT 1 FROM taken_down_picture
+        WHERE bit_count((likeness # %(likeness)s::bigint)::bit(64)) <= %(bits)s
+    )
+"""
 # What a ticket of the queue is for: the content that its dead runner left running; else the next
 # one of the owner whose turn it is. The ticket's own content then gets the ticket of that one, so
 # that each open content keeps one. `queue_turn` says how turns are counted.
@@ -183,6 +190,11 @@ class AttemptRepository:
         """Whether somebody asked to cancel a content."""
         query = "SELECT cancel_requested_at IS NOT NULL FROM generation WHERE id = %(content_id)s"
         return bool(await fetch_value(self._connection, query, {"content_id": content_id}))
+
+    async def is_taken_down(self, sha256: str, likeness: int | None, bits: int) -> bool:
+        """Whether the operator took down this picture, or one that differs in at most `bits`."""
+        values = {"sha256": sha256, "likeness": likeness, "bits": bits}
+        return bool(await fetch_value(self._connection, _TAKEN_DOWN, values))
 
     async def claim(self, job_id: int) -> Claimed | None:
         """Begin a new attempt at the content that is next; None where nothing can be done now.

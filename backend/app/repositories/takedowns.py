@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.models import Content, GenerationRecord, Image, LoraModel, Webhook
-from app.models.takedown import Takedown
+from app.models.takedown import Takedown, TakenDownPicture
 from app.repositories.webhooks import new_delivery
 
 # Bits in which two likenesses differ; PostgreSQL counts them in a bit string.
@@ -76,15 +76,13 @@ class TakedownRepository:
         for lora in rows.all():
             await self._tell(lora.owner, "lora.taken_down", lora.id)
 
-    async def likenesses_of(self, hashes: Sequence[str]) -> Sequence[int]:
-        """Likenesses of the pictures with these hashes."""
-        found = await self._session.scalars(
-            select(Image.likeness).where(
-                or_(Image.sha256.in_(hashes), Image.file_sha256.in_(hashes)),
-                Image.likeness.is_not(None),
+    async def pictures_with(self, sha256: str) -> Sequence[Image]:
+        """The pictures with this hash, signed or not."""
+        return (
+            await self._session.scalars(
+                select(Image).where(or_(Image.sha256 == sha256, Image.file_sha256 == sha256))
             )
-        )
-        return [value for value in found if value is not None]
+        ).all()
 
     async def records(
         self, since: datetime | None, until: datetime | None, sha256: str | None, limit: int
@@ -125,8 +123,8 @@ class TakedownRepository:
     async def names_picture(self, sha256: str, content_id: str) -> bool:
         """Whether a picture was taken down, by its hash or with its content."""
         content = (Takedown.kind == "content") & (Takedown.value == content_id)
-        picture = (Takedown.kind == "picture") & (Takedown.value == sha256)
-        return bool(await self._session.scalar(select(exists().where(content | picture))))
+        picture = exists().where(TakenDownPicture.sha256 == sha256)
+        return bool(await self._session.scalar(select(exists().where(content) | picture)))
 
     async def carriers(self, mark: str, most: int) -> Sequence[tuple[uuid.UUID, str]]:
         """Ids and owners of the newest contents with a picture that has this watermark."""
@@ -141,9 +139,16 @@ class TakedownRepository:
         )
         return [(content_id, owner) for content_id, owner in rows]
 
-    def add(self, takedown: Takedown) -> None:
-        """Keep the record."""
+    async def add(
+        self, takedown: Takedown, hashes: Sequence[str], likenesses: Sequence[int]
+    ) -> None:
+        """Keep the record, and by what its pictures are known again."""
         self._session.add(takedown)
+        await self._session.flush()
+        for sha256 in dict.fromkeys(hashes):
+            self._session.add(_picture(takedown, sha256=sha256))
+        for value in dict.fromkeys(likenesses):
+            self._session.add(_picture(takedown, likeness=value))
 
     async def latest(self, limit: int) -> Sequence[Takedown]:
         """The newest records."""
@@ -152,3 +157,7 @@ class TakedownRepository:
                 select(Takedown).order_by(Takedown.created_at.desc()).limit(limit)
             )
         ).all()
+
+
+def _picture(takedown: Takedown, **known: str | int) -> TakenDownPicture:
+    return TakenDownPicture(id=uuid.uuid4(), takedown_id=takedown.id, **known)

@@ -187,7 +187,8 @@ class Cancelled(ContractError):
 class ContentRefused(ContractError):
     """The operator does not allow what the prompt asks for, or what the picture shows.
 
-    `details["reason"]` is `prompt` (with `field`) or `picture` (with the checker's `score`).
+    `details["reason"]` is `prompt` (with `field`), `picture` (with the checker's `score`) or
+    `taken_down`.
     """
 
     code = ErrorCode.CONTENT_REFUSED

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.models import Content, Image, InputImage
-from app.models.takedown import Kind, Takedown
+from app.models.takedown import TakenDownPicture
 
 # Where a content's request names pictures: fields, and lists whose members' `image` is one.
 FIELDS = ("image", "mask")
@@ -118,9 +118,7 @@ class InputRepository:
         """Whether a picture with these bytes was taken down."""
         return bool(
             await self._session.scalar(
-                select(Takedown.id)
-                .where(Takedown.kind == Kind.PICTURE, Takedown.value == sha256)
-                .limit(1)
+                select(TakenDownPicture.id).where(TakenDownPicture.sha256 == sha256).limit(1)
             )
         )
 

@@ -16,7 +16,18 @@ from app.repositories.attempts import AttemptRepository, Holds
 from app.services.costs import CallClock, Cost, added, cost_of, price
 from app.services.limits import day_start
 from app.services.modal_sdxl_lora_client import InferenceOutcome
+from sdxl_contract.errors import ErrorCode
 
+# Failures of who had begun to work, told or not.
+WORKED = frozenset(
+    {
+        ErrorCode.CANCELLED,
+        ErrorCode.CONTENT_REFUSED,
+        ErrorCode.CUDA_OOM,
+        ErrorCode.GENERATION_FAILED,
+        ErrorCode.TIMEOUT,
+    }
+)
 # The price's name of what a provider draws on, where its answer does not say; None: not known.
 Gpu = Callable[[str | None], str | None]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 
 from app.core.db import Database
 from app.core.errors import StorageFailed
-from app.models import GenerationRecord
+from app.models import GenerationRecord, Image
 from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
 from app.repositories.access.limits import LimitRepository
@@ -50,25 +51,19 @@ class TakedownService:
             repository = TakedownRepository(session)
             ids: set[uuid.UUID] = set()
             keys: list[str] = []
+            hashes: list[str] = []
+            likenesses: list[int] = []
             if kind is Kind.LORA:
                 keys += await repository.lora_keys(value)
                 await repository.tell_of_lora(value)
             else:
-                hashes, likenesses = [], []
                 if kind is Kind.CONTENT:
                     ids.add(uuid.UUID(value))
                     images = await repository.pictures_of(uuid.UUID(value))
-                    hashes = [image.sha256 for image in images]
-                    likenesses = [
-                        image.likeness
-                        for image in images
-                        if image.likeness is not None and is_telling(image.likeness)
-                    ]
+                    hashes, likenesses = _known_by(images)
                 elif kind is Kind.PICTURE:
-                    hashes = [value]
-                    likenesses = [
-                        one for one in await repository.likenesses_of(hashes) if is_telling(one)
-                    ]
+                    hashes, likenesses = _known_by(await repository.pictures_with(value))
+                    hashes.append(value)
                 else:
                     likenesses = [from_hex(value)]
                 ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
@@ -88,7 +83,7 @@ class TakedownService:
                 contents=[str(content.id) for content, _ in removed],
                 created_at=utc_now(),
             )
-            repository.add(takedown)
+            await repository.add(takedown, hashes, likenesses)
         for content, _ in removed:
             self._waiters.announce(content.id)
         for key in keys:
@@ -110,6 +105,14 @@ class TakedownService:
         """The newest records."""
         async with self._database.session() as session:
             return list(await TakedownRepository(session).latest(limit))
+
+
+def _known_by(images: Iterable[Image]) -> tuple[list[str], list[int]]:
+    """The hashes of pictures and of their signed files, and the likenesses that tell them apart."""
+    pictures = list(images)
+    hashes = [value for one in pictures for value in (one.sha256, one.file_sha256) if value]
+    likenesses = [one.likeness for one in pictures if one.likeness is not None]
+    return list(dict.fromkeys(hashes)), [one for one in likenesses if is_telling(one)]
 
 
 def _check(kind: Kind, value: str) -> None:
