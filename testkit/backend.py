@@ -12,12 +12,15 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from alembic import command
+from alembic.config import Config
 from fastapi import FastAPI
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 
 from app.core.db import Database
 from app.core.security import key_digest, new_api_key
 from app.repositories.access.api_keys import ApiKeyRepository
+from testkit.processes import BACKEND
 
 BASE_URL = "http://127.0.0.1:8000"
 CONTENT = "/api/v1/content"
@@ -101,6 +104,19 @@ async def listening(backend: Backend, certificate: Path | None = None) -> AsyncI
     finally:
         server.should_exit = True
         await task
+
+
+def migrate_down(url: URL, revision: str) -> None:
+    """Take the schema back to what it was at `revision`."""
+    config = Config()
+    config.set_main_option("script_location", str(BACKEND / "migrations").replace("%", "%%"))
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, revision)
+    finally:
+        engine.dispose()
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ _CLAIM_TRIES = 20
 _OPEN = (Status.QUEUED.value, Status.RUNNING.value)
 # The second part looks at each picture that was taken down: microseconds each, and they are few.
 _TAKEN_DOWN = """
-    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = %(sha256)s) OR EXISTS (
-        SELECT 1 FROM taken_down_picture
-        WHERE bit_count((likeness # %(likeness)s::bigint)::bit(64)) <= %(bits)s
+    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = ANY(%(hashes)s)) OR EXISTS (
+        SELECT 1 FROM taken_down_picture t, unnest(%(likenesses)s::bigint[]) AS drawn
+        WHERE bit_count((t.likeness # drawn)::bit(64)) <= %(bits)s
     )
 """
 # What a ticket of the queue is for: the content that its dead runner left running; else the next
@@ -191,9 +191,11 @@ class AttemptRepository:
         query = "SELECT cancel_requested_at IS NOT NULL FROM generation WHERE id = %(content_id)s"
         return bool(await fetch_value(self._connection, query, {"content_id": content_id}))
 
-    async def is_taken_down(self, sha256: str, likeness: int | None, bits: int) -> bool:
-        """Whether the operator took down this picture, or one that differs in at most `bits`."""
-        values = {"sha256": sha256, "likeness": likeness, "bits": bits}
+    async def are_taken_down(
+        self, hashes: Sequence[str], likenesses: Sequence[int], bits: int
+    ) -> bool:
+        """Whether an order names one of these pictures, or one that differs in at most `bits`."""
+        values = {"hashes": list(hashes), "likenesses": list(likenesses), "bits": bits}
         return bool(await fetch_value(self._connection, _TAKEN_DOWN, values))
 
     async def claim(self, job_id: int) -> Claimed | None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import uuid
+import zlib
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from PIL import Image, ImageEnhance
 from pydantic import SecretStr
+from sqlalchemy import URL
 
+from app.core.db import migrate
 from app.services.marking.likeness import NEAR_BITS, as_hex, from_hex, is_telling, likeness
-from testkit.backend import Backend, StartBackend
+from sdxl_contract.request import GenerateRequest
+from testkit.backend import Backend, StartBackend, migrate_down
 from testkit.lora_bytes import kohya_lora
 
 ADMIN = "/api/v1/admin/takedowns"
@@ -125,6 +132,104 @@ async def test_a_value_that_names_nothing_is_refused(
     async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
         refused = await order(backend, 422, kind=kind, value=value)
     assert says in refused["detail"]
+
+
+@pytest.fixture
+def patterned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the worker's double draw pictures that can be told apart by their likeness."""
+
+    def draw(request: GenerateRequest, seed: int, _: Any = None) -> bytes:
+        picture = _drawn(zlib.crc32(f"{request.prompt} {seed}".encode()))
+        return _file(picture, request.output_format.value.upper())
+
+    monkeypatch.setattr("testkit.doubles.inference_double.draw_picture", draw)
+
+
+@pytest.mark.parametrize("kind", ["content", "picture", "near"])
+async def test_what_was_taken_down_is_not_drawn_again(
+    start_backend: StartBackend, patterned: None, kind: str
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        file = (await backend.http.get(first["image_url"])).content
+        value = {
+            "content": first["id"],
+            "picture": first["images"][0]["sha256"],
+            "near": as_hex(likeness(file)),
+        }[kind]
+        await order(backend, kind=kind, value=value)
+
+        for change in ({}, {"output_format": "jpeg"}, {"num_images": 2}):
+            again = await backend.generate(prompt="somebody", seed=1, **change)
+            assert (again["status"], again["error"]["code"]) == ("failed", "CONTENT_REFUSED")
+            assert again["error"]["details"] == {"reason": "taken_down"}
+            assert again["images"] == []
+            assert again["cost"]["usd"] > 0  # it was drawn
+            stored = await backend.app.state.services.storage.keys("owners")
+            assert [key for key in stored if again["id"] in key] == []
+        other = await backend.generate(prompt="somebody", seed=2)
+        assert other["status"] == "succeeded"
+
+
+async def test_a_picture_of_one_colour_is_known_by_its_bytes_alone(
+    start_backend: StartBackend,
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        await order(backend, kind="content", value=first["id"])
+        again = await backend.generate(prompt="somebody", seed=1)
+        assert again["error"]["code"] == "CONTENT_REFUSED"
+        another = await backend.generate(prompt="somebody else", seed=1)
+        assert another["status"] == "succeeded"
+
+
+async def test_a_copy_of_what_was_taken_down_is_not_taken_in_to_draw_from(
+    start_backend: StartBackend, patterned: None
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        file = (await backend.http.get(first["image_url"])).content
+        copy = _file(Image.open(io.BytesIO(file)).convert("RGB").resize((200, 200)), "WEBP")
+        for picture in (file, copy):
+            assert await sent(backend, picture) in (200, 201)
+        await order(backend, kind="content", value=first["id"])
+        for picture in (file, copy):
+            assert await sent(backend, picture) == 422
+        assert await sent(backend, _file(_drawn(5))) == 201
+        assert await sent(backend, _file(Image.new("I;16", (64, 64), 40_000))) == 201
+
+
+async def sent(backend: Backend, picture: bytes) -> int:
+    answer = await backend.http.post("/api/v1/images", files={"file": ("a.png", picture)})
+    assert answer.status_code < 300 or "was taken down" in answer.json()["detail"], answer.text
+    return answer.status_code
+
+
+async def test_orders_of_an_earlier_version_are_kept_to_by_hash_and_likeness(
+    database_url: URL,
+) -> None:
+    plain = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+        await asyncio.to_thread(migrate, database_url, "0018")
+        for kind, value in (
+            ("picture", "a" * 64),
+            ("near", as_hex(-7)),
+            ("lora", "b" * 64),
+            ("content", str(uuid.UUID(int=1))),
+        ):
+            connection.execute(
+                "INSERT INTO takedown (id, kind, value, reason, contents, created_at) "
+                "VALUES (gen_random_uuid(), %s, %s, 'ordered', '[]', now())",
+                (kind, value),
+            )
+        await asyncio.to_thread(migrate, database_url)
+        known = connection.execute("SELECT sha256, likeness FROM taken_down_picture").fetchall()
+        assert sorted(known, key=str) == [("a" * 64, None), (None, -7)]
+        await asyncio.to_thread(migrate_down, database_url, "0018")
+        assert connection.execute("SELECT to_regclass('taken_down_picture')").fetchone() == (None,)
+        await asyncio.to_thread(migrate, database_url)
 
 
 def _drawn(seed: int) -> Image.Image:

@@ -8,13 +8,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, cast, delete, func, literal, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    String,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.models import Content, Image, InputImage
 from app.models.takedown import TakenDownPicture
 
+_NEAR = text("bit_count((taken_down_picture.likeness # :value)::bit(64)) <= :bits")
 # Where a content's request names pictures: fields, and lists whose members' `image` is one.
 FIELDS = ("image", "mask")
 LISTS = ("controls", "references")
@@ -114,13 +129,13 @@ class InputRepository:
             or 0
         )
 
-    async def is_taken_down(self, sha256: str) -> bool:
-        """Whether a picture with these bytes was taken down."""
-        return bool(
-            await self._session.scalar(
-                select(TakenDownPicture.id).where(TakenDownPicture.sha256 == sha256).limit(1)
-            )
-        )
+    async def is_taken_down(self, sha256: str, likeness: int | None, bits: int) -> bool:
+        """Whether this picture, or one that differs in at most `bits`, was taken down."""
+        known: ColumnElement[bool] = TakenDownPicture.sha256 == sha256
+        if likeness is not None:
+            near = _NEAR.bindparams(bindparam("value", likeness, BigInteger), bits=bits)
+            known = or_(known, near)
+        return bool(await self._session.scalar(select(exists().where(known))))
 
     async def add(self, image: InputImage) -> None:
         """A new one."""

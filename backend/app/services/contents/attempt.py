@@ -44,9 +44,8 @@ from app.services.contents.dispatch import (
     record_of,
 )
 from app.services.contents.ledger import Ledger, is_late
-from app.services.contents.storing import clear_earlier, discard, image_row, small_copy, store
+from app.services.contents.storing import clear_earlier, discard, image_row, store
 from app.services.costs import CallClock, cost_columns
-from app.services.marking.likeness import NEAR_BITS, is_telling
 from app.services.marking.marker import MarkingFailed
 from app.services.marking.marking import Marking
 from app.services.modal_sdxl_lora_client import InferenceOutcome
@@ -54,7 +53,7 @@ from app.services.storage import Storage
 from app.services.worker.gate import Gate, waiting_for
 from app.services.worker.inference import Inference
 from app.services.worker.retry import Outage, is_expired, is_permanent, outage
-from sdxl_contract.errors import Cancelled, ContentRefused, ContractError, ErrorCode, RequestTimeout
+from sdxl_contract.errors import Cancelled, ContractError, ErrorCode, RequestTimeout
 from sdxl_contract.request import GenerateRequest
 
 _WORKER_STOP_SECONDS = 2.0
@@ -215,18 +214,15 @@ class Drawing:
         try:
             for position, drawn in enumerate(outcome.images):
                 data, mark = await self._marking.watermarked(content, drawn)
-                image = image_row(content, outcome.result, position, data, mark)
-                small = await small_copy(image, data)
-                await self._check_takedowns(content, image)
-                images.append(image)
+                images.append(image_row(content, outcome.result, position, data, mark))
                 await store(
                     self._storage,
-                    image,
+                    images[-1],
                     data,
-                    small,
                     lambda image, file: self._marking.picture(content, outcome.result, image, file),
                     lambda error: self._tell_store_is_away(content, error),
                 )
+            await self._ledger.refuse_taken_down(content, images)
             kept = None  # until the database answers, which it may do too late to be heard
             kept = await self._ledger.finish(
                 content,
@@ -245,18 +241,6 @@ class Drawing:
             raise _Lost
         log.info("content %s: attempt %d succeeded", content.id, content.attempt)
         self._on_end(content.id, Status.SUCCEEDED)
-
-    async def _check_takedowns(self, content: Content, image: Image) -> None:
-        near = image.likeness
-        likeness = near if near is not None and is_telling(near) else None
-        if await self._ledger.ask(
-            lambda rows: rows.is_taken_down(image.sha256, likeness, NEAR_BITS),
-            lambda: is_late(content),
-        ):
-            raise ContentRefused(
-                "what was drawn is a picture that the operator took down, or nearly the same as one",
-                details={"reason": "taken_down"},
-            )
 
     async def _tell_store_is_away(self, content: Content, error: StorageFailed) -> None:
         """Say what the content waits for; raise where nobody waits any more.

@@ -14,6 +14,8 @@ from app.core.db import DATABASE_LOST, Database
 from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
 from app.repositories.attempts import AttemptRepository, Holds
+from app.services.marking.likeness import NEAR_BITS, telling
+from sdxl_contract.errors import ContentRefused
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 3.0
 T = TypeVar("T")
@@ -67,6 +69,25 @@ class Ledger:
             return await repository.finish(content.id, content.attempt, values, images, record)
 
         return await self.ask(write, lambda: is_late(content))
+
+    async def refuse_taken_down(self, content: Content, images: Sequence[Image]) -> None:
+        """Asked at the last moment, so that hardly an order comes between this and the end.
+
+        Raises:
+            ContentRefused: an order names one of these pictures, or one that is nearly the same.
+        """
+        hashes = [image.sha256 for image in images]
+        likenesses = [
+            one for one in (telling(image.likeness) for image in images) if one is not None
+        ]
+        if await self.ask(
+            lambda repository: repository.are_taken_down(hashes, likenesses, NEAR_BITS),
+            lambda: is_late(content),
+        ):
+            raise ContentRefused(
+                "what was drawn was taken down by the operator, or is nearly the same",
+                details={"reason": "taken_down"},
+            )
 
     async def release(
         self,

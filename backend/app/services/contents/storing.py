@@ -38,29 +38,8 @@ OnTrouble = Callable[[StorageFailed], Awaitable[None]]
 Sign = Callable[[Image, bytes], Awaitable[bytes]]
 
 
-async def small_copy(image: Image, data: bytes) -> bytes | None:
-    """A picture's small copy, where it needs one; its likeness is noted in the row.
-
-    A picture without either is whole all the same.
-    """
-    try:
-        small = None
-        if max(image.width, image.height) > THUMBNAIL_SIDE:
-            small = await in_pool(Duty.IMAGES, make_thumbnail, data)
-        image.likeness = await in_pool(Duty.IMAGES, likeness, small or data)
-    except OSError as error:
-        log.warning("%s: no thumbnail: %s", image.generation_id, type(error).__name__)
-        return None
-    return small
-
-
 async def store(
-    storage: Storage,
-    image: Image,
-    data: bytes,
-    small: bytes | None,
-    sign: Sign,
-    on_trouble: OnTrouble,
+    storage: Storage, image: Image, data: bytes, sign: Sign, on_trouble: OnTrouble
 ) -> None:
     """Store one picture and its small copy, signed; a store that is away is asked again.
 
@@ -84,9 +63,18 @@ async def store(
             await on_trouble(error)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
-    if small is None:
-        return
+    await _add_thumbnail(storage, image, data, sign)
+
+
+async def _add_thumbnail(storage: Storage, image: Image, data: bytes, sign: Sign) -> None:
+    """Store a small copy beside the picture; a picture without one is whole all the same."""
     try:
+        small = None
+        if max(image.width, image.height) > THUMBNAIL_SIDE:
+            small = await in_pool(Duty.IMAGES, make_thumbnail, data)
+        image.likeness = await in_pool(Duty.IMAGES, likeness, small or data)
+        if small is None:
+            return
         key = image.object_key.rpartition(".")[0] + "-small.webp"
         await storage.put(key, await sign(image, small))
         image.thumbnail_key = key

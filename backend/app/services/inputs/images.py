@@ -19,6 +19,7 @@ from app.models import Image, InputImage
 from app.models.base import utc_now
 from app.repositories.inputs.images import InputRepository
 from app.services.inputs.reading import look_at
+from app.services.marking.likeness import NEAR_BITS
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 from sdxl_contract.errors import ImageLoadFailed
@@ -60,9 +61,10 @@ class InputImageService:
         key = f"owners/{owner}/inputs/{look.sha256}.{look.ending}"
         async with self._database.session() as session:
             repository = InputRepository(session, owner)
-            if await repository.is_taken_down(look.sha256):
+            if await repository.is_taken_down(look.sha256, look.likeness, NEAR_BITS):
                 raise ImageLoadFailed(
-                    "This picture was taken down and cannot be used here.",
+                    "This picture, or one that is nearly the same, was taken down and cannot be "
+                    "used here.",
                     details={"field": "file", "reason": "taken_down"},
                 )
             # Two uploads of the same bytes, or one and a deletion, share the object: take turns.

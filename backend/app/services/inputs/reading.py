@@ -5,6 +5,7 @@ Must not know: where it will lie. The worker reads it once more, by the same lim
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from app.services.marking.likeness import likeness_of, telling
 from sdxl_contract.errors import ImageLoadFailed
 from sdxl_contract.limits import IMAGE_MAX_PIXELS, IMAGE_MAX_SIDE
 
@@ -27,6 +29,7 @@ class Look(NamedTuple):
     width: int
     height: int
     media_type: str
+    likeness: int | None  # None: none that tells it apart
 
     @property
     def ending(self) -> str:
@@ -61,7 +64,10 @@ def look_at(data: bytes) -> Look:
             raise
         except Exception:  # Pillow's readers raise of every kind on what is broken
             raise _failed("is damaged or incomplete", "damaged") from None
-    return Look(hashlib.sha256(data).hexdigest(), width, height, media_type)
+        near = None
+        with contextlib.suppress(OSError, ValueError):  # of a mode that has no way to grey
+            near = telling(likeness_of(opened))
+    return Look(hashlib.sha256(data).hexdigest(), width, height, media_type, near)
 
 
 def _too_large(size: tuple[int, int] | None) -> ImageLoadFailed:

@@ -26,7 +26,16 @@ def likeness(picture: bytes) -> int:
         OSError: the bytes are no picture.
     """
     with Image.open(io.BytesIO(picture)) as opened:
-        small = opened.convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
+        return likeness_of(opened)
+
+
+def likeness_of(picture: Image.Image) -> int:
+    """The hash of a picture.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    small = picture.convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
     pixels = small.tobytes()
     bits = 0
     for row in range(_HEIGHT):
@@ -39,6 +48,11 @@ def likeness(picture: bytes) -> int:
 def is_telling(value: int) -> bool:
     """Whether a likeness tells pictures apart at all."""
     return (value % (1 << 64)).bit_count() in _TELLING_BITS
+
+
+def telling(value: int | None) -> int | None:
+    """A likeness by which a picture can be known again; None where it has none."""
+    return value if value is not None and is_telling(value) else None
 
 
 def as_hex(value: int) -> str:
