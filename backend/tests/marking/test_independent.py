@@ -26,7 +26,7 @@ from PIL import Image
 
 from app.core.settings import Settings
 from app.services.marking.keys import Identity, development_identity
-from app.services.marking.marker import FACTS_LABEL, Facts, Marker
+from app.services.marking.marker import FACTS_LABEL, Facts, Marker, Source
 from testkit.backend import Backend, ended
 
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -239,12 +239,29 @@ def test_every_hash_and_signature_holds(
 
 
 @pytest.mark.parametrize("kind", MEDIA)
+def test_an_edit_with_its_source_s_manifest_holds(
+    marker: Marker, identity: Identity, kind: str
+) -> None:
+    source = Source("a" * 64, MEDIA[kind], signed(marker, picture(kind), kind))
+    data = picture(kind, (90, 0, 0))
+    facts = Facts(hashlib.sha256(data).hexdigest(), {"seed": 8}, "2026-11-26T20:00:00Z")
+    edited = marker.mark(data, MEDIA[kind], facts, source)
+
+    state, receipt = prove(edited, identity.root)
+    assert (state, receipt["seed"]) == ("trusted", 8)
+    store = manifest_bytes(edited)
+    assert store is not None
+    [(_, body)] = list(_boxes(store))
+    assert len(_superbox(body).boxes) == 2
+
+
+@pytest.mark.parametrize("kind", MEDIA)
 def test_a_byte_changed_anywhere_is_found(marker: Marker, identity: Identity, kind: str) -> None:
     whole = signed(marker, picture(kind), kind)
     store = manifest_bytes(whole)
     assert store is not None
     start = whole.index(store[:64])
-    inside = [start + whole[start:].index(text) for text in (b"caf", b"sha256", b"created_assert")]
+    inside = [start + whole[start:].index(text) for text in ("café".encode(), b"sha256", b"created_assert")]
     [(_, body)] = list(_boxes(store))
     sealed = _superbox(body).boxes[-1].inner("c2pa.signature").content
     key = whole.index(sealed) + len(sealed) - 10  # in the signature itself

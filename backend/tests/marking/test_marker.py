@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import c2pa
 import pytest
 from PIL import Image
 
@@ -17,7 +21,15 @@ from app.services.marking.keys import (
     development_identity,
     operators_identity,
 )
-from app.services.marking.marker import EDITED, Facts, Marker, MarkingFailed
+from app.services.marking.marker import (
+    CHAIN_MAX_BYTES,
+    EDITED,
+    FACTS_LABEL,
+    Facts,
+    Marker,
+    MarkingFailed,
+    Source,
+)
 from app.services.marking.reading import read
 from app.services.marking.unsigned import without_manifest
 from app.services.marking.verifying import verify
@@ -84,7 +96,7 @@ def test_a_changed_byte_is_found(marker: Marker, identity: Identity, kind: str, 
         data = plain[-14:-10]  # of the last piece of picture data, whatever the format
         signed[signed.rindex(data)] ^= 1
     else:
-        signed[signed.index(b"caf")] ^= 1
+        signed[signed.index("café".encode())] ^= 1
 
     report = read(bytes(signed), identity.root)
 
@@ -124,17 +136,110 @@ def test_a_stranger_s_signature_is_valid_but_not_trusted(
     assert "not one that this server trusts" in manifest["manifest"]["problems"][0]
 
 
+@pytest.fixture(scope="module")
+def source(marker: Marker) -> bytes:
+    plain = picture("JPEG")
+    return marker.mark(plain, "image/jpeg", facts(plain))
+
+
+def edit(marker: Marker, file: bytes | None, kind: str = "image/jpeg", **changes: Any) -> bytes:
+    made_of = Source("a" * 64, kind, file)
+    return marker.mark(picture(), "image/png", replace(facts(picture()), **changes), made_of)
+
+
+def ingredient(signed: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A picture's source as its manifest names it, and every manifest in the file."""
+    store = json.loads(c2pa.Reader("image/png", io.BytesIO(signed)).json())
+    [found] = store["manifests"][store["active_manifest"]]["ingredients"]
+    return found, store["manifests"]
+
+
 def test_what_was_made_from_a_picture_keeps_that_picture_s_manifest(
-    marker: Marker, identity: Identity
+    marker: Marker, identity: Identity, source: bytes
 ) -> None:
-    source = marker.mark(picture("JPEG"), "image/jpeg", facts(picture("JPEG")))
-    edited = marker.mark(picture(), "image/png", facts(picture()), (source, "image/jpeg"))
+    edited = edit(marker, source)
 
     manifest = read(edited, identity.root)["manifest"]
-
-    assert manifest["state"] == "trusted"
+    assert (manifest["state"], manifest["problems"]) == ("trusted", [])
     assert manifest["made_from_a_picture"]
     assert manifest["digital_source_type"] == EDITED
+    parent, manifests = ingredient(edited)
+    assert (parent["relationship"], parent["instance_id"]) == ("parentOf", "urn:sha256:" + "a" * 64)
+    kept = manifests[parent["active_manifest"]]
+    labels = {assertion["label"] for assertion in kept["assertions"]}
+    assert FACTS_LABEL in labels
+    assert len(edited) - len(picture()) < 10_000
+
+
+def test_an_action_says_what_was_done(marker: Marker, source: bytes) -> None:
+    for action in ("c2pa.edited", "c2pa.resized"):
+        _, manifests = ingredient(edit(marker, source, action=action))
+        told = [
+            one["action"]
+            for manifest in manifests.values()
+            for assertion in manifest["assertions"]
+            if assertion["label"] == "c2pa.actions.v2"
+            for one in assertion["data"]["actions"]
+        ]
+        assert sorted(told) == sorted(["c2pa.created", "c2pa.opened", action])
+
+
+def test_a_stranger_s_manifest_is_kept_as_it_is(
+    marker: Marker, identity: Identity, tmp_path: Path
+) -> None:
+    stranger = Marker(development_identity(tmp_path / "other"), "1")
+    theirs = stranger.mark(picture("JPEG"), "image/jpeg", facts(picture("JPEG")))
+    edited = edit(marker, theirs)
+    manifest = read(edited, identity.root)["manifest"]
+    assert (manifest["state"], manifest["problems"]) == ("trusted", [])
+    assert not manifest["signed_by_a_stranger"]
+    assert len(ingredient(edited)[1]) == 2
+
+
+def test_a_source_that_was_changed_after_it_was_signed_is_told(
+    marker: Marker, identity: Identity, source: bytes
+) -> None:
+    changed = bytearray(source)
+    changed[-14] ^= 1
+    edited = edit(marker, bytes(changed))
+    manifest = read(edited, identity.root)["manifest"]
+    assert (manifest["state"], manifest["problems"]) == ("trusted", [])
+    parent, _ = ingredient(edited)
+    failures = parent["validation_results"]["activeManifest"]["failure"]
+    assert "assertion.dataHash.mismatch" in {failure["code"] for failure in failures}
+
+
+@pytest.mark.parametrize("how", ["no file", "no manifest", "overwritten", "cut off", "no picture"])
+def test_a_source_whose_manifest_cannot_be_kept_is_named_by_its_hash(
+    marker: Marker, identity: Identity, source: bytes, how: str
+) -> None:
+    begins = source.index(b"jumb")
+    file = {
+        "no file": None,
+        "no manifest": picture("JPEG"),
+        "overwritten": source[: begins + 40] + bytes(600) + source[begins + 640 :],
+        "cut off": source[: begins + 900],
+        "no picture": b"jumb" + bytes(90),
+    }[how]
+    edited = edit(marker, file)
+    assert read(edited, identity.root)["manifest"]["state"] == "trusted"
+    parent, manifests = ingredient(edited)
+    assert parent["instance_id"] == "urn:sha256:" + "a" * 64
+    assert len(manifests) == 1
+
+
+def test_manifests_of_edits_of_edits_do_not_grow_for_ever(
+    marker: Marker, identity: Identity
+) -> None:
+    file, sizes, depths = marker.mark(picture(), "image/png", facts(picture())), [], []
+    for _ in range(12):
+        file = edit(marker, file, "image/png")
+        assert read(file, identity.root)["manifest"]["state"] == "trusted"
+        sizes.append(len(file) - len(picture()))
+        depths.append(len(ingredient(file)[1]))
+    assert max(sizes) <= CHAIN_MAX_BYTES
+    assert max(depths) >= 4
+    assert depths.count(1) >= 2  # named by its hash, and begun anew
 
 
 def test_the_root_stays_and_an_expiring_signer_is_renewed(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from typing import Any
 
+import c2pa
 import pytest
+from PIL import Image
 
 from app.core.errors import RateLimited
 from app.core.rates import Rate
 from app.core.settings import Settings
+from app.services.marking.keys import development_identity
+from app.services.marking.marker import Facts, Marker
 from app.services.marking.reading import read
 from app.services.marking.unsigned import without_manifest
 from testkit.backend import Backend, StartBackend
@@ -46,6 +52,52 @@ async def test_pictures_and_thumbnails_are_signed_and_known_by_their_unsigned_ha
             assert manifest["state"] == "trusted"
             assert manifest["facts"]["seed"] == image["seed"]
             assert manifest["facts"]["unsigned_sha256"] == image["sha256"]
+
+
+async def test_a_picture_keeps_the_manifest_of_the_one_it_was_drawn_from(
+    backend: Backend, settings: Settings
+) -> None:
+    root = (settings.data_dir / "marking" / "root.pem").read_text()
+    first = await backend.generate(prompt="an apple", width=512, height=512)
+    own = (await backend.http.get(first["image_url"])).content
+    theirs = Marker(development_identity(settings.data_dir / "other"), "1")
+    plain = without_manifest(own)
+    assert plain is not None
+    foreign = theirs.mark(plain, "image/png", Facts("0" * 64, {}, "2026-01-01T00:00:00Z"))
+    signed = theirs.mark(_jpeg(), "image/jpeg", Facts("0" * 64, {}, "2026-01-01T00:00:00Z"))
+    begins = signed.index(b"jumb")
+    broken = signed[: begins + 40] + bytes(600) + signed[begins + 640 :]
+    ids = {"drawn": first["images"][0]["id"]}
+    for name, file in (("own", own), ("foreign", foreign), ("broken", broken), ("plain", plain)):
+        sent = await backend.http.post("/api/v1/images", files={"file": ("a.png", file)})
+        assert sent.status_code == 201, sent.text
+        ids[name] = sent.json()["id"]
+
+    kept = {}
+    for name, image_id in ids.items():
+        made = await backend.generate(prompt="a pear", image={"image_id": image_id})
+        assert made["status"] == "succeeded"
+        [picture] = made["images"]
+        data = (await backend.http.get(picture["url"])).content
+        small = (await backend.http.get(picture["thumbnail_url"])).content
+        for file in (data, small):
+            manifest = read(file, root)["manifest"]
+            assert (manifest["state"], manifest["made_from_a_picture"]) == ("trusted", True), name
+        kept[name] = manifests(data)
+        assert manifests(small) == 1
+    assert kept == {"drawn": 2, "own": 2, "foreign": 2, "broken": 1, "plain": 1}
+
+
+def _jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (512, 512), (9, 90, 200)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def manifests(file: bytes) -> int:
+    """How many manifests are in a picture: its own, and those of what it was made of."""
+    kind = "image/png" if file.startswith(b"\x89PNG") else "image/webp"
+    return len(json.loads(c2pa.Reader(kind, io.BytesIO(file)).json())["manifests"])
 
 
 async def test_anyone_may_ask_what_a_picture_is(backend: Backend) -> None:

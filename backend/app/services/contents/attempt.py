@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import uuid
@@ -48,6 +49,7 @@ from app.services.contents.storing import clear_earlier, discard, image_row, sto
 from app.services.costs import CallClock, cost_columns
 from app.services.marking.marker import MarkingFailed
 from app.services.marking.marking import Marking
+from app.services.marking.sources import find_source
 from app.services.modal_sdxl_lora_client import InferenceOutcome
 from app.services.storage import Storage
 from app.services.worker.gate import Gate, waiting_for
@@ -211,6 +213,10 @@ class Drawing:
         self._gate.worked()
         images: list[Image] = []
         kept: bool | None = False
+        source = None
+        if self._marking.signs:
+            source = await find_source(content, self._database, self._storage)
+        sign = functools.partial(self._marking.picture, content, outcome.result, source)
         try:
             for position, drawn in enumerate(outcome.images):
                 data, mark = await self._marking.watermarked(content, drawn)
@@ -219,7 +225,7 @@ class Drawing:
                     self._storage,
                     images[-1],
                     data,
-                    lambda image, file: self._marking.picture(content, outcome.result, image, file),
+                    sign,
                     lambda error: self._tell_store_is_away(content, error),
                 )
             await self._ledger.refuse_taken_down(content, images)

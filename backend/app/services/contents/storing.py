@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 # Called where the store has failed: returns after having told of it, raises where that is the end.
 OnTrouble = Callable[[StorageFailed], Awaitable[None]]
-# A picture's file, or its thumbnail's, as it is to be stored.
-Sign = Callable[[Image, bytes], Awaitable[bytes]]
+# A picture's file as it is to be stored, or, where the last argument says so, its small copy's.
+Sign = Callable[[Image, bytes, bool], Awaitable[bytes]]
 
 
 async def store(
@@ -48,7 +48,7 @@ async def store(
         StorageFailed: the disk is full.
         whatever `on_trouble` raises.
     """
-    signed = await sign(image, data)
+    signed = await sign(image, data, False)
     image.file_sha256 = hashlib.sha256(signed).hexdigest()
     image.size_bytes = len(signed)
     pause = _FIRST_PAUSE_S
@@ -76,7 +76,7 @@ async def _add_thumbnail(storage: Storage, image: Image, data: bytes, sign: Sign
         if small is None:
             return
         key = image.object_key.rpartition(".")[0] + "-small.webp"
-        await storage.put(key, await sign(image, small))
+        await storage.put(key, await sign(image, small, True))
         image.thumbnail_key = key
     except (OSError, StorageFailed) as error:
         log.warning("%s: no thumbnail: %s", image.generation_id, type(error).__name__)

@@ -24,6 +24,7 @@ class Found(NamedTuple):
 
     object_key: str
     sha256: str
+    media_type: str
 
 
 def map_pictures(
@@ -75,11 +76,11 @@ async def find_picture(session: AsyncSession, owner: str, image_id: uuid.UUID) -
     repository = InputRepository(session, owner)
     uploaded = await repository.get(image_id)
     if uploaded is not None:
-        return Found(uploaded.object_key, uploaded.sha256)
+        return Found(uploaded.object_key, uploaded.sha256, uploaded.media_type)
     drawn = await repository.drawn(image_id)
     if drawn is None:
         return None
-    return Found(drawn.object_key, drawn.file_sha256 or drawn.sha256)
+    return Found(drawn.object_key, drawn.file_sha256 or drawn.sha256, drawn.media_type)
 
 
 def with_urls(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import c2pa
@@ -23,6 +24,8 @@ _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 # IPTC's terms: made by a trained model; and that, together with somebody's picture.
 CREATED = _SOURCE_TYPES + "trainedAlgorithmicMedia"
 EDITED = _SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
+# Of manifests in one picture. Each edit adds the one before it, whole: 6.5 kB where it is ours.
+CHAIN_MAX_BYTES = 32_768
 _OFFLINE: dict[str, Any] = {
     "version": 1,
     # A second, smaller picture in each file would cost up to 1.9 MB.
@@ -36,9 +39,26 @@ _OFFLINE: dict[str, Any] = {
     },
 }
 
+log = logging.getLogger(__name__)
+
 
 class MarkingFailed(Exception):
     """A picture could not be signed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The picture that was edited.
+
+    Attributes:
+        sha256: of its file.
+        media_type: None where it is not known any more.
+        file: its bytes with a manifest that is to be kept; None: it is named by its hash.
+    """
+
+    sha256: str
+    media_type: str | None = None
+    file: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +69,14 @@ class Facts:
         unsigned_sha256: of the bytes before they were signed.
         receipt: what is needed to draw it again: model, prompt, seed, LoRAs by hash and scale.
         when: ISO 8601, UTC.
-        is_edit: whether somebody's picture went into it.
+        action: what was done with the source, where there is one.
         watermark: the method and the bits that are in its pixels: `spread-1:0123abcd`.
     """
 
     unsigned_sha256: str
     receipt: dict[str, Any]
     when: str
-    is_edit: bool = False
+    action: str = "c2pa.edited"
     watermark: str | None = None
     software: dict[str, str] = field(default_factory=dict)
 
@@ -80,32 +100,53 @@ class Marker:
         return self._identity
 
     def mark(
-        self, picture: bytes, media_type: str, facts: Facts, parent: tuple[bytes, str] | None = None
+        self, picture: bytes, media_type: str, facts: Facts, source: Source | None = None
     ) -> bytes:
         """`picture` (a PNG, JPEG or WebP file) with a signed manifest inside.
 
         Args:
-            parent: the file, with its media type, that was edited; its own manifest is kept.
+            source: what was edited. Its manifest is kept while it can be read and all of them have
+                at most `CHAIN_MAX_BYTES`; else it is named by its hash.
 
         Raises:
             MarkingFailed: it is none of these files, or could not be signed.
         """
+        if source is not None and source.file is not None:
+            try:
+                signed = self._sign(picture, media_type, facts, source)
+                if self._is_sound(picture, signed, media_type):
+                    return signed
+            except MarkingFailed as error:
+                log.warning("the source's manifest is not kept: %s", error)
+            source = replace(source, file=None)
+        return self._sign(picture, media_type, facts, source)
+
+    def _is_sound(self, picture: bytes, signed: bytes, media_type: str) -> bool:
+        """Whether what a stranger's manifest was put into is bounded, and itself above doubt."""
+        if len(signed) - len(picture) > CHAIN_MAX_BYTES:
+            return False
+        with c2pa.Context(settings=reading_settings(self._identity.root)) as context:
+            reader = c2pa.Reader(media_type, io.BytesIO(signed), context=context)
+            return str(reader.get_validation_state()).lower() != "invalid"
+
+    def _sign(self, picture: bytes, media_type: str, facts: Facts, source: Source | None) -> bytes:
         signed = io.BytesIO()
         try:
             with (
                 self._signer() as signer,
                 c2pa.Context(settings=reading_settings(self._identity.root)) as context,
                 c2pa.Builder(
-                    json.dumps(self._manifest(media_type, facts, parent)), context
+                    json.dumps(self._manifest(media_type, facts, source)), context
                 ) as made,
             ):
-                if parent is not None:
+                if source is not None:
                     made.set_intent(c2pa.C2paBuilderIntent.EDIT)  # it was opened, then edited
-                    made.add_ingredient(
-                        json.dumps({"title": "source", "relationship": "parentOf"}),
-                        parent[1],
-                        io.BytesIO(parent[0]),
-                    )
+                    if source.file is not None:
+                        made.add_ingredient(
+                            json.dumps(_ingredient(source)),
+                            source.media_type or "",
+                            io.BytesIO(source.file),
+                        )
                 made.sign(signer, media_type, io.BytesIO(picture), signed)
         except (c2pa.C2paError, OSError, ValueError) as error:
             raise MarkingFailed(
@@ -127,14 +168,11 @@ class Marker:
             )
         )
 
-    def _manifest(
-        self, media_type: str, facts: Facts, parent: tuple[bytes, str] | None
-    ) -> dict[str, Any]:
+    def _manifest(self, media_type: str, facts: Facts, source: Source | None) -> dict[str, Any]:
         agent = {"name": GENERATOR, "version": self._version}
-        is_edit = facts.is_edit or parent is not None
         action: dict[str, Any] = {
-            "action": "c2pa.created" if parent is None else "c2pa.edited",
-            "digitalSourceType": EDITED if is_edit else CREATED,
+            "action": "c2pa.created" if source is None else facts.action,
+            "digitalSourceType": CREATED if source is None else EDITED,
             "when": facts.when,
             "softwareAgent": agent,
         }
@@ -148,6 +186,7 @@ class Marker:
             data = {"alg": f"org.modal-sdxl-lora.{method}", "blocks": [block]}
             soft_binding.append({"label": "c2pa.soft-binding", "data": data})
         return {
+            "ingredients": [_ingredient(source)] if source and not source.file else [],
             "claim_generator_info": [agent],
             "format": media_type,
             "assertions": [
@@ -159,3 +198,13 @@ class Marker:
                 *soft_binding,
             ],
         }
+
+
+def _ingredient(source: Source) -> dict[str, str]:
+    known = {"format": source.media_type} if source.media_type else {}
+    return {
+        "title": "source",
+        "relationship": "parentOf",
+        "instance_id": f"urn:sha256:{source.sha256}",
+        **known,
+    }

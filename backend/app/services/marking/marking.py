@@ -7,6 +7,7 @@ key signs is decided once, at start. Must not know: storage, HTTP.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from app.core.pools import Duty, in_pool
@@ -20,7 +21,7 @@ from app.services.marking.keys import (
     development_identity,
     operators_identity,
 )
-from app.services.marking.marker import Facts, Marker, MarkingFailed
+from app.services.marking.marker import Facts, Marker, MarkingFailed, Source
 from app.services.marking.watermark.files import NoPicture, write_mark
 from app.services.marking.watermark.methods import METHODS, Mark
 from sdxl_contract.request import Scheduler
@@ -65,6 +66,11 @@ class Marking:
             Marker(identity, version), "\n".join(part for part in (identity.root, roots) if part)
         )
 
+    @property
+    def signs(self) -> bool:
+        """Whether it signs at all."""
+        return self._marker is not None
+
     async def watermarked(self, content: Content, file: bytes) -> tuple[bytes, str | None]:
         """A drawn picture's file with the content's watermark, if it is to have one, and which.
 
@@ -81,9 +87,18 @@ class Marking:
         return marked, None if written is None else str(written)
 
     async def picture(
-        self, content: Content, result: GenerateResult, image: Image, data: bytes
+        self,
+        content: Content,
+        result: GenerateResult,
+        source: Source | None,
+        image: Image,
+        data: bytes,
+        is_small: bool = False,
     ) -> bytes:
-        """`data`, the picture's or its thumbnail's file, signed; `image` says which picture it is.
+        """`data`, the file of `image`, or of its small copy, signed.
+
+        Args:
+            source: what it was drawn from; a small copy names it and does not keep its manifest.
 
         Raises:
             MarkingFailed: it could not be signed.
@@ -96,10 +111,12 @@ class Marking:
             receipt=receipt(content, result, image),
             when=image.created_at.isoformat().replace("+00:00", "Z"),
             software={"base_model": result.model_info.base_model},
-            is_edit=content.parameters.get("image") is not None,
+            action="c2pa.resized" if content.parameters.get("upscale") else "c2pa.edited",
             watermark=image.watermark,
         )
-        return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts)
+        if source is not None and is_small:
+            source = replace(source, file=None)
+        return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts, source)
 
 
 def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str, Any]:

@@ -178,6 +178,12 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
     }
 
 
+def has_manifest(picture: bytes, media_type: str) -> bool:
+    """Whether there is a manifest that can be read, right or wrong."""
+    found = _manifest(picture, media_type, "")
+    return found is not None and "signed_by" in found
+
+
 def _assertion(manifest: dict[str, Any], label: str) -> dict[str, Any]:
     for assertion in manifest.get("assertions", []):
         if assertion.get("label") == label and isinstance(assertion.get("data"), dict):
@@ -201,14 +207,20 @@ def _bound_memory() -> None:
 def main() -> None:
     """On stdin a length (4 bytes), the roots, the picture; on stdout the report.
 
-    With the argument `compare` one of our pictures stands in the place of the roots.
+    In the roots' place stands one of our pictures with the argument `compare`, the picture's media
+    type with `manifest`.
     """
     _bound_memory()
     (length,) = struct.unpack(">I", sys.stdin.buffer.read(4))
     first = sys.stdin.buffer.read(length)
     picture = sys.stdin.buffer.read()
-    comparing = sys.argv[1:] == ["compare"]
-    print(json.dumps(compare(first, picture) if comparing else read(picture, first.decode())))
+    if sys.argv[1:] == ["compare"]:
+        report = compare(first, picture)
+    elif sys.argv[1:] == ["manifest"]:
+        report = {"has_manifest": has_manifest(picture, first.decode())}
+    else:
+        report = read(picture, first.decode())
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

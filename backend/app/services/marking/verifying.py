@@ -42,6 +42,14 @@ async def compare(drawn: bytes, picture: bytes) -> dict[str, Any]:
     return await _ask(picture, drawn, (*_COMMAND, "compare"))
 
 
+async def has_manifest(picture: bytes, media_type: str) -> bool:
+    """Whether a stranger's `picture` carries a manifest that can be read, right or wrong."""
+    report = await in_pool(
+        Duty.FOREIGN, _read, picture, media_type.encode(), (*_COMMAND, "manifest")
+    )
+    return bool(report.get("has_manifest"))
+
+
 async def _ask(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
     report = await in_pool(Duty.FOREIGN, _read, picture, first, command)
     if "refused" in report:
