@@ -79,6 +79,7 @@ class InferenceDouble:
         self.cancelled: list[str] = []
         self.is_up = True
         self.safety: SafetyReport | None = None
+        self.weights: str | None = None
         self.signature: BaseModelSignature | None = None
         self.gate = asyncio.Event()  # drawing waits for it
         self.gate.set()
@@ -108,7 +109,9 @@ class InferenceDouble:
         result = GenerateResult(
             image_size=final_size(request, self.limits),
             generation_time_seconds=15.0,
-            model_info=ModelInfo(base_model="double", lora_applied=bool(request.loras)),
+            model_info=ModelInfo(
+                base_model="double", weights=self.weights, lora_applied=bool(request.loras)
+            ),
             metadata=Metadata(
                 seed_used=request.seed,
                 actual_steps=request.steps,
@@ -145,6 +148,7 @@ class InferenceDouble:
         return Health(
             status=HealthStatus.READY,
             base_model="double",
+            weights=self.weights,
             device="cpu",
             gpu=self.gpu,
             limits=self.limits,

@@ -76,6 +76,7 @@ def test_a_picture_with_a_lora_leaves_the_base_as_it_was(
     assert (report.scale, report.rank, report.modules_unmatched) == (0.9, 4, [])
     assert report.modules_matched > 100
     assert result.model_info.lora_applied
+    assert result.model_info.weights == client.get("/health").json()["weights"]
     assert result.timings.denoise > 0
     assert result.timings.restore > 0
 

@@ -46,7 +46,7 @@ class Image(Base):
     height: Mapped[int]
     sha256: Mapped[str]  # before it was signed: what the same request always gives
     file_sha256: Mapped[str | None]  # of the stored file; None: the same
-    likeness: Mapped[int | None] = mapped_column(BigInteger)  # see marking.likeness
+    likeness: Mapped[int | None] = mapped_column(BigInteger)  # see services.inputs.likeness
     watermark: Mapped[str | None]  # in its pixels: see marking.watermark.methods.Mark
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]

@@ -261,7 +261,10 @@ def test_a_byte_changed_anywhere_is_found(marker: Marker, identity: Identity, ki
     store = manifest_bytes(whole)
     assert store is not None
     start = whole.index(store[:64])
-    inside = [start + whole[start:].index(text) for text in ("café".encode(), b"sha256", b"created_assert")]
+    inside = [
+        start + whole[start:].index(text)
+        for text in ("café".encode(), b"sha256", b"created_assert")
+    ]
     [(_, body)] = list(_boxes(store))
     sealed = _superbox(body).boxes[-1].inner("c2pa.signature").content
     key = whole.index(sealed) + len(sealed) - 10  # in the signature itself

@@ -255,8 +255,29 @@ async def test_another_model_is_named(backend: Backend, settings: Settings) -> N
     assert refused["details"] == {
         "reason": "other_model",
         "base_model": "another",
+        "weights": None,
         "loaded": "double",
+        "loaded_weights": None,
     }
+
+
+async def test_a_model_is_the_same_by_its_weights_whatever_its_name(
+    start_backend: StartBackend, settings: Settings, inference: InferenceDouble
+) -> None:
+    inference.weights = "0a" * 16
+    async with start_backend() as backend:
+        marker = Marker(development_identity(settings.data_dir / "marking"), "1")
+        content = await backend.generate(seed=5)
+        report = await backend.http.post(
+            "/api/v1/verify", files={"file": ("x.png", await file_of(backend, content))}
+        )
+        assert report.json()["manifest"]["facts"]["weights"] == "0a" * 16
+        renamed = _signed(marker, base_model="renamed", weights="0a" * 16)
+        assert (await post(backend, renamed, 202))["prompt"] == "x"
+        assert await post(backend, _signed(marker), 202)  # of a version that told no weights
+        refused = await post(backend, _signed(marker, weights="0b" * 16), 409)
+        assert "0b" * 16 in refused["detail"]
+        assert refused["details"]["loaded_weights"] == "0a" * 16
 
 
 def _signed(marker: Marker, unsigned_sha256: str = "a" * 64, **changes: Any) -> bytes:

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import URL
 
 from app.core.db import migrate
-from app.services.marking.likeness import NEAR_BITS, as_hex, from_hex, is_telling, likeness
+from app.services.inputs.likeness import NEAR_BITS, as_hex, from_hex, is_telling, likeness
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import Backend, StartBackend, migrate_down
 from testkit.lora_bytes import kohya_lora

@@ -27,6 +27,11 @@ class ModelInfo(_Answer):
     lora_applied: bool
     lora_version: str | None = Field(default=None, description="sha256 of the first LoRA")
     lora_scale: float | None = None
+    weights: str | None = Field(
+        default=None,
+        description="checksum of all weights in the precision that drew: the same model wherever "
+        "it is the same, whatever its name",
+    )
 
 
 class Metadata(_Answer):
@@ -247,6 +252,7 @@ class Health(_Answer):
 
     status: HealthStatus
     base_model: str | None = None
+    weights: str | None = Field(default=None, description="as results have it in model_info")
     device: str | None = None
     gpu: str | None = Field(default=None, description="name in the price table, or cpu")
     dtype: str | None = None

@@ -32,6 +32,7 @@ from sdxl_worker.graphs.calls import StaticCalls, Why
 from sdxl_worker.graphs.cuda import CudaRecorder, without_captures
 from sdxl_worker.loading.budgets import MemoryPlan
 from sdxl_worker.loading.gpu_memory import plan_for
+from sdxl_worker.loading.identity import weights_identity
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
 from sdxl_worker.run import Run
@@ -47,10 +48,12 @@ class Assembly:
 
     Attributes:
         limits: the model's own, and what this worker's settings narrow.
+        weights: which model it is; see `loading.identity`.
     """
 
     model: LoadedModel
     limits: ModelLimits
+    weights: str
     patcher: LoraPatcher
     drawer: Drawer
     source: LoraSource
@@ -91,6 +94,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
     later = model.device.type == "cpu"
+    weights = weights_identity(pipe)  # before anything can be written into them
     structure = Structure(pipe, later=later)
     recorder, without = _recorder(settings, model, plan)
     patcher = LoraPatcher(
@@ -148,6 +152,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     return Assembly(
         model=model,
         limits=limits,
+        weights=weights,
         patcher=patcher,
         drawer=drawer,
         source=source,

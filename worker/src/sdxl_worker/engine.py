@@ -123,6 +123,7 @@ class Engine:
         return Health(
             status=HealthStatus.READY,
             base_model=ready.model.name,
+            weights=ready.weights,
             device=str(ready.model.device),
             gpu=ready.gpu,
             dtype=str(ready.model.dtype).removeprefix("torch."),
@@ -255,6 +256,7 @@ class Engine:
             drawn=drawn,
             reports=[lora.report() for lora in run.loras],
             base_model=ready.model.name,
+            weights=ready.weights,
             scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
             gpu=ready.gpu,
             usd_per_second=self._settings.usd_per_second,

@@ -21,8 +21,8 @@ from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
 from app.services.contents.resolve import asked_of, is_part_of_its_source
 from app.services.costs import QUEUE, CallClock
+from app.services.inputs.likeness import as_hex
 from app.services.inputs.using import find_picture, pictures_in, with_urls
-from app.services.marking.likeness import as_hex
 from app.services.storage import Storage
 from sdxl_contract.errors import ErrorCode, GenerationFailed
 from sdxl_contract.limits import TIMEOUT_MAX_S

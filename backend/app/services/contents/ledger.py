@@ -14,7 +14,7 @@ from app.core.db import DATABASE_LOST, Database
 from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
 from app.repositories.attempts import AttemptRepository, Holds
-from app.services.marking.likeness import NEAR_BITS, telling
+from app.services.inputs.likeness import NEAR_BITS, telling
 from sdxl_contract.errors import ContentRefused
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 3.0

@@ -17,7 +17,7 @@ from app.core.errors import StorageFailed, is_disk_full
 from app.core.pools import Duty, in_pool
 from app.models import Content, Image
 from app.models.base import utc_now
-from app.services.marking.likeness import likeness
+from app.services.inputs.likeness import likeness
 from app.services.storage import Storage
 from app.services.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from sdxl_contract.request import OutputFormat

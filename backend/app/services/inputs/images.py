@@ -18,8 +18,8 @@ from app.core.pools import Duty, in_pool
 from app.models import Image, InputImage
 from app.models.base import utc_now
 from app.repositories.inputs.images import InputRepository
+from app.services.inputs.likeness import NEAR_BITS
 from app.services.inputs.reading import look_at
-from app.services.marking.likeness import NEAR_BITS
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 from sdxl_contract.errors import ImageLoadFailed

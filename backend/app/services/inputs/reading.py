@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from app.services.marking.likeness import likeness_of, telling
+from app.services.inputs.likeness import likeness_of, telling
 from sdxl_contract.errors import ImageLoadFailed
 from sdxl_contract.limits import IMAGE_MAX_PIXELS, IMAGE_MAX_SIDE
 

@@ -131,6 +131,7 @@ def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str,
         # As it was asked for: the parameters have the name of the class that the model chose.
         "scheduler": asked_of(content).get("scheduler", Scheduler.DEFAULT.value),
         "base_model": result.model_info.base_model,
+        "weights": result.model_info.weights,
         "loras": [
             {"name": lora["name"], "sha256": lora["sha256"], "scale": lora["scale"]}
             for lora in content.loras

@@ -37,6 +37,7 @@ from sdxl_contract.drawing.references import REFERENCES_MAX
 from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
 from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
 from sdxl_contract.request import explain_validation, scheduler_named
+from sdxl_contract.result import Health
 
 _MOST_CARRIERS = 20
 _MOST_PICTURES = len(FIELDS) + CONTROLS_MAX + REFERENCES_MAX
@@ -65,6 +66,7 @@ class Receipt(BaseModel):
     parameters: dict[str, Any] = Field(max_length=50)
     scheduler: str | None = Field(default=None, max_length=100)
     base_model: Annotated[Storable, Field(max_length=500)]
+    weights: Annotated[Storable, Field(max_length=100)] | None = None
     loras: list[ReceiptLora] = Field(default_factory=list, max_length=MAX_LORAS)
     watermark: str | None = Field(default=None, max_length=100)
 
@@ -172,16 +174,24 @@ class ReplayService:
 
     def _check_model(self, receipt: Receipt) -> None:
         known = self._base_model.known
-        if known is None or known.base_model in (None, receipt.base_model):
+        if known is None:
+            return
+        # By its weights where both sides say which; earlier versions have only the name.
+        if receipt.weights is not None and known.weights is not None:
+            if receipt.weights == known.weights:
+                return
+        elif known.base_model in (None, receipt.base_model):
             return
         raise Conflict(
-            f"This picture was drawn with the base model {receipt.base_model!r}; the worker has "
-            f"{known.base_model!r}, which would draw another one.",
+            f"This picture was drawn with the base model {_named(receipt)}; the worker has "
+            f"{_named(known)}, which would draw another one.",
             field="file",
             details={
                 "reason": "other_model",
                 "base_model": receipt.base_model,
+                "weights": receipt.weights,
                 "loaded": known.base_model,
+                "loaded_weights": known.weights,
             },
         )
 
@@ -327,6 +337,11 @@ def as_asked(
         found = error.errors(include_url=False, include_context=True)
         problem: ContractError = explain_validation([dict(item) for item in found])
         raise _refused(f"has a receipt that cannot be drawn from: {problem.message}") from None
+
+
+def _named(model: Receipt | Health) -> str:
+    weights = "" if model.weights is None else f" (weights {model.weights})"
+    return f"{model.base_model!r}{weights}"
 
 
 def _refused(why: str) -> InvalidRequest:

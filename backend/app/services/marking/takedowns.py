@@ -21,8 +21,8 @@ from app.repositories.access.limits import LimitRepository
 from app.repositories.inputs.images import remove_with_hash
 from app.repositories.takedowns import TakedownRepository
 from app.services.contents.waiters import Waiters
+from app.services.inputs.likeness import NEAR_BITS, from_hex, is_telling
 from app.services.limits import day_start
-from app.services.marking.likeness import NEAR_BITS, from_hex, is_telling
 from app.services.storage import Storage
 from sdxl_contract.errors import InvalidRequest
 

@@ -216,6 +216,6 @@ class BaseModel:
 def _lasting(health: Health) -> tuple[object, ...]:
     signature = health.signature.model_dump(exclude={"modules"}) if health.signature else None
     return (
-        health.base_model, health.gpu, health.device, health.dtype, health.limits,
+        health.base_model, health.weights, health.gpu, health.device, health.dtype, health.limits,
         health.schedulers, signature,
     )  # fmt: skip

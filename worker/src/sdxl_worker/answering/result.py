@@ -50,6 +50,7 @@ class Answer:
     drawn: Sequence[Drawn]
     reports: list[LoraReport]
     base_model: str
+    weights: str
     scheduler: str
     gpu: str
     usd_per_second: float | None
@@ -96,6 +97,7 @@ class Answer:
             generation_time_seconds=round(time.perf_counter() - run.started, 6),
             model_info=ModelInfo(
                 base_model=self.base_model,
+                weights=self.weights,
                 lora_applied=bool(self.reports),
                 lora_version=first.sha256 if first else None,
                 lora_scale=first.scale if first else None,
