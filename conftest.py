@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from typing import Any
 
 # Before torch is imported. The processes of a run share the cores already: more threads than one in
@@ -24,6 +25,10 @@ import pytest  # noqa: E402
 STARTS = frozenset({"postgres", "worker", "studio", "browser", "chromium_path", "rig", "any_rig"})
 LONG = frozenset({"slow", "long", "gpu", "browser", "process"})
 TAKES_LONG = "takes long: make test-all runs it"
+PLUGINS = {
+    "pytest_timeout": ("timeout",),
+    "pytest_asyncio": ("asyncio_mode", "asyncio_default_fixture_loop_scope"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="outages of minutes where there are such of seconds"
     )
+    # A bare machine with a GPU may have pytest alone, which refuses its plugins' settings.
+    for plugin, names in PLUGINS.items():
+        if find_spec(plugin) is None:
+            for name in names:
+                parser.addini(name, f"of {plugin}, which is not installed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

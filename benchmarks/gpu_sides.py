@@ -24,6 +24,9 @@ from benchmarks.swap_sides import kohya_lora
 from sdxl_contract.prices import usd
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.drawing.drawer import Drawer, image_seeds
+from sdxl_worker.drawing.model_calls import ModelCalls
+from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.graphs.cuda import CudaRecorder
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
 from sdxl_worker.run import Run
@@ -36,6 +39,8 @@ CFG = 5.5
 SEED = 7
 RANK = 32
 LORA_SCALE = 0.8
+# Of graphs and of operands that come again: what the service has on a card of 40 GB and more.
+_GRAPH_BYTES, _OPERAND_BYTES = 8 << 30, 3 << 30
 SHORT = {Dtype.FLOAT16: "fp16", Dtype.BFLOAT16: "bf16", Dtype.FLOAT32: "fp32"}
 
 
@@ -195,13 +200,24 @@ class Worker:
             self._model.pipe.unet.set_attn_processor(AttnProcessor())
         self._targets = lora_targets(self._model.pipe.unet)
         self._drawers: dict[int, Drawer] = {}
-        self._patcher: LoraPatcher | None = None
+        # As the service has them on a GPU. The patcher first: it moves the weights, where graphs
+        # that were recorded before would not find them.
+        on_gpu = task.device.type == "cuda"
+        self._recorder = CudaRecorder(task.device) if on_gpu else None
+        self._patcher = LoraPatcher(
+            self._targets,
+            one_block=on_gpu,
+            recorder=self._recorder,
+            operand_bytes=_OPERAND_BYTES if on_gpu else 0,
+        )
         self._file = b""
 
     def draw(self, variant: Variant) -> list[Image.Image]:
         """The variant's pictures, on the model as it stands."""
         if variant.at_once not in self._drawers:
-            self._drawers[variant.at_once] = Drawer(self._model, variant.at_once)
+            static = StaticCalls(self._recorder, _GRAPH_BYTES)
+            calls = ModelCalls(self._model.pipe, static)
+            self._drawers[variant.at_once] = Drawer(self._model, variant.at_once, calls)
         request = GenerateRequest(
             prompt=PROMPT,
             steps=self._task.steps,
@@ -217,9 +233,7 @@ class Worker:
 
     def draw_with_lora(self, variant: Variant, clock: Clock) -> list[Image.Image]:
         """The same with the LoRA, put in before and taken out after; parts on the `clock`."""
-        if self._patcher is None:
-            self._patcher = LoraPatcher(self._targets)
-            self._file = save(make_lora(self._model.pipe))
+        self._file = self._file or save(make_lora(self._model.pipe))
         device = self._task.device
         lora = clock.time("parse_s", lambda: parse_lora(self._file, self._targets).to(device))
         clock.time("apply_s", partial(self._patcher.apply, [(lora, LORA_SCALE)]))

@@ -1,11 +1,19 @@
-"""A recorder in the place of CUDA graphs: replays by calling again, into the first output."""
+"""In the place of CUDA graphs: a recorder that replays by calling again, into the first output;
+and `torch.cuda` itself, for the recorder that uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sdxl_worker.graphs.tree import mapped, tensors_of
+
+if TYPE_CHECKING:
+    # Not at run time: benchmarks use the recorder, too.
+    import pytest
 
 
 class OneRecording:
@@ -49,3 +57,91 @@ class FakeRecorder:
         alive = [one for name, one in self.made if name == pool and not one.discarded]
         assert not alive, "a pool was given up while a recording of it was held"
         self.anew.append(pool)
+
+
+class CudaDouble:
+    """`torch.cuda` as far as recording needs it, with the rules that torch's allocator has for
+    captures; the calls run on the CPU.
+
+    Attributes:
+        invalid: the next capture is one that CUDA refuses to end.
+        underway: pools that the allocator believes to be captured in.
+        counts: how many graphs each pool holds.
+        log: what was done in order.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.invalid = False
+        self.underway: list[Any] = []
+        self.counts: dict[Any, int] = {}
+        self.log: list[str] = []
+        self._handles = iter(range(1, 1000))
+        double = self
+
+        class Graph:
+            pool: Any = None
+            ended = False
+
+            def replay(self) -> None:
+                double.log.append("replay")
+
+            def reset(self) -> None:
+                if self.ended:
+                    double.release(0, self.pool)
+                    self.ended = False
+
+        class Capture(AbstractContextManager[None]):
+            def __init__(self, graph: Graph, *, pool: Any, stream: Any, capture_error_mode: str):
+                assert capture_error_mode == "thread_local"
+                graph.pool = pool
+                self.graph = graph
+
+            def __enter__(self) -> None:
+                double.empty_cache()
+                count = double.counts.get(self.graph.pool)
+                if count == 0:
+                    raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+                double.counts[self.graph.pool] = (count or 0) + 1
+                double.underway.append(self.graph.pool)
+
+            def __exit__(self, *_: object) -> None:
+                if double.invalid:
+                    double.invalid = False
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                double.underway.remove(self.graph.pool)
+                self.graph.ended = True
+
+        class Stream:
+            def __init__(self, device: Any = None) -> None: ...
+
+            def wait_stream(self, other: Any) -> None:
+                double.log.append("wait")
+
+            def synchronize(self) -> None:
+                double.log.append("synchronize")
+
+        values = {
+            "Stream": Stream, "CUDAGraph": Graph, "graph": Capture,
+            "stream": lambda _: nullcontext(), "device": lambda _: nullcontext(),
+            "synchronize": lambda _=None: None, "empty_cache": self.empty_cache,
+            "mem_get_info": lambda: (1 << 30, 1 << 31), "current_device": lambda: 0,
+            "current_stream": lambda _=None: Stream(), "default_stream": lambda _=None: Stream(),
+            "graph_pool_handle": lambda: (0, next(self._handles)),
+        }  # fmt: skip
+        for name, value in values.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+
+    def empty_cache(self) -> None:
+        if self.underway:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def end(self, device: int, pool: Any) -> None:
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    def release(self, device: int, pool: Any) -> None:
+        assert self.counts[pool] > 0
+        self.counts[pool] -= 1

@@ -3,11 +3,13 @@
     python -m benchmarks.gpu_check [--json FILE] [--requests N] [--compiled]
     python -m benchmarks.gpu_check --small --device cpu     the same code on the small model
 
+Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src before it.
+
 In this order: the tests marked `gpu`; a random model of full size, drawn on the GPU and kept in
 memory; the worker's start; a cached LoRA's request, alone and while four others are fetched;
 requests over HTTP in random order, each picture against its own first one; diffusers' start as a
 process of its own; the parts, ours and diffusers', in one process. A part that fails is a row that
-says so, and the others go on.
+says so, and the others go on; `--json` is written anew after each.
 
 Exit status: 0 if everything exact was exact; the aims of speed are reported, not enforced.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -25,23 +28,32 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
-from benchmarks.full_size import REPOSITORY, SMALL
+from benchmarks.full_size import FULL_BYTES, REPOSITORY, SMALL
 from benchmarks.gpu_check import exactness
-from benchmarks.gpu_check.inputs import LoraFiles, write_loras, write_model
-from benchmarks.gpu_check.service import Service, lora_server, service
-from benchmarks.gpu_check.speeds import Ours, Rows, Theirs, release
+from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
+from benchmarks.gpu_check.report import Report
+from benchmarks.gpu_check.service import (
+    COMPILED_START_S,
+    IMPORTED_FROM,
+    START_S,
+    Service,
+    fresh,
+    lora_server,
+    service,
+)
+from benchmarks.gpu_check.speeds import CFG, SCALE, SEED, Ours, Rows, Theirs, release
+from sdxl_worker.settings import DrawSpeed
 
-# Row → at most; for an H100 or H200, 1024x1024, 28 steps, a rank-32 LoRA on 722 layers.
-AIMS = {
-    "http.cached_lora_ms": 1500, "http.slower_while_fetching": 1.05,
-    "ours.switch_ms": 15, "ours.restore_with_proof_ms": 10, "ours.same_again_ms": 1,
-    "ours.parse_to_applied_ms": 60, "ours.text_ms": 12, "ours.vae_ms": 60,
-}  # fmt: skip
+# Of the place for model and LoRAs.
+_ROOM_BYTES = FULL_BYTES + 3 * 10**9
+_TESTS = ("worker/tests", "benchmarks/tests")
 _PEER_START = """
 import sys, time
 started = time.perf_counter()
@@ -56,48 +68,30 @@ pipe.to(sys.argv[2])
 """
 
 
-class Report:
-    """Rows by section, printed as they come."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Rows] = {}
-        self.failed: list[str] = []
-        self._started = time.perf_counter()
-
-    def part(self, name: str, action: Callable[[], Mapping[str, Any]]) -> None:
-        """Run one section; an error is a row, and no end."""
-        try:
-            found = dict(action())
-        except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
-            self.failed.append(name)
-        self.rows.setdefault(name, {}).update(found)
-        seconds = time.perf_counter() - self._started
-        print(f"[{seconds:6.1f} s] {name}: {json.dumps(found)}", flush=True)
-        release()
-
-    def aims(self) -> dict[str, Any]:
-        """Row → what was found, what was aimed at, and whether it was met."""
-        found = {}
-        for name, limit in AIMS.items():
-            section, row = name.split(".")
-            value = self.rows.get(section, {}).get(row)
-            if value is not None:
-                found[name] = {"found": value, "at_most": limit, "met": value <= limit}
-        return found
-
-
 def gpu_tests() -> Rows:
-    """The tests marked `gpu`, each a promise that no CPU can show."""
+    """The tests marked `gpu`, each a promise that no CPU can show.
+
+    By pytest alone, whatever its version and plugins here: the project's own settings ask for some.
+    """
+    files = [
+        str(path) for room in _TESTS for path in sorted((REPOSITORY / room).rglob("test_*.py"))
+        if re.search(r"^ *@?pytest\.mark\.gpu", path.read_text(), re.MULTILINE)
+    ]  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
-               "worker/tests"]  # fmt: skip
+               "-c", os.devnull, "--rootdir", str(REPOSITORY), "--import-mode=importlib",
+               *files]  # fmt: skip
+    paths = os.pathsep.join(filter(None, [*IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {
+        "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "",
+    }  # fmt: skip
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
-    )
-    last = done.stdout.strip().splitlines()[-1:]
-    if done.returncode:
-        raise RuntimeError(done.stdout[-400:])
-    return {"summary": last[0] if last else ""}
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+        timeout=240,
+    )  # fmt: skip
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode or "passed" not in last:
+        raise RuntimeError((done.stdout + done.stderr)[-1200:])
+    return {"summary": last}
 
 
 def peer_start(folder: Path, device: str) -> Rows:
@@ -125,99 +119,195 @@ def over_http(
     cold = drawn(0)
     alone = [drawn(number % 2) for number in range(runs + 2)][2:]
     with ThreadPoolExecutor(4) as pool:
-        # Seen by no cache: the hash is left out, and the URL is another each time.
+        # Files of the same size that no cache has seen.
         fetching = [
             pool.submit(worker.call, body | {"steps": 1, "loras": [
-                {"url": f"{loras[n % 2]['url']}?signature={n}", "scale": 0.1}]})
+                fresh(loras[n % 2], n + 1) | {"scale": 0.1}]})  # type: ignore[operator]
             for n in range(4)
         ]  # fmt: skip
         beside = drawn(1)
-        for one in fetching:
-            one.result()
+        others = [one.result() for one in fetching]
+    wrong = [one for one in others if one["http"] != 200]
+    if wrong:
+        raise RuntimeError(str(wrong[0])[:300])
     clock = [one["generation_time_seconds"] * 1e3 for one in alone]
     denoise = statistics.median(one["timings"]["denoise"] for one in alone)
+    fetched = sum(cold["timings"][phase] for phase in ("download", "parse", "apply"))
     return {
         "first_lora_ms": round(cold["generation_time_seconds"] * 1e3, 1),
         "first_lora_download_ms": round(cold["timings"]["download"] * 1e3, 1),
+        "fetched_to_applied_ms": round(fetched * 1e3, 1),
         "cached_lora_ms": round(statistics.median(clock), 1),
         "cached_lora_ms_all": [round(one, 1) for one in clock],
         "denoise_ms": round(denoise * 1e3, 1),
         "slower_while_fetching": round(beside["timings"]["denoise"] / denoise, 3),
+        "fetched_meanwhile": sum(one["timings"]["download"] > 0 for one in others),
         "timings": alone[-1]["timings"],
         "drawing": alone[-1].get("drawing"),
         "speed": (alone[-1].get("drawing") or {}).get("speed"),
     }
 
 
-def run(options: argparse.Namespace, folder: Path) -> Report:
+@dataclass
+class Pictures:
+    """The pixels of one request's picture, however it was drawn."""
+
+    http_lora: bytes = b""
+    ours: bytes = b""
+    ours_lora: bytes = b""
+
+    def take(self, pixels: bytes) -> None:
+        """The one over HTTP."""
+        self.http_lora = pixels
+
+
+def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     """All sections, in order."""
-    report, device, small = Report(), options.device, options.small
+    device, small = options.device, options.small
     model = SMALL if small else folder / "model"
     side, steps = (64, 2) if small else (1024, 28)
-    sides = (64, 96) if small else (512, 768, 1024)
     runs = 2 if small else 5
-    files: list[LoraFiles] = []
+    pictures, made = Pictures(), list[LoraFiles]()
     if device == "cuda":
         report.part("tests", gpu_tests)
-    if not small:
-        model.mkdir()
+
+    def make() -> Rows:
         started = time.perf_counter()
-        write_model(model, device)
-        report.rows["model"] = {"made_s": round(time.perf_counter() - started, 1)}
-        release()
+        if not small:
+            model.mkdir()
+            write_model(model, device)
+        made.append(write_loras(folder, module_shapes(model), 4 if small else 32))
+        return {"made_s": round(time.perf_counter() - started, 1)}
 
-    def served(name: str, **settings: str) -> None:
+    report.part("model", make)
+    if not made:
+        return
+    files = made[0]
+    paths = [files.folder / one for one in files.names]
+
+    def served(name: str, start_s: float = START_S, **settings: str) -> None:
         log = folder / f"{name}.log"
-        with service(model, device, log, **settings) as worker:
+        with service(model, device, log, start_s=start_s, **settings) as worker:
             report.part(f"{name}_start", lambda: {"ready_s": round(worker.start_s, 2)})
-            if not files:
-                shapes = {k: tuple(v) for k, v in worker.health["signature"]["modules"].items()}
-                files.append(write_loras(folder, shapes, 4 if small else 32))
-            with lora_server(files[0]) as server:
-                loras: list[Mapping[str, str]] = [server[one] for one in files[0].names]
+            with lora_server(files) as server:
+                loras: list[Mapping[str, str]] = [server[one] for one in files.names]
                 report.part(name, lambda: over_http(worker, loras, side, steps, runs))
+                if name == "http":
+                    report.part(
+                        "http",
+                        lambda: pictures.take(_http_picture(worker, loras[0], side, steps)),
+                    )
+                sides = (64, 96) if small else (512, 768, 1024)
+                report.part(
+                    f"{name}_exactness",
+                    lambda: _exact(report, name, worker, loras, sides, options.requests),
+                )
 
-                def exact() -> Rows:
-                    found = exactness.check(worker, exactness.cases(loras, sides), options.requests)
-                    rows = {"ok": found.ok, "requests": found.requests, "cases": found.cases,
-                            "cancelled": found.cancelled, "differing": found.differing,
-                            "unclean": found.unclean, "errors": dict(found.errors),
-                            "steps": dict(found.steps)}  # fmt: skip
-                    if not found.ok:
-                        report.failed.append(f"{name}_exactness")
-                    return rows
-
-                report.part(f"{name}_exactness", exact)
-
-    report.part("http_run", lambda: served("http") or {})  # type: ignore[func-returns-value]
+    report.part("http_run", lambda: served("http"))
     if options.compiled:
-        report.part("compiled_run", lambda: served("compiled", DRAW_SPEED="compiled") or {})  # type: ignore[func-returns-value]
+        report.part(
+            "compiled_run", lambda: served("compiled", COMPILED_START_S, DRAW_SPEED="compiled")
+        )
     if not small:
         report.part("start", lambda: peer_start(model, device))
-    if not files:
-        return report
-    paths = [files[0].folder / one for one in files[0].names]
-    base: list[bytes] = []
+    _in_one_process(report, files, paths, pictures, (model, device, side, steps, runs))
+    report.part("compared", report.compare)
 
-    def ours() -> Rows:
-        worker = Ours(model, device, side, steps)
-        found = worker.exact([worker.parse(path) for path in paths[: 2 if small else 5]])
+
+def _http_picture(worker: Service, lora: Mapping[str, str], side: int, steps: int) -> bytes:
+    found = worker.call({
+        "prompt": exactness.PROMPT, "width": side, "height": side, "steps": steps, "seed": SEED,
+        "cfg": CFG, "timeout": 280, "loras": [dict(lora) | {"scale": SCALE}],
+    })  # fmt: skip
+    return exactness.pixels_of(found)[0]
+
+
+def _exact(
+    report: Report,
+    name: str,
+    worker: Service,
+    loras: list[Mapping[str, str]],
+    sides: tuple[int, ...],
+    requests: int,
+) -> Rows:
+    found = exactness.check(worker, exactness.cases(loras, sides), requests)
+    if not found.ok:
+        report.failed.append(f"{name}_exactness")
+    return {"ok": found.ok, "requests": found.requests, "cases": found.cases,
+            "cancelled": found.cancelled, "differing": found.differing,
+            "unclean": found.unclean, "errors": dict(found.errors),
+            "steps": dict(found.steps)}  # fmt: skip
+
+
+def _in_one_process(
+    report: Report,
+    files: LoraFiles,
+    paths: list[Path],
+    pictures: Pictures,
+    size: tuple[Path, str, int, int, int],
+) -> None:
+    """Our parts, then diffusers'; each model is gone before the next one comes."""
+    model, device, side, steps, runs = size
+    few = paths[: 2 if model == SMALL else 5]
+    held: list[Any] = []
+
+    def made(make: Callable[..., Any]) -> Rows:
+        started = time.perf_counter()
+        held[:] = [make(model, device, side, steps)]
+        return {"made_s": round(time.perf_counter() - started, 1)}
+
+    def exact() -> Rows:
+        found: Rows = held[0].exact([held[0].parse(path) for path in few])
         wrong = [name for name, value in found.items() if value is not True]
         report.failed.extend(f"ours.{name}" for name in wrong)
-        base.append(worker.draw())
-        return found | worker.rows(paths, runs)
+        pictures.ours, pictures.ours_lora = held[0].draw(), held[0].draw_with(paths[0])
+        return found
 
-    def theirs() -> Rows:
-        peer = Theirs(model, device, side, steps)
-        same = bool(base) and peer.draw() == base[0]
-        if not same:
-            report.failed.append("diffusers.base_picture_is_ours")
-        rows = peer.rows(files[0], runs, compiled=not small)
-        return {"base_picture_is_ours": same} | rows
+    def equal() -> Rows:
+        """Plain diffusers' pictures: of the base, and with the LoRA merged by the same rule."""
+        merged = held[0].draw_merged(paths[0])
+        found = {
+            "base_picture_is_ours": held[0].draw() == pictures.ours,
+            "lora_picture_is_ours": merged == pictures.ours_lora,
+            "lora_picture_is_the_one_over_http": merged == pictures.http_lora,
+        }
+        report.failed.extend(f"diffusers.{name}" for name, same in found.items() if not same)
+        return found
 
-    report.part("ours", ours)
-    report.part("diffusers", theirs)
-    return report
+    report.part("ours", lambda: made(Ours))
+    if held:
+        report.part("ours_exactness", exact)
+        report.part("ours", lambda: held[0].rows(paths, runs))
+    held.clear()
+    release()
+    report.part("diffusers", lambda: made(Theirs))
+    if held:
+        report.part("diffusers_exactness", equal)
+        report.part("diffusers", lambda: held[0].fused(files, runs))
+        report.part(
+            "diffusers_hotswap",
+            lambda: held[0].hotswapped(files, runs, compiled=model != SMALL),
+        )
+    held.clear()
+
+
+def _device(device: str) -> dict[str, Any]:
+    """What it was measured on."""
+    if device != "cuda":
+        return {"device": device}
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
+        "capability": f"{about.major}.{about.minor}", "memory_bytes": about.total_memory,
+    }  # fmt: skip
+
+
+def _room(small: bool) -> Path | None:
+    """Memory, where the model belongs; elsewhere if it is too little, as in a container."""
+    room = Path("/dev/shm")  # noqa: S108
+    if small or not room.is_dir() or shutil.disk_usage(room).free < _ROOM_BYTES:
+        return None
+    return room
 
 
 def main() -> int:
@@ -233,31 +323,30 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(json.dumps({"ok": False, "error": "no CUDA device here: --small --device cpu"}))
         return 2
-    # Memory, where the model belongs.
-    room = Path("/dev/shm")  # noqa: S108
-    place = room if room.is_dir() and not options.small else None
-    folder = Path(tempfile.mkdtemp(prefix="gpu-check-", dir=place))
-    started = time.perf_counter()
+    about = _device(options.device)
+
+    def line(report: Report) -> str:
+        return json.dumps({
+            "benchmark": "gpu_check", "ok": not report.failed, **about,
+            "torch": torch.__version__, "diffusers": diffusers.__version__,
+            "small": options.small, "seconds": round(report.seconds, 1),
+            "speeds": [speed.value for speed in DrawSpeed],
+            "failed": report.failed, "aims": {} if options.small else report.aims(),
+            "rows": report.rows,
+        })  # fmt: skip
+
+    def keep(report: Report) -> None:
+        if options.json:
+            options.json.write_text(line(report) + "\n")
+
+    folder = Path(tempfile.mkdtemp(prefix="gpu-check-", dir=_room(options.small)))
+    report = Report(keep)
     try:
-        report = run(options, folder)
+        # A section like the others: whatever goes wrong between them is a row.
+        report.part("run", lambda: run(report, options, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    cuda = options.device == "cuda"
-    last = {
-        "benchmark": "gpu_check",
-        "ok": not report.failed,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "torch": torch.__version__,
-        "small": options.small,
-        "seconds": round(time.perf_counter() - started, 1),
-        "failed": report.failed,
-        "aims": {} if options.small else report.aims(),
-        "rows": report.rows,
-    }
-    line = json.dumps(last)
-    if options.json:
-        options.json.write_text(line + "\n")
-    print(line)
+    print(line(report), flush=True)
     return int(bool(report.failed))
 
 

@@ -5,7 +5,9 @@ Must not know: GPUs.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import random
 import threading
 import time
@@ -13,6 +15,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from PIL import Image
 
 from benchmarks.gpu_check.service import Service
 
@@ -92,10 +96,17 @@ def check(service: Service, asked: Mapping[str, dict[str, Any]], count: int) -> 
     return found
 
 
+def pixels_of(answer: Mapping[str, Any]) -> list[bytes]:
+    """Of all pictures of one answer; not the files, in which the LoRAs' names would differ."""
+    return [
+        Image.open(io.BytesIO(base64.b64decode(one["image_base64"]))).convert("RGB").tobytes()
+        for one in answer.get("images") or [answer]
+    ]
+
+
 def digest_of(answer: Mapping[str, Any]) -> str:
-    """Of all pictures of one answer."""
-    images = answer.get("images") or [answer]
-    return hashlib.sha256("".join(one["image_sha256"] for one in images).encode()).hexdigest()
+    """Of the pixels of all pictures of one answer."""
+    return hashlib.sha256(b"".join(pixels_of(answer))).hexdigest()
 
 
 def _cancelled(service: Service, body: dict[str, Any], after_s: float, name: str) -> None:

@@ -25,6 +25,7 @@ from benchmarks.full_size import (
     UNET,
     VAE,
 )
+from sdxl_worker.lora import lora_targets
 from testkit.lora import MAKERS, Randomness, kohya_stem, save
 
 # Eight files of five algorithms; the first two are the rank-32 ones that are timed.
@@ -74,6 +75,20 @@ def _fill(name: str, tensor: torch.Tensor) -> None:
         tensor.fill_(1.0 if name.endswith("weight") else 0.0)
     else:
         tensor.normal_(0, _SPREAD / tensor[0].numel() ** 0.5)
+
+
+def module_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What LoRAs may change in the pipeline in `folder`: full module name → weight shape."""
+    classes: dict[str, Any] = {
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
+    }
+    config = transformers.CLIPTextConfig
+    unet: Any = diffusers.UNet2DConditionModel
+    with torch.device("meta"):
+        parts = [unet.from_config(unet.load_config(folder / "unet"))]
+        parts += [cls(config.from_pretrained(folder / name)) for name, cls in classes.items()]
+    return lora_targets(*parts).signature_modules()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sdxl_worker.drawing.prompts import encode_prompts
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.loading.pipeline import load_model
-from sdxl_worker.lora import ParsedLora, parse_lora
+from sdxl_worker.lora import LoraPatcher, ParsedLora, lora_targets, parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 from testkit.graphs import FakeRecorder
@@ -69,6 +70,11 @@ class Ours:
         """The LoRA in `path`, where the patcher wants it."""
         targets = self.ready.patcher._targets
         return parse_lora(path.read_bytes(), targets).to(self.device)
+
+    def draw_with(self, path: Path) -> bytes:
+        """The pixels of the picture with the LoRA in `path`."""
+        with self.ready.patcher.applied([(self.parse(path), SCALE)]):
+            return self.draw()
 
     def draw(self) -> bytes:
         """The pixels of one picture on the model as it stands."""
@@ -122,6 +128,8 @@ class Ours:
         def first() -> None:
             patcher.apply([(self.parse(paths[0]), SCALE)])
 
+        # As if it were new: what was kept of it would be replayed.
+        patcher.drop_operands()
         found["parse_to_applied_ms"] = median_ms(device, first, 1, 0)
         turn = iter(range(10**6))
         found["switch_ms"] = median_ms(
@@ -182,13 +190,21 @@ class Theirs:
         ).images[0]  # fmt: skip
         return bytes(image.tobytes())
 
-    def rows(self, files: LoraFiles, runs: int, *, compiled: bool) -> Rows:
-        """Load, fuse, draw, unfuse, unload; then hot-swapped adapters, compiled where asked."""
+    def draw_merged(self, path: Path) -> bytes:
+        """The same picture with the LoRA in `path` merged by the worker's rule, by a patcher of its
+        own, and drawn by diffusers' pipeline."""
+        targets = lora_targets(self.pipe.unet, self.pipe.text_encoder, self.pipe.text_encoder_2)
+        patcher = LoraPatcher(targets)
+        with patcher.applied([(parse_lora(path.read_bytes(), targets).to(self.device), SCALE)]):
+            return self.draw()
+
+    def fused(self, files: LoraFiles, runs: int) -> Rows:
+        """Load, fuse, draw, unfuse, unload."""
         pipe, found = self.pipe, Rows()
-        states = [load_file(files.folder / name) for name in files.names[:2]]
+        state = load_file(files.folder / files.names[0])
 
         def cycle() -> None:
-            pipe.load_lora_weights(dict(states[0]), adapter_name="x")
+            pipe.load_lora_weights(dict(state), adapter_name="x")
             pipe.fuse_lora(components=["unet"], lora_scale=SCALE)
             self.draw()
             pipe.unfuse_lora(components=["unet"])
@@ -196,6 +212,12 @@ class Theirs:
 
         found["picture_ms"] = median_ms(self.device, self.draw, 2)
         found["fused_cycle_ms"] = median_ms(self.device, cycle, runs)
+        return found
+
+    def hotswapped(self, files: LoraFiles, runs: int, *, compiled: bool) -> Rows:
+        """Adapters that replace each other in place, the blocks compiled where asked; last."""
+        pipe = self.pipe
+        states = [load_file(files.folder / name) for name in files.names[:2]]
         rank = next(v.shape[0] for k, v in states[0].items() if k.endswith("lora_down.weight"))
         pipe.enable_lora_hotswap(target_rank=rank)
         pipe.load_lora_weights(dict(states[0]), adapter_name="x")
@@ -209,11 +231,12 @@ class Theirs:
             self.draw()
 
         name = "hotswap_compiled_cycle_ms" if compiled else "hotswap_cycle_ms"
-        found[name] = median_ms(self.device, swap, runs)
-        return found
+        return {name: median_ms(self.device, swap, runs)}
 
 
 def release(*_: object) -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
-    torch.cuda.empty_cache()
+    # After an error of the device itself nothing works, and the last line is still wanted.
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()

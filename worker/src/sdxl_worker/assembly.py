@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
@@ -29,9 +30,9 @@ from sdxl_worker.fetching.embedding_source import EmbeddingSource
 from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.fetching.picture_source import PictureSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
-from sdxl_worker.graphs.cuda import CudaRecorder, without_captures
+from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
 from sdxl_worker.loading.budgets import MemoryPlan
-from sdxl_worker.loading.gpu_memory import plan_for
+from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, plan_for
 from sdxl_worker.loading.identity import weights_identity
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
@@ -134,7 +135,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     )
     on_gpu = roomy and model.device.type == "cuda"
     move: Callable[[ParsedLora], ParsedLora] = (
-        (lambda lora: _moved(lora, model.device)) if on_gpu else (lambda lora: lora)
+        partial(moved_to, model.device, Uploads(model.device)) if on_gpu else (lambda lora: lora)
     )
     budget = ByteBudget(settings.lora_bytes_in_flight)
     source = LoraSource(fetcher, cache, targets, disk, move, budget)
@@ -180,7 +181,7 @@ def _recorder(
         return None, Why.BUDGET
     try:
         return CudaRecorder(model.device), Why.NO_GPU
-    except RuntimeError as error:
+    except Exception as error:
         log.warning("no_graphs", error=repr(error))
         return None, Why.FAILED
 
@@ -202,9 +203,21 @@ def _model_calls(settings: Settings, model: LoadedModel, static: StaticCalls) ->
     )
 
 
-def _moved(lora: ParsedLora, device: torch.device) -> ParsedLora:
-    with without_captures():
-        return lora.to(device)
+def moved_to(device: torch.device, uploads: Uploads, lora: ParsedLora) -> ParsedLora:
+    """`lora` on the GPU; as it is where that has no room: the patcher takes it from anywhere."""
+    try:
+        return uploads.run(lambda: lora.to(device), _one_of_each_memory)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        let_go(error)
+        log.warning("lora_kept_off_the_gpu", sha256=lora.sha256, bytes=lora.nbytes)
+        return lora
+
+
+def _one_of_each_memory(lora: ParsedLora) -> list[torch.Tensor]:
+    tensors = (tensor for layer in lora.layers.values() for tensor in layer.tensors.values())
+    return list({tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}.values())
 
 
 def _warm_up(settings: Settings, drawer: Drawer, model: LoadedModel, static: StaticCalls) -> None:

@@ -82,6 +82,32 @@ def test_a_long_text_another_size_and_no_guidance_are_shapes_of_their_own(ready:
     assert report().steps_captured == 0
 
 
+def test_samplers_that_count_in_integers_share_the_recordings(ready: Any) -> None:
+    """Each kind of number would else be recorded, or compiled for minutes, within a request."""
+    eager, drawer = Drawer(ready.model), recording(ready)
+    draw(drawer)
+    for sampler in ("ddim", "dpmpp_2m", "heun"):
+        expected = draw(eager, scheduler=sampler)
+        assert draw(drawer, scheduler=sampler) == expected
+        assert (report().steps_captured, report().steps_eager) == (0, 0), sampler
+
+
+def test_memory_that_runs_out_in_the_vae_takes_the_recordings_before_it_fails_a_request(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawer, vae = recording(ready), ready.model.pipe.vae
+    plain, decode = draw(drawer), vae.decode
+
+    def cramped(*args: Any, **options: Any) -> Any:
+        if drawer.graph_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(*args, **options)
+
+    monkeypatch.setattr(vae, "decode", cramped)
+    assert draw(drawer) == plain
+    assert drawer.graph_bytes == 0
+
+
 def test_on_a_cpu_every_step_is_eager_and_says_why(ready: Any) -> None:
     drawer = Drawer(ready.model)
     draw(drawer)

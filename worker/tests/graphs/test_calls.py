@@ -112,9 +112,27 @@ def test_a_recording_that_gives_other_bits_is_not_used() -> None:
     assert all(one.discarded for _, one in recorder.made)
 
 
-def test_what_cannot_be_recorded_is_called_eagerly_and_not_tried_again() -> None:
+def test_numbers_that_are_none_are_the_same_where_their_bits_are() -> None:
+    """What a LoRA that overflows draws must not be taken for a recording that is wrong."""
+    calls = StaticCalls(FakeRecorder(), 100)
+    for _ in range(2):
+        found = calls.call("root", torch.sqrt, {"input": torch.tensor([-1.0, 4.0])})
+        assert found.isnan().tolist() == [True, False]
+
+    assert hows(calls) == [("captured", None, 1), ("replayed", None, 1)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("operation not permitted when stream is capturing"),
+        TypeError("graph() got an unexpected keyword argument"),
+        AttributeError("module has no attribute"),
+    ],
+)
+def test_what_cannot_be_recorded_is_called_eagerly_and_not_tried_again(error: Exception) -> None:
     recorder = FakeRecorder()
-    recorder.failing = RuntimeError("operation not permitted when stream is capturing")
+    recorder.failing = error
     calls = StaticCalls(recorder, 100)
     called(calls, 3)
     recorder.failing = None

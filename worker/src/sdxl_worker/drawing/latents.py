@@ -78,8 +78,9 @@ def from_image(image: Image.Image) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """RGB image of (3, H, W) values in [-1, 1]."""
-    values = (pixels.float().clamp(-1, 1) + 1) * 127.5
+    """RGB image of (3, H, W) values in [-1, 1]; by diffusers' steps, each in its dtype, so that the
+    bytes are diffusers' in 16 bit, too."""
+    values = (pixels * 0.5 + 0.5).clamp(0, 1).float() * 255
     array: np.ndarray[Any, np.dtype[np.uint8]] = (
         values.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     )

@@ -82,7 +82,9 @@ class ModelCalls:
         """The UNet's prediction for one step; a `UNetCall`."""
         arguments = {
             "sample": inputs.sample,
-            "timestep": inputs.timestep,
+            # What the UNet makes of it first. Samplers count in integers or fractions, and each
+            # kind would be recorded, and compiled for minutes, by itself.
+            "timestep": inputs.timestep.to(inputs.sample.device, torch.float32),
             "encoder_hidden_states": inputs.embeds,
             "timestep_cond": inputs.timestep_cond,
             "added_cond_kwargs": {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
@@ -122,7 +124,7 @@ class ModelCalls:
         # Its kernels are long: a graph saves nothing (measured), and would hold gigabytes.
         size = latents.shape[2] * latents.shape[3] * self._pipe.vae_scale_factor**2
         with upcast_where_needed(vae), tiled_where_large(vae, size, self._whole_pixels):
-            pixels: Tensor = vae.decode(unscaled(latents, vae), return_dict=False)[0]
+            pixels: Tensor = self.static.run(self._run_decoder, {"z": unscaled(latents, vae)})
         return pixels
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ class ModelCalls:
         vae = self._pipe.vae
         size = pixels.shape[2] * pixels.shape[3]
         with upcast_where_needed(vae), tiled_where_large(vae, size, self._whole_pixels):
-            found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+            ready = pixels.to(vae.device, vae.dtype)
+            found = self.static.run(self._run_encoder, {"x": ready})
         latents: Tensor = scaled(found, vae).to(self._pipe.unet.dtype)
         return latents
 
@@ -192,6 +195,14 @@ class ModelCalls:
 
     def _run_unet(self, **arguments: Any) -> Tensor:
         found: Tensor = self._pipe.unet(**arguments, return_dict=False)[0]
+        return found
+
+    def _run_decoder(self, z: Tensor) -> Tensor:
+        found: Tensor = self._pipe.vae.decode(z, return_dict=False)[0]
+        return found
+
+    def _run_encoder(self, x: Tensor) -> Tensor:
+        found: Tensor = self._pipe.vae.encode(x).latent_dist.mode()
         return found
 
     def _run_compiled(self, **arguments: Any) -> Tensor:

@@ -1,4 +1,5 @@
-"""Records calls as CUDA graphs, and keeps a thread from running far ahead of its GPU.
+"""Records calls as CUDA graphs, moves tensors to a GPU beside its work, and keeps a thread from
+running far ahead of it.
 
 Duty: the little that only a GPU can do; everything that decides is in `calls`.
 Must not know: what is called.
@@ -9,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+T = TypeVar("T")
 # Libraries make handles, workspaces and plans at their first calls, which none may in a capture.
 _WARM_UPS = 2
 # Steps that a thread may have given to the GPU and that are not done.
@@ -28,24 +32,44 @@ def without_captures() -> Iterator[None]:
         yield
 
 
+@dataclass
+class _Pool:
+    handle: Any
+    held: int = 0
+
+
 class CudaRecording:
     """One CUDA graph and where it leaves its output."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Any, nbytes: int) -> None:
-        self._graph = graph
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        output: Any,
+        nbytes: int,
+        device: torch.device,
+        discarded: Callable[[], None],
+    ) -> None:
+        self._graph: torch.cuda.CUDAGraph | None = graph
         self._output = output
+        self._device = device
+        self._discarded = discarded
         self.nbytes = nbytes
 
     def replay(self) -> Any:
         """Queue the whole call on the present stream."""
+        assert self._graph is not None
         self._graph.replay()
         return self._output
 
     def discard(self) -> None:
         """Give up graph and output; what still runs is waited for."""
-        torch.cuda.synchronize()
+        if self._graph is None:
+            return
+        torch.cuda.synchronize(self._device)
         self._output = None
         self._graph.reset()
+        self._graph = None
+        self._discarded()
 
 
 class CudaRecorder:
@@ -54,7 +78,8 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pools: dict[str, Any] = {}
+        self._pools: dict[str, _Pool] = {}
+        self._broken: list[torch.cuda.CUDAGraph] = []
 
     def record(self, call: Callable[[], Any], pool: str) -> CudaRecording:
         """`call` as a graph; it is run a few times before."""
@@ -64,36 +89,92 @@ class CudaRecorder:
             free = torch.cuda.mem_get_info()[0]
             before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
-            # Of its own: a capture that fails leaves its stream the present one.
-            with torch.cuda.stream(self._stream):
-                for _ in range(_WARM_UPS):
-                    call()
-                torch.cuda.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                if pool not in self._pools:
-                    self._pools[pool] = torch.cuda.graph_pool_handle()
-                try:
-                    with torch.cuda.graph(
-                        graph,
-                        pool=self._pools[pool],
-                        stream=self._stream,
-                        capture_error_mode="thread_local",
-                    ):
-                        output = call()
-                except BaseException:
-                    # A pool that a capture broke off in is used by none again.
-                    self._pools.pop(pool, None)
-                    raise
-            before.wait_stream(self._stream)
+            try:
+                # Of its own: a capture that fails leaves its stream the present one.
+                with torch.cuda.stream(self._stream):
+                    for _ in range(_WARM_UPS):
+                        call()
+                    torch.cuda.synchronize()
+                    graph, output = self._capture(call, pool)
+            finally:
+                # Also where a run broke off: what it queued may still write.
+                before.wait_stream(self._stream)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             taken = free - torch.cuda.mem_get_info()[0]
-            return CudaRecording(graph, output, max(0, taken))
+            held = self._pools[pool]
+            held.held += 1
+            return CudaRecording(
+                graph, output, max(0, taken), self._device, lambda: self._let_go(pool, held)
+            )
 
     def start_anew(self, pool: str) -> None:
         """The next recording there gets a pool of its own; what is free goes back."""
         self._pools.pop(pool, None)
         torch.cuda.empty_cache()
+
+    def _capture(self, call: Callable[[], Any], pool: str) -> tuple[torch.cuda.CUDAGraph, Any]:
+        graph = torch.cuda.CUDAGraph()
+        if pool not in self._pools:
+            self._pools[pool] = _Pool(torch.cuda.graph_pool_handle())
+        try:
+            with torch.cuda.graph(
+                graph,
+                pool=self._pools[pool].handle,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ):
+                output = call()
+        except BaseException:
+            self._break_off(graph, self._pools.pop(pool))
+            raise
+        return graph, output
+
+    def _break_off(self, graph: torch.cuda.CUDAGraph, pool: _Pool) -> None:
+        """Put torch's allocator right after a capture that failed.
+
+        Where CUDA refuses to end a capture, torch does not tell its allocator that it has ended:
+        from then on `empty_cache` raises, in the whole process, and memory that is cached is not
+        given back when it is short. A pool that this happened in is used by none again.
+        """
+        graph.reset()
+        # The allocator of pinned memory cannot be told, and asks this object for good.
+        self._broken.append(graph)
+        # Raises where torch has ended the capture itself.
+        with suppress(RuntimeError):
+            place = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(place, pool.handle)
+            torch._C._cuda_releasePool(place, pool.handle)
+
+    def _let_go(self, name: str, pool: _Pool) -> None:
+        """A recording of `pool` is gone. torch refuses to record in a pool that holds none."""
+        pool.held -= 1
+        if pool.held == 0 and self._pools.get(name) is pool:
+            del self._pools[name]
+
+
+class Uploads:
+    """Copies to a device on a stream of its own: whoever draws there neither waits nor is waited
+    for. Any thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, copy: Callable[[], T], tensors: Callable[[T], list[Tensor]]) -> T:
+        """What `copy` gives, whole when this returns.
+
+        Args:
+            tensors: of it, at least one of each memory that it took.
+        """
+        with without_captures(), torch.cuda.stream(self._stream):
+            copied = copy()
+            self._stream.synchronize()
+        user = torch.cuda.default_stream(self._device)
+        for tensor in tensors(copied):
+            # Else its memory could be given to the next copy while a kernel still reads it.
+            tensor.record_stream(user)
+        return copied
 
 
 class Pace:
@@ -104,15 +185,15 @@ class Pace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._marks: deque[Any] = deque()
 
     def mark(self) -> None:
         """A step was queued: wait, without the interpreter's lock, for the one before the last."""
-        if not self._on_gpu:
+        if self._device.type != "cuda":
             return
         event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         self._marks.append(event)
         if len(self._marks) > _AHEAD:
             self._marks.popleft().synchronize()

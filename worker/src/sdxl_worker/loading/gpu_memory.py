@@ -8,6 +8,7 @@ Must not know: how pictures are drawn.
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -46,7 +47,9 @@ def let_go(error: BaseException) -> None:
         # Of frames that have ended; those that are still running are left alone.
         traceback.clear_frames(one.__traceback__)
         one = one.__cause__ or one.__context__
-    torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
+    # torch refuses while another thread captures a graph: what is free goes back the next time.
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
 
 
 def too_little_for(

@@ -153,8 +153,8 @@ class GroupedWrites:
 
         try:
             prepared.recording = recorder.record(write_all, "swaps")
-        except (RuntimeError, MemoryError):
-            # It is written layer by layer, as the first time.
+        except Exception:
+            # Whatever it is, it is written layer by layer, as the first time.
             prepared.unrecordable = True
 
 

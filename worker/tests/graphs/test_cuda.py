@@ -1,0 +1,142 @@
+"""The recorder of a GPU, with a double of torch's own part: failed captures, pools, uploads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdxl_worker.assembly import moved_to
+from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.lora import ParsedLora, parse_lora
+from testkit.graphs import CudaDouble
+from testkit.lora import lora_file, save, tiny_model
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
+    return CudaDouble(monkeypatch)
+
+
+def called(calls: StaticCalls, size: int) -> list[tuple[str, str | None]]:
+    """How a call of that shape was made."""
+    x = torch.ones(size)
+    assert torch.equal(calls.call("double", lambda x: x * 2, {"x": x}), x * 2)
+    return [(how.value, why and why.value) for _, how, why in calls.take_counts()]
+
+
+def test_after_a_capture_that_cuda_refuses_to_end_all_goes_on(cuda: CudaDouble) -> None:
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    assert called(calls, 1) == [("captured", None)]
+    cuda.invalid = True
+    assert called(calls, 2) == [("eager", "capture_failed")]
+
+    assert cuda.underway == []
+    torch.cuda.empty_cache()
+    assert called(calls, 2) == [("eager", "capture_failed")]
+    assert called(calls, 3) == [("captured", None)]
+    assert called(calls, 3) == [("replayed", None)]
+    calls.drop_all()
+    # No pool is held by what is gone: neither by the broken capture nor by the recordings.
+    assert set(cuda.counts.values()) == {0}
+
+
+def test_what_a_failed_capture_leaves_behind_in_torch_is_what_the_double_shows(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: without the repair nothing could be recorded or given back any more."""
+    monkeypatch.setattr(CudaRecorder, "_break_off", lambda *_: None)
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    cuda.invalid = True
+    called(calls, 1)
+
+    with pytest.raises(RuntimeError, match="captures_underway"):
+        torch.cuda.empty_cache()
+    assert called(calls, 2) == [("eager", "capture_failed")]
+
+
+def test_memory_that_runs_out_in_a_capture_is_no_failed_capture(cuda: CudaDouble) -> None:
+    runs: list[int] = []
+
+    def cramped(x: Tensor) -> Tensor:
+        runs.append(1)
+        # Once eagerly and twice to warm up; the next one is captured.
+        if len(runs) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x * 2
+
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    calls.call("cramped", cramped, {"x": torch.ones(1)})
+    assert [why and why.value for _, _, why in calls.take_counts()] == ["memory"]
+    assert (cuda.underway, set(cuda.counts.values())) == ([], {0})
+    assert called(calls, 1) == [("captured", None)]
+
+
+def test_a_pool_whose_last_recording_went_is_not_recorded_in_again(cuda: CudaDouble) -> None:
+    recorder = CudaRecorder(DEVICE)
+    first, second = (recorder.record(lambda: None, "swaps") for _ in range(2))
+    first.discard()
+    first.discard()
+    third = recorder.record(lambda: None, "swaps")
+    assert len(cuda.counts) == 1
+    second.discard()
+    third.discard()
+    recorder.record(lambda: None, "swaps")
+    assert sorted(cuda.counts.values()) == [0, 1]
+
+
+def test_work_that_a_broken_run_queued_is_waited_for(cuda: CudaDouble) -> None:
+    def breaks() -> None:
+        cuda.log.append("breaks")
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        CudaRecorder(DEVICE).record(breaks, "swaps")
+    assert cuda.log == ["wait", "breaks", "wait"]
+
+
+@pytest.fixture(scope="module")
+def lora() -> ParsedLora:
+    model = tiny_model()
+    names = [name for name in model.targets().shapes if name.endswith("attn1.to_q")]
+    return parse_lora(save(lora_file(model, "lora", modules=names)), model.targets())
+
+
+def moved(cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora, to: Any) -> Any:
+    marked: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, _: marked.append(tensor))
+    monkeypatch.setattr(ParsedLora, "to", to)
+    return moved_to(DEVICE, Uploads(DEVICE), lora), marked
+
+
+def test_a_lora_is_whole_and_marked_as_in_use_when_it_is_on_the_gpu(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora
+) -> None:
+    found, marked = moved(cuda, monkeypatch, lora, lambda one, _: one)
+
+    assert found is lora
+    assert cuda.log == ["synchronize"]
+    # The file's one buffer.
+    assert len(marked) == 1
+
+
+def test_a_lora_for_which_the_gpu_has_no_room_stays_where_it_is(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora
+) -> None:
+    def full(*_: Any) -> ParsedLora:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found, marked = moved(cuda, monkeypatch, lora, full)
+    assert found is lora
+    assert marked == []
+
+    def broken(*_: Any) -> ParsedLora:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        moved(cuda, monkeypatch, lora, broken)
