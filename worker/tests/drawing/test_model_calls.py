@@ -115,7 +115,10 @@ def test_on_a_cpu_every_step_is_eager_and_says_why(ready: Any) -> None:
     assert report().eager_because == {"no_gpu": 3}
 
 
-def test_other_attention_processors_than_the_recorded_ones_draw_eagerly(ready: Any) -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_other_attention_processors_than_the_recorded_ones_draw_eagerly(
+    ready: Any, compiling: bool
+) -> None:
     class Halved:
         """A plain object, as control and reference adapters are attached."""
 
@@ -125,12 +128,16 @@ def test_other_attention_processors_than_the_recorded_ones_draw_eagerly(ready: A
         def __call__(self, *args: Any, **options: Any) -> Any:
             return self.inner(*args, **options) / 2
 
-    drawer, unet = recording(ready), ready.model.pipe.unet
-    plain, before = draw(drawer), dict(unet.attn_processors)
+    unet, before = ready.model.pipe.unet, dict(ready.model.pipe.unet.attn_processors)
+    compiled = (lambda *args, **options: unet(*args, **options)) if compiling else None
+    drawer = recording(ready, compiled=compiled, native_side=SIDE)
+    plain = draw(drawer)
     unet.set_attn_processor({name: Halved(one) for name, one in before.items()})
     try:
         assert draw(drawer) != plain
         assert report().eager_because == {"attached": 3}
+        # Compiled with what is attached it would be compiled within a request.
+        assert report().speed == "exact"
     finally:
         unet.set_attn_processor(before)
     assert draw(drawer) == plain

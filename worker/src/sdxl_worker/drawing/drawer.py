@@ -7,7 +7,7 @@ Must not know: LoRAs, HTTP, queues.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -205,7 +205,7 @@ class Drawer:
         self, run: Run, image: Image.Image, size: tuple[int, int], name: str
     ) -> Image.Image:
         """`image` at `size`, by Lanczos or by one of the operator's upscalers."""
-        network = None if name == LANCZOS else self._shelf.get(UPSCALER, name)
+        network = None if name == LANCZOS else self._network(UPSCALER, name, ())
         return enlarge(image, size, cast("Upscaler | None", network), self._model.device, run.check)
 
     def _encode(self, image: Image.Image) -> Tensor:
@@ -287,12 +287,17 @@ class Drawer:
         progress.passed(one, count)
         return latents
 
+    def _network(self, kind: str, name: str, keep: Collection[tuple[str, str]]) -> Any:
+        """One of the operator's; where it has no room, once more without recordings."""
+        wanted = {"kind": kind, "name": name, "keep": keep}
+        return self._calls.static.run(self._shelf.get, wanted)
+
     def _held(self, run: Run, size: tuple[int, int]) -> list[Held]:
         """The request's controls for a pass of `size` px."""
         controls = run.request.controls
         held = []
         for control, picture in zip(controls, run.control_pictures, strict=True):
-            network = self._shelf.get(CONTROL, control.model, keep=_in_use(run))
+            network = self._network(CONTROL, control.model, _in_use(run))
             about = self._shelf.item(CONTROL, control.model).about
             held.append(
                 Held(
@@ -312,7 +317,7 @@ class Drawer:
         shown = []
         for reference, picture in zip(run.request.references, run.reference_pictures, strict=True):
             encoder, network = (
-                self._shelf.get(kind, name, keep=_in_use(run))
+                self._network(kind, name, _in_use(run))
                 for kind, name in ((ENCODER, ENCODER), (ADAPTER, reference.adapter))
             )
             adapter = cast("Adapter", network)
