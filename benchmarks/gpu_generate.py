@@ -52,7 +52,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.gpu_sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
+from benchmarks.gpu_check.sides import CFG, RANK, SEED, Clock, Plain, Side, Task, Variant, Worker
 from benchmarks.swap_sides import hardware
 from sdxl_contract.limits import STEPS_DEFAULT, STEPS_MAX, ModelLimits
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND

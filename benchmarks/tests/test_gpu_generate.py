@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from benchmarks import gpu_generate
+from benchmarks.gpu_check.sides import Clock, Plain, Task, Variant, Worker
 from benchmarks.gpu_generate import (
     SMALL,
     Measured,
@@ -24,7 +25,6 @@ from benchmarks.gpu_generate import (
     summarise,
     variants,
 )
-from benchmarks.gpu_sides import Clock, Plain, Task, Variant, Worker
 from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_worker.settings import Dtype
 
