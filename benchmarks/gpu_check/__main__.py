@@ -122,7 +122,7 @@ def over_http(
         # Files of the same size that no cache has seen.
         fetching = [
             pool.submit(worker.call, body | {"steps": 1, "loras": [
-                fresh(loras[n % 2], n + 1) | {"scale": 0.1}]})  # type: ignore[operator]
+                fresh(loras[n % 2], n + 1) | {"scale": 0.1}]})
             for n in range(4)
         ]  # fmt: skip
         beside = drawn(1)
