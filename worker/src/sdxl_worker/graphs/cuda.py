@@ -140,8 +140,8 @@ class CudaRecorder:
         graph.reset()
         # The allocator of pinned memory cannot be told, and asks this object for good.
         self._broken.append(graph)
-        # Raises where torch has ended the capture itself.
-        with suppress(RuntimeError):
+        # Raises where torch has ended the capture itself; and the names are not public.
+        with suppress(RuntimeError, AttributeError):
             place = torch.cuda.current_device()
             torch._C._cuda_endAllocateToPool(place, pool.handle)
             torch._C._cuda_releasePool(place, pool.handle)

@@ -1,0 +1,147 @@
+"""Real CUDA graphs: the same bits, weights seen in place, and service after whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from sdxl_contract.request import GenerateRequest
+from sdxl_worker.assembly import Assembly, assemble
+from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.fetching.download import Fetcher, FetchPolicy
+from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.loading.pipeline import load_model
+from sdxl_worker.lora import parse_lora
+from sdxl_worker.run import Run
+from sdxl_worker.settings import Settings
+from testkit.worker import MODEL, SIDE, kohya_lora
+
+DEVICE = torch.device("cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.fixture
+def calls() -> Iterator[StaticCalls]:
+    made = StaticCalls(CudaRecorder(DEVICE), 1 << 30)
+    yield made
+    made.drop_all()
+
+
+def how(calls: StaticCalls) -> list[tuple[str, str | None]]:
+    return [(how.value, why and why.value) for _, how, why in calls.take_counts()]
+
+
+def doubled(calls: StaticCalls, size: int) -> list[tuple[str, str | None]]:
+    """How a call of that shape was made."""
+    x = torch.rand(size, device=DEVICE)
+    assert torch.equal(calls.call("double", lambda x: x * 2, {"x": x}), x * 2)
+    return how(calls)
+
+
+def test_a_capture_that_cuda_breaks_off_leaves_everything_else_working(calls: StaticCalls) -> None:
+    def waits(x: Tensor) -> Tensor:
+        return x * x.sum().item()  # which no capture may do
+
+    assert doubled(calls, 8) == [("captured", None)]
+    x = torch.ones(4, device=DEVICE)
+    for _ in range(2):
+        assert torch.equal(calls.call("waits", waits, {"x": x}), x * 4)
+        assert how(calls) == [("eager", "capture_failed")]
+
+    torch.cuda.empty_cache()
+    assert doubled(calls, 8) == [("replayed", None)]
+    assert [doubled(calls, 16), doubled(calls, 16)] == [[("captured", None)], [("replayed", None)]]
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_from_a_failed_one(calls: StaticCalls) -> None:
+    def cramped(x: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            torch.empty(1 << 50, dtype=torch.uint8, device=DEVICE)
+        return x * 2
+
+    x = torch.ones(4, device=DEVICE)
+    assert torch.equal(calls.call("cramped", cramped, {"x": x}), x * 2)
+    assert how(calls) == [("eager", "memory")]
+    assert [doubled(calls, 16), doubled(calls, 16)] == [[("captured", None)], [("replayed", None)]]
+
+
+def test_a_recording_sees_weights_written_in_place_and_not_moved_ones(calls: StaticCalls) -> None:
+    layer = torch.nn.Linear(64, 64, device=DEVICE).requires_grad_(False)
+    x = torch.rand(2, 64, device=DEVICE)
+
+    def call() -> Tensor:
+        found: Tensor = calls.call("layer", layer, {"input": x})
+        return found
+
+    call()
+    layer.weight.mul_(2)
+    assert torch.equal(call(), layer(x))
+    held = layer.weight.data  # which the recording still reads
+    layer.weight.data = held * 2
+    assert not torch.equal(call(), layer(x))
+    assert [one for one, _ in how(calls)] == ["captured", "replayed"]
+
+
+def test_a_pool_whose_recordings_are_gone_is_followed_by_another() -> None:
+    recorder, x = CudaRecorder(DEVICE), torch.ones(4, device=DEVICE)
+    for _ in range(3):
+        recording = recorder.record(lambda: x * 2, "swaps")
+        assert torch.equal(recording.replay(), x * 2)
+        recording.discard()
+
+
+def test_what_is_copied_beside_the_drawing_is_whole() -> None:
+    source = torch.arange(1 << 22)
+    uploads = Uploads(DEVICE)
+    for _ in range(3):
+        busy = torch.rand(2048, 2048, device=DEVICE) @ torch.rand(2048, 2048, device=DEVICE)
+        found = uploads.run(lambda: source.to(DEVICE, non_blocking=True), lambda one: [one])
+        assert torch.equal(found.cpu(), source)
+        assert bool(torch.isfinite(busy).all())
+
+
+@pytest.fixture(scope="module")
+def ready() -> Assembly:
+    settings = Settings(base_model=str(MODEL), device="cuda")
+    return assemble(settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1)))
+
+
+def drawn(drawer: Drawer, **fields: Any) -> tuple[bytes, Any]:
+    values = {"prompt": "a red apple", "steps": 3, "width": SIDE, "height": SIDE, "seed": 5}
+    run = Run(GenerateRequest(**(values | fields)), device=DEVICE, timeout_s=600)
+    return drawer.draw(run)[0].image.tobytes(), run.drawing
+
+
+def test_a_model_is_drawn_from_recordings_by_diffusers_bytes(ready: Assembly) -> None:
+    eager = Drawer(ready.model)
+    lora = parse_lora(kohya_lora(ready.patcher._targets.shapes), ready.patcher._targets)
+    pipe = diffusers.StableDiffusionXLPipeline(**ready.model.pipe.components, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    cases: list[dict[str, Any]] = [{}, {"scheduler": "ddim"}, {"scheduler": "heun"}, {"cfg": 1.0}]
+    for loras in ([], [(lora.to(DEVICE), 0.8)], [(lora, 0.5)], []):
+        with ready.patcher.applied(loras):
+            for case in cases:
+                expected, _ = drawn(eager, **case)
+                assert drawn(ready.drawer, **case)[0] == expected, case
+                found, how = drawn(ready.drawer, **case)
+                assert found == expected, case
+                assert (how.steps_captured, how.eager_because) == (0, {}), case
+            plain = pipe(
+                "a red apple",
+                width=SIDE,
+                height=SIDE,
+                num_inference_steps=3,
+                guidance_scale=5.5,
+                generator=torch.Generator().manual_seed(5),
+            )
+            assert plain.images[0].tobytes() == drawn(ready.drawer)[0]
+    ready.verify_full()
