@@ -6,6 +6,7 @@ Must not know: HTTP.
 from __future__ import annotations
 
 import gc
+import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -61,15 +62,20 @@ class Ours:
         self.ready: Assembly = assemble(
             settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1))
         )
+        self._files: dict[Path, tuple[bytes, str]] = {}
         self.static: StaticCalls = self.ready.drawer._calls.static
         if device != "cuda":
             # A recorder in the graph's place, so that every line here runs anywhere.
             self.static._recorder, self.static._budget = FakeRecorder(), 1 << 30
 
     def parse(self, path: Path) -> ParsedLora:
-        """The LoRA in `path`, where the patcher wants it."""
-        targets = self.ready.patcher._targets
-        return parse_lora(path.read_bytes(), targets).to(self.device)
+        """The LoRA in `path`, where the patcher wants it; as in the service its bytes are there and
+        were hashed as they came, but for the first time."""
+        if path not in self._files:
+            data = path.read_bytes()
+            self._files[path] = data, hashlib.sha256(data).hexdigest()
+        data, sha256 = self._files[path]
+        return parse_lora(data, self.ready.patcher._targets, sha256=sha256).to(self.device)
 
     def draw_with(self, path: Path) -> bytes:
         """The pixels of the picture with the LoRA in `path`."""
