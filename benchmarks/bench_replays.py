@@ -1,23 +1,29 @@
 """Is a picture that is drawn again from its own receipt the same, pixel by pixel?
 
-Draws pictures of the demo model through both services, with its LoRAs at several scales, several
-pictures a request and every file format; then sends each file alone to `POST /replays` and
-compares.
-The last line is JSON: how many were drawn, and how many were equal in pixels and in bytes.
+Draws pictures of the demo model through both services: from words, over other pictures (uploaded
+and drawn ones), with masks, beyond their edges, with a second pass, enlarged; with its LoRAs at
+several scales, several pictures a request and every file format. Then sends each file alone to
+`POST /replays` and compares.
+The last line is JSON: how many were drawn, by what they were drawn from, and how many were equal in
+pixels and in bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from PIL import Image
 
 from sdxl_client import Client, LoraUse
 from testkit.processes import REPOSITORY, backend_process, free_port, worker_process
@@ -27,30 +33,86 @@ _WORDS = ("parrot", "slice of pizza", "red apple", "panda", "rocket", "guitar", 
 _GROUNDS = ("white", "yellow", "blue")
 _FORMATS = ("png", "jpeg", "webp")
 _SAMPLERS = (None, "euler_a", "dpmpp_2m")
+_WAYS = ("words", "img2img", "inpaint", "outpaint", "hires", "upscale", "img2img")
 
 
-def _requests(count: int, loras: list[str]) -> Iterator[dict[str, Any]]:
+def _requests(count: int, loras: list[str], inputs: Inputs) -> Iterator[dict[str, Any]]:
     """Requests for `count` pictures in all; no two are alike."""
-    asked = 0
+    asked = turn = 0
     while asked < count:
-        number = min(1 + asked % 3, count - asked)
+        way = _WAYS[turn % len(_WAYS)]
+        number = 1 if way == "upscale" else min(1 + turn % 2, count - asked)
         used = [
-            LoraUse(lora_model_id=lora, scale=0.5 + 0.25 * (asked % 4))
+            LoraUse(lora_model_id=lora, scale=0.5 + 0.25 * (turn % 4))
             for place, lora in enumerate(loras)
-            if asked >> place & 1
+            if turn >> place & 1 and way != "upscale"
         ]
-        yield {
-            "prompt": f"{_WORDS[asked % 7]}, {_GROUNDS[asked % 3]} background",
-            "negative_prompt": "blurry" if asked % 2 else None,
-            "seed": 1000 + 37 * asked,
-            "steps": 6 + asked % 3,
-            "cfg": 3.0 + asked % 4,
+        request = {
+            "way": way,
+            "prompt": f"{_WORDS[turn % 7]}, {_GROUNDS[turn % 3]} background",
+            "negative_prompt": "blurry" if turn % 2 else None,
+            "seed": 1000 + 37 * turn,
+            "steps": 4 + turn % 3,
+            "cfg": 3.0 + turn % 4,
             "num_images": number,
-            "scheduler": _SAMPLERS[asked % 3],
-            "output_format": _FORMATS[asked % 3],
+            "scheduler": _SAMPLERS[turn % 3],
+            "output_format": _FORMATS[turn % 3],
             "loras": used or None,
+            **inputs.fields(way, turn),
         }
+        if way == "upscale":  # it draws nothing, and takes nothing that says how
+            for name in ("prompt", "negative_prompt", "seed", "steps", "cfg", "scheduler"):
+                request[name] = None
+        yield request
         asked += number
+        turn += 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Ids of what is drawn from: two uploaded pictures, a drawn one, and a mask."""
+
+    pictures: list[str]
+    mask: str
+
+    def fields(self, way: str, turn: int) -> dict[str, Any]:
+        """What a request says of pictures."""
+        image = {"image": {"image_id": self.pictures[turn % len(self.pictures)]}}
+        said: dict[str, dict[str, Any]] = {
+            "words": {},
+            "hires": {"hires": {"scale": 1.5, "steps": 2, "strength": 0.5}},
+            "img2img": {**image, "strength": 0.6},
+            "inpaint": {**image, "mask": {"image_id": self.mask}, "strength": 0.8},
+            "outpaint": {**image, "outpaint": {"right": 32, "bottom": 32}},
+            "upscale": {**image, "upscale": {"scale": 2}},
+        }
+        return said[way]
+
+
+def _inputs(url: str, client: Client) -> Inputs:
+    """What the pictures are drawn from: a slope of colours, a drawn picture sent again, its own."""
+    drawn = client.generate("red apple, white background", seed=7, steps=6).images[0]
+    slope = Image.linear_gradient("L").resize((160, 160))
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (32, 32, 96, 96))
+    sent = [
+        _send(url, _png(Image.merge("RGB", (slope, slope.rotate(90), slope.rotate(180))))),
+        _send(url, httpx2.get(drawn.url).content),
+        str(drawn.id),
+    ]
+    return Inputs(sent, _send(url, _png(mask)))
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _send(url: str, file: bytes) -> str:
+    answer = httpx2.post(f"{url}/api/v1/images", files={"file": ("input.png", file)}, timeout=60)
+    answer.raise_for_status()
+    return str(answer.json()["id"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
                 backend_process(folder / "data", port, MODAL_ENDPOINT_URL=endpoint),
                 Client(f"http://127.0.0.1:{port}", timeout=120) as client,
             ):
-                found = _measure(client, options.pictures, folder)
+                found = _measure(client, f"http://127.0.0.1:{port}", options.pictures, folder)
     found["seconds"] = round(time.perf_counter() - began, 1)
     line = json.dumps(found)
     if options.json is not None:
@@ -79,20 +141,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if found["equal_pixels"] == found["pictures"] else 1
 
 
-def _measure(client: Client, count: int, folder: Path) -> dict[str, Any]:
+def _measure(client: Client, url: str, count: int, folder: Path) -> dict[str, Any]:
     loras = [
         str(client.upload_lora(path).id) for path in sorted((_DEMO / "loras").glob("*.safetensors"))
     ]
+    inputs = _inputs(url, client)
     files: list[Path] = []
+    ways: Counter[str] = Counter()
     with_loras = 0
-    for number, request in enumerate(_requests(count, loras)):
+    for number, request in enumerate(_requests(count, loras, inputs)):
+        way = request.pop("way")
         content = client.generate(request.pop("prompt"), **request)
         for place, image in enumerate(content.images):
-            files.append(folder / f"{number}-{place}.{request['output_format']}")
+            files.append(folder / f"{number}-{place}-{way}.{request['output_format']}")
             files[-1].write_bytes(httpx2.get(image.url).content)
             with_loras += bool(content.loras)
-            print(f"drew {len(files)}", file=sys.stderr, flush=True)
-    found = {"pictures": len(files), "with_loras": with_loras, "equal_pixels": 0, "equal_files": 0}
+            ways[way] += 1
+            print(f"drew {len(files)}: {way}", file=sys.stderr, flush=True)
+    found: dict[str, Any] = {
+        "pictures": len(files),
+        "with_loras": with_loras,
+        "drawn_from": dict(ways),
+        "equal_pixels": 0,
+        "equal_files": 0,
+    }
     for file in files:
         content = client.wait(client.replay_file(file).id)
         compared = client.compare(file, content.id)

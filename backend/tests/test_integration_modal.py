@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.services.marking.unsigned import without_manifest
+from testkit.backend import StartBackend, ended
 from testkit.lora_bytes import kohya_lora, sd15_lora
 from testkit.processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
 
@@ -183,6 +184,34 @@ def test_a_picture_is_drawn_again_from_its_own_file(stack: Stack) -> None:
             "POST", "/replays/comparison", 200, files=form, data={"content_id": again["id"]}
         )
         assert (compared["pixels_differing"], compared["same_file"]) == (0, True), compared
+
+
+async def test_a_watermarked_picture_is_found_and_drawn_again_exactly(
+    start_backend: StartBackend, worker_url: str
+) -> None:
+    """Also where the setting is another by then."""
+    big: dict[str, Any] = PICTURE | {"width": 128, "height": 128}
+    real: dict[str, Any] = {
+        "inference": None,
+        "modal_endpoint_url": f"{worker_url}/generate-image",
+    }
+    async with start_backend(watermark="spread", **real) as backend:
+        content = await backend.generate(**big)
+        assert content["status"] == "succeeded", content["error"]
+        picture = (await backend.http.get(content["image_url"])).content
+        form = {"file": ("mine.png", picture)}
+        report = (await backend.http.post("/api/v1/verify", files=form)).json()
+        assert report["manifest"]["state"] == "trusted"
+        assert report["watermark"]["contents"] == [content["id"]]
+        assert report["manifest"]["facts"]["watermark"].startswith("spread-1:")
+
+    async with start_backend(watermark="off", **real) as backend:
+        accepted = (await backend.http.post("/api/v1/replays", files=form)).json()
+        again = await ended(backend, accepted["id"])
+        compared = await backend.http.post(
+            "/api/v1/replays/comparison", files=form, data={"content_id": again["id"]}
+        )
+        assert (compared.json()["pixels_differing"], compared.json()["same_file"]) == (0, True)
 
 
 def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:

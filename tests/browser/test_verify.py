@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from app.services.marking.watermark.files import write_mark
+from app.services.marking.watermark.methods import Mark
 from testkit.browser import OpenPage, Studio, Watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -60,5 +62,10 @@ def test_nobody_needs_an_account_to_check_in_either_language(
     expect(page.get_by_role("alert")).to_contain_text("not a picture that can be read")
     page.get_by_label("Choose a picture").set_input_files(tmp_path / "plain.png")
     expect(page.get_by_role("heading", name="No signature")).to_be_visible()
+    marked = tmp_path / "marked.png"
+    Image.linear_gradient("L").convert("RGB").save(marked)
+    marked.write_bytes(write_mark(marked.read_bytes(), Mark("spread-1", 0x0A1B2C3D))[0])
+    page.get_by_label("Choose a picture").set_input_files(marked)
+    expect(page.get_by_text("0a1b2c3d")).to_be_visible()
     page.get_by_label("Language").select_option("es")
     expect(page.get_by_role("heading", name="Sin firma")).to_be_visible()

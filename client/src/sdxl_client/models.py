@@ -27,8 +27,9 @@ class LoraUse(BaseModel):
 
 
 class Image(_Answer):
-    """A picture; its URLs expire."""
+    """A picture; its URLs expire. By its id others are drawn from it."""
 
+    id: uuid.UUID | None = None
     url: str
     thumbnail_url: str | None = None
     seed: int
