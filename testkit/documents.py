@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic_settings import BaseSettings
 
@@ -84,3 +86,31 @@ def environment_names(settings: type[BaseSettings]) -> dict[str, str]:
         alias = field.validation_alias
         names[str(alias.choices[0]) if alias else (prefix + name).upper()] = name  # type: ignore[union-attr]
     return names
+
+
+def codes_and_fields() -> tuple[list[str], list[str]]:
+    """Every error code, and the name of every field that a call may have."""
+    document = json.loads((REPOSITORY / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    shapes = document["components"]["schemas"]
+    fields = set()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            fields |= {
+                one["name"] for one in operation.get("parameters", []) if one["in"] != "path"
+            }
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                fields |= _names(media["schema"], shapes)
+    return sorted(shapes["ErrorCode"]["enum"]), sorted(fields)
+
+
+def _names(schema: Any, shapes: dict[str, Any]) -> set[str]:
+    """The properties that a schema, and all that it refers to, may have."""
+    if isinstance(schema, list):
+        return set().union(*(_names(one, shapes) for one in schema))
+    if not isinstance(schema, dict):
+        return set()
+    found = set(schema.get("properties", ()))
+    if "$ref" in schema:
+        found |= _names(shapes[schema["$ref"].rpartition("/")[2]], shapes)
+    parts = [schema.get(key) for key in ("items", "anyOf", "allOf", "oneOf")]
+    return found | _names([*parts, *schema.get("properties", {}).values()], shapes)

@@ -17,6 +17,7 @@ from app.api import studio
 from app.api.deps import get_services
 from app.core.errors import install_error_handlers
 from app.core.settings import load_settings
+from testkit.documents import codes_and_fields
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 STUDIO = REPOSITORY / "studio"
@@ -85,6 +86,13 @@ def test_both_languages_are_complete_and_fill_in_the_same_values() -> None:
         assert words["es"][key].strip(), key
         places = re.findall(r"\{\w+\}", text)
         assert sorted(places) == sorted(re.findall(r"\{\w+\}", words["es"][key])), key
+
+
+def test_every_field_of_the_api_has_a_name_in_both_languages() -> None:
+    _, fields = codes_and_fields()
+    for language, words in dictionaries().items():
+        nameless = [name for name in fields if f"field.{name.lower()}" not in words]
+        assert nameless == [], language
 
 
 def test_every_word_of_the_dictionary_is_used() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,11 +12,10 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from testkit.browser import OpenPage, Studio, Watch, fitting_lora, wait_until
+from testkit.documents import codes_and_fields
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENT = json.loads((REPOSITORY / "docs" / "openapi.json").read_text(encoding="utf-8"))
 RAW = "raw words of the server"
 
 
@@ -301,33 +299,6 @@ def test_a_long_prompt_leaves_the_picture_and_its_actions_on_the_screen(
     generate = page.get_by_role("button", name="Generate", exact=False).first
     expect(generate).to_be_in_viewport(ratio=1)
     page.context.set_offline(False)
-
-
-def codes_and_fields() -> tuple[list[str], list[str]]:
-    """Every error code, and the name of every field that a call may have."""
-    shapes = DOCUMENT["components"]["schemas"]
-    fields = set()
-    for methods in DOCUMENT["paths"].values():
-        for operation in methods.values():
-            fields |= {
-                one["name"] for one in operation.get("parameters", []) if one["in"] != "path"
-            }
-            for media in operation.get("requestBody", {}).get("content", {}).values():
-                fields |= _names(media["schema"], shapes)
-    return sorted(shapes["ErrorCode"]["enum"]), sorted(fields)
-
-
-def _names(schema: Any, shapes: dict[str, Any]) -> set[str]:
-    """The properties that a schema, and all that it refers to, may have."""
-    if isinstance(schema, list):
-        return set().union(*(_names(one, shapes) for one in schema))
-    if not isinstance(schema, dict):
-        return set()
-    found = set(schema.get("properties", ()))
-    if "$ref" in schema:
-        found |= _names(shapes[schema["$ref"].rpartition("/")[2]], shapes)
-    parts = [schema.get(key) for key in ("items", "anyOf", "allOf", "oneOf")]
-    return found | _names([*parts, *schema.get("properties", {}).values()], shapes)
 
 
 @pytest.mark.parametrize("locale", ["en-GB", "es-ES"])

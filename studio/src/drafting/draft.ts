@@ -4,6 +4,7 @@ import { computed, effect, signal } from '@preact/signals';
 import { number, t } from '../i18n';
 import { recall, remember, recallHere, rememberHere } from '../state/memory';
 import { avatars, loras, model } from '../state/store';
+import { fieldOf, guidesBody, guidesOf, type Guide } from './guides';
 import { sourceBody, sourceOf, sourceSize, strengthOf, type Source } from './source';
 import type { Avatar, Content, GenerateBody, Lora, Model, PromptSyntax } from '../server/types';
 
@@ -31,6 +32,8 @@ export interface Draft {
   count: number;
   /** The picture that is drawn over; null: from nothing. */
   source: Source | null;
+  /** Pictures that hold the drawing, or lend it their look. */
+  guides: Guide[];
   /** A second pass at a larger size. */
   hires: Hires | null;
   syntax: PromptSyntax;
@@ -54,6 +57,7 @@ const EMPTY: Draft = {
   seedIsLocked: false,
   count: 1,
   source: null,
+  guides: [],
   hires: null,
   syntax: 'weights',
 };
@@ -74,6 +78,7 @@ effect(() => {
 const FIELDS_OF: Partial<Record<keyof Draft, string[]>> = {
   negative: ['negative_prompt'],
   syntax: ['prompt_syntax'],
+  guides: ['controls', 'references'],
   source: ['image', 'mask', 'strength', 'fit', 'inpaint', 'outpaint'],
 };
 
@@ -165,6 +170,11 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
   of.loras.forEach(({ scale }, place) => {
     found[`loras[${place}].scale`] = rangeProblem(scale, minimum, maximum, false);
   });
+  of.guides.forEach(({ scale, start, end }, place) => {
+    const field = fieldOf(of.guides, place);
+    found[`${field}.scale`] = rangeProblem(scale, 0, 2, false);
+    found[`${field}.end`] = start < end ? null : t('guides.order');
+  });
   const wrong = Object.entries(found).filter((one): one is [string, string] => one[1] !== null);
   return Object.fromEntries(wrong);
 }
@@ -185,6 +195,7 @@ export function asBody(of: Draft): GenerateBody {
     ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
     num_images: of.count,
     ...sourceBody(of.source),
+    ...guidesBody(of.guides),
     ...(of.hires && !of.source ? { hires: of.hires } : {}),
     ...(of.syntax === 'weights' ? {} : { prompt_syntax: of.syntax }),
   };
@@ -261,6 +272,7 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
     seedIsLocked: keepSeed,
     count: keepSeed && picture ? 1 : parameters.num_images,
     source: sourceOf(content),
+    guides: guidesOf(content),
     hires: hiresOf(parameters),
     syntax: (parameters.prompt_syntax as PromptSyntax | null | undefined) ?? 'weights',
   };

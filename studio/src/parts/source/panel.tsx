@@ -17,6 +17,7 @@ import {
 } from '../../drafting/source';
 import { explain } from '../../server/explain';
 import { asProblem } from '../../server/api';
+import type { Model } from '../../server/types';
 import { t } from '../../i18n';
 import { lazy } from '../../lazy';
 import { tell } from '../../state/store';
@@ -24,11 +25,12 @@ import { droppedPicture } from '../pictures/picture';
 import { Button, Field, Loading, Slider } from '../ui';
 import { NumberInput } from '../composer/numberInput';
 import { FrameFields } from './frameFields';
+import { Guides } from './guides';
+import { PictureWays } from './pictureWays';
 
 const MaskPainter = lazy(() => import('./maskPainter').then((found) => found.MaskPainter));
 const PicturePicker = lazy(() => import('./picturePicker').then((found) => found.PicturePicker));
 
-const TYPES = 'image/png,image/jpeg,image/webp,image/avif';
 const BLUR_MAX = 128;
 const PADDING_MAX = 512;
 const MODES: SourceMode[] = ['whole', 'mask', 'frame'];
@@ -57,13 +59,12 @@ const set = (changes: Partial<Source>): void => {
   if (now) change({ source: { ...now, ...changes } });
 };
 
-export function SourcePanel({ of, errors }: { of: Whole; errors: FieldErrors }) {
+export function SourcePanel({ of, model, errors }: { of: Whole; model: Model; errors: FieldErrors }) {
   const [isSending, setSending] = useState(false);
   const [picks, setPicks] = useState(false);
   const [isOver, setOver] = useState(false);
   const { source } = of;
-  const send = async (file: File | undefined) => {
-    if (!file) return;
+  const send = async (file: File) => {
     setSending(true);
     await useFile(file);
     setSending(false);
@@ -87,30 +88,14 @@ export function SourcePanel({ of, errors }: { of: Whole; errors: FieldErrors }) 
         if (dragged) {
           noteUrl(dragged.id, dragged.url);
           useSource({ id: dragged.id, width: dragged.width, height: dragged.height });
-        } else void send(file);
+        } else if (file) void send(file);
       }}
     >
       <legend>{t('source.title')}</legend>
       {isSending ? (
         <Loading label={t('source.sending')} />
       ) : (
-        <div class="row source-ways">
-          <label class="button">
-            {t('source.file')}
-            <input
-              type="file"
-              class="unseen"
-              accept={TYPES}
-              onChange={(e) => {
-                void send(e.currentTarget.files?.[0]);
-                e.currentTarget.value = '';
-              }}
-            />
-          </label>
-          <Button icon="gallery" onClick={() => setPicks(true)}>
-            {t('source.own')}
-          </Button>
-        </div>
+        <PictureWays label={t('source.file')} onFile={(file) => void send(file)} onOwn={() => setPicks(true)} />
       )}
       {!source && <p class="field-hint">{t('source.hint')}</p>}
       {errors['image.image_id'] && (
@@ -119,6 +104,7 @@ export function SourcePanel({ of, errors }: { of: Whole; errors: FieldErrors }) 
         </p>
       )}
       {source && <Chosen source={source} errors={errors} />}
+      <Guides of={of} model={model} errors={errors} />
       {picks && <PicturePicker onChoose={useSource} onClose={() => setPicks(false)} />}
     </fieldset>
   );
