@@ -43,9 +43,15 @@ class Figure:
 _TENSORRT = "huggingface.co/stabilityai/stable-diffusion-xl-1.0-tensorrt, 'Baseline' column"
 _DATASHEET = "NVIDIA data sheets: dense 16-bit TFLOP/s and memory GB/s"
 _SWAP = "benchmarks/results/lora_swap.json"
-_MEASURED: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "benchmarks" / "results" / "lora_swap.json").read_text()
-)
+_H200 = "benchmarks/results/gpu_h200.json"
+
+
+def _results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(__file__).parents[1] / name).read_text())
+    return found
+
+
+_MEASURED = _results(_SWAP)
 _OURS: dict[str, float] = _MEASURED["cases"]["cold"]["ours"]
 _LORA_BYTES = _MEASURED["lora_mb"] * MB
 _EARLIER = "the deployment that this one replaces (docs/MODAL_SDXL_LORA_INTEGRATION.md)"
@@ -63,6 +69,7 @@ _SPEEDS: dict[str, tuple[float, float]] = {
     "L40S": (362.0, 864.0),
     "A100-40GB": (312.0, 1555.0),
     "H100": (989.0, 3350.0),
+    "H200": (989.0, 4800.0),
 }
 
 
@@ -86,7 +93,24 @@ def _scaled(gpu: str) -> Figure:
 for _gpu in ("L4", "L40S"):
     PICTURE_30_STEPS[_gpu] = _scaled(_gpu)
 
-GPUS = ("L4", "A10", "L40S", "A100-40GB", "H100")
+GPUS = ("L4", "A10", "L40S", "A100-40GB", "H100", "H200")
+
+# --- measured on one H200 -------------------------------------------------------------------------
+_ON_H200 = _results(_H200)
+
+
+def _middle(part: str, name: str, what: str) -> Figure:
+    """A figure of that file; the middle where it has the least and the most."""
+    found = _ON_H200[part][name]
+    value = sum(found) / len(found) if isinstance(found, list) else found
+    return Figure(round(value, 4), "s", Origin.MEASURED, f"{_H200}: {what}")
+
+
+H200_STEPS = _middle("steps", "graph_28_s", "28 steps replayed from a CUDA graph, by themselves")
+H200_TEXT = _middle("service_before", "text_s", "text encoders, before they were recorded")
+H200_VAE = _middle("service_before", "vae_s", "VAE")
+H200_APPLY = _middle("service_before", "apply_s", "a LoRA applied, before that was grouped")
+H200_RESTORE = _middle("service_before", "restore_and_compare_s", "before that was one block")
 
 # --- a request ------------------------------------------------------------------------------------
 STEPS = 28
@@ -132,20 +156,35 @@ ZIPF_S = Figure(
 # --- a cold start ---------------------------------------------------------------------------------
 BOOT = Figure(2.0, "s", Origin.ASSUMED, "a container with a GPU, image already near")
 IMPORTS = Figure(
-    5.0,
+    round(_ON_H200["start"]["imports_s"] - _ON_H200["start"]["of_which_compiling_python_s"], 2),
     "s",
     Origin.MEASURED,
-    "processor seconds of importing worker and diffusers on one core",
+    f"{_H200}: imports, without compiling Python, which the image has done",
 )
 WEIGHT_BYTES = Figure(6.94e9, "B", Origin.PUBLISHED, "SDXL base in 16 bit: its files on the hub")
 HASH_RATE = Figure(
     1.5e9, "B/s", Origin.ASSUMED, "SHA-256 of the weights at start on one core with SHA extensions"
 )
 TO_GPU_RATE = Figure(10e9, "B/s", Origin.ASSUMED, "host memory to GPU over PCIe 4")
-WARM_UP = Figure(2.0, "s", Origin.ASSUMED, "CUDA context, first kernels, one small picture")
+WARM_UP = Figure(2.0, "s", Origin.ASSUMED, "CUDA context, first kernels, graphs, one small picture")
 HUB_DOWNLOAD = Figure(27.5, "s", Origin.PUBLISHED, f"{_EARLIER}: 25 to 30 s of model download")
 SNAPSHOT_SPEEDUP = Figure(
     3.0, "x", Origin.PUBLISHED, "modal.com/docs/guide/memory-snapshots: 3 to 10 times; the lower"
+)
+GPU_RESTORE_RATE = Figure(
+    18e9 / 5.0,
+    "B/s",
+    Origin.DERIVED,
+    "one author's FLUX of 18 GB from a GPU snapshot on an L40S: 7 s, of which 2 s are a boot",
+)
+GPU_CHECK = Figure(
+    1.0, "s", Origin.ASSUMED, "after a GPU snapshot: secrets, volumes, one picture compared"
+)
+START_SPREAD = Figure(
+    0.4,
+    "",
+    Origin.ASSUMED,
+    "sigma of the starts' lognormal spread: one in twenty takes 1.9 times the median",
 )
 
 CPU_CORES = Figure(2, "cores", Origin.DERIVED, "worker/app.py: its default request")
@@ -158,6 +197,7 @@ class ColdStart(StrEnum):
     HUB = "hub"
     VOLUME = "volume"
     SNAPSHOT = "snapshot"
+    GPU_SNAPSHOT = "GPU snapshot"
 
 
 @dataclass(frozen=True)
@@ -167,13 +207,14 @@ class Timings:
     gpu: str
     lane_s: float  # apply, text, denoise, decode, restore: what holds the model
     after_s: float  # encode and network: what holds the request but not the model
-    cold_start_s: float
+    cold_start_s: float  # the median
     usd_per_second: float
     download_latency_s: float = DOWNLOAD_LATENCY.value
     download_rate: float = DOWNLOAD_RATE.value
     volume_latency_s: float = VOLUME_LATENCY.value
     volume_rate: float = VOLUME_RATE.value
     parse_s_per_byte: float = PARSE_PER_BYTE.value
+    cold_start_sigma: float = START_SPREAD.value  # of the logarithm
 
     def download_s(self, nbytes: float) -> float:
         """Seconds to fetch and parse a LoRA from object storage."""
@@ -189,40 +230,56 @@ class Timings:
 def cold_start_seconds(start: ColdStart) -> dict[str, float]:
     """Seconds of each part of a cold start, by name, in order."""
     to_gpu = WEIGHT_BYTES.value / TO_GPU_RATE.value
-    read = WEIGHT_BYTES.value / VOLUME_RATE.value + WEIGHT_BYTES.value / HASH_RATE.value
-    if start is ColdStart.HUB:
-        read += HUB_DOWNLOAD.value
+    read = WEIGHT_BYTES.value / VOLUME_RATE.value
+    hashed = WEIGHT_BYTES.value / HASH_RATE.value
+    if start is ColdStart.GPU_SNAPSHOT:
+        restore = WEIGHT_BYTES.value / GPU_RESTORE_RATE.value
+        return {"boot": BOOT.value, "restore": restore, "check": GPU_CHECK.value}
     if start is ColdStart.SNAPSHOT:
         restore = (IMPORTS.value + read) / SNAPSHOT_SPEEDUP.value
         return {"boot": BOOT.value, "restore": restore, "to_gpu": to_gpu, "warm_up": WARM_UP.value}
     return {
         "boot": BOOT.value,
-        "imports": IMPORTS.value,
-        "weights": read,
+        "hub": HUB_DOWNLOAD.value if start is ColdStart.HUB else 0.0,
+        # Side by side: whichever takes longest.
+        "imports_and_weights": max(IMPORTS.value, read, hashed),
         "to_gpu": to_gpu,
         "warm_up": WARM_UP.value,
     }
 
 
-def timings(gpu: str, start: ColdStart = ColdStart.VOLUME, steps: int = STEPS) -> Timings:
-    """The table's numbers put together for one `gpu`."""
+def lane_seconds(gpu: str, steps: int = STEPS) -> float:
+    """Seconds that one picture holds the model: measured where that was done, else put together."""
+    if gpu == "H200":
+        swap = H200_APPLY.value + H200_RESTORE.value
+        return H200_STEPS.value * steps / 28 + H200_TEXT.value + H200_VAE.value + swap
     bandwidth = _SPEEDS[gpu][1] * 1e9
     patch = PATCH_H800.value * _SPEEDS["H100"][1] * 1e9 / bandwidth
     restore = RESTORE_OVER_MEMCPY.value * 2 * TOUCHED_BYTES.value / bandwidth
-    picture = PICTURE_30_STEPS[gpu].value * steps / 30
+    return patch + PICTURE_30_STEPS[gpu].value * steps / 30 + restore
+
+
+def timings(
+    gpu: str, start: ColdStart = ColdStart.VOLUME, steps: int = STEPS, region: str = ""
+) -> Timings:
+    """The table's numbers put together for one `gpu`; `region`: where containers must run, which
+    Modal charges more for."""
+    price = (
+        prices.USD_PER_SECOND[gpu]
+        + CPU_CORES.value * prices.CPU_CORE_USD_PER_SECOND
+        + MEMORY_GIB.value * prices.MEMORY_GIB_USD_PER_SECOND
+    )
     return Timings(
         gpu=gpu,
-        lane_s=patch + picture + restore,
+        lane_s=lane_seconds(gpu, steps),
         after_s=IMAGE_ENCODE.value + NETWORK.value,
         cold_start_s=sum(cold_start_seconds(start).values()),
-        usd_per_second=prices.USD_PER_SECOND[gpu]
-        + CPU_CORES.value * prices.CPU_CORE_USD_PER_SECOND
-        + MEMORY_GIB.value * prices.MEMORY_GIB_USD_PER_SECOND,
+        usd_per_second=price * (prices.region_factor(region) if region else 1.0),
     )
 
 
 def table() -> list[tuple[str, Figure]]:
     """Every figure by name, for the documentation."""
     named = [(name, value) for name, value in globals().items() if isinstance(value, Figure)]
-    pictures = [(f"PICTURE_30_STEPS[{gpu}]", PICTURE_30_STEPS[gpu]) for gpu in GPUS]
+    pictures = [(f"PICTURE_30_STEPS[{gpu}]", one) for gpu, one in PICTURE_30_STEPS.items()]
     return pictures + named

@@ -5,7 +5,8 @@ more requests whose LoRAs it fetches meanwhile. Requests wait in one line for an
 free place, as Modal's web functions do (no sticky routing); `Routing` has what else could be done.
 Containers: as many as there are requests in the system, between `min_containers` and
 `max_containers`; an idle one ends after `scaledown_window_s`. Every second from its start to its
-end is paid, the cold start too.
+end is paid, the cold start too. Own GPUs (`own`) are always there, are given work before others of
+as much, and are not in the price.
 Must not know: where the seconds come from, what is plotted.
 """
 
@@ -50,6 +51,7 @@ class Fleet:
     scaledown_window_s: float = 120.0
     min_containers: int = 0
     max_containers: int = 10_000
+    own: int = 0
     cache_bytes: int = 4 * GIB
     volume_bytes: int = 500 * GIB
     read_ahead: int = 2
@@ -79,12 +81,14 @@ class _Container:
         "idle_since",
         "lane",
         "load",
+        "own",
         "reaping",
         "started",
     )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, own: bool) -> None:
         self.started = now
+        self.own = own
         self.load = 0
         self.busy = False
         self.lane: deque[_Request] = deque()
@@ -115,6 +119,7 @@ class _Simulation:
         self._slots = 1 + fleet.read_ahead
         # Ready containers by how many requests they hold; a dict keeps its order of insertion.
         self._by_load: list[dict[_Container, None]] = [{} for _ in range(self._slots + 1)]
+        self._own_by_load: list[dict[_Container, None]] = [{} for _ in range(self._slots + 1)]
         self._holders: dict[int, dict[_Container, None]] = {}
         # As a fleet that has run for long left it: the most popular LoRAs, as far as they fit.
         held = int(np.searchsorted(np.cumsum(self._sizes), fleet.volume_bytes, side="right"))
@@ -129,11 +134,14 @@ class _Simulation:
         self._seconds = 0.0
         self._peak = 0
         self._starts = 0
+        self._drawn_own = 0
         self._lane_busy = 0.0
         self._running: dict[_Container, None] = {}
 
     def run(self) -> Outcome:
         """Through the load's hours, then until the last request is answered, unpaid."""
+        for _ in range(self._fleet.own):
+            self._start_container(warm=True, own=True)
         for _ in range(self._fleet.min_containers):
             self._start_container(warm=True)
         due = self._due
@@ -150,7 +158,7 @@ class _Simulation:
             number += 1
             time, lora = next(requests, (math.inf, 0))
         for container in self._running:
-            self._pay(container.started, self._until)
+            self._pay(container, self._until)
         self._done.sort()
         table = np.array(self._done, dtype=np.float64).reshape(-1, 3)
         return Outcome(
@@ -164,6 +172,8 @@ class _Simulation:
             horizon_s=self._until - self._settle,
             in_system_area=self._area,
             lane_busy_s=self._lane_busy,
+            own_images=self._drawn_own,
+            own_seconds=self._fleet.own * (self._until - self._settle),
         )
 
     # --- requests -----------------------------------------------------------------------------
@@ -191,7 +201,7 @@ class _Simulation:
     def _choose(self, lora: int) -> _Container | None:
         """A container with a free place, the emptiest first; None if there is none."""
         for load in range(self._slots):
-            bucket = self._by_load[load]
+            bucket = self._own_by_load[load] or self._by_load[load]
             if not bucket:
                 continue
             if self._fleet.routing is Routing.AFFINITY:
@@ -204,9 +214,10 @@ class _Simulation:
         return None
 
     def _set_load(self, container: _Container, load: int) -> None:
-        del self._by_load[container.load][container]
+        buckets = self._own_by_load if container.own else self._by_load
+        del buckets[container.load][container]
         container.load = load
-        self._by_load[load][container] = None
+        buckets[load][container] = None
 
     def _take(self, container: _Container, request: _Request) -> None:
         """Give `request` a place; its LoRA is fetched while others draw."""
@@ -275,6 +286,7 @@ class _Simulation:
         if request.counts:
             waited = request.lane_at - request.arrived
             self._done.append((request.number, now - request.arrived, waited))
+            self._drawn_own += container.own
         self._left -= 1
         self._set_load(container, container.load - 1)
         self._dispatch()
@@ -285,30 +297,35 @@ class _Simulation:
     # --- containers ---------------------------------------------------------------------------
 
     def _scale_up(self) -> None:
-        wanted = min(max(self._in_system, self._fleet.min_containers), self._fleet.max_containers)
-        while self._alive < wanted:
+        fleet = self._fleet
+        wanted = min(max(self._in_system - fleet.own, fleet.min_containers), fleet.max_containers)
+        while self._alive - fleet.own < wanted:
             self._start_container()
 
-    def _start_container(self, *, warm: bool = False) -> None:
-        container = _Container(self._now)
+    def _start_container(self, *, warm: bool = False, own: bool = False) -> None:
+        container = _Container(self._now, own=own)
         self._running[container] = None
         self._alive += 1
         self._starts += 1
-        self._peak = max(self._peak, self._alive)
+        self._peak = max(self._peak, self._alive - self._fleet.own)
         if warm:
             self._ready(container)
         else:
-            self._later(self._timings.cold_start_s, self._ready, container)
+            self._later(self._start_seconds(), self._ready, container)
+
+    def _start_seconds(self) -> float:
+        median, sigma = self._timings.cold_start_s, self._timings.cold_start_sigma
+        return median * self._random.lognormvariate(0.0, sigma) if sigma else median
 
     def _ready(self, container: _Container) -> None:
-        self._by_load[0][container] = None
+        (self._own_by_load if container.own else self._by_load)[0][container] = None
         self._dispatch()
         if container.load == 0:
             container.idle_since = self._now
             self._watch_idle(container)
 
     def _watch_idle(self, container: _Container) -> None:
-        if not container.reaping:
+        if not container.reaping and not container.own:
             container.reaping = True
             self._later(self._fleet.scaledown_window_s, self._reap, container)
 
@@ -320,16 +337,17 @@ class _Simulation:
         if left > 1e-6:
             container.reaping = True
             self._later(left, self._reap, container)
-        elif self._alive > self._fleet.min_containers:
+        elif self._alive - self._fleet.own > self._fleet.min_containers:
             del self._by_load[0][container]
             del self._running[container]
             for lora in container.cache:
                 self._holders[lora].pop(container, None)
             self._alive -= 1
-            self._pay(container.started, self._now)
+            self._pay(container, self._now)
 
-    def _pay(self, start: float, end: float) -> None:
-        self._seconds += self._counted(start, end)
+    def _pay(self, container: _Container, end: float) -> None:
+        if not container.own:
+            self._seconds += self._counted(container.started, end)
 
     def _counted(self, start: float, end: float) -> float:
         """Seconds from `start` to `end` after the settling time and within the load's hours.

@@ -26,6 +26,8 @@ class Outcome:
     in_system_area: float  # integral over time of the requests in the system
     lane_busy_s: float
     waits: NDArray[np.float64] = field(repr=False)  # seconds from arrival to the lane
+    own_images: int = 0  # of the requests answered, those that own GPUs drew
+    own_seconds: float = 0.0  # of own GPUs, which are not in `container_seconds`
 
     @property
     def images(self) -> int:
@@ -49,8 +51,14 @@ class Outcome:
 
     @property
     def utilisation(self) -> float:
-        """Share of the paid seconds in which the model worked."""
-        return self.lane_busy_s / self.container_seconds if self.container_seconds else 0.0
+        """Share of the seconds of all containers in which the model worked."""
+        seconds = self.container_seconds + self.own_seconds
+        return self.lane_busy_s / seconds if seconds else 0.0
+
+    @property
+    def usd_per_hour(self) -> float:
+        """All container seconds, by the hour."""
+        return self.usd / self.horizon_s * 3600 if self.horizon_s else 0.0
 
     def row(self) -> dict[str, float]:
         """The numbers that tables show."""
@@ -64,4 +72,6 @@ class Outcome:
             "utilisation": round(self.utilisation, 4),
             "peak_containers": self.peak_containers,
             "starts": self.starts,
+            "usd_per_hour": round(self.usd_per_hour, 4),
+            "own_share": round(self.own_images / self.images, 4) if self.images else 0.0,
         }

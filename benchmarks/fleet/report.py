@@ -5,7 +5,9 @@ Must not know: how they were simulated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ BEGIN, END = "<!-- make simulate: begin -->", "<!-- make simulate: end -->"
 _HEADINGS = {
     "shipped": "As it is shipped (the first row), and what two of its settings change "
     "(10,000 LoRAs, the hours of a day)",
+    "starts": "Ways to start, where requests are rare (one a minute, the hours of a day, all else "
+    "as shipped)",
+    "own": "Own GPUs for the base load, Modal for the rest (L40S, 10,000 LoRAs, the hours of "
+    "a day)",
     "scaledown": "Scale-down window (L40S, 10,000 LoRAs, the hours of a day)",
     "minimum": "Containers kept warm (L40S, 10,000 LoRAs, the hours of a day, window 120 s)",
     "cache": "LoRA cache in memory (L40S, 60 requests a minute, 8 containers kept warm)",
@@ -44,26 +50,68 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def answers_table(answers: Sequence[Answer]) -> str:
     """One row for each answer: its words, then its numbers."""
-    names = [name for name, _ in answers[0].point.labels]
     rows = [
-        [_cell(value) for _, value in answer.point.labels]
+        [_cell(value) for value in answer.labels.values()]
         + [form.format(answer.row[key]) for _, key, form in _NUMBERS]
         for answer in answers
     ]
-    return markdown_table([*names, *(title for title, _, _ in _NUMBERS)], rows)
+    return markdown_table([*answers[0].labels, *(title for title, _, _ in _NUMBERS)], rows)
 
 
-def choice_table(choices: Sequence[tuple[float, float, Answer | None]]) -> str:
-    """The cheapest setting for each (requests a minute, p95 in seconds)."""
+def own_table(answers: Sequence[Answer]) -> str:
+    """What own GPUs save of Modal's bill, and so what one of them may cost."""
     rows = []
-    for rate, p95_s, answer in choices:
-        if answer is None:
-            rows.append([f"{rate:g}", f"{p95_s:g}", "none of those tried", "", "", "", "", ""])
+    alone = previous = answers[0]
+    for answer in answers:
+        count = float(answer.labels["own GPUs"])
+        saved = alone.row["usd_per_hour"] - answer.row["usd_per_hour"]
+        if not count:
+            alone = previous = answer
+            worth = ["", ""]
+        else:
+            more = count - float(previous.labels["own GPUs"])
+            last = (previous.row["usd_per_hour"] - answer.row["usd_per_hour"]) / more
+            worth = [f"{saved / count:.2f}", f"{last:.2f}"]
+            previous = answer
+        rows.append(
+            [
+                *(_cell(value) for value in answer.labels.values()),
+                f"{answer.row['own_share']:.0%}",
+                f"{answer.row['p50_s']:.1f}",
+                f"{answer.row['p95_s']:.1f}",
+                f"{answer.row['usd_per_hour']:.2f}",
+                *worth,
+            ]
+        )
+    header = [
+        *answers[0].labels, "drawn by own", "p50, s", "p95, s", "Modal, USD/h",
+        "break-even, USD/h each", "of the last one",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The cheapest answer to one wish; None where none of those tried will do."""
+
+    per_minute: float
+    p95_s: float
+    download_mb_s: float
+    answer: Answer | None
+
+
+def choice_table(choices: Sequence[Choice]) -> str:
+    """The cheapest setting for each wish."""
+    words = next((list(one.answer.labels) for one in choices if one.answer), [])
+    rows = []
+    for one in choices:
+        asked = [f"{one.per_minute:g}", f"{one.p95_s:g}", f"{one.download_mb_s:g}"]
+        if one.answer is None:
+            rows.append([*asked, "none of those tried", *[""] * (len(words) + 2)])
             continue
-        words = [_cell(value) for _, value in answer.point.labels]
-        numbers = [form.format(answer.row[key]) for _, key, form in _NUMBERS[:3]]
-        rows.append([f"{rate:g}", f"{p95_s:g}", *words, *numbers])
-    header = ["requests/min", "p95 wanted, s", "GPU", "window, s", "min containers"]
+        numbers = [form.format(one.answer.row[key]) for _, key, form in _NUMBERS[:3]]
+        rows.append([*asked, *(_cell(value) for value in one.answer.labels.values()), *numbers])
+    header = ["requests/min", "p95 wanted, s", "download, MB/s", *words]
     return markdown_table([*header, *(title for title, _, _ in _NUMBERS[:3])], rows)
 
 
@@ -76,13 +124,43 @@ def sources_table() -> str:
     return markdown_table(["figure", "value", "unit", "is", "source"], rows)
 
 
-def full_text(
-    studies: dict[str, list[Answer]], choices: Sequence[tuple[float, float, Answer | None]]
-) -> str:
+@dataclass(frozen=True)
+class Results:
+    """All that was simulated: what the document shows, and the file beside it holds."""
+
+    seed: int
+    scale: float
+    choices: Sequence[Choice]
+    studies: Mapping[str, Sequence[Answer]]
+
+    def dump(self) -> str:
+        """As JSON; nothing in it but what settings and seed decide."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, text: str) -> Results:
+        """What `dump` wrote."""
+        raw = json.loads(text)
+        choices = [
+            Choice(**{**one, "answer": one["answer"] and Answer(**one["answer"])})
+            for one in raw["choices"]
+        ]
+        studies = {
+            name: [Answer(**answer) for answer in answers]
+            for name, answers in raw["studies"].items()
+        }
+        return cls(raw["seed"], raw["scale"], choices, studies)
+
+
+def full_text(results: Results) -> str:
     """All tables, for between the marks of the document."""
-    parts = ["### Cheapest setting for a latency (even load)\n", choice_table(choices)]
-    for name, answers in studies.items():
-        parts += [f"### {_HEADINGS[name]}\n", answers_table(answers)]
+    parts = [
+        "### Cheapest setting for a latency (even load, 10,000 LoRAs)\n",
+        choice_table(results.choices),
+    ]
+    for name, answers in results.studies.items():
+        table = own_table if name == "own" else answers_table
+        parts += [f"### {_HEADINGS[name]}\n", table(answers)]
     parts += ["### What goes in\n", sources_table()]
     return "\n".join(parts)
 
@@ -110,7 +188,7 @@ _PLOTS = {
 }
 
 
-def plot_all(studies: dict[str, list[Answer]], folder: Path) -> list[Path]:
+def plot_all(studies: Mapping[str, Sequence[Answer]], folder: Path) -> list[Path]:
     """`fleet-*.png` in `folder`, one for each study."""
     import matplotlib as mpl
 
@@ -119,7 +197,7 @@ def plot_all(studies: dict[str, list[Answer]], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, answers in studies.items():
-        if name == "shipped":
+        if name not in {*_PLOTS, "gpus"}:
             continue  # a table says it better
         path = folder / f"fleet-{name}.png"
         if name == "gpus":
@@ -128,6 +206,10 @@ def plot_all(studies: dict[str, list[Answer]], folder: Path) -> list[Path]:
             _lines(name, answers, path)
         paths.append(path)
     return paths
+
+
+def _label(answer: Answer, name: str) -> str | float:
+    return answer.labels[name]
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
@@ -146,10 +228,10 @@ def _lines(name: str, answers: Sequence[Answer], path: Path) -> None:
 
     column, title, logarithmic, groups = _PLOTS[name]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8))
-    keys = list(dict.fromkeys(tuple(a.point.label(g) for g in groups) for a in answers))
+    keys = list(dict.fromkeys(tuple(_label(a, g) for g in groups) for a in answers))
     for index, key in enumerate(keys):
-        line = [a for a in answers if tuple(a.point.label(g) for g in groups) == key]
-        x = [float(a.point.label(column)) for a in line]
+        line = [a for a in answers if tuple(_label(a, g) for g in groups) == key]
+        x = [float(_label(a, column)) for a in line]
         # Lines that differ in routing alone share a colour.
         color = f"C{[k[0] for k in keys].index(key[0]) // (2 if len(groups) > 1 else 1)}"
         mark = "o" if index % 2 == 0 or len(groups) == 1 else "^"
@@ -166,7 +248,7 @@ def _lines(name: str, answers: Sequence[Answer], path: Path) -> None:
         axes.set_ylim(bottom=0)
         if logarithmic:
             axes.set_xscale("log")
-            ticks = sorted({float(a.point.label(column)) for a in answers})
+            ticks = sorted({float(_label(a, column)) for a in answers})
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
     handles, labels = left.get_legend_handles_labels()
@@ -179,10 +261,10 @@ def _bars(answers: Sequence[Answer], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8))
-    gpus = list(dict.fromkeys(str(a.point.label("GPU")) for a in answers))
-    starts = list(dict.fromkeys(str(a.point.label("weights from")) for a in answers))
+    gpus = list(dict.fromkeys(str(_label(a, "GPU")) for a in answers))
+    starts = list(dict.fromkeys(str(_label(a, "weights from")) for a in answers))
     for index, start in enumerate(starts):
-        bars = [a for a in answers if a.point.label("weights from") == start]
+        bars = [a for a in answers if _label(a, "weights from") == start]
         x = [position + 0.27 * (index - 1) for position in range(len(gpus))]
         p95 = [a.row["p95_s"] for a in bars]
         axes[0].bar(x, p95, 0.25, label=f"p95, weights from {start}", color=f"C{index}", alpha=0.5)

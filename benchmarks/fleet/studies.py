@@ -6,7 +6,7 @@ Must not know: how answers are drawn or written.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,8 @@ RATES = (1, 10, 100, 1000, 10_000)
 WINDOWS_S = (2, 15, 60, 120, 300, 900)
 MIN_CONTAINERS = (0, 1, 2, 3, 4, 6)
 CACHES_GIB = (0.25, 1, 4, 16, 64)
-DOWNLOADS_MB_S = (100, 200)
+DOWNLOADS_MB_S = (43, 100, 200)
+OWN = (0, 1, 2, 3, 4, 6, 8, 10)
 LORAS = (100, 1000, 10_000, 100_000)
 _COUNTED = 4000  # requests of a point without the hours of a day: p95 within some percent
 
@@ -35,17 +36,13 @@ class Point:
     load: Load
     fleet: Fleet
 
-    def label(self, name: str) -> str | float:
-        """The value of one column of words."""
-        return dict(self.labels)[name]
-
 
 @dataclass(frozen=True)
 class Answer:
-    """A point and what came of it."""
+    """A point's words, and the numbers that came of it."""
 
-    point: Point
-    row: dict[str, float]
+    labels: Mapping[str, str | float]
+    row: Mapping[str, float]
 
 
 def steady(per_minute: float, loras: int, settle_s: float, counted: float = _COUNTED) -> Load:
@@ -59,24 +56,61 @@ def day(per_minute: float, loras: int, scale: float) -> Load:
     return Load(per_minute, 3 + 24 * scale, daily=True, loras=loras, settle_hours=3)
 
 
+def _downloads(fleet: Fleet, rate_mb_s: float) -> Fleet:
+    """`fleet` with LoRAs that come at that rate; the shipped one's where it is the same."""
+    rate = fleet.timings.download_rate
+    if round(rate / MB) != rate_mb_s:
+        rate = rate_mb_s * MB
+    return replace(fleet, timings=replace(fleet.timings, download_rate=rate))
+
+
 def shipped(scale: float) -> list[Point]:
     """What the deployment does when nobody sets anything; the first row is it. Then what the
     routing, and the rate of a LoRA's download, change."""
     fleet = shipped_fleet()
-    rates = sorted({fleet.timings.download_rate, *(rate * MB for rate in DOWNLOADS_MB_S)})
     return [
         Point(
-            (
-                ("requests/min", per_minute),
-                ("routing", routing.value),
-                ("download, MB/s", round(rate / MB)),
-            ),
+            (("requests/min", per_minute), ("routing", routing.value), ("download, MB/s", rate)),
             day(per_minute, 10_000, scale),
-            replace(fleet, routing=routing, timings=replace(fleet.timings, download_rate=rate)),
+            _downloads(replace(fleet, routing=routing), rate),
         )
         for per_minute in (10, 1, 20)
         for routing in (fleet.routing, Routing.AFFINITY)
-        for rate in rates
+        for rate in DOWNLOADS_MB_S
+    ]
+
+
+def starts(scale: float) -> list[Point]:
+    """What the way to start, the idle window and a chosen region change where requests are rare."""
+    fleet = shipped_fleet()
+    return [
+        Point(
+            (("weights from", start.value), ("region", region or "any"), ("window, s", window)),
+            day(1, 10_000, scale),
+            replace(
+                fleet,
+                timings=timings(fleet.timings.gpu, start, region=region),
+                scaledown_window_s=window,
+            ),
+        )
+        for start in (ColdStart.SNAPSHOT, ColdStart.VOLUME, ColdStart.GPU_SNAPSHOT)
+        for region, windows in (("", (120, 60)), ("us", (120,)), ("us-east", (120,)))
+        for window in windows
+    ]
+
+
+def own(scale: float) -> list[Point]:
+    """Own GPUs, always on, for the base load; Modal for what is more at once."""
+    fleet = replace(shipped_fleet(), max_containers=1000)
+    return [
+        Point(
+            (("requests/min", per_minute), ("own GPUs", count)),
+            day(per_minute, 10_000, scale),
+            replace(fleet, own=count),
+        )
+        for per_minute in (10, 60)
+        for count in OWN
+        if count <= per_minute / 3
     ]
 
 
@@ -153,6 +187,8 @@ def rates(scale: float) -> list[Point]:
 
 STUDIES = {
     "shipped": shipped,
+    "starts": starts,
+    "own": own,
     "scaledown": scaledown,
     "minimum": minimum,
     "cache": cache,
@@ -161,21 +197,49 @@ STUDIES = {
 }
 
 
-def candidates(per_minute: float, loras: int, scale: float) -> list[Point]:
-    """Settings among which the cheapest for a latency is looked for, at an even load."""
+# Ways to start that are tried in a search, and with which idle windows: a container that starts
+# quickly need not wait long for work.
+_STARTS = ((ColdStart.SNAPSHOT, (15, 60, 300)), (ColdStart.GPU_SNAPSHOT, (15, 60)))
+VOLUMES_GIB = (20, 500)
+
+
+def candidates(
+    per_minute: float, loras: int, scale: float, download_mb_s: float, slowest_s: float
+) -> list[Point]:
+    """Settings among which the cheapest for a latency is looked for, at an even load; without the
+    GPUs whose picture alone takes longer than `slowest_s`."""
     points: list[Point] = []
     for gpu in GPUS:
-        table = timings(gpu)
-        lanes = per_minute / 60 * table.lane_s  # containers that the work itself fills
-        counts = sorted({0, *(math.ceil(lanes * share) for share in (0.5, 1.0, 1.2, 1.5, 2.0))})
+        lane = timings(gpu).lane_s
+        if lane + timings(gpu).after_s > slowest_s:
+            continue
+        lanes = per_minute / 60 * lane  # containers that the work itself fills
+        counts = sorted({0, *(math.ceil(lanes * share) for share in (1.0, 1.3, 2.0))})
         points += [
             Point(
-                (("GPU", gpu), ("window, s", window), ("min containers", count)),
+                (
+                    ("GPU", gpu),
+                    ("weights from", start.value),
+                    ("LoRA volume, GiB", volume),
+                    ("window, s", window),
+                    ("min containers", count),
+                ),
                 steady(per_minute, loras, 360, max(_COUNTED, per_minute) / 2 * scale),
-                Fleet(table, scaledown_window_s=window, min_containers=count),
+                _downloads(
+                    Fleet(
+                        timings(gpu, start),
+                        scaledown_window_s=window,
+                        min_containers=count,
+                        volume_bytes=volume * GIB,
+                        read_ahead=shipped_fleet().read_ahead,
+                    ),
+                    download_mb_s,
+                ),
             )
-            for window in (15, 60, 300)
-            for count in counts
+            for start, windows in _STARTS
+            for window in windows
+            for volume in VOLUMES_GIB
+            for count in (counts if start is ColdStart.SNAPSHOT else [0])
         ]
     return points
 
@@ -188,7 +252,7 @@ def cheapest(answers: Sequence[Answer], p95_s: float) -> Answer | None:
 
 def _answer(point: Point, seed: int) -> Answer:
     outcome: Outcome = simulate(point.load, point.fleet, seed)
-    return Answer(point, outcome.row())
+    return Answer(dict(point.labels), outcome.row())
 
 
 def run(points: Sequence[Point], seed: int, processes: int = 1) -> list[Answer]:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import simulate_fleet
-
-BENCHMARKS = Path(__file__).parents[1]
-
-from benchmarks.fleet import report, studies  # noqa: E402
-from benchmarks.fleet.load import DAY, Load, arrivals, popularity  # noqa: E402
-from benchmarks.fleet.model import Fleet, Routing, Service, simulate  # noqa: E402
-from benchmarks.fleet.outcome import Outcome  # noqa: E402
-from benchmarks.fleet.shipped import shipped_fleet  # noqa: E402
-from deploy.timings import (  # noqa: E402
-    GIB,
-    GPUS,
-    ColdStart,
-    Origin,
-    Timings,
-    table,
-    timings,
-)
-from sdxl_worker.deploying.settings import Deployment  # noqa: E402
-from sdxl_worker.settings import Settings  # noqa: E402
+from benchmarks.fleet import studies
+from benchmarks.fleet.load import DAY, Load, arrivals, popularity
+from benchmarks.fleet.model import Fleet, Routing, Service, simulate
+from benchmarks.fleet.outcome import Outcome
+from deploy.timings import GIB, Timings, timings
 
 SERVICE_S = 4.0
 PRICE = 0.0005
@@ -184,7 +165,8 @@ def test_every_look_into_the_cache_misses_or_hits_as_by_hand(cache_bytes: int, h
 
 
 def test_a_lonely_request_pays_its_cold_start_its_work_and_its_window() -> None:
-    fleet = Fleet(timings("L4"), scaledown_window_s=30)
+    steady = replace(timings("L4"), cold_start_sigma=0.0)
+    fleet = Fleet(steady, scaledown_window_s=30)
     # So rare that each finds nothing running.
     outcome = simulate(Load(0.001, 500_000 / 60, loras=1, lora_bytes=1000), fleet, seed=3)
     own = fleet.timings
@@ -195,6 +177,43 @@ def test_a_lonely_request_pays_its_cold_start_its_work_and_its_window() -> None:
     assert outcome.quantile(0.5) == pytest.approx(own.cold_start_s + work, abs=0.5)
     paid = outcome.container_seconds / outcome.images
     assert paid == pytest.approx(own.cold_start_s + work + 30, rel=0.02)
+
+
+def test_starts_are_spread_as_their_logarithm_says() -> None:
+    """A lognormal's median is its factor's; its 95 % quantile lies 1.645 sigma above."""
+    own = replace(timings("L4"), cold_start_sigma=0.5, cold_start_s=20.0)
+    load = Load(0.001, 1_500_000 / 60, loras=1, lora_bytes=1000)
+    starts = simulate(load, Fleet(own, scaledown_window_s=30), seed=3).latencies
+    starts = starts - own.lane_s - own.after_s - own.volume_latency_s
+
+    assert np.quantile(starts, 0.5) == pytest.approx(20, rel=0.08)
+    assert np.quantile(starts, 0.95) == pytest.approx(20 * math.exp(1.645 * 0.5), rel=0.12)
+
+
+def test_own_gpus_wait_as_m_m_c_and_cost_nothing_at_modal() -> None:
+    fleet = Fleet(INSTANT, own=4, max_containers=0, read_ahead=0, service=Service.EXPONENTIAL)
+    per_minute = 60 * 0.8 * 4 / SERVICE_S
+    hours = 40_000 / per_minute / 60
+    outcome = simulate(Load(per_minute, hours, loras=1, settle_hours=hours / 20), fleet, seed=1)
+
+    assert outcome.waits.mean() == pytest.approx(erlang_c_wait(4, 0.8), rel=0.1)
+    assert (outcome.usd, outcome.peak_containers) == (0, 0)
+    assert outcome.own_images == outcome.images
+    assert outcome.utilisation == pytest.approx(0.8, rel=0.03)
+
+
+def test_modal_draws_what_own_gpus_are_too_busy_for() -> None:
+    load = Load(30, 3, loras=100, settle_hours=0.5)
+    outcomes = [simulate(load, Fleet(timings("L40S"), own=count)) for count in (0, 1, 2, 30)]
+
+    shares = [outcome.own_images / outcome.images for outcome in outcomes]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    bills = [outcome.usd for outcome in outcomes]
+    assert bills == sorted(bills, reverse=True)
+    assert bills[-1] == 0
+    # Own ones come first: the first is hardly ever idle while Modal's draw.
+    assert outcomes[1].own_images * INSTANT.lane_s > 0.5 * outcomes[1].horizon_s
 
 
 def test_no_request_is_lost_or_served_twice() -> None:
@@ -242,92 +261,3 @@ def test_arrivals_keep_their_mean_through_the_day() -> None:
     assert len(times) == pytest.approx(20 * 60 * sum(DAY), rel=0.02)
     counts = np.bincount(loras, minlength=100) / len(loras)
     assert counts[0] == pytest.approx(popularity(100, 0.9)[0], rel=0.1)
-
-
-def test_every_figure_says_where_it_comes_from() -> None:
-    for name, figure in table():
-        assert figure.source, name
-        named = re.search(r"benchmarks/results/\S+\.json", figure.source)
-        assert named is None or (BENCHMARKS.parent / named.group()).is_file(), name
-        if figure.origin is Origin.PUBLISHED:
-            assert len(figure.source) > 15, name
-
-
-@pytest.mark.parametrize("gpu", GPUS)
-def test_a_nearer_source_of_weights_starts_sooner(gpu: str) -> None:
-    seconds = [timings(gpu, start).cold_start_s for start in ColdStart]
-
-    assert seconds == sorted(seconds, reverse=True)
-
-
-def test_the_cheapest_setting_holds_its_latency(capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--rate", "20", "--scale", "0.1", "--processes", "1", "--loras", "100"]
-
-    def ask(p95: str) -> dict[str, float]:
-        assert simulate_fleet.main(["--p95", p95, *common]) == 0
-        last: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])
-        return last
-
-    quick, slow, never = ask("15"), ask("60"), ask("0.5")
-    assert quick["found"]
-    assert quick["p95_s"] <= 15
-    assert slow["usd_per_image"] <= quick["usd_per_image"]
-    assert not never["found"]
-
-
-def test_the_first_row_is_what_make_deploy_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated defaults are the deployment's and the worker's, prices included."""
-    for name in list(os.environ):
-        if name.startswith("DEPLOY_") or name.lower() in Settings.model_fields:
-            monkeypatch.delenv(name)
-    deployment = Deployment.from_environment({})
-    worker = deployment.worker_settings({"WORKER_API_TOKEN": "t" * 16})
-    fleet = studies.shipped(1.0)[0].fleet
-
-    assert fleet == shipped_fleet()
-    assert fleet.timings.gpu == deployment.gpu[0]
-    assert fleet.timings.usd_per_second == pytest.approx(worker.usd_per_second)
-    assert fleet.timings.cold_start_s == timings(deployment.gpu[0], ColdStart.SNAPSHOT).cold_start_s
-    assert deployment.memory_snapshot
-    assert (fleet.min_containers, fleet.max_containers, fleet.scaledown_window_s) == (
-        deployment.min_containers,
-        deployment.max_containers,
-        deployment.scaledown_window_seconds,
-    )
-    assert fleet.read_ahead == deployment.max_inputs - 1
-    assert (fleet.cache_bytes, fleet.volume_bytes) == (
-        worker.lora_cache_bytes,
-        worker.lora_cache_dir_bytes,
-    )
-
-
-def test_the_page_is_what_the_simulation_says_today() -> None:
-    """Figures that were measured anew, or a changed model, call for `make simulate`."""
-    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text()
-    assert report.sources_table() in page, "run make simulate"
-    for study in (studies.scaledown, studies.shipped):
-        (answer,) = studies.run(study(1.0)[:1], seed=0)
-        header, _, row = report.answers_table([answer]).splitlines()
-        assert header in page
-        assert row in page, "run make simulate"
-
-
-def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
-    page = tmp_path / "scaling.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.replace_between_marks(page, "new")
-
-    assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n{report.END}\nafter\n"
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="once each"):
-        report.replace_between_marks(page, "new")
-
-
-@pytest.mark.parametrize(("option", "value"), [("--rate", "20000"), ("--p95", "0")])
-def test_options_out_of_range_are_refused_by_name(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        simulate_fleet.main([option, value])
-
-    assert option in capsys.readouterr().err
