@@ -11,16 +11,20 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.db import Database
 from app.core.dialect import Dialect
+from app.core.errors import PROBLEM_JSON
 from app.core.settings import Settings
 from app.dialects.a1111.discovery import router as a1111_discovery
+from app.dialects.a1111.errors import SCHEMA as A1111_ERROR
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.routes import router as a1111_router
+from app.dialects.fal.errors import SCHEMA as FAL_ERROR
 from app.dialects.fal.errors import as_fal
 from app.dialects.fal.routes import router as fal_router
 from app.dialects.fal.target import PATH as PROXY_PATH
 from app.dialects.fal.target import TargetPath
 from app.dialects.fal.webhook import RequestMessages
 from app.dialects.openai.edits import router as openai_edits
+from app.dialects.openai.errors import SCHEMA as OPENAI_ERROR
 from app.dialects.openai.errors import as_openai
 from app.dialects.openai.routes import router as openai_router
 from app.dialects.replicate.files import router as replicate_files
@@ -28,6 +32,7 @@ from app.dialects.replicate.routes import router as replicate_router
 from app.dialects.replicate.webhook import PredictionMessages
 from app.dialects.subapp import dialect_app
 from app.models.webhook import Kind
+from app.schemas.common import Problem
 from app.services.storage import Storage
 from app.services.webhooks.sender import MessageShape
 from sdxl_contract.limits import IMAGE_MAX_BYTES
@@ -78,10 +83,14 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
 
 
 _ROUTERS = {
-    OPENAI: ("OpenAI Images", [openai_router, openai_edits]),
-    A1111: ("A1111", [a1111_router, a1111_discovery]),
-    REPLICATE: ("Replicate", [replicate_router, replicate_files]),
-    FAL: ("fal", [fal_router]),
+    OPENAI: ("OpenAI Images", [openai_router, openai_edits], OPENAI_ERROR),
+    A1111: ("A1111", [a1111_router, a1111_discovery], A1111_ERROR),
+    REPLICATE: (
+        "Replicate",
+        [replicate_router, replicate_files],
+        {PROBLEM_JSON: Problem.model_json_schema()},
+    ),
+    FAL: ("fal", [fal_router], FAL_ERROR),
 }
 
 
@@ -100,8 +109,8 @@ def mount_dialects(app: FastAPI) -> None:
         if dialect.prefix == MCP:
             app.router.routes.append(Route(MCP, _to_mcp))
             continue
-        title, _ = _ROUTERS[dialect.prefix]
-        mounted = dialect_app(title, dialect, app.state, _routes(dialect.prefix))
+        title, _, errors = _ROUTERS[dialect.prefix]
+        mounted = dialect_app(title, dialect, app.state, _routes(dialect.prefix), errors)
         if dialect.prefix == FAL:
             mounted.add_middleware(TargetPath)
         app.mount(dialect.prefix, mounted)

@@ -1,14 +1,18 @@
-"""The OpenAPI document against the running server: schemathesis with every check on.
+"""The OpenAPI documents against the running server: schemathesis with every check on.
 
-Made-up calls, right and wrong ones, to every operation, and chains of calls that use each other's
-ids. No answer may be the server's fault, or one that the document does not name.
+Made-up calls, right and wrong ones, to every operation, of the API itself and of every dialect.
+No answer may be the server's fault, or one that the document does not name. By default a few calls
+to each; `make test-all` makes many, chains of calls that use each other's ids, and calls of a page's
+session and to a server without keys.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +21,20 @@ from sqlalchemy import URL
 from sdxl_contract.limits import ModelLimits
 from testkit.backend import Backend, StartBackend, add_key, listening
 from testkit.doubles.inference_double import InferenceDouble
+from testkit.whole_document import operations_of, whole_document
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SMALL = ModelLimits(native_size=64, min_side=64, max_side=64)
+SHORT = ("--phases", "fuzzing", "--max-examples", "1")
+LONG = ("--phases", "examples,coverage,fuzzing,stateful", "--max-examples")
 
 
-async def fuzz(url: str, *arguments: str, examples: int) -> str:
+async def fuzz(document: Path, url: str, *arguments: str) -> str:
     """What schemathesis says; an error where a check fails."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(CONFIG)),
-        *("run", f"{url}/openapi.json", "--checks", "all", "--seed", "1", "--warnings", "off"),
-        *("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", str(examples)),
-        *("--suppress-health-check", "all", "--request-timeout", "30"),
+        *("run", str(document), "--url", url, "--checks", "all", "--seed", "1"),
+        *("--warnings", "off", "--suppress-health-check", "all", "--request-timeout", "30"),
         *("--generation-database", "none", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -38,44 +44,59 @@ async def fuzz(url: str, *arguments: str, examples: int) -> str:
     return said
 
 
-def check_all_were_tested(backend: Backend, said: str) -> None:
-    operations = sum(len(methods) for methods in backend.app.openapi()["paths"].values())
-    assert re.search(rf"Selected: {operations}/{operations}\n +Tested: {operations}\n", said), said
+def check_all_were_tested(document: Path, said: str) -> None:
+    count = operations_of(json.loads(document.read_text()))
+    assert re.search(rf"Selected: {count}/{count}\n +Tested: {count}\n", said), said
+
+
+@pytest.fixture
+async def running(
+    start_backend: StartBackend, tmp_path: Path
+) -> AsyncIterator[tuple[Backend, Path, str]]:
+    """A server of small pictures, all that it says of itself, and its URL."""
+    inference = InferenceDouble(limits=SMALL)
+    async with (
+        start_backend(inference=inference, sync_wait_seconds=0.2, job_concurrency=8) as backend,
+        listening(backend) as url,
+    ):
+        document = tmp_path / "openapi.json"
+        document.write_text(json.dumps(whole_document(backend.app)))
+        yield backend, document, url
 
 
 @pytest.mark.slow
-@pytest.mark.long
 async def test_no_call_to_any_operation_is_answered_otherwise_than_documented(
-    start_backend: StartBackend, database_url: URL
+    running: tuple[Backend, Path, str], database_url: URL
 ) -> None:
-    inference = InferenceDouble(limits=SMALL)
-    async with (
-        start_backend(inference=inference, sync_wait_seconds=0.2, job_concurrency=8) as backend,
-        listening(backend) as url,
-    ):
-        key = (await add_key(database_url, "local"))["Authorization"]
-        said = await fuzz(url, "-H", f"Authorization: {key}", examples=5)
-        check_all_were_tested(backend, said)
-
-        answer = await backend.http.post(
-            "/api/v1/session", json={"api_key": key.removeprefix("Bearer ")}
-        )
-        cookie = answer.headers["set-cookie"].partition(";")[0]
-        page = ("-H", f"Cookie: {cookie}", "-H", "X-Requested-With: studio")
-        # Signing out would end the session that the rest of the run needs; its header stays in the
-        # calls that are to be without proof.
-        left_out = ("--exclude-path", "/api/v1/session", "--exclude-checks", "ignored_auth")
-        await fuzz(url, *page, *left_out, examples=1)
+    _, document, url = running
+    key = (await add_key(database_url, "local"))["Authorization"]
+    said = await fuzz(document, url, *SHORT, "-H", f"Authorization: {key}")
+    check_all_were_tested(document, said)
 
 
-@pytest.mark.slow
 @pytest.mark.long
-async def test_the_same_holds_before_the_first_key_is_made(start_backend: StartBackend) -> None:
-    inference = InferenceDouble(limits=SMALL)
-    async with (
-        start_backend(inference=inference, sync_wait_seconds=0.2, job_concurrency=8) as backend,
-        listening(backend) as url,
-    ):
-        # The document says how one proves oneself; here nobody has to yet.
-        said = await fuzz(url, "--exclude-checks", "ignored_auth", examples=1)
-        check_all_were_tested(backend, said)
+async def test_nor_is_one_of_many(running: tuple[Backend, Path, str], database_url: URL) -> None:
+    backend, document, url = running
+    key = (await add_key(database_url, "local"))["Authorization"]
+    said = await fuzz(document, url, *LONG, "5", "-H", f"Authorization: {key}")
+    check_all_were_tested(document, said)
+
+    answer = await backend.http.post(
+        "/api/v1/session", json={"api_key": key.removeprefix("Bearer ")}
+    )
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    page = ("-H", f"Cookie: {cookie}", "-H", "X-Requested-With: studio")
+    # Signing out would end the session that the rest of the run needs; its header stays in the
+    # calls that are to be without proof. Dialects take no cookie.
+    left_out = ("--exclude-path", "/api/v1/session", "--exclude-checks", "ignored_auth")
+    await fuzz(document, url, *LONG, "1", *page, *left_out)
+
+
+@pytest.mark.long
+async def test_the_same_holds_before_the_first_key_is_made(
+    running: tuple[Backend, Path, str],
+) -> None:
+    _, document, url = running
+    # The document says how one proves oneself; here nobody has to yet.
+    said = await fuzz(document, url, *LONG, "1", "--exclude-checks", "ignored_auth")
+    check_all_were_tested(document, said)

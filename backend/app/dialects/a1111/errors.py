@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi.responses import JSONResponse
 
 from app.core.errors import Fault, retry_header
+
+_TEXTS = ("error", "detail", "body", "errors")
+SCHEMA: dict[str, Any] = {
+    "application/json": {
+        "type": "object",
+        "required": list(_TEXTS),
+        "properties": {name: {"type": "string"} for name in _TEXTS},
+    }
+}
 
 
 def as_a1111(fault: Fault) -> JSONResponse:

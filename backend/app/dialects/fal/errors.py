@@ -12,6 +12,16 @@ from app.core.errors import Fault, retry_header
 
 REQUEST_ID = "x-fal-request-id"
 ERROR_TYPE = "x-fal-error-type"
+SCHEMA: dict[str, Any] = {
+    "application/json": {
+        "type": "object",
+        "required": ["detail", "error_type"],
+        "properties": {
+            "detail": {"anyOf": [{"type": "string"}, {"type": "array", "items": {}}]},
+            "error_type": {"type": "string"},
+        },
+    }
+}
 _PARTS = re.compile(r"[^.\[\]]+")
 
 

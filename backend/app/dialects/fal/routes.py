@@ -251,7 +251,28 @@ async def read_result(
     return await _result(services, content, call)
 
 
-@router.put("/queue/{owner}/{alias}/requests/{request_id}/cancel", response_model=None)
+_CANCEL_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": "Not cancelled",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["status"],
+                    "properties": {"status": {"type": "string"}},
+                }
+            }
+        },
+    }
+    for status in (400, 404)
+}
+
+
+@router.put(
+    "/queue/{owner}/{alias}/requests/{request_id}/cancel",
+    response_model=None,
+    responses=_CANCEL_REFUSED | {202: {"description": "Asked for while it is drawn"}},
+)
 async def cancel(
     owner: str, alias: str, request_id: str, caller: CallerDep, services: ServicesDep
 ) -> Response:

@@ -6,6 +6,7 @@ Their clients repeat a call twice on 408, 409, 429 and from 500 on, unless told 
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from fastapi.responses import JSONResponse
 
@@ -13,6 +14,24 @@ from app.core.errors import Fault, ProblemCode, retry_header
 from sdxl_contract.errors import ErrorCode
 
 REQUEST_ID = "x-request-id"
+SCHEMA: dict[str, Any] = {
+    "application/json": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": "string"},
+                },
+            }
+        },
+    }
+}
 _NO_RETRY = {"x-should-retry": "false"}
 _TYPES = {
     401: "invalid_request_error",
