@@ -28,12 +28,12 @@ from app.api import (
     health,
     identities,
     loras,
-    session,
     studio,
     takedowns,
     verify,
     webhooks,
 )
+from app.api.access import keys, session
 from app.api.deps import KEY_OR_COOKIE, Services
 from app.api.describing import reference
 from app.api.describing.document import PROBLEM, install_document
@@ -186,6 +186,7 @@ def _routes() -> tuple[BaseRoute, ...]:
     """The server's own routes: their signatures are read once, however many apps there are."""
     api = APIRouter(prefix=API, responses=_PROBLEMS)
     api.include_router(session.router)
+    api.include_router(keys.router, dependencies=KEY_OR_COOKIE)
     for router in (
         *(part.router for part in (content, images, loras, identities, costs, webhooks)),
         collection.content_router,

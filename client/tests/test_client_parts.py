@@ -100,6 +100,7 @@ def test_both_clients_have_the_same_methods() -> None:
         (models.Lora, "LoraOut"),
         (models.Batch, "BatchOut"),
         (models.Webhook, "WebhookWithSecret"),
+        (models.Key, "KeyWithSecret"),
         (models.Verification, "VerificationOut"),
         (models.Comparison, "ComparisonOut"),
     ],

@@ -106,6 +106,12 @@ class Caller:
     key_id: uuid.UUID | None = None
     name: str | None = None
     allowance: Allowance = UNLIMITED
+    made_by: uuid.UUID | None = None  # the key that made this one
+
+    @property
+    def counted_as(self) -> str:
+        """Whose limits its calls use up: keys that a key makes give it no more of them."""
+        return str(self.made_by or self.key_id or self.owner)
 
 
 async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
@@ -116,7 +122,9 @@ async def find_caller(request: Request, services: ServicesDep) -> Caller | None:
     key = await key_of(services.database, token=token, cookie=cookie)
     if key is None:
         return None
-    return Caller(key.owner, key.id, key.name, Allowance.of(services.settings, key))
+    return Caller(
+        key.owner, key.id, key.name, Allowance.of(services.settings, key), made_by=key.made_by
+    )
 
 
 def check_page_header(request: Request) -> None:
@@ -192,7 +200,7 @@ async def get_caller(request: Request, services: ServicesDep) -> Caller:
         refuse_other_origin(request, services)
     request.state.caller = caller
     if not dialect.is_poll(request.scope):
-        await take_call(services.database, str(caller.key_id or caller.owner), caller.allowance)
+        await take_call(services.database, caller.counted_as, caller.allowance)
     return caller
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import UniqueConstraint
-from sqlalchemy.orm import Mapped
+import uuid
+
+from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, Moment, UuidPk
 
@@ -24,3 +26,5 @@ class ApiKey(Base):
     requests_per_minute: Mapped[int | None]
     max_open_contents: Mapped[int | None]
     daily_budget_usd: Mapped[float | None]
+    # The key that made it over HTTP: revoked with it, and its calls are counted as that one's.
+    made_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id"), index=True)

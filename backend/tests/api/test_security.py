@@ -215,6 +215,8 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "/api/v1/boards/{board_id}/images": {},
     }
     mine, other = await add_key(database_url, "local"), await add_key(database_url, "other")
+    key = await backend.http.post("/api/v1/keys", json={"name": "mine"}, headers=mine)
+    ids["key_id"] = key.json()["id"]
     paths = (await backend.http.get("/openapi.json")).json()["paths"]
     walked = 0
     for path, methods in paths.items():

@@ -93,6 +93,12 @@ async def test_the_client_that_waits_does_the_same(served: Served) -> None:
             hook = client.add_webhook("https://example.com/hook")
             assert client.webhooks()[0].id == hook.id
             client.delete_webhook(hook.id)
+            made = client.add_key("a bot's")
+            names = [one.name for one in client.keys()]  # noqa: SIM118
+            assert names == ["test", "a bot's"]
+            with Client(served.url, made.key) as bot:
+                assert [one.id for one in bot.contents()] == [content.id]
+            client.revoke_key(made.id)
             return content.images[0].seed, hook.secret, client.session()["signed_in"]
 
     seed, secret, signed_in = await asyncio.to_thread(use)
@@ -146,6 +152,11 @@ async def test_the_command_line_draws_and_manages(
     assert added["secret"].startswith("whsec_")
     assert json.loads((await run("webhooks", "ls")).stdout)[0]["secret"] is None
     assert (await run("webhooks", "rm", added["id"])).exit_code == 0
+    made = json.loads((await run("keys", "add", "a bot's")).stdout)
+    assert made["key"].startswith("sdxl_")
+    assert [one["current"] for one in json.loads((await run("keys", "ls")).stdout)] == [True, False]
+    assert (await run("keys", "rm", made["id"])).exit_code == 0
+    assert (await run("keys", "ls", "--quiet")).stdout.split() != [made["id"]]
     assert all(line["ok"] for line in json.loads((await run("doctor")).stdout))
     assert json.loads((await run("whoami")).stdout)["name"] == "test"
 

@@ -22,6 +22,7 @@ from sdxl_client.models import (
     Comparison,
     Content,
     Event,
+    Key,
     Lora,
     LoraUse,
     Verification,
@@ -298,6 +299,20 @@ class AsyncClient:
     async def rotate_webhook(self, webhook_id: Id) -> Webhook:
         """A new secret; the old one signs, too, for a day."""
         return await self._send(calls.rotate_webhook(webhook_id))
+
+    # Keys
+
+    async def keys(self) -> list[Key]:
+        """The valid keys of this key's owner."""
+        return (await self._send(calls.keys())).items
+
+    async def add_key(self, name: str) -> Key:
+        """A new key for the same things, with its secret."""
+        return await self._send(calls.add_key(name))
+
+    async def revoke_key(self, key_id: Id) -> None:
+        """Make a key that this one made invalid, or this one itself."""
+        await self._send(calls.revoke_key(key_id))
 
     # The server
 

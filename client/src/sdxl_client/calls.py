@@ -16,6 +16,7 @@ from sdxl_client.models import (
     Batch,
     Comparison,
     Content,
+    Key,
     Lora,
     LoraUse,
     Page,
@@ -193,6 +194,21 @@ def rotate_webhook(webhook_id: Id) -> Call[Webhook]:
     """A new secret."""
     path = f"{API}/webhooks/{webhook_id}/rotate"
     return Call("POST", path, Webhook.model_validate, repeats=False)
+
+
+def keys() -> Call[Page[Key]]:
+    """The owner's valid keys."""
+    return Call("GET", f"{API}/keys", Page[Key].model_validate)
+
+
+def add_key(name: str) -> Call[Key]:
+    """A new key, with its secret."""
+    return Call("POST", f"{API}/keys", Key.model_validate, json={"name": name}, repeats=False)
+
+
+def revoke_key(key_id: Id) -> Call[None]:
+    """Make a key invalid."""
+    return Call("DELETE", f"{API}/keys/{key_id}", _nothing)
 
 
 def session() -> Call[dict[str, Any]]:

@@ -20,6 +20,7 @@ from sdxl_client.models import (
     Comparison,
     Content,
     Event,
+    Key,
     Lora,
     LoraUse,
     Verification,
@@ -294,6 +295,20 @@ class Client:
     def rotate_webhook(self, webhook_id: Id) -> Webhook:
         """A new secret; the old one signs, too, for a day."""
         return self._send(calls.rotate_webhook(webhook_id))
+
+    # Keys
+
+    def keys(self) -> list[Key]:
+        """The valid keys of this key's owner."""
+        return self._send(calls.keys()).items
+
+    def add_key(self, name: str) -> Key:
+        """A new key for the same things, with its secret."""
+        return self._send(calls.add_key(name))
+
+    def revoke_key(self, key_id: Id) -> None:
+        """Make a key that this one made invalid, or this one itself."""
+        self._send(calls.revoke_key(key_id))
 
     # The server
 

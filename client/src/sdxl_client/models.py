@@ -129,6 +129,17 @@ class Webhook(_Answer):
     secret: str | None = None
 
 
+class Key(_Answer):
+    """An API key; `key` is there where it was just made."""
+
+    id: uuid.UUID
+    name: str
+    created_at: datetime
+    current: bool
+    made_by: uuid.UUID | None = None
+    key: str | None = None
+
+
 class Verification(_Answer):
     """What a picture says of itself, and whether that is so."""
 

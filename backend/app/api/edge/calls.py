@@ -82,7 +82,7 @@ class KeyBeforeUpload:
                 request = Request(scope, receive)
                 try:
                     caller = await get_caller(request, request.app.state.services)
-                    place = self._place(str(caller.key_id or caller.owner))
+                    place = self._place(caller.counted_as)
                 except (ContractError, BackendError) as error:
                     await dialect.shape(fault_of(error))(scope, receive, send)
                     return

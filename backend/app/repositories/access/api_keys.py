@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, exists, select, update
+from sqlalchemy import CursorResult, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
@@ -72,14 +72,30 @@ class ApiKeyRepository:
         """All, oldest first."""
         return (await self._session.scalars(select(ApiKey).order_by(ApiKey.created_at))).all()
 
+    async def valid_of(self, owner: str) -> Sequence[ApiKey]:
+        """An owner's that are not revoked, oldest first."""
+        query = select(ApiKey).where(ApiKey.owner == owner, ApiKey.revoked_at.is_(None))
+        return (await self._session.scalars(query.order_by(ApiKey.created_at, ApiKey.id))).all()
+
+    async def hold(self, key_id: uuid.UUID) -> ApiKey | None:
+        """A valid key, which stays so until the transaction's end."""
+        query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        return await self._session.scalar(query.with_for_update())
+
+    async def count_made_by(self, key_id: uuid.UUID) -> int:
+        """How many valid keys a key has made."""
+        query = select(func.count()).where(ApiKey.made_by == key_id, ApiKey.revoked_at.is_(None))
+        return await self._session.scalar(query) or 0
+
     async def revoke(self, key_id: uuid.UUID) -> bool:
-        """Make a key invalid from now on, and end its sessions; whether it was valid."""
-        await self._session.execute(delete(PageSession).where(PageSession.api_key_id == key_id))
-        result = await self._session.execute(
-            update(ApiKey)
-            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
-            .values(revoked_at=utc_now())
-        )
+        """Make a key and those that it made invalid from now on, and end their sessions; whether it
+        was valid."""
+        # First the key itself: who makes another one with it at this moment holds it.
+        revoked = update(ApiKey).where(ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
+        result = await self._session.execute(revoked.where(ApiKey.id == key_id))
+        await self._session.execute(revoked.where(ApiKey.made_by == key_id))
+        family = select(ApiKey.id).where(or_(ApiKey.id == key_id, ApiKey.made_by == key_id))
+        await self._session.execute(delete(PageSession).where(PageSession.api_key_id.in_(family)))
         return cast("CursorResult[Any]", result).rowcount == 1
 
     async def add(
@@ -91,6 +107,7 @@ class ApiKeyRepository:
         requests_per_minute: int | None = None,
         max_open_contents: int | None = None,
         daily_budget_usd: float | None = None,
+        made_by: uuid.UUID | None = None,
     ) -> ApiKey:
         """Keep a new key's digest, and its own limits if it has any."""
         key = ApiKey(
@@ -101,6 +118,7 @@ class ApiKeyRepository:
             requests_per_minute=requests_per_minute,
             max_open_contents=max_open_contents,
             daily_budget_usd=daily_budget_usd,
+            made_by=made_by,
             created_at=utc_now(),
         )
         self._session.add(key)

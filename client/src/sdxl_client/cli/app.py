@@ -35,6 +35,7 @@ app.command()(contents.batch)
 app.command("mcp")(mcp)
 app.add_typer(library.loras, name="loras")
 app.add_typer(library.webhooks, name="webhooks")
+app.add_typer(library.keys, name="keys")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`sdxl loras …` and `sdxl webhooks …`."""
+"""`sdxl loras …`, `sdxl webhooks …` and `sdxl keys …`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sdxl_client.client import Client
 
 loras = typer.Typer(help="The LoRA library.", no_args_is_help=True)
 webhooks = typer.Typer(help="URLs that are told when contents end.", no_args_is_help=True)
+keys = typer.Typer(help="API keys for the same things as yours.", no_args_is_help=True)
 
 
 @loras.command("ls")
@@ -126,3 +127,44 @@ def rotate_webhook(webhook_id: str, as_json: Json = False) -> None:
         show(hook)
     else:
         print(hook.secret)
+
+
+@keys.command("ls")
+def list_keys(as_json: Json = False, quiet: Quiet = False) -> None:
+    """The valid keys that see what yours sees."""
+    with connect() as client:
+        found = client.keys()
+    if quiet:
+        for key in found:
+            print(key.id)
+    elif wants_json(as_json):
+        show(found)
+    else:
+        rows = [
+            (
+                key.name,
+                f"{key.created_at:%Y-%m-%d %H:%M}",
+                "this one" if key.current else "by a key" if key.made_by else "by the operator",
+                key.id,
+            )
+            for key in found
+        ]
+        show_table(("NAME", "MADE", "", "ID"), rows)
+
+
+@keys.command("add")
+def add_key(name: str, as_json: Json = False) -> None:
+    """A new key, within the limits of yours; it is shown here, and not again."""
+    with connect() as client:
+        key = client.add_key(name)
+    if wants_json(as_json):
+        show(key)
+    else:
+        print(f"{key.id}\n{key.key}")
+
+
+@keys.command("rm")
+def revoke_key(key_id: str) -> None:
+    """Make a key invalid at once: one that yours made, or yours."""
+    with connect() as client:
+        client.revoke_key(key_id)

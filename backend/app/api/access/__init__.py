@@ -1,0 +1,1 @@
+"""Who may call: the page's login, and keys that keys make."""
