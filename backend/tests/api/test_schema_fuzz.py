@@ -2,8 +2,8 @@
 
 Made-up calls, right and wrong ones, to every operation, of the API itself and of every dialect.
 No answer may be the server's fault, or one that the document does not name. By default a few calls
-to each; `make test-all` makes many, chains of calls that use each other's ids, and calls of a page's
-session and to a server without keys.
+to each; `make test-all` makes many, chains of calls that use each other's ids, and calls of a
+page's session and to a server without keys.
 """
 
 from __future__ import annotations
