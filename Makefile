@@ -172,7 +172,7 @@ screenshots: $(INSTALLED) ## Pictures of every view, light and dark, into docs/i
 
 .PHONY: simulate
 simulate: $(INSTALLED) ## Latency and dollars per image of a fleet on Modal; writes docs/scaling.md's tables and plots
-	@$(PY) -m benchmarks.simulate_fleet
+	@$(PY) -m benchmarks.fleet
 
 .PHONY: lock
 lock: ## Resolve constraints.txt anew from requirements.in (needs uv)

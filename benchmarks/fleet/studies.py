@@ -197,9 +197,6 @@ STUDIES = {
 }
 
 
-# Ways to start that are tried in a search, and with which idle windows: a container that starts
-# quickly need not wait long for work.
-_STARTS = ((ColdStart.SNAPSHOT, (15, 60, 300)), (ColdStart.GPU_SNAPSHOT, (15, 60)))
 VOLUMES_GIB = (20, 500)
 
 
@@ -219,7 +216,6 @@ def candidates(
             Point(
                 (
                     ("GPU", gpu),
-                    ("weights from", start.value),
                     ("LoRA volume, GiB", volume),
                     ("window, s", window),
                     ("min containers", count),
@@ -227,7 +223,7 @@ def candidates(
                 steady(per_minute, loras, 360, max(_COUNTED, per_minute) / 2 * scale),
                 _downloads(
                     Fleet(
-                        timings(gpu, start),
+                        timings(gpu, ColdStart.SNAPSHOT),
                         scaledown_window_s=window,
                         min_containers=count,
                         volume_bytes=volume * GIB,
@@ -236,10 +232,9 @@ def candidates(
                     download_mb_s,
                 ),
             )
-            for start, windows in _STARTS
-            for window in windows
             for volume in VOLUMES_GIB
-            for count in (counts if start is ColdStart.SNAPSHOT else [0])
+            for window in (15, 60, 300)
+            for count in counts
         ]
     return points
 

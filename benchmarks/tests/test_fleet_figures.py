@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import simulate_fleet
+from benchmarks.fleet import __main__ as simulate_fleet
 from benchmarks.fleet import report, studies
 from benchmarks.fleet.shipped import shipped_fleet
 from deploy.timings import GPUS, ColdStart, Origin, table, timings

@@ -5,8 +5,8 @@ with the seconds, bytes and prices of `deploy/timings.py` (measured, published o
 its source). Without `--p95`: every study as plots and tables, written into the documentation.
 With it: the cheapest setting whose p95 stays below that many seconds.
 
-    python -m benchmarks.simulate_fleet [--seed N] [--scale X] [--out FOLDER]
-    python -m benchmarks.simulate_fleet --p95 8 [--rate 60] [--loras 10000] [--download 43]
+    python -m benchmarks.fleet [--seed N] [--scale X] [--out FOLDER]
+    python -m benchmarks.fleet --p95 8 [--rate 60] [--loras 10000] [--download 43]
 
 The same seed gives the same numbers. Last line: JSON.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.fleet import report, studies
 
-DOCS = Path(__file__).parents[1] / "docs"
-RESULTS = Path(__file__).parent / "results" / "fleet.json"
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = Path(__file__).parents[1] / "results" / "fleet.json"
 # The wishes whose cheapest setting the document shows.
 RATES = (1, 10, 60, 600)
 P95_S = (5, 8, 15)
