@@ -5,6 +5,7 @@ Its own document (`{prefix}/openapi.json`), its own errors' shape; the services 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,6 +71,10 @@ def _describe(document: dict[str, Any], dialect: Dialect, errors: Mapping[str, A
         name: {"type": "apiKey", "in": "header", "name": name} for name in dialect.key_headers
     }
     document.setdefault("components", {})["securitySchemes"] = schemes
+    # Bodies that routes read themselves are those of `json_body`, shared by all documents.
+    document["paths"] = copy.deepcopy(document["paths"])
+    shapes = document["components"].setdefault("schemas", {})
+    _point_at(document["paths"], shapes)
     content = {kind: {"schema": schema} for kind, schema in errors.items()}
     for operations in document["paths"].values():
         for method in _METHODS & set(operations):
@@ -80,7 +85,26 @@ def _describe(document: dict[str, Any], dialect: Dialect, errors: Mapping[str, A
             for status in ("4XX", "5XX"):
                 answers.setdefault(status, {"description": "Error", "content": content})
     for unused in ("HTTPValidationError", "ValidationError"):
-        document["components"].get("schemas", {}).pop(unused, None)
+        shapes.pop(unused, None)
+
+
+def _point_at(node: Any, shapes: dict[str, Any]) -> None:
+    """Put the parts that a body's own schema defines among the document's, where `$ref` finds them:
+    below a body nothing is looked for."""
+    if isinstance(node, list):
+        for item in node:
+            _point_at(item, shapes)
+    if not isinstance(node, dict):
+        return
+    for name, part in node.pop("$defs", {}).items():
+        _point_at(part, shapes)
+        if shapes.setdefault(name, part) != part:
+            raise ValueError(f"two shapes of one document are called {name}")
+    reference = node.get("$ref")
+    if isinstance(reference, str):
+        node["$ref"] = reference.replace("#/$defs/", "#/components/schemas/")
+    for value in node.values():
+        _point_at(value, shapes)
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

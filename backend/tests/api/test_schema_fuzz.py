@@ -14,19 +14,55 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import URL
+from starlette.routing import Mount
 
 from sdxl_contract.limits import ModelLimits
 from testkit.backend import Backend, StartBackend, add_key, listening
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.whole_document import operations_of, whole_document
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
+_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch"})
 SMALL = ModelLimits(native_size=64, min_side=64, max_side=64)
 SHORT = ("--phases", "fuzzing", "--max-examples", "1")
 LONG = ("--phases", "examples,coverage,fuzzing,stateful", "--max-examples")
+
+
+def whole_document(app: FastAPI) -> dict[str, Any]:
+    """The app's document with the paths of its mounted applications below their prefixes."""
+    whole: dict[str, Any] = json.loads(json.dumps(app.openapi()))
+    for mount in app.routes:
+        if not isinstance(mount, Mount) or not isinstance(mount.app, FastAPI):
+            continue
+        name = mount.path.strip("/").replace("/", "_")
+        # Components of one name are not the same thing in two documents.
+        text = json.dumps(mount.app.openapi()).replace(
+            '"#/components/schemas/', f'"#/components/schemas/{name}_'
+        )
+        part = json.loads(text)
+        for path, operations in part["paths"].items():
+            for method in _METHODS & set(operations):
+                operation = operations[method]
+                operation["operationId"] = f"{name}_{operation['operationId']}"
+                operation["security"] = [
+                    {f"{name}_{scheme}": scopes for scheme, scopes in way.items()}
+                    for way in operation.get("security", [])
+                ]
+            whole["paths"][mount.path + path] = operations
+        for kind, components in part.get("components", {}).items():
+            into = whole["components"].setdefault(kind, {})
+            for key, component in components.items():
+                into[f"{name}_{key}"] = component
+    return whole
+
+
+def operations_of(document: dict[str, Any]) -> int:
+    """How many operations a document has."""
+    return sum(len(_METHODS & set(methods)) for methods in document["paths"].values())
 
 
 async def fuzz(document: Path, url: str, *arguments: str) -> str:

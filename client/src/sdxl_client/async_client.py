@@ -14,7 +14,7 @@ import httpx2
 
 from sdxl_client import calls
 from sdxl_client.calls import Call, Id
-from sdxl_client.client import DEFAULT_URL, _answer, _error, _itself, save_files
+from sdxl_client.client import DEFAULT_URL, _answer, _error, _itself
 from sdxl_client.errors import ConnectionLost, ContentFailed, SdxlError
 from sdxl_client.models import (
     FINAL,
@@ -29,6 +29,7 @@ from sdxl_client.models import (
     Webhook,
 )
 from sdxl_client.retrying import EventLines, pause
+from sdxl_client.saving import save_files
 
 T = TypeVar("T")
 _STREAM_SILENCE_SECONDS = 60.0  # the server sends a sign of life each 15 s

@@ -27,6 +27,7 @@ from sdxl_client.models import (
     Webhook,
 )
 from sdxl_client.retrying import EventLines, pause
+from sdxl_client.saving import save_files
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -389,15 +390,3 @@ def _error(response: httpx2.Response) -> ApiError:
     except ValueError:
         body = None
     return calls.error_of(response.status_code, body, response.headers.get("retry-after"))
-
-
-def save_files(content: Content, files: Sequence[bytes], folder: Path) -> list[Path]:
-    """Write pictures into `folder`, named after the content and their seeds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for image, data in zip(content.images, files, strict=True):
-        suffix = {b"\x89PNG": ".png", b"RIFF": ".webp"}.get(data[:4], ".jpg")
-        path = folder / f"{str(content.id)[:8]}-{image.seed}{suffix}"
-        path.write_bytes(data)
-        paths.append(path)
-    return paths
