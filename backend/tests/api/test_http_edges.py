@@ -23,9 +23,9 @@ from app.api import (
     health,
     identities,
     loras,
-    session,
     studio,
 )
+from app.api.access import keys, session
 from app.api.content import wait_seconds
 from app.api.edge import body_limit
 from app.api.edge.body_limit import BodyLimit
@@ -174,7 +174,7 @@ def dependencies(dependant: Dependant) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.mark.parametrize(
-    "module", [content, costs, files, health, identities, loras, session, studio]
+    "module", [content, costs, files, health, identities, keys, loras, session, studio]
 )
 def test_no_call_goes_through_a_thread_before_its_route(module: Any) -> None:
     seen = 0
