@@ -241,6 +241,21 @@ def test_memory_that_runs_out_takes_the_recordings_before_it_fails_a_request() -
     assert all(one.discarded for _, one in recorder.made)
 
 
+def test_what_the_warm_up_recorded_is_kept_again_after_memory_ran_out() -> None:
+    """On a small card nothing else is recorded: it would be eager until the next start."""
+    calls = StaticCalls(FakeRecorder(), 0)
+    calls.warming = True
+    called(calls, 3)
+    calls.warming = False
+    calls.drop_all()
+    calls.take_counts()
+    for size in (3, 3, 4):
+        called(calls, size)
+
+    assert hows(calls) == [("captured", None, 1), ("replayed", None, 1), ("eager", "budget", 1)]
+    assert len(calls) == 1
+
+
 def test_memory_that_runs_out_with_nothing_to_give_up_is_the_caller_s() -> None:
     def fails(x: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

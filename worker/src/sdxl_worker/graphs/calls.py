@@ -123,6 +123,8 @@ class StaticCalls:
         self._without = without
         self._guests_max = guests_max
         self._held: OrderedDict[Hashable, _Held] = OrderedDict()
+        # Recorded while warming, and so kept again if they were given up.
+        self._usual: set[Hashable] = set()
         self._refused: dict[Hashable, _Refusal] = {}
         self._counts: Counter[Count] = Counter()
         self.warming = False
@@ -242,7 +244,9 @@ class StaticCalls:
         expected: Any,
     ) -> Why | None:
         """Record the call and hold it; why not, if that cannot be."""
-        kept = self.warming
+        if self.warming:
+            self._usual.add(key)
+        kept = key in self._usual
         if not kept and self._budget == 0:
             return Why.BUDGET
         if not kept and self._guests() >= self._guests_max:
@@ -267,10 +271,11 @@ class StaticCalls:
         arguments: dict[str, Any],
         expected: Any,
     ) -> Why | None:
+        kept, recording = key in self._usual, None
         try:
             fixed = mapped(arguments, _copied)
             recording = recorder.record(
-                lambda: function(**mapped(fixed, _itself)), "kept" if self.warming else "guests"
+                lambda: function(**mapped(fixed, _itself)), "kept" if kept else "guests"
             )
             # The promise itself, looked at where it is cheap: once for each shape.
             same = _same(recording.replay(), expected)
@@ -278,6 +283,8 @@ class StaticCalls:
             # Whatever it is: the same call was just made eagerly, and went well.
             short = is_out_of_memory(error)
             log.warning("call_not_recorded", call=str(key)[:200], error=repr(error)[:500])
+            if recording is not None:
+                recording.discard()
             let_go(error)
             if short:
                 self.drop_all()
@@ -285,7 +292,7 @@ class StaticCalls:
         if not same:
             recording.discard()
             return Why.DIFFERS
-        self._held[key] = _Held(tensors_of(fixed), recording, self.warming)
+        self._held[key] = _Held(tensors_of(fixed), recording, kept)
         return None
 
     def _guests(self) -> int:
