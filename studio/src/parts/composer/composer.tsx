@@ -14,7 +14,6 @@ import { Extras, isOfExtras } from './extras';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
 import { QueueButton } from '../queue';
-import { isOfGuides } from '../source/guides';
 import { isOfSource, SourcePanel } from '../source/panel';
 import { CountField, NumberFields, SamplerField, SeedField, SizeField } from './settings';
 import { Button, Field, Loading } from '../ui';
@@ -23,7 +22,7 @@ import { Button, Field, Loading } from '../ui';
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
 const LATE = ['prompt', 'mask', 'outpaint'];
 const isShown = (field: string): boolean =>
-  SHOWN.includes(field) || isOfSource(field) || isOfGuides(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
+  SHOWN.includes(field) || isOfSource(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
   const now = whole.value;

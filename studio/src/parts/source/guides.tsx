@@ -22,14 +22,13 @@ interface Props {
   errors: FieldErrors;
 }
 
-/** Nothing where the worker has no such network, and none is asked for. */
+/** Shown where the worker has such networks, or one is asked for. */
 export function Guides({ of, model, errors }: Props) {
   const [isSending, setSending] = useState(false);
   const [picks, setPicks] = useState(false);
   const networks = networksOf(model);
   const { guides } = of;
   const first = networks.find(({ kind }) => guides.filter((one) => one.kind === kind).length < GUIDES_MAX);
-  if (!networks.length && !guides.length) return null;
   const add = (image: PictureRef) => {
     if (first) change({ guides: [...draft.value.guides, guideFrom(image, first)] });
   };
@@ -181,7 +180,3 @@ function GuideFields({ guide, field, networks, errors, onChange, onRemove }: Gui
     </div>
   );
 }
-
-/** Whether what is wrong with `field` is told here, as the form is now. */
-export const isOfGuides = (field: string): boolean =>
-  draft.value.guides.some((_, place) => field.startsWith(fieldOf(draft.value.guides, place)));

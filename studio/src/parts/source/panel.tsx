@@ -15,6 +15,7 @@ import {
   type Source,
   type SourceMode,
 } from '../../drafting/source';
+import { fieldOf, networksOf } from '../../drafting/guides';
 import { explain } from '../../server/explain';
 import { asProblem } from '../../server/api';
 import type { Model } from '../../server/types';
@@ -25,9 +26,9 @@ import { droppedPicture } from '../pictures/picture';
 import { Button, Field, Loading, Slider } from '../ui';
 import { NumberInput } from '../composer/numberInput';
 import { FrameFields } from './frameFields';
-import { Guides } from './guides';
 import { PictureWays } from './pictureWays';
 
+const Guides = lazy(() => import('./guides').then((found) => found.Guides));
 const MaskPainter = lazy(() => import('./maskPainter').then((found) => found.MaskPainter));
 const PicturePicker = lazy(() => import('./picturePicker').then((found) => found.PicturePicker));
 
@@ -104,7 +105,7 @@ export function SourcePanel({ of, model, errors }: { of: Whole; model: Model; er
         </p>
       )}
       {source && <Chosen source={source} errors={errors} />}
-      <Guides of={of} model={model} errors={errors} />
+      {(networksOf(model).length > 0 || of.guides.length > 0) && <Guides of={of} model={model} errors={errors} />}
       {picks && <PicturePicker onChoose={useSource} onClose={() => setPicks(false)} />}
     </fieldset>
   );
@@ -296,7 +297,8 @@ const held = (value: number | null, most: number): number =>
 
 /** Whether what is wrong with `field` is told here, as the form is now. */
 export function isOfSource(field: string): boolean {
-  const { source } = draft.value;
+  const { source, guides } = draft.value;
+  if (guides.some((_, place) => field.startsWith(fieldOf(guides, place)))) return true;
   if (field === 'image.image_id') return true;
   if (field === 'strength') return source !== null;
   return (field === 'mask' && source?.mode === 'mask') || (field === 'outpaint' && source?.mode === 'frame');
