@@ -1,11 +1,10 @@
-"""`/sdapi/v1` with webuiapi, and with what other programs were seen to send."""
+"""`/sdapi/v1` with webuiapi; what other programs send is in test_recorded_calls.py."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import io
-import json
 import zlib
 from typing import Any
 
@@ -90,38 +89,6 @@ async def test_webuiapi_draws_looks_around_and_reads_back(
     assert seen["samplers"] == list(SOLVERS)
     assert seen["loras"] == ["Ink"]
     assert (seen["current"], seen["upscalers"], seen["progress"]) == ("sdxl", "None", 0)
-
-
-# What programs that do not run here were seen to send.
-RECORDED: dict[str, dict[str, Any]] = {
-    "Open WebUI": {"prompt": "an apple", "batch_size": 1, "width": 1024, "height": 1024,
-                   "negative_prompt": "blurred", "steps": 20},
-    "LibreChat": {"prompt": "an apple", "negative_prompt": "", "cfg_scale": 4.5, "steps": 22,
-                  "width": 1024, "height": 1024},
-    "Dify": {"prompt": "<lora:Ink:1>an apple", "width": 1024, "height": 1024, "steps": 10,
-             "override_settings": {"sd_model_checkpoint": "sdxl"}},
-    "aiyabot": {"prompt": "an apple", "negative_prompt": "", "steps": 30, "cfg_scale": "7.0",
-                "width": 1024, "height": 1024, "seed": 5, "sampler_index": "Euler a",
-                "n_iter": 1, "denoising_strength": None, "hr_second_pass_steps": 8.0,
-                "styles": [None], "enable_hr": False, "tiling": False},
-    "SillyTavern": {"prompt": "an apple", "sampler_name": "Euler a", "scheduler": "Automatic",
-                    "steps": 20.0, "cfg_scale": 7, "width": 1024, "height": 1024, "seed": -1,
-                    "enable_hr": False, "hr_additional_modules": [], "clip_skip": 1,
-                    "restore_faces": False, "override_settings": {"CLIP_stop_at_last_layers": 1},
-                    "override_settings_restore_afterwards": True, "save_images": True,
-                    "send_images": True, "do_not_save_grid": False},
-}  # fmt: skip
-
-
-async def test_recorded_calls_get_a_picture_whatever_their_content_type(served: Served) -> None:
-    await served.backend.upload(kohya_lora(), "Ink")
-    for program, body in RECORDED.items():
-        answer = await served.backend.http.post(f"{API}/txt2img", content=json.dumps(body))
-        assert answer.status_code == 200, (program, answer.text)
-        shown_info = json.loads(answer.json()["info"])
-        picture = Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0])))
-        assert picture.size == (1024, 1024)
-        assert shown_info["infotexts"][0].startswith(body["prompt"])
 
 
 def picture(colour: str) -> Image.Image:

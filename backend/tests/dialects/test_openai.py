@@ -264,27 +264,6 @@ def test_previews_are_spread_over_the_steps(
     assert [index for _, index in taken if index is not None] == list(range(len(shown)))
 
 
-# What programs that do not run here were seen to send.
-RECORDED = {
-    "Open WebUI 0.12.4": {
-        "model": "gpt-image-1", "prompt": "an apple", "n": 1, "size": "512x512",
-    },
-    "n8n": {"model": "dall-e-3", "prompt": "an apple", "response_format": "b64_json",
-            "quality": "standard", "size": "1024x1024", "style": "vivid"},
-    "Kobold Lite": {"prompt": "an apple", "n": 1, "size": "1024x1024", "model": "dall-e-3",
-                    "response_format": "b64_json"},
-    "LibreChat": {"model": "gpt-image-1", "prompt": "an apple", "n": 1, "quality": "auto",
-                  "size": "1024x1024", "background": "auto"},
-}  # fmt: skip
-
-
-async def test_recorded_calls_get_a_picture(served: Served) -> None:
-    for program, body in RECORDED.items():
-        answer = await served.backend.http.post(GENERATIONS, json=body)
-        assert answer.status_code == 200, (program, answer.text)
-        assert opened(answer.json()["data"][0]["b64_json"]).format == "PNG"
-
-
 async def test_whatever_a_bodys_content_type_says_it_is_read_as_json(served: Served) -> None:
     headers = {"Content-Type": "text/plain"}
     http = served.backend.http
