@@ -148,13 +148,20 @@ async def test_webuiapi_s_controlnet_units_hold_a_drawing(
         ),
     ]  # fmt: skip
 
+    told: list[str] = []
+
     def use() -> None:
         api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
-        api.txt2img(prompt="an apple", controlnet_units=units)
+        told.append(api.txt2img(prompt="an apple", controlnet_units=units).info["infotexts"][0])
         api.img2img(prompt="an apple", images=[red], controlnet_units=[units[2]])
 
     await asyncio.to_thread(use)
     words, over = inference.requests
+    assert (
+        'ControlNet 0: "Module: canny, Model: lines, Threshold A: 50, Threshold B: 150, '
+        'Weight: 0.5, Guidance Start: 0, Guidance End: 0.6", ControlNet 1: "'
+    ) in told[0]
+    assert 'ControlNet 2: "Module: ip-adapter, Model: plus, Weight: 0.6' in told[0]
     one, two = words.controls
     assert (one.model, one.scale, one.start, one.end) == ("lines", 0.5, 0.0, 0.6)
     assert one.canny is not None

@@ -23,7 +23,8 @@ from sdxl_worker.auxiliary.provided import find_controls
 from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.drawing.controls import Held, as_pixels
 from sdxl_worker.pictures.edges import canny
-from testkit.auxiliary.denoised import SIDE, SOURCE, awake, ours, theirs, tiny_pipe
+from testkit.auxiliary.controls import awake
+from testkit.auxiliary.denoised import SIDE, SOURCE, ours, theirs, tiny_pipe
 from testkit.worker import (
     Borrowing,
     FileServer,
@@ -236,6 +237,12 @@ def test_over_http_a_drawing_is_held_and_the_next_one_is_not(
 
         free = drawn()
         one = drawn(controls=[control])
+        told = body | {"controls": [control | {"canny": {}, "end": 0.7}]}
+        picture = png_of(http.post("/generate-image", json=told).json())
+        assert (
+            'ControlNet 0: "Module: canny, Model: lines, Threshold A: 100, Threshold B: 200, '
+            'Weight: 1, Guidance Start: 0, Guidance End: 0.7"'
+        ) in picture.info["parameters"]
         edges = drawn(controls=[control | {"canny": {}, "end": 0.7}])
         twice = drawn(controls=[control], hires={"scale": 1.5, "steps": 1, "strength": 0.5})
         over = drawn(controls=[control], image=image, strength=0.7)

@@ -29,7 +29,8 @@ from testkit.auxiliary.adapters import (
     image_encoder,
     ip_adapter,
 )
-from testkit.auxiliary.denoised import SIDE, SOURCE, awake, ours, theirs, tiny_pipe
+from testkit.auxiliary.controls import awake
+from testkit.auxiliary.denoised import SIDE, SOURCE, ours, theirs, tiny_pipe
 from testkit.worker import (
     Borrowing,
     FileServer,
@@ -238,6 +239,10 @@ def test_over_http_a_drawing_takes_up_pictures_and_the_next_one_does_not(
             return png_of(answer.json()).tobytes()
 
         free, one = drawn(), drawn(references=[base])
+        told = http.post("/generate-image", json=body | {"references": [base]}).json()
+        assert (
+            'ControlNet 0: "Module: ip-adapter, Model: base, Weight: 1, Guidance Start: 0, '
+        ) in png_of(told).info["parameters"]
         both = drawn(references=[base | {"scale": 0.5}, plus | {"end": 0.7}])
         twice = drawn(references=[plus], hires={"scale": 1.5, "steps": 1, "strength": 0.5})
         over = drawn(references=[base], image=image, strength=0.7)

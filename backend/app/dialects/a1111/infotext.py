@@ -7,6 +7,7 @@ import binascii
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from app.dialects.a1111.samplers import shown
@@ -42,6 +43,7 @@ def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
             ("Hires upscaler", hires["upscaler"].capitalize()
              if hires["upscaler"] in BUILT_IN else hires["upscaler"]),
         ]  # fmt: skip
+    pairs += _units(parameters)
     if content.loras:
         hashes = ", ".join(f"{lora['name']}: {lora['sha256'][:10]}" for lora in content.loras)
         pairs.append(("Lora hashes", '"' + hashes.replace('"', "'") + '"'))
@@ -50,6 +52,29 @@ def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
         lines.append(f"Negative prompt: {content.negative_prompt}")
     lines.append(", ".join(f"{name}: {value}" for name, value in pairs))
     return "\n".join(lines)
+
+
+def _units(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Controls and references, each as the extension tells of a unit."""
+    units = []
+    for control in parameters.get("controls") or ():
+        canny = control.get("canny")
+        unit = {"Module": "canny" if canny else "none", "Model": control["model"]}
+        if control.get("type"):
+            unit["Union Control Type"] = control["type"]
+        if canny:
+            unit |= {"Threshold A": canny["low"], "Threshold B": canny["high"]}
+        units.append((unit, control))
+    units += [
+        ({"Module": "ip-adapter", "Model": reference["adapter"]}, reference)
+        for reference in parameters.get("references") or ()
+    ]
+    texts = []
+    for unit, use in units:
+        times = (("Weight", "scale"), ("Guidance Start", "start"), ("Guidance End", "end"))
+        told = unit | {name: f"{use[ours]:g}" for name, ours in times}
+        texts.append(", ".join(f"{name}: {value}" for name, value in told.items()))
+    return [(f"ControlNet {number}", f'"{text}"') for number, text in enumerate(texts)]
 
 
 def read_infotext(text: str) -> dict[str, Any]:

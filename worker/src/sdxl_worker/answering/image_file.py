@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from sdxl_contract.drawing.controls import Control
 from sdxl_contract.drawing.hires import LANCZOS, LATENT, Hires
+from sdxl_contract.drawing.references import Reference
 from sdxl_contract.drawing.upscaling import Upscale
 from sdxl_contract.pictures import Area, Fill, Inpaint
 from sdxl_contract.prompts.words import PromptSyntax
@@ -97,8 +99,8 @@ def parameters_text(
 
 
 def picture_facts(request: GenerateRequest) -> dict[str, str]:
-    """What `parameters_text` tells beyond the usual: of how words are read, a second pass, or the
-    picture that is drawn over."""
+    """What `parameters_text` tells beyond the usual: of how words are read, a second pass, what
+    holds the drawing, or the picture that is drawn over."""
     facts: dict[str, str] = {}
     if request.clip_skip:
         # A1111 counts from the last layer as 1, and SDXL leaves that one out anyway.
@@ -109,6 +111,7 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
         facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
     if request.hires is not None:
         facts |= hires_facts(request.hires)
+    facts |= held_facts(request.controls, request.references)
     if request.image is None:
         return facts
     facts["Denoising strength"] = f"{request.drawing_strength():g}"
@@ -128,6 +131,36 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
         borders = request.outpaint.model_dump(exclude={"overlap"}, exclude_defaults=True)
         facts["Outpaint"] = ", ".join(f"{side} {width}" for side, width in borders.items())
     return facts
+
+
+def held_facts(controls: Sequence[Control], references: Sequence[Reference]) -> dict[str, str]:
+    """What `parameters_text` tells of controls and references: each as A1111's extension tells of
+    a unit."""
+    units = []
+    for control in controls:
+        unit = {"Module": "none" if control.canny is None else "canny", "Model": control.model}
+        if control.type is not None:
+            unit["Union Control Type"] = control.type
+        if control.canny is not None:
+            unit["Threshold A"], unit["Threshold B"] = (
+                str(control.canny.low), str(control.canny.high),
+            )  # fmt: skip
+        units.append(unit | _times(control))
+    for reference in references:
+        unit = {"Module": "ip-adapter", "Model": reference.adapter}
+        units.append(unit | _times(reference))
+    return {
+        f"ControlNet {number}": ", ".join(f"{name}: {value}" for name, value in unit.items())
+        for number, unit in enumerate(units)
+    }
+
+
+def _times(one: Control | Reference) -> dict[str, str]:
+    return {
+        "Weight": f"{one.scale:g}",
+        "Guidance Start": f"{one.start:g}",
+        "Guidance End": f"{one.end:g}",
+    }
 
 
 def upscale_text(upscale: Upscale) -> str:
