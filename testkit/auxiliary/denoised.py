@@ -35,16 +35,6 @@ TOLD = Conditioning(
 )
 
 
-def awake(network: Any, seed: int) -> Any:
-    """A network whose weights are random where they begin as zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in network.parameters():
-            if not tensor.any():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
-    return network.eval().requires_grad_(False)
-
-
 def tiny_pipe() -> Any:
     """Random weights in an SDXL's shape."""
     model = tiny_model(torch.float32, widths=(32, 32, 32), depths=(1, 1, 1))
