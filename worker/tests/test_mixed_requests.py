@@ -109,7 +109,9 @@ class Mixed:
         """
         request = GenerateRequest(**fields, request_id=name or uuid.uuid4().hex)
         result = await self.engine.submit(request).result()
-        assert (result.model_clean, result.structure_clean) == (True, True)
+        # Unsaid where the next request took over the same LoRAs: that one says it then.
+        assert result.model_clean or (result.model_clean is None and fields.get("loras"))
+        assert result.structure_clean
         assert result.image_base64 is not None
         return result.image_base64.encode()
 
