@@ -222,7 +222,6 @@ async def test_three_hundred_of_all_that_can_be_asked_leave_nothing(
 ) -> None:
     async with mixed(worker, folders) as mix:
         outcomes = await run_mix(mix, kinds, trouble, LONG, seed=2)
-    print(outcomes)
     assert outcomes["drawn"] >= LONG * 0.6, outcomes
     assert {"CANCELLED", "GENERATION_FAILED", "CUDA_OOM"} <= outcomes.keys(), outcomes
 
