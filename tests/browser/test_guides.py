@@ -13,7 +13,7 @@ from playwright.sync_api import FilePayload, Locator, Page, expect
 
 from scripts.stack import REPOSITORY, build_stack, free_port
 from testkit.auxiliary.adapters import adapters_folder
-from testkit.auxiliary.denoised import awake
+from testkit.auxiliary.controls import awake
 from testkit.browser import OpenPage, Studio
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
