@@ -80,8 +80,8 @@ def draw(url: str, count: int) -> None:
         body = {"prompts": prompts, "steps": 4}
         batch = http.post("/content/batch", json=body).raise_for_status().json()["batch_id"]
         while True:
-            counts = http.get(f"/content/batch/{batch}").raise_for_status().json()["counts"]
-            if not counts.get("queued") and not counts.get("running"):
+            now = http.get(f"/content/batch/{batch}").raise_for_status().json()
+            if not now["queued"] and not now["running"]:
                 break
             time.sleep(1)
 
@@ -102,7 +102,7 @@ def floor(browser: Browser, url: str) -> float:
     context = browser.new_context()
     page, _ = throttled(context)
     begun = time.monotonic()
-    page.goto(f"{url}/livez")
+    page.goto(f"{url}/health/live")
     seconds = time.monotonic() - begun
     context.close()
     return round(seconds, 2)

@@ -16,6 +16,7 @@ import { NEAR, PLACES, Shell } from './parts/shell';
 import { Button, Loading } from './parts/ui';
 import { clearPresets } from './drafting/presets';
 import { route } from './state/route';
+import type { Session } from './server/types';
 import * as store from './state/store';
 import { announce, onNews } from './state/tabs';
 import { clearBatches } from './state/batchList';
@@ -49,13 +50,23 @@ function forgetWork(): void {
   forgetGallery();
 }
 
+let early: Promise<Session> | null = null;
+
+/** Ask who is signed in while the words are still on their way: one way over a slow line less. */
+export function askEarly(): void {
+  early = api.session();
+  early.catch(() => {}); // told by who waits for it
+}
+
 /** Read who is signed in and everything that the first view needs; again after each sign-in. */
 async function open(): Promise<void> {
   stopFollowing();
   store.clearStore();
   forgetGallery();
   try {
-    const session = await api.session();
+    const asked = early ?? api.session();
+    early = null;
+    const session = await asked;
     store.session.value = session;
     if (session.signed_in && recall<string | null>('name', null) !== session.name) {
       forgetWork();

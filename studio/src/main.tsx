@@ -1,11 +1,12 @@
 import './styles/index.css';
 import { render } from 'preact';
-import { App } from './app';
+import { App, askEarly } from './app';
 import { startLanguage } from './i18n';
 import { startLive } from './server/live';
 import { startTheme } from './device/theme';
 
 startTheme();
+askEarly();
 void startLanguage().then(() => {
   startLive();
   const root = document.getElementById('app');
