@@ -152,8 +152,12 @@ async def test_webuiapi_s_controlnet_units_hold_a_drawing(
 
     def use() -> None:
         api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
-        told.append(api.txt2img(prompt="an apple", controlnet_units=units).info["infotexts"][0])
-        api.img2img(prompt="an apple", images=[red], controlnet_units=[units[2]])
+        # The client writes the units into its own default, for all later calls.
+        scripts: dict[str, Any] = {"alwayson_scripts": {}}
+        drawn = api.txt2img(prompt="an apple", controlnet_units=units, **scripts)
+        told.append(drawn.info["infotexts"][0])
+        scripts = {"alwayson_scripts": {}}
+        api.img2img(prompt="an apple", images=[red], controlnet_units=[units[2]], **scripts)
 
     await asyncio.to_thread(use)
     words, over = inference.requests
