@@ -43,7 +43,7 @@ from app.api.edge.calls import KeyBeforeUpload, RequestLog
 from app.api.edge.compression import JsonGzip
 from app.api.edge.headers import PlainHeaders
 from app.api.edge.utf8_json import Utf8Json
-from app.api.inputs import images
+from app.api.inputs import images, words
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
@@ -64,6 +64,7 @@ from app.services.contents.listener import Listener
 from app.services.contents.queue import JobQueue
 from app.services.contents.waiters import Waiters
 from app.services.inputs.images import InputImageService
+from app.services.inputs.words import WordsService
 from app.services.lora_inference import build_lora_inference
 from app.services.loras import LoraService
 from app.services.marking.forbidden_words import ForbiddenWords
@@ -188,7 +189,7 @@ def _routes() -> tuple[BaseRoute, ...]:
     api.include_router(session.router)
     api.include_router(keys.router, dependencies=KEY_OR_COOKIE)
     for router in (
-        *(part.router for part in (content, images, loras, identities, costs, webhooks)),
+        *(part.router for part in (content, images, words, loras, identities, costs, webhooks)),
         collection.content_router,
         collection.router,
         health.model_router,
@@ -306,6 +307,7 @@ async def _start(
             contents=contents,
             loras=loras,
             inputs=InputImageService(database, storage),
+            words=WordsService(database),
             avatars=AvatarService(database),
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),

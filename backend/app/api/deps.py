@@ -36,6 +36,7 @@ from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
 from app.services.contents.queue import JobQueue
 from app.services.inputs.images import InputImageService
+from app.services.inputs.words import WordsService
 from app.services.limits import UNLIMITED, Allowance, take_call
 from app.services.loras import LoraService
 from app.services.marking.marking import Marking
@@ -71,6 +72,7 @@ class Services:
     contents: ContentService
     loras: LoraService
     inputs: InputImageService
+    words: WordsService
     avatars: AvatarService
     batches: BatchService
     events: EventService

@@ -1,7 +1,7 @@
 """Tables, one file each."""
 
 from app.models.api_key import ApiKey
-from app.models.avatar import Avatar
+from app.models.avatar import Avatar, PromptStyle, Wildcard
 from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
@@ -33,6 +33,7 @@ __all__ = [
     "LoraModel",
     "LoraSource",
     "PageSession",
+    "PromptStyle",
     "QueueTurn",
     "RemovedCost",
     "SeenBaseModel",
@@ -43,4 +44,5 @@ __all__ = [
     "Webhook",
     "WebhookAttempt",
     "WebhookDelivery",
+    "Wildcard",
 ]

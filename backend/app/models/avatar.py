@@ -1,4 +1,4 @@
-"""A named character: what is always said of it, and the LoRA that draws it."""
+"""What an owner keeps to say again: avatars, each with the LoRA that draws it; styles; wildcards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.models.base import Base, Created, LongText, Moment, UuidPk
+from app.models.base import Base, Created, JsonList, LongText, Moment, UuidPk
 from app.models.image import Image
 from app.models.lora_model import LoraModel
 
@@ -36,3 +36,24 @@ class Avatar(Base):
 
     lora: Mapped[LoraModel | None] = relationship(lazy="raise")
     cover: Mapped[Image | None] = relationship(lazy="selectin")
+
+
+class PromptStyle(Base):
+    """What is said around a prompt: where it has `{prompt}` the prompt stands, else after it."""
+
+    __tablename__ = "prompt_style"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    prompt: Mapped[LongText]
+    negative_prompt: Mapped[LongText]
+
+
+class Wildcard(Base):
+    """Lines of which one stands in the place of `__name__`."""
+
+    __tablename__ = "wildcard"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)  # in small letters
+    lines: Mapped[JsonList]

@@ -339,6 +339,94 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/words/styles": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Styles
+         * @description All styles, by name.
+         */
+        get: operations["list_styles_api_v1_words_styles_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/words/styles/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Put Style
+         * @description Keep a style, new or in place of what had its name.
+         */
+        put: operations["put_style_api_v1_words_styles__name__put"];
+        post?: never;
+        /**
+         * Delete Style
+         * @description Remove a style; contents that were drawn with it keep its words.
+         */
+        delete: operations["delete_style_api_v1_words_styles__name__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/words/wildcards": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Wildcards
+         * @description All wildcards, by name.
+         */
+        get: operations["list_wildcards_api_v1_words_wildcards_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/words/wildcards/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Put Wildcard
+         * @description Keep a wildcard, new or in place of what had its name; capital letters count as small.
+         */
+        put: operations["put_wildcard_api_v1_words_wildcards__name__put"];
+        post?: never;
+        /**
+         * Delete Wildcard
+         * @description Remove a wildcard; its marks in prompts then stay as they are written.
+         */
+        delete: operations["delete_wildcard_api_v1_words_wildcards__name__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/loras/models/upload": {
         parameters: {
             query?: never;
@@ -1190,6 +1278,11 @@ export interface components {
              * @description layers of the text encoders left out for the prompt, beyond SDXL's own one
              */
             clip_skip?: number | null;
+            /**
+             * Styles
+             * @description names of `GET /words/styles`; their words are put around the prompts
+             */
+            styles?: string[];
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -1846,6 +1939,11 @@ export interface components {
              * @description layers of the text encoders left out for the prompt, beyond SDXL's own one
              */
             clip_skip?: number | null;
+            /**
+             * Styles
+             * @description names of `GET /words/styles`; their words are put around the prompts
+             */
+            styles?: string[];
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -2669,10 +2767,24 @@ export interface components {
             /** Next Cursor */
             next_cursor: string | null;
         };
+        /** Page[StyleOut] */
+        Page_StyleOut_: {
+            /** Items */
+            items: components["schemas"]["StyleOut"][];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
         /** Page[WebhookOut] */
         Page_WebhookOut_: {
             /** Items */
             items: components["schemas"]["WebhookOut"][];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /** Page[WildcardOut] */
+        Page_WildcardOut_: {
+            /** Items */
+            items: components["schemas"]["WildcardOut"][];
             /** Next Cursor */
             next_cursor: string | null;
         };
@@ -3021,6 +3133,36 @@ export interface components {
          */
         Status: "queued" | "running" | "succeeded" | "failed" | "cancelled";
         /**
+         * StyleIn
+         * @description What is said around a prompt.
+         */
+        StyleIn: {
+            /**
+             * Prompt
+             * @description the prompt stands where `{prompt}` is; without it, before this
+             * @default
+             */
+            prompt?: string | null;
+            /**
+             * Negative Prompt
+             * @description likewise, around the negative prompt
+             * @default
+             */
+            negative_prompt?: string | null;
+        };
+        /**
+         * StyleOut
+         * @description A style.
+         */
+        StyleOut: {
+            /** Name */
+            name: string;
+            /** Prompt */
+            prompt: string;
+            /** Negative Prompt */
+            negative_prompt: string;
+        };
+        /**
          * TakedownIn
          * @description What is to go, for every owner.
          */
@@ -3309,6 +3451,24 @@ export interface components {
             created_at: string;
             /** Secret */
             secret: string;
+        };
+        /**
+         * WildcardIn
+         * @description Lines of which the seed draws one for each `__name__` in a prompt.
+         */
+        WildcardIn: {
+            /** Lines */
+            lines: string[];
+        };
+        /**
+         * WildcardOut
+         * @description A wildcard.
+         */
+        WildcardOut: {
+            /** Name */
+            name: string;
+            /** Lines */
+            lines: string[];
         };
     };
     responses: never;
@@ -4204,6 +4364,246 @@ export interface operations {
             header?: never;
             path: {
                 image_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_styles_api_v1_words_styles_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_StyleOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_style_api_v1_words_styles__name__put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StyleIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StyleOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_style_api_v1_words_styles__name__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_wildcards_api_v1_words_wildcards_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_WildcardOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_wildcard_api_v1_words_wildcards__name__put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WildcardIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WildcardOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_wildcard_api_v1_words_wildcards__name__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
             };
             cookie?: never;
         };

@@ -136,6 +136,15 @@ async def list_embeddings(caller: CallerDep) -> dict[str, Any]:
     return {"loaded": {}, "skipped": {}}
 
 
+@router.get("/v1/prompt-styles")
+async def list_styles(owner: OwnerDep, services: ServicesDep) -> list[dict[str, str]]:
+    """The caller's styles, which `styles` of a request may name."""
+    return [
+        {"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt}
+        for one in await services.words.styles(owner)
+    ]
+
+
 @router.get("/v1/scripts")
 async def list_scripts(caller: CallerDep) -> dict[str, list[str]]:
     """None."""
@@ -158,7 +167,6 @@ async def read_flags(caller: CallerDep) -> dict[str, Any]:
 @router.get("/v1/sd-modules")
 @router.get("/v1/hypernetworks")
 @router.get("/v1/face-restorers")
-@router.get("/v1/prompt-styles")
 @router.get("/v1/realesrgan-models")
 @router.get("/v1/script-info")
 @router.get("/v1/extensions")

@@ -33,6 +33,7 @@ class Txt2ImgIn(BaseModel):
 
     prompt: Storable | None = ""
     negative_prompt: Storable | None = ""
+    styles: list[Storable | None] | None = None
     seed: Whole = -1
     steps: Whole = STEPS_DEFAULT
     cfg_scale: Number = CFG_DEFAULT
@@ -96,6 +97,8 @@ class Txt2ImgIn(BaseModel):
             "prompt": tagged.prompt,
             "negative_prompt": self.negative_prompt,
             "prompt_syntax": PromptSyntax.A1111,
+            # Clients say "none" in each of these ways.
+            "styles": [name for name in self.styles or () if name not in (None, "", "None")],
             "width": self.width or None,
             "height": self.height or None,
             "steps": STEPS_DEFAULT if self.steps is None else self.steps,

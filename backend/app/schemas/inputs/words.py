@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from app.schemas.common import NUMBER, In
+from app.schemas.common import NUMBER, In, Storable
 from sdxl_contract import limits
 from sdxl_contract.prompts.words import PromptSyntax
 
+STYLE_NAME_MAX = 100
+STYLES_MAX = 20  # of one request
+_LINES_MAX = 2000
+StyleName = Annotated[Storable, Field(min_length=1, max_length=STYLE_NAME_MAX)]
+Words = Annotated[Storable, Field(max_length=limits.PROMPT_MAX_CHARS)]
+Line = Annotated[Storable, Field(max_length=1000)]
 ClipSkip = Annotated[int, Field(ge=1, le=limits.CLIP_SKIP_MAX), NUMBER]
 
 
@@ -25,3 +31,38 @@ class FromWordsIn(In):
         default=None,
         description="layers of the text encoders left out for the prompt, beyond SDXL's own one",
     )
+    styles: list[StyleName] = Field(
+        default_factory=list,
+        max_length=STYLES_MAX,
+        description="names of `GET /words/styles`; their words are put around the prompts",
+    )
+
+
+class StyleIn(In):
+    """What is said around a prompt."""
+
+    prompt: Words = Field(
+        default="", description="the prompt stands where `{prompt}` is; without it, before this"
+    )
+    negative_prompt: Words = Field(default="", description="likewise, around the negative prompt")
+
+
+class StyleOut(BaseModel):
+    """A style."""
+
+    name: str
+    prompt: str
+    negative_prompt: str
+
+
+class WildcardIn(In):
+    """Lines of which the seed draws one for each `__name__` in a prompt."""
+
+    lines: list[Line] = Field(min_length=1, max_length=_LINES_MAX)
+
+
+class WildcardOut(BaseModel):
+    """A wildcard."""
+
+    name: str
+    lines: list[str]

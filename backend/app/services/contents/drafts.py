@@ -27,8 +27,10 @@ from app.services.contents.resolve import (
     given,
 )
 from app.services.inputs.using import find_pictures
+from app.services.inputs.words import may_vary, with_words
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import InvalidRequest
+from sdxl_contract.limits import SEED_MAX
 from sdxl_contract.request import GenerateRequest
 
 
@@ -51,7 +53,16 @@ def members_of(asked: BatchIn, draw_seed: Callable[[], int]) -> Iterator[Member]
     common = asked.model_dump(exclude={"prompts", "count", "grid"}, exclude_unset=True)
     if asked.grid is None:
         for number, prompt in enumerate(asked.prompts):
-            yield Member(f"prompts[{number}]", GenerateIn(prompt=prompt, **common), asked.count)
+            field, one = f"prompts[{number}]", GenerateIn(prompt=prompt, **common)
+            if not may_vary(one):
+                yield Member(field, one, asked.count)
+                continue
+            # Words that a seed may draw: each copy has its own seed before it has its words.
+            for copy in range(asked.count):
+                seed = draw_seed()
+                if asked.seed is not None:
+                    seed = (asked.seed + number * asked.count + copy) % (SEED_MAX + 1)
+                yield Member(field, one.model_copy(update={"seed": seed}), 1)
         return
     common.setdefault("seed", draw_seed())
     for cell in asked.grid.cells(GenerateIn(prompt=asked.prompts[0], **common)):
@@ -129,6 +140,7 @@ async def draft_content(
         NotFound: the avatar or a LoRA is not there.
     """
     async with database.reading() as session:
+        asked = await with_words(session, owner, asked, draw_seed)
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
     pictures: dict[str, Any] = {}
