@@ -1,4 +1,4 @@
-"""What an owner keeps to say again: avatars, each with the LoRA that draws it; styles; wildcards."""
+"""What an owner keeps to say again: avatars, each with the LoRA that draws it; styles, lists."""
 
 from __future__ import annotations
 
