@@ -6,7 +6,7 @@ import functools
 import re
 
 from fastapi import APIRouter, FastAPI
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.db import Database
@@ -113,7 +113,10 @@ def mount_dialects(app: FastAPI) -> None:
         mounted = dialect_app(title, dialect, app.state, _routes(dialect.prefix), errors)
         if dialect.prefix == FAL:
             mounted.add_middleware(TargetPath)
-        app.mount(dialect.prefix, mounted)
+        mount = Mount(dialect.prefix, mounted)
+        # Else a path with a line break in it were the API's own, and its error of another shape.
+        mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
+        app.router.routes.append(mount)
 
 
 class _ToMcp:
