@@ -170,6 +170,7 @@ def test_a_lora_changes_the_picture_and_leaves_nothing_behind(stack: Stack) -> N
     assert row["file_sha256"] == hashlib.sha256(styled_png).hexdigest()
 
 
+@pytest.mark.long
 def test_a_picture_is_drawn_again_from_its_own_file(stack: Stack) -> None:
     lora = stack.lora()
     used = [{"lora_model_id": lora["id"], "scale": 0.7}]
@@ -233,6 +234,7 @@ def test_an_avatar_draws_with_its_prompt_and_lora(stack: Stack) -> None:
     assert content["loras"][0]["scale"] == 0.9
 
 
+@pytest.mark.long
 def test_an_image_url_works_until_it_expires_or_is_changed(stack: Stack) -> None:
     content, _ = stack.draw()
     signed_at = time.monotonic()

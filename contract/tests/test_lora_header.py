@@ -70,6 +70,7 @@ def test_every_malformed_file_is_refused_for_its_reason(
     json.dumps(error.body().model_dump(mode="json"), ensure_ascii=False).encode()
 
 
+@pytest.mark.long
 def test_refusing_needs_little_memory() -> None:
     tracemalloc.start()
     for case in CASES:

@@ -99,7 +99,7 @@ def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("colours", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_axe_finds_nothing_on_any_view(studio: Studio, open_page: OpenPage, colours: str) -> None:
     made = studio.draw("an accessible apple")
     page = open_page(studio.url, color_scheme=colours, reduced_motion="reduce")

@@ -15,7 +15,7 @@ from app.services.marking.watermark.files import write_mark
 from app.services.marking.watermark.methods import Mark
 from testkit.browser import OpenPage, Studio, Watch
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 def drawn(studio: Studio, folder: Path, **values: Any) -> Path:

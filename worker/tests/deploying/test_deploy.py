@@ -98,6 +98,7 @@ def test_a_proxy_token_that_was_deleted_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_server_routed_by_loras_has_its_url_kept(tmp_path: Path) -> None:
     servers = double.ModalServerDouble({})
     done = run(servers, tmp_path, "--yes", DEPLOY_ROUTING="affinity")
@@ -148,6 +149,7 @@ def test_kept_tokens_are_proven_by_a_call(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_url_that_cannot_be_looked_up_is_an_error_that_says_what_is_there(
     tmp_path: Path,
 ) -> None:

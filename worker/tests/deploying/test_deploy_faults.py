@@ -17,6 +17,8 @@ import pytest
 from sdxl_contract import prices
 from sdxl_worker.deploying import settings, starting, volume
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 check = importlib.import_module("deploy.check")
 faults = importlib.import_module("deploy.check_faults")

@@ -46,6 +46,7 @@ def test_deploy_check_passes() -> None:
     assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 13
 
 
+@pytest.mark.long
 def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
     """The control: without the keywords and the baked environment every probe must fail."""
 
@@ -270,6 +271,7 @@ def test_too_much_sent_or_allowed_is_noticed(
     assert any(says in problem for problem in deploy_check.check_secrets(path))
 
 
+@pytest.mark.long
 def test_a_container_that_tells_nothing_of_itself_is_noticed(tmp_path: Path) -> None:
     silent = SOURCE.replace("beside=self.reporter.run", "beside=None")
     path = rewritten(tmp_path, ast.parse(silent))

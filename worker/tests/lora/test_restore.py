@@ -345,6 +345,7 @@ def test_five_hundred_swaps_keep_memory_flat(rig: Rig) -> None:
     assert rig.is_pristine()
 
 
+@pytest.mark.long
 def test_a_process_may_end_while_checksums_are_being_taken() -> None:
     code = (
         "import torch, time\n"
