@@ -203,7 +203,14 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "board_id": board.json()["id"],
         "image_id": image_id,
         "token": share.json()["token"],
+        "name": "mine",
     }
+    # Names are each owner's own: a PUT of another makes another's, and leaves this one as it is.
+    words = {"styles": {"prompt": "mine, {prompt}"}, "wildcards": {"lines": ["mine"]}}
+    for kind, said in words.items():
+        kept = await backend.http.put(f"/api/v1/words/{kind}/mine", json=said)
+        assert kept.status_code == 200, kept.text
+    named = {f"/api/v1/words/{kind}/{{name}}": kind for kind in words}
 
     def place_of(path: str) -> str:
         own = {"image_id": source.json()["id"]} if path.startswith("/api/v1/images/") else {}
@@ -236,12 +243,18 @@ async def test_no_route_shows_or_changes_what_is_anothers(
             if path.startswith("/api/v1/admin"):
                 opens[path] = 404
             assert answer.status_code == opens.get(path, 401), (method, path)
-            if "{" in path and path not in opens:
+            if "{" in path and path not in opens and (path not in named or method != "put"):
                 answer = await backend.http.request(method, place, headers=other, **body)
                 assert answer.status_code == 404, (method, path)
                 assert answer.json()["error_code"] == "NOT_FOUND"
                 walked += 1
     assert walked >= 11
+    for path, kind in named.items():
+        theirs = {key: "theirs" if key == "prompt" else ["theirs"] for key in words[kind]}
+        answer = await backend.http.put(place_of(path), headers=other, json=theirs)
+        assert answer.status_code == 200
+        [shown] = (await backend.http.get(f"/api/v1/words/{kind}", headers=mine)).json()["items"]
+        assert words[kind].items() <= shown.items()
     for path in paths:
         if "{" in path:
             answer = await backend.http.get(place_of(path), headers=mine)
