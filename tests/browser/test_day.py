@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from testkit.browser import OpenPage, Studio, Watch, wait_until
+from testkit.browser import OpenPage, Studio, Watch, fitting_lora, wait_until
 from testkit.lora_bytes import sd15_lora
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
@@ -158,6 +158,19 @@ def test_long_names_stay_in_their_cards_and_refusals_go_at_once(
     assert too_wide == 0
     page.get_by_role("button", name="Dismiss all").click()
     expect(refused).to_have_count(0)
+
+    # Chosen in the form too, between its number and the button that takes it out.
+    uses = fitting_lora(studio.worker_url, trigger="longname")
+    page.locator("main input[type=file]").set_input_files(
+        FilePayload(name=f"{name}.safetensors", mimeType="", buffer=uses)
+    )
+    page.get_by_role("button", name="Use it").first.click()
+    use = page.locator(".lora-use").first
+    expect(use.locator("input[type=range]")).to_be_visible()
+    assert use.evaluate(
+        "(e) => [...e.querySelectorAll('*')].every((c) => "
+        "c.getBoundingClientRect().right <= e.getBoundingClientRect().right)"
+    )
 
 
 def test_a_swipe_goes_to_the_next_picture(studio: Studio, open_page: OpenPage) -> None:

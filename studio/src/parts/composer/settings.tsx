@@ -38,7 +38,7 @@ export function SizeField({ of, model, errors }: Props) {
         {of.source && (
           <button
             type="button"
-            class="shape"
+            class="shape open"
             aria-pressed={draft.value.width === null && draft.value.height === null}
             onClick={() => change({ width: null, height: null })}
           >
