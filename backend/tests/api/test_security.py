@@ -206,7 +206,10 @@ async def test_no_route_shows_or_changes_what_is_anothers(
         "name": "mine",
     }
     # Names are each owner's own: a PUT of another makes another's, and leaves this one as it is.
-    words = {"styles": {"prompt": "mine, {prompt}"}, "wildcards": {"lines": ["mine"]}}
+    words: dict[str, dict[str, Any]] = {
+        "styles": {"prompt": "mine, {prompt}"},
+        "wildcards": {"lines": ["mine"]},
+    }
     for kind, said in words.items():
         kept = await backend.http.put(f"/api/v1/words/{kind}/mine", json=said)
         assert kept.status_code == 200, kept.text

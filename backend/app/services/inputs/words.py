@@ -23,10 +23,10 @@ from sdxl_contract.limits import PROMPT_MAX_CHARS
 
 _MOST_KEPT = 500  # of a kind, for each owner
 _PLACE = "{prompt}"
-_NAME_MAX = 64
+WILDCARD_NAME_MAX = 64
 # Nothing of it can be read as its end: no two `_` beside one another.
-_NAME = re.compile(r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)*")
-_MARK = re.compile(f"__({_NAME.pattern})__")
+WILDCARD_NAME = re.compile(r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)*")
+_MARK = re.compile(f"__({WILDCARD_NAME.pattern})__")
 _DEEPEST = 4  # lines may name wildcards, and theirs again
 _MOST_DRAWN = 200
 
@@ -66,9 +66,10 @@ class WordsService:
             InvalidRequest: it cannot have this name.
             Conflict: there are too many.
         """
-        if len(name) > _NAME_MAX or not _NAME.fullmatch(name):
+        if len(name) > WILDCARD_NAME_MAX or not WILDCARD_NAME.fullmatch(name):
             raise _bad_name(
-                f"must be at most {_NAME_MAX} of a-z and 0-9, with single _ or - between them"
+                f"must be at most {WILDCARD_NAME_MAX} of a-z and 0-9, "
+                "with single _ or - between them"
             )
         await self._put(owner, Wildcard, name.lower(), wildcard.model_dump())
         return Wildcard(owner=owner, name=name.lower(), lines=wildcard.lines)
