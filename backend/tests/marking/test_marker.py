@@ -258,6 +258,7 @@ def test_the_root_stays_and_an_expiring_signer_is_renewed(
         assert file.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.process
 def test_an_operator_s_key_signs_as_a_file_and_as_a_command(
     identity: Identity, tmp_path: Path
 ) -> None:
