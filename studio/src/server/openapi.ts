@@ -1642,16 +1642,6 @@ export interface components {
          */
         ControlIn: {
             /**
-             * Model
-             * @description one that `GET /model` lists under limits.controls
-             */
-            model: string;
-            /**
-             * Type
-             * @description of a network that knows several
-             */
-            type?: string | null;
-            /**
              * Scale
              * @default 1
              */
@@ -1666,6 +1656,16 @@ export interface components {
              * @default 1
              */
             end?: number;
+            /**
+             * Model
+             * @description one that `GET /model` lists under limits.controls
+             */
+            model: string;
+            /**
+             * Type
+             * @description of a network that knows several
+             */
+            type?: string | null;
             canny?: components["schemas"]["Canny"] | null;
             image: components["schemas"]["PictureUse"];
         };
@@ -2960,11 +2960,6 @@ export interface components {
          */
         ReferenceIn: {
             /**
-             * Adapter
-             * @description one that `GET /model` lists under limits.adapters
-             */
-            adapter: string;
-            /**
              * Scale
              * @default 1
              */
@@ -2979,6 +2974,11 @@ export interface components {
              * @default 1
              */
             end?: number;
+            /**
+             * Adapter
+             * @description one that `GET /model` lists under limits.adapters
+             */
+            adapter: string;
             image: components["schemas"]["PictureUse"];
         };
         /**

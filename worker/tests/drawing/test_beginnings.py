@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    EulerDiscreteScheduler,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -19,23 +18,11 @@ from sdxl_contract.pictures import Fill, drawn_steps
 from sdxl_contract.request import RETIRED_SCHEDULERS, Scheduler
 from sdxl_worker.drawing.beginnings import Ground, from_ground, from_noise
 from sdxl_worker.drawing.denoising import Denoising
-from sdxl_worker.drawing.prompts import Conditioning
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
-from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
+from testkit.auxiliary.denoised import GUIDANCE, OWN, SIDE, SOURCE, STEPS, TOLD
+from testkit.lora import tiny_model
 
-OWN: Any = EulerDiscreteScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-)
 SAMPLERS = [name for name in Scheduler if name not in RETIRED_SCHEDULERS]
-STEPS, SIDE, GUIDANCE = 4, 64, 5.5
-_random = torch.Generator().manual_seed(3)
-SOURCE = torch.randn(1, 4, 8, 8, generator=_random)
-TOLD = Conditioning(
-    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
-    torch.randn(1, TE2_WIDTH, generator=_random),
-    torch.randn(1, 77, TE1_WIDTH + TE2_WIDTH, generator=_random),
-    torch.randn(1, TE2_WIDTH, generator=_random),
-)
 # In whole latent pixels, as diffusers' mask is.
 MASK = torch.zeros(1, 1, 8, 8)
 MASK[..., 2:7, 3:] = 1

@@ -5,7 +5,7 @@ Must not know: which networks a worker has (see `limits.ModelLimits`), how one w
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -33,23 +33,28 @@ class Canny(NullIsLeftOut):
         return self
 
 
-class Holding(NullIsLeftOut):
-    """One network, and how it holds: of n steps, those from `start`·n to `end`·n."""
+class Guiding(NullIsLeftOut):
+    """How strongly a network guides, and when: of n steps, in those from `start`·n to `end`·n."""
+
+    scale: Annotated[float, _NUMBER] = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
+    start: Share = 0.0
+    end: Share = 1.0
+
+    @model_validator(mode="after")
+    def _spans_steps(self) -> Self:
+        if self.start >= self.end:
+            raise PydanticCustomError("order", "has start at end or behind it")
+        return self
+
+
+class Holding(Guiding):
+    """One network, and how it holds."""
 
     model: str = Field(min_length=1, max_length=limits.NAME_MAX_CHARS)
     type: str | None = Field(
         default=None, max_length=40, description="of a network that knows several"
     )
-    scale: Annotated[float, _NUMBER] = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
-    start: Share = 0.0
-    end: Share = 1.0
     canny: Canny | None = None
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Holding:
-        if self.start >= self.end:
-            raise PydanticCustomError("order", "has start at end or behind it")
-        return self
 
 
 class Control(Holding):
