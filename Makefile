@@ -175,8 +175,9 @@ simulate: $(INSTALLED) ## Latency and dollars per image of a fleet on Modal; wri
 	@$(PY) -m benchmarks.fleet
 
 .PHONY: lock
-lock: ## Resolve constraints.txt anew from requirements.in (needs uv)
+lock: ## Resolve constraints.txt anew from requirements.in, and the images' hashes (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.in -o constraints.txt
+	$(PY) -m scripts.lock_images
 
 .PHONY: clean
 clean: ## Remove what was built; keeps .data

@@ -284,7 +284,7 @@ def check_secrets(path: Path = APP) -> list[str]:
         if any(spelling in message.SerializeToString() for spelling in spellings)
     ]
     sent = {file.filename for mount in said.mounts.values() for file in mount.files}
-    own = re.compile(r"/root/(app\.py|sdxl_(contract|worker)/.*\.py)|/constraints\.txt")
+    own = re.compile(r"/root/(app\.py|sdxl_(contract|worker)/.*\.py)")
     problems += [f"{name} is sent to Modal" for name in sorted(sent) if not own.fullmatch(name)]
     named = {key for key, request in said.secrets.items() if request.deployment_name}
     for name, function in said.functions.items():

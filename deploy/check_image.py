@@ -17,8 +17,21 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from deploy.modal_server_double import Said
+from sdxl_worker.deploying.image import (
+    CONTROL_LOCK,
+    DRAWING_LOCK,
+    PYTHON,
+    Locked,
+    locked_packages,
+    read_lock,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# From the registry that uv knows by itself, by one lock, and nothing beside it.
+_INSTALL = re.compile(
+    r"RUN /\.uv/uv pip install --python \$\(command -v python\) --compile-bytecode "
+    r"--require-hashes --no-build --requirements /\.uv/0/(\S+)"
+)
 
 
 def imported_packages(files: Iterable[Path]) -> set[str]:
@@ -58,12 +71,58 @@ def _commands(said: Said, words: str) -> list[str]:
     ]
 
 
-def _installed(said: Said) -> list[list[str]] | None:
-    """The packages of each image's install command; None where one is not held to the pins."""
-    commands = _commands(said, " pip install --python")
-    if any("--constraint /constraints.txt" not in command for command in commands):
-        return None
-    return [re.findall(r"(?<= )[a-z][a-z0-9-]*(?= |$)", c.split("txt", 1)[-1]) for c in commands]
+def _installed(said: Said) -> dict[str, dict[str, Locked]] | None:
+    """What each image's install command takes, by its lock's name; None where one takes anything
+    else, or is not held to the hashes."""
+    found = {}
+    for image in said.images.values():
+        for command in image.image.dockerfile_commands:
+            if " pip install --python" not in command:
+                continue
+            taken = _INSTALL.fullmatch(command)
+            if taken is None:
+                return None
+            files = {one.filename: one.data.decode() for one in image.image.context_files}
+            found[taken[1]] = read_lock(files[f"/.0_{taken[1]}"])
+    return found
+
+
+def _pins(repository: Path) -> dict[str, str]:
+    """constraints.txt, as it is for the containers' Python and system: version by name."""
+    environment = {
+        "python_version": PYTHON,
+        "python_full_version": f"{PYTHON}.9",
+        "platform_machine": "x86_64",
+        "sys_platform": "linux",
+    }
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if "==" in line]
+    return {
+        pin.name: str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate(environment)
+    }
+
+
+def lock_problems(name: str, lock: dict[str, Locked], repository: Path) -> list[str]:
+    """What is wrong with a lock: old, incomplete, or without a hash."""
+    pins = _pins(repository)
+    packages = locked_packages(repository)[name]
+    needed = _needed_by(packages)
+    if "torch" in needed:
+        # What torch needs with CUDA, which the one that is installed here may do without.
+        needed |= {pin for pin in pins if pin.startswith(("nvidia-", "cuda-"))} | {"triton"}
+    problems = [
+        f"{package} is needed and not in {name}: run make lock" for package in needed - set(lock)
+    ]
+    problems += [f"{package} is in {name} and not needed" for package in set(lock) - needed]
+    for package, held in lock.items():
+        if held.version != pins.get(package):
+            said = f"{held.version}, and {pins.get(package)} in constraints.txt"
+            problems.append(f"{package} is {said} in {name}: run make lock")
+        if not held.sha256s:
+            problems.append(f"{package} has no hash in {name}")
+    return problems
 
 
 # Imports what the control does, where only the packages named as arguments can be found.
@@ -79,9 +138,8 @@ import sdxl_worker.deploying.control, sdxl_worker.deploying.settings, sdxl_worke
 """
 
 
-def _control_problems(installed: list[str]) -> list[str]:
+def _control_problems(needed: set[str]) -> list[str]:
     """What the control imports and an image with only these packages would lack."""
-    needed = _needed_by(installed)
     allowed = [
         package
         for package, owners in importlib.metadata.packages_distributions().items()
@@ -105,15 +163,16 @@ def check_image(path: Path = REPOSITORY / "worker" / "app.py") -> list[str]:
 
     said = deployed(path, {})
     images = _installed(said)
-    if images is None:
-        return ["an image is installed without constraints.txt"]
+    if images is None or set(images) != {DRAWING_LOCK, CONTROL_LOCK}:
+        return ["an image is installed by something else than its lock's hashes"]
     uncompiled = len(images) - len(_commands(said, "RUN python -m compileall"))
-    large, small = sorted(images, key=lambda names: "torch" not in names)
-    problems = _control_problems(small)
+    repository = path.parent.parent
+    problems = [one for name in images for one in lock_problems(name, images[name], repository)]
+    problems += _control_problems(set(images[CONTROL_LOCK]))
     if uncompiled:
         problems.append(f"{uncompiled} images hold the project's code without compiling it")
     distributions = importlib.metadata.packages_distributions()
-    needed = _needed_by(large)
+    needed = set(images[DRAWING_LOCK])
     folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
     sources = [path, *(file for folder in folders for file in folder.rglob("*.py"))]
     # Modal puts itself into every image.
@@ -122,10 +181,7 @@ def check_image(path: Path = REPOSITORY / "worker" / "app.py") -> list[str]:
         owners = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
         if not owners & needed:
             problems.append(f"{package} is imported and not installed in the image")
-    constraints = (REPOSITORY / "constraints.txt").read_text()
-    pinned = set(re.findall(r"^([a-z0-9.-]+)==", constraints, re.MULTILINE))
-    everywhere = needed | _needed_by(small)
-    problems += [f"{name} is needed in an image and not pinned" for name in everywhere - pinned]
+    everywhere = needed | set(images[CONTROL_LOCK])
     unwanted = {"torchvision", "modal", "pytest"}
     problems += [f"{name} is in an image" for name in everywhere & unwanted]
     return sorted(problems)

@@ -25,7 +25,7 @@ from typing import Any
 import modal
 import modal.experimental
 
-from sdxl_worker.deploying.image import CONTROL_PACKAGES, image_packages
+from sdxl_worker.deploying.image import CONTROL_LOCK, DRAWING_LOCK, LOCKS, PYTHON
 from sdxl_worker.deploying.settings import (
     CONTROL_CORES,
     CONTROL_MEMORY_MIB,
@@ -34,9 +34,7 @@ from sdxl_worker.deploying.settings import (
     Routing,
 )
 
-PYTHON = "3.11"
 UV = "0.9.7"
-CONSTRAINTS = "/constraints.txt"
 PORT = 8000
 # Nothing in an image changes later: what is compiled need not be compared with its source.
 COMPILE = (
@@ -52,23 +50,25 @@ except ValueError as error:  # `modal deploy` by hand: the setting's name, and n
 app = modal.App(deployment.app_name)
 
 
-def _image(packages: list[str]) -> modal.Image:
-    """`packages` as constraints.txt pins them; the project's own come last, so that a change of
-    theirs builds one small layer, compiled: else every start would do that."""
+def _image(lock: str) -> modal.Image:
+    """The packages of `lock`, each file by its hash, and nothing built. The project's own come
+    last, so that a change of theirs builds one small layer, compiled: else every start would."""
     return (
         modal.Image.debian_slim(python_version=PYTHON)
-        .add_local_file(REPOSITORY / "constraints.txt", CONSTRAINTS, copy=True)
-        .uv_pip_install(packages, extra_options=f"--constraint {CONSTRAINTS}", uv_version=UV)
+        .uv_pip_install(
+            requirements=[str(REPOSITORY / LOCKS / lock)],
+            extra_options="--require-hashes --no-build",
+            uv_version=UV,
+        )
         .env(deployment.container_environment())
         .add_local_python_source("sdxl_contract", "sdxl_worker", copy=True)
         .run_commands(COMPILE)
     )
 
 
-# torch comes from PyPI, so with CUDA. Inside the container the image exists already, and the files
-# that name the packages do not.
-image = _image(image_packages(REPOSITORY) if modal.is_local() else ["torch"])
-control_image = _image(list(CONTROL_PACKAGES))
+# torch comes from PyPI, so with CUDA.
+image = _image(DRAWING_LOCK)
+control_image = _image(CONTROL_LOCK)
 weights = modal.Volume.from_name(deployment.weights_volume, create_if_missing=True)
 loras = modal.Volume.from_name(deployment.lora_volume, create_if_missing=True)
 board = modal.Dict.from_name(deployment.board_name, create_if_missing=True)

@@ -16,6 +16,7 @@ import pytest
 
 from sdxl_contract import prices
 from sdxl_worker.deploying import settings, starting, volume
+from sdxl_worker.deploying.image import LOCKS
 
 pytestmark = pytest.mark.long
 
@@ -96,6 +97,7 @@ def app_without(tmp_path: Path, *mends: Mend) -> Path:
     for name in ("constraints.txt", "worker/pyproject.toml", "contract/pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(REPOSITORY / LOCKS, tmp_path / LOCKS)
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sdxl_worker.deploying.image import CONTROL_LOCK, DRAWING_LOCK, LOCKS
 from sdxl_worker.deploying.settings import Deployment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -30,6 +31,7 @@ def rewritten(tmp_path: Path, tree: ast.Module) -> Path:
     for name in ("constraints.txt", "worker/pyproject.toml", "contract/pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(REPOSITORY / LOCKS, tmp_path / LOCKS)
     return path
 
 
@@ -282,11 +284,37 @@ def test_a_container_that_tells_nothing_of_itself_is_noticed(tmp_path: Path) -> 
     assert first == "queue: a request that is drawn is unknown"
 
 
+def unlock(lock: Path, package: str) -> None:
+    """Take a package, and its hashes, out of a lock."""
+    text, count = re.subn(rf"^{package}==.*\n( +--hash.*\n)+", "", lock.read_text(), flags=re.M)
+    assert count == 1
+    lock.write_text(text)
+
+
 def test_a_package_that_the_control_lacks_is_noticed(tmp_path: Path) -> None:
-    few = SOURCE.replace("list(CONTROL_PACKAGES)", "['pydantic', 'structlog']")
-    problems = deploy_check.check_image(rewritten(tmp_path, ast.parse(few)))
+    path = rewritten(tmp_path, ast.parse(SOURCE))
+    unlock(tmp_path / LOCKS / CONTROL_LOCK, "fastapi")
+    problems = deploy_check.check_image(path)
 
     assert any("the control does not start: " in problem for problem in problems)
+    assert "fastapi is needed and not in control.txt: run make lock" in problems
+
+
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [
+        ("--require-hashes --no-build", "--no-build"),
+        ("uv_version=UV", "find_links='https://example.com'"),
+        (".uv_pip_install(\n            req", ".uv_pip_install('left-pad', req"),
+    ],
+)
+def test_an_image_that_takes_more_than_its_lock_is_noticed(
+    tmp_path: Path, what: str, instead: str
+) -> None:
+    assert SOURCE.count(what) == 1
+    path = rewritten(tmp_path, ast.parse(SOURCE.replace(what, instead)))
+
+    assert "something else than its lock" in deploy_check.check_image(path)[0]
 
 
 def test_code_that_every_start_would_compile_is_noticed(tmp_path: Path) -> None:
@@ -298,8 +326,7 @@ def test_code_that_every_start_would_compile_is_noticed(tmp_path: Path) -> None:
 
 def test_a_package_missing_from_the_image_is_noticed(tmp_path: Path) -> None:
     path = rewritten(tmp_path, ast.parse(SOURCE))
-    project = tmp_path / "worker" / "pyproject.toml"
-    project.write_text(project.read_text().replace('"structlog>=26.1",', ""))
+    unlock(tmp_path / LOCKS / DRAWING_LOCK, "structlog")
 
     assert "structlog is imported and not installed in the image" in deploy_check.check_image(path)
 
