@@ -6,12 +6,13 @@ with a word on why; `make test-clients` fails instead.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from testkit.clients.certificates import by_tls, own_certificate
 from testkit.processes import REPOSITORY
 
 HERE = REPOSITORY / "tests" / "clients"
@@ -99,6 +101,19 @@ def with_a_picture(url: str, folder: Path) -> Stack:
             shown.append(pixels_of(httpx2.get(answer.json()["image_url"]).content))
     assert shown[0] != shown[1], "the LoRA changes nothing: these tests could not fail"
     return Stack(url, key, folder, *shown)
+
+
+@contextlib.contextmanager
+def certified(stack: Stack) -> Iterator[dict[str, str]]:
+    """The environment of fal's client, which calls by https alone."""
+    certificate = own_certificate(stack.folder)
+    with by_tls(certificate, int(stack.url.rpartition(":")[2])) as port:
+        yield {
+            "FAL_KEY": stack.key,
+            "FAL_RUN_HOST": f"127.0.0.1:{port}/fal/run",
+            "FAL_QUEUE_RUN_HOST": f"127.0.0.1:{port}/fal/queue",
+            "SSL_CERT_FILE": str(certificate),
+        }
 
 
 @dataclass(frozen=True)

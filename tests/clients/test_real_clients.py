@@ -5,16 +5,22 @@ What they draw is compared with what the API draws for the same wish: pixel by p
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testkit.clients.certificates import by_tls, own_certificate
-from testkit.clients.stack import CLIENTS_PYTHON, HERE, LORA_FILE, SCALE, Drive, Stack, left_out
+from testkit.clients.stack import (
+    CLIENTS_PYTHON,
+    HERE,
+    LORA_FILE,
+    SCALE,
+    Drive,
+    Stack,
+    certified,
+    left_out,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 
@@ -75,20 +81,8 @@ def test_replicate(version: str, python: str, stack: Stack, drive: Drive) -> Non
     assert "404" in told.facts["error"] or "not served" in told.facts["error"]
 
 
-@contextlib.contextmanager
-def _certified(stack: Stack) -> Iterator[dict[str, str]]:
-    certificate = own_certificate(stack.folder)
-    with by_tls(certificate, int(stack.url.rpartition(":")[2])) as port:
-        yield {
-            "FAL_KEY": stack.key,
-            "FAL_RUN_HOST": f"127.0.0.1:{port}/fal/run",
-            "FAL_QUEUE_RUN_HOST": f"127.0.0.1:{port}/fal/queue",
-            "SSL_CERT_FILE": str(certificate),
-        }
-
-
 def test_fal_client(python: str, stack: Stack, drive: Drive) -> None:
-    with _certified(stack) as environment:
+    with certified(stack) as environment:
         told = drive(python, "python/with_fal.py", **environment)
     assert told.pictures == [stack.styled] * 2
     assert (told.facts["seed"], told.facts["ended"]) == (7, "Completed")

@@ -1,0 +1,69 @@
+"""The examples of the pages of clients, each run as it stands by the client itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from testkit.clients.pages import NAME, Example, examples
+from testkit.clients.stack import CLIENTS_PYTHON, HERE, Stack, certified, left_out
+
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
+# Run without processes by backend/tests/dialects/test_client_pages.py; sizes that a client has
+# built in are none of the small model's, besides.
+_ELSEWHERE = ("openai", "replicate", "webuiapi", "sdxl_client", "standardwebhooks")
+
+
+def _command(example: Example) -> list[str]:
+    if example.language == "javascript":
+        node = shutil.which("node")
+        if node is None or not (HERE / "node_modules" / "openai").exists():
+            left_out("the JavaScript clients are not there: make setup-clients (needs Node 20)")
+        return [str(node), "--input-type=module", "-"]
+    if not CLIENTS_PYTHON.exists():
+        left_out("the Python clients are not there: make setup-clients")
+    return [str(CLIENTS_PYTHON), "-"]
+
+
+RUN = [
+    one
+    for one in examples("python", "javascript")
+    if one.language == "javascript" or not any(map(one.imports, _ELSEWHERE))
+]
+
+
+@pytest.mark.parametrize("example", RUN, ids=lambda one: one.name)
+def test_a_pages_lines_run(example: Example, stack: Stack) -> None:
+    command, environment = _command(example), dict(os.environ)
+    with contextlib.ExitStack() as opened:
+        if example.imports("fal_client"):
+            environment |= opened.enter_context(certified(stack))
+            [page] = [one for one in examples("bash") if one.page == example.page]
+            exported = re.findall(r"^export (\w+)=(.*)$", page.pointed(stack.url, stack.key), re.M)
+            for name, value in exported:  # the page's, but for the host
+                found = environment[name]
+                host = found.partition("/")[0]
+                assert value.replace(NAME, host) == found, f"the page has {name}={value}"
+        done = subprocess.run(
+            command,
+            cwd=HERE,
+            env=environment | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+            input=example.pointed(stack.url, stack.key),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.stdout.strip(), "it prints nothing"
+
+
+def test_pages_have_examples_of_each_language() -> None:
+    languages = [one.language for one in RUN]
+    assert languages.count("python") >= 2
+    assert languages.count("javascript") >= 4
