@@ -167,6 +167,8 @@ PROBES: dict[str, Probe] = {
     "DEPLOY_WEIGHTS_MOUNT": Probe("/mnt/w", ["/mnt/w"] * 2, _weights(1)),
     "DEPLOY_LORA_VOLUME": Probe("other-l", "other-l", lambda s: _volume(s, _first(s), 1)[0]),
     "DEPLOY_LORA_MOUNT": Probe("/mnt/l", "/mnt/l", lambda s: _volume(s, _first(s), 1)[1]),
+    "DEPLOY_CODE_VOLUME": Probe("other-c", "other-c", lambda s: _volume(s, _first(s), 2)[0]),
+    "DEPLOY_CODE_MOUNT": Probe("/mnt/c", "/mnt/c", lambda s: _volume(s, _first(s), 2)[1]),
     "DEPLOY_SECRET_NAME": Probe(
         "other-secret",
         {"other-secret"},

@@ -14,6 +14,7 @@ import io
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,8 +25,10 @@ from unittest import mock
 from deploy import check as deploy_check
 from deploy import deploy as deploying
 from deploy.modal_server_double import ModalServerDouble
+from sdxl_contract.result import Health, HealthStatus, StartReport
 from sdxl_worker.deploying import settings as deployment_settings
 from sdxl_worker.deploying import volume
+from sdxl_worker.deploying.board import REPORT, Report
 from sdxl_worker.deploying.single_file import WeightsError
 
 # What was wrong, by number; the name of the section of `make deploy-check` that holds its case.
@@ -136,14 +139,29 @@ def check_bench(path: Path) -> list[str]:
             "image_base64": "",
         }
         drawn = json.dumps(answer)
-        remote = SimpleNamespace(generate=SimpleNamespace(remote=lambda _: json.loads(drawn)))
+        generate = SimpleNamespace(
+            remote=lambda _: json.loads(drawn),
+            get_current_stats=lambda: SimpleNamespace(num_total_runners=0),
+        )
+        remote = SimpleNamespace(generate=generate)
+        start = StartReport(way="weights", seconds={"warm_up": 0.5})
+        told = Report(at=time.time(), health=Health(status=HealthStatus.READY, start=start))
+        board = {f"{REPORT}ta-1": told.model_dump_json()}
+        commands: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("bench", {"images": 2}),
+            ("bench", {"images": 1, "cold": True}),
+            ("smoke", {"output": "/dev/null"}),
+        )
 
         def from_name(*names: str) -> Any:
             asked.append(names)
             return lambda: remote
 
-        with mock.patch.object(module.modal.Cls, "from_name", from_name):
-            for name, options in (("bench", {"images": 2}), ("smoke", {"output": "/dev/null"})):
+        with (
+            mock.patch.object(module.modal.Cls, "from_name", from_name),
+            mock.patch.object(module, "board", board),
+        ):
+            for name, options in commands:
                 said = io.StringIO()
                 asked.clear()
                 with contextlib.redirect_stdout(said):
@@ -155,9 +173,14 @@ def check_bench(path: Path) -> list[str]:
                 if asked != [(deployment.app_name, "Worker")]:
                     problems.append(f"M11: {name} asks {asked} instead of the deployed worker")
                 elif name == "bench":
-                    usd = json.loads(said.getvalue().splitlines()[-1])["warm"]["usd"]
+                    figures = json.loads(said.getvalue().splitlines()[-1])
+                    usd = figures["warm"]["usd"]
                     if abs(usd - 2.0 * price) > 1e-8:
                         problems.append(f"M11: bench says {usd} for 2 s that cost {2 * price:.8f}")
+                    parts = figures.get("cold", {}).get("phases", {})
+                    priced = {"seconds": 0.5, "usd": round(0.5 * price, 8)}
+                    if options.get("cold") and parts.get("warm_up") != priced:
+                        problems.append(f"M11: bench --cold says {parts} of a warm-up of 0.5 s")
     return problems
 
 

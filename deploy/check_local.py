@@ -168,6 +168,7 @@ def container_values(folder: str, url: str) -> dict[str, str]:
         "BASE_MODEL": str(MODEL),
         "DEPLOY_WEIGHTS_MOUNT": f"{folder}/weights",
         "DEPLOY_LORA_MOUNT": f"{folder}/loras",
+        "DEPLOY_CODE_MOUNT": f"{folder}/compiled",
         "DEVICE": "cpu",
         "DTYPE": "float32",
         "WORKER_API_TOKEN": TOKEN,

@@ -25,6 +25,7 @@ from typing import Any
 import modal
 import modal.experimental
 
+from sdxl_contract.result import StartReport
 from sdxl_worker.deploying.image import CONTROL_LOCK, DRAWING_LOCK, LOCKS, PYTHON
 from sdxl_worker.deploying.settings import (
     CONTROL_CORES,
@@ -71,6 +72,7 @@ image = _image(DRAWING_LOCK)
 control_image = _image(CONTROL_LOCK)
 weights = modal.Volume.from_name(deployment.weights_volume, create_if_missing=True)
 loras = modal.Volume.from_name(deployment.lora_volume, create_if_missing=True)
+compiled = modal.Volume.from_name(deployment.code_volume, create_if_missing=True)
 board = modal.Dict.from_name(deployment.board_name, create_if_missing=True)
 secret = modal.Secret.from_name(deployment.secret_name, required_keys=["WORKER_API_TOKEN"])
 
@@ -85,6 +87,7 @@ CONTAINER: dict[str, Any] = {
     "volumes": {
         deployment.weights_mount: weights.with_mount_options(read_only=True),
         deployment.lora_mount: loras,
+        deployment.code_mount: compiled,
     },
     "min_containers": deployment.min_containers,
     "max_containers": deployment.max_containers,
@@ -120,30 +123,34 @@ class Container:
 
         Nothing here may ask CUDA anything, or read a secret: both would be kept as they are now.
         """
-        from sdxl_worker.deploying.starting import read_weights
+        from sdxl_worker.deploying.starting import begin
         from sdxl_worker.watching.logs import configure_logging
 
         settings = deployment.settings_without_secrets()
         configure_logging(settings.log_format)
-        self.weights = read_weights(deployment, settings)
+        self.begun = begin(deployment, settings)
 
     def become_ready(self) -> None:
         """Secrets read, weights onto the GPU, the pristine copy made, one small picture drawn."""
         from sdxl_worker.deploying.board import Reporter
-        from sdxl_worker.deploying.starting import start_engine, still_current
+        from sdxl_worker.deploying.compiled_code import quietly
+        from sdxl_worker.deploying.starting import go_on
 
         if not modal.is_local():
             # What was written since the snapshot, by other containers or by `download_weights`.
             loras.reload()
             weights.reload()
+            quietly(compiled.reload)
         self.settings = settings = deployment.worker_settings()
-        held = still_current(self.weights, deployment, settings)
-        del self.weights
-        self.engine = start_engine(held, settings)
+        started = go_on(self.begun, deployment, settings)
+        del self.begun
+        self.engine = started.engine
         name = os.environ.get("MODAL_TASK_ID") or uuid.uuid4().hex
         self.reporter = Reporter(self.engine, DictBoard(), name)
         # Before the first request, not beside it: Modal sends requests once this returns.
-        asyncio.run(self.reporter.through_start(self.engine.load))
+        asyncio.run(self.reporter.through_start(started.load))
+        if started.code_kept and not modal.is_local():
+            quietly(compiled.commit)  # for the next container; this one has it
 
     def app(self, retire: Any) -> Any:
         """The same FastAPI app as everywhere: /generate-image, /health, /metrics."""
@@ -290,6 +297,13 @@ class _Deployed:
 
         return ask(self.server.get_url(), request, os.environ)
 
+    def start(self) -> StartReport | None:
+        """How the container that runs says that it began; None where it has not said so."""
+        from sdxl_worker.deploying.control import Fleet
+
+        fleet = Fleet(dict(board.items()), time.time(), 0)
+        return fleet.health(include_modules=False).start
+
     def running(self) -> int:
         """How many containers there are."""
         if self.worker is not None:
@@ -329,8 +343,8 @@ def bench(images: int = 10, lora_url: str = "", cold: bool = False, output: str 
         result = deployed.draw(request | ({"lora_url": lora_url} if lora_url else {}))
         return Sample(result, time.perf_counter() - began)
 
+    window = deployment.scaledown_window_seconds
     if cold:
-        window = deployment.scaledown_window_seconds
         print(f"waiting until no container runs (at most {window + 120} s) ...", flush=True)
         until = time.monotonic() + window + 120
         while deployed.running():
@@ -338,8 +352,9 @@ def bench(images: int = 10, lora_url: str = "", cold: bool = False, output: str 
                 raise SystemExit("a container still runs: DEPLOY_MIN_CONTAINERS, or other requests")
             time.sleep(5)
     first = draw(0)  # may have waited for a container, and fetched the LoRA
+    start = deployed.start() if cold else None
     samples = [draw(seed) for seed in range(1, max(1, images) + 1)]
-    text = json.dumps(report(first if cold else None, samples, deployment.scaledown_window_seconds))
+    text = json.dumps(report(first if cold else None, samples, window, start))
     if output:
         Path(output).write_text(text + "\n")
     print(text)

@@ -247,6 +247,21 @@ class CachedLora(_Answer):
     bytes: int
 
 
+class StartReport(_Answer):
+    """How a worker that is deployed came to be ready."""
+
+    way: str = Field(
+        description="`volume`: all read anew; else what the snapshot that it began from held: "
+        "`imports`, `weights` or `gpu`"
+    )
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="what it took after the snapshot, part by part"
+    )
+    fell_back: str | None = Field(
+        default=None, description="why it did not begin in the way that was asked for"
+    )
+
+
 class Health(_Answer):
     """The answer of `GET /health`: 200 when ready, else 503."""
 
@@ -263,5 +278,6 @@ class Health(_Answer):
     signature: BaseModelSignature | None = None
     cached_loras: list[CachedLora] = Field(default_factory=list)
     queue_length: int = 0
+    start: StartReport | None = Field(default=None, description="not told by every deployment")
     version: str | None = None
     error: ErrorBody | None = None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -29,6 +30,7 @@ from sdxl_contract.result import (
     HealthStatus,
     Phase,
     QueuedEvent,
+    StartReport,
 )
 from sdxl_worker import __version__
 from sdxl_worker.answering.result import MEDIA_TYPES, Answer
@@ -68,6 +70,8 @@ class Engine:
         self._load_model = load
         self._ready: Assembly | None = None
         self._failure: ContractError | None = None
+        # Set by whoever starts it and knows.
+        self.start: StartReport | None = None
         self.metrics = Metrics()
         self.runs = Registry(settings.result_keep_seconds, settings.result_keep_bytes)
         self._lane = Lane(settings.same_lora_run_max)
@@ -111,7 +115,11 @@ class Engine:
 
     def health(self, *, include_modules: bool = False) -> Health:
         """The answer of `GET /health`."""
-        common = {"version": __version__, "queue_length": self.runs.waiting}
+        common: dict[str, Any] = {
+            "version": __version__,
+            "queue_length": self.runs.waiting,
+            "start": self.start,
+        }
         if self._failure is not None:
             return Health(status=HealthStatus.FAILED, error=self._failure.body(), **common)
         if self._ready is None:

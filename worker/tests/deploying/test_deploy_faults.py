@@ -37,7 +37,7 @@ SETTINGS: list[Mend] = [
     ("M5", settings, " * deployment.region_factor\n", "\n"),
     ("M5", prices, 'if "-" in region', "if False"),
     ("M6", settings, "deployment._check_worker(environment)", "pass"),
-    ("M7", settings, "if weights == loras or", "if False and"),
+    ("M7", settings, "if first == second or", "if False and"),
 ]
 KEPT: list[Mend] = [
     ("M2", deploy, "if any(known in row.values() for row in rows):", "if True:"),
@@ -146,7 +146,7 @@ def test_a_start_s_faults_are_found_again(tmp_path: Path, servers: Any) -> None:
     path = app_without(tmp_path, *STARTS)
     # What is read before the snapshot, secrets included, is what is used after it.
     early = "        self.before = deployment.worker_settings()\n"
-    line = "        self.weights = read_weights("
+    line = "        self.begun = begin("
     source = path.read_text()
     assert source.count(line) == 1
     path.write_text(source.replace(line, early + line))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sdxl_contract.result import StartReport
 from sdxl_worker.deploying.measured import Sample, report
 
 
@@ -32,6 +33,25 @@ def test_a_lonely_picture_pays_for_the_start_and_the_idle_window() -> None:
     assert figures["cold"]["start_seconds"] == 15.0
     # 15 s of start, 4.5 s of work, 120 s idle
     assert figures["cold"]["usd"] == pytest.approx(139.5 * 0.001)
+    assert figures["cold"]["idle_usd"] == pytest.approx(0.12)
+
+
+def test_each_phase_of_a_start_has_its_seconds_and_dollars() -> None:
+    told = StartReport(way="weights", seconds={"weights": 0.5, "to_gpu": 1.5, "warm_up": 4.0})
+    # The first one also fetched a LoRA for two seconds: that is no part of the start.
+    figures = report(sample(22.0, 6.0), [sample(5.0, 4.0)], 120, told)["cold"]
+
+    assert figures["way"] == "weights"
+    assert figures["start_seconds"] == 15.0
+    assert figures["phases"] == {
+        "platform": {"seconds": 9.0, "usd": 0.009},
+        "weights": {"seconds": 0.5, "usd": 0.0005},
+        "to_gpu": {"seconds": 1.5, "usd": 0.0015},
+        "warm_up": {"seconds": 4.0, "usd": 0.004},
+    }
+    parts = sum(phase["usd"] for phase in figures["phases"].values())
+    assert figures["start_usd"] == pytest.approx(parts)
+    assert figures["usd"] == pytest.approx(parts + 0.0065 + figures["idle_usd"])
 
 
 def test_without_a_price_no_dollars_are_made_up() -> None:

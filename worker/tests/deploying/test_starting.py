@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sdxl_contract.errors import ModelLoadFailed
+from sdxl_contract.result import HealthStatus
+from sdxl_worker import assembly
 from sdxl_worker.deploying import starting
 from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.deploying.single_file import WeightsError
 from sdxl_worker.deploying.starting import Weights, still_current
 from sdxl_worker.deploying.volume import fill, read_manifest, verify
 from sdxl_worker.loading.weight_reader import start_reading
-from sdxl_worker.settings import Settings
+from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 from testkit.worker import MODEL
 
 
@@ -100,3 +104,54 @@ def test_a_path_that_is_not_on_the_volume_is_not_blamed_on_the_hub(
 ) -> None:
     with pytest.raises(WeightsError, match="is not on the volume"):
         fill(tmp_path, source)
+
+
+def _started(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[starting.Started, list[str]]:
+    """A start of the small model, and what its compiled code was asked for, in order."""
+    asked: list[str] = []
+
+    class Code:
+        def __init__(self, folder: Path, kind: str) -> None:
+            asked.append(f"{folder} {kind.partition('-')[0]}")
+
+        def take(self) -> bool:
+            asked.append("take")
+            return False
+
+        def keep(self) -> bool:
+            asked.append("keep")
+            return True
+
+    monkeypatch.setattr(starting, "CompiledCode", Code)
+    # What is compiled is not the matter here, and would take a minute.
+    monkeypatch.setattr(assembly, "compile_unet", lambda unet: unet)
+    deployment = _deployment(volume)
+    own = Settings(device="cpu", dtype=Dtype.FLOAT32, base_model=str(volume), **settings)
+    started = starting.go_on(starting.begin(deployment, own), deployment, own)
+    asyncio.run(started.load())
+    return started, asked
+
+
+def test_compiled_code_is_taken_before_it_is_needed_and_kept_after_the_warm_up(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, asked = _started(volume, monkeypatch, draw_speed=DrawSpeed.COMPILED)
+
+    assert asked == [f"/compiled torch{torch.__version__}", "take", "keep"]
+    assert started.code_kept
+    assert started.engine.health().status is HealthStatus.READY
+
+
+def test_health_says_how_the_start_went_and_an_exact_one_compiles_nothing(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, asked = _started(volume, monkeypatch, warmup=False)
+    start = started.engine.health().start
+
+    assert start is not None
+    assert start.way == "weights"
+    assert set(start.seconds) == {"weights", "to_gpu", "warm_up"}
+    assert all(seconds >= 0 for seconds in start.seconds.values())
+    assert (asked, started.code_kept) == ([], False)

@@ -129,7 +129,8 @@ class Reporter:
         if health.base_model is not None and not self._model_told:
             # What the next looker may see while no container runs.
             whole = self._engine.health(include_modules=True)
-            lasting = whole.model_copy(update={"cached_loras": [], "queue_length": 0})
+            gone = {"cached_loras": [], "queue_length": 0, "start": None}
+            lasting = whole.model_copy(update=gone)
             await self._board.put(
                 MODEL, Report(at=self._clock(), health=lasting).model_dump_json(exclude_none=True)
             )

@@ -93,7 +93,10 @@ class Fleet:
         health = ready[-1].health if ready else known
         assert health is not None
         loras = {one.sha256: one for report in ready for one in report.health.cached_loras}
+        starts = [report.health.start for report in ready if report.health.start is not None]
         changes: dict[str, object] = {
+            # The one that did not go as it was meant to, where there is one.
+            "start": next((one for one in starts if one.fell_back), starts[-1] if starts else None),
             "cached_loras": [loras[name] for name in sorted(loras)],
             "queue_length": sum(report.health.queue_length for report in ready),
         }

@@ -7,6 +7,7 @@ is told, and the image's packages. Must not know: Modal, requests, how a picture
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -146,6 +147,11 @@ class Deployment(BaseSettings):
     )
     weights_volume: str = Field(default="sdxl-weights", pattern=_OBJECT_NAME)
     lora_volume: str = Field(default="sdxl-loras", pattern=_OBJECT_NAME)
+    code_volume: str = Field(
+        default="sdxl-compiled",
+        pattern=_OBJECT_NAME,
+        description="compiled code that containers share; whoever may write it runs code in them",
+    )
     secret_name: str = Field(
         default="sdxl-worker",
         pattern=_OBJECT_NAME,
@@ -153,6 +159,7 @@ class Deployment(BaseSettings):
     )
     weights_mount: str = Field(default=WEIGHTS_ROOT_DEFAULT, pattern="^/.+")
     lora_mount: str = Field(default="/loras", pattern="^/.+")
+    code_mount: str = Field(default="/compiled", pattern="^/.+")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Deployment:
@@ -229,12 +236,14 @@ class Deployment(BaseSettings):
 
     @model_validator(mode="after")
     def _mounts_are_apart(self) -> Deployment:
-        weights, loras = (PurePosixPath(m) for m in (self.weights_mount, self.lora_mount))
-        if weights == loras or weights in loras.parents or loras in weights.parents:
-            raise ValueError(
-                f"{PREFIX}WEIGHTS_MOUNT is {weights} and {PREFIX}LORA_MOUNT is {loras}: one volume "
-                "would hide the other; give each a folder of its own"
-            )
+        names = ("weights_mount", "lora_mount", "code_mount")
+        for one, other in itertools.combinations(names, 2):
+            first, second = (PurePosixPath(getattr(self, name)) for name in (one, other))
+            if first == second or first in second.parents or second in first.parents:
+                raise ValueError(
+                    f"{PREFIX}{one.upper()} is {first} and {PREFIX}{other.upper()} is {second}: "
+                    "one volume would hide the other; give each a folder of its own"
+                )
         return self
 
     @property

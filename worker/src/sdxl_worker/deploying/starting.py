@@ -8,19 +8,25 @@ Must not know: Modal, requests, GPUs. Imports torch only inside, where CUDA may 
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdxl_contract.errors import ModelLoadFailed
+from sdxl_contract.result import StartReport
+from sdxl_worker.deploying.compiled_code import CompiledCode, kind_of
 from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.deploying.single_file import WeightsError
 from sdxl_worker.deploying.volume import Manifest, read_manifest, verify
 from sdxl_worker.loading.snapshot import without_cuda
 from sdxl_worker.loading.weight_reader import start_reading
-from sdxl_worker.settings import Dtype, Settings
+from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 
 if TYPE_CHECKING:
-    from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import LoadedModel
 
 
@@ -83,11 +89,93 @@ def still_current(weights: Weights, deployment: Deployment, settings: Settings) 
     return read_weights(deployment, settings)
 
 
-def start_engine(weights: Weights, settings: Settings) -> Engine:
-    """The engine that moves `weights` to the GPU when it loads."""
-    from sdxl_worker.engine import Engine
-    from sdxl_worker.loading.pipeline import choose_device, move_model
+class Started:
+    """The engine of a container that is being started, and what that takes.
 
-    return Engine(
-        settings, load=lambda _: move_model(weights.loaded(), choose_device(settings.device))
-    )
+    Args:
+        way: see `StartReport`.
+        seconds: of what was done already.
+
+    Attributes:
+        code_kept: whether the volume of compiled code has something new, once `load` is through.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        deployment: Deployment,
+        settings: Settings,
+        *,
+        way: str,
+        seconds: dict[str, float],
+    ) -> None:
+        from sdxl_worker.engine import Engine
+
+        self._weights = weights
+        self._folder = Path(deployment.code_mount)
+        self._settings = settings
+        self._way = way
+        self._seconds = seconds
+        self._code: CompiledCode | None = None
+        self.code_kept = False
+        self.engine = Engine(settings, load=self._move)
+
+    async def load(self) -> None:
+        """The engine's own, timed; then what was compiled is kept for other containers."""
+        with _timed(self._seconds, "warm_up"):
+            await self.engine.load()
+        self._seconds["warm_up"] -= self._seconds.get("to_gpu", 0.0)
+        if self._code is not None and self.engine.health().error is None:
+            with _timed(self._seconds, "keep_code"):
+                self.code_kept = await asyncio.to_thread(self._code.keep)
+        rounded = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+        self.engine.start = StartReport(way=self._way, seconds=rounded)
+
+    def _move(self, settings: Settings) -> LoadedModel:
+        from sdxl_worker.loading.pipeline import choose_device, move_model
+
+        with _timed(self._seconds, "to_gpu"):
+            model = move_model(self._weights.loaded(), choose_device(settings.device))
+            del self._weights
+            if settings.draw_speed is not DrawSpeed.EXACT:
+                self._code = CompiledCode(self._folder, kind_of(str(model.device)))
+                self._code.take()
+        return model
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What there is before the snapshot, and so again after each restore.
+
+    Attributes:
+        seconds: what it took; of interest only where no snapshot comes between.
+    """
+
+    weights: Weights
+    seconds: float
+
+
+def begin(deployment: Deployment, settings: Settings) -> Begun:
+    """The part of a start that a snapshot keeps; `settings` hold no secret."""
+    begun = time.perf_counter()
+    return Begun(read_weights(deployment, settings), time.perf_counter() - begun)
+
+
+def go_on(begun: Begun, deployment: Deployment, settings: Settings) -> Started:
+    """The other part: the engine of what was begun with, or of what the volume holds now."""
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "weights"):
+        weights = still_current(begun.weights, deployment, settings)
+    if deployment.memory_snapshot:
+        return Started(weights, deployment, settings, way="weights", seconds=seconds)
+    seconds["weights"] += begun.seconds
+    return Started(weights, deployment, settings, way="volume", seconds=seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = time.perf_counter() - begun
