@@ -43,7 +43,7 @@ from app.api.edge.calls import KeyBeforeUpload, RequestLog
 from app.api.edge.compression import JsonGzip
 from app.api.edge.headers import PlainHeaders
 from app.api.edge.utf8_json import Utf8Json
-from app.api.inputs import images, words
+from app.api.inputs import embeddings, images, words
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, Dialects
 from app.core.errors import StorageFailed, install_error_handlers
@@ -63,6 +63,7 @@ from app.services.contents.events import EventService
 from app.services.contents.listener import Listener
 from app.services.contents.queue import JobQueue
 from app.services.contents.waiters import Waiters
+from app.services.inputs.embeddings import EmbeddingService
 from app.services.inputs.images import InputImageService
 from app.services.inputs.words import WordsService
 from app.services.lora_inference import build_lora_inference
@@ -82,7 +83,7 @@ from app.services.worker.base_model import BaseModel
 from app.services.worker.gate import Gate
 from app.services.worker.inference import Inference, TracedInference
 from app.startup import Prepared
-from sdxl_contract.limits import IMAGE_MAX_BYTES
+from sdxl_contract.limits import EMBEDDING_MAX_BYTES, IMAGE_MAX_BYTES
 
 API = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -97,8 +98,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 _UPLOAD = f"{API}/loras/models/upload"
 _IMAGES = f"{API}/images"
+_EMBEDDINGS = f"{API}/embeddings"
 _VERIFY = f"{API}/verify"
 _REPLAYS = (f"{API}/replays", f"{API}/replays/comparison")
+_FORM_BYTES = 64 * 2**10  # around a file, so that the file's own bound is what is told
 
 log = structlog.get_logger(__name__)
 
@@ -152,9 +155,10 @@ def create_app(
         large_bodies={
             _UPLOAD: settings.max_upload_bytes,
             _IMAGES: IMAGE_MAX_BYTES,
+            _EMBEDDINGS: EMBEDDING_MAX_BYTES + _FORM_BYTES,
             **dict.fromkeys((_VERIFY, *_REPLAYS), FILE_MAX_BYTES),
         },
-        key_first=frozenset({_UPLOAD, _IMAGES, *_REPLAYS}),
+        key_first=frozenset({_UPLOAD, _IMAGES, _EMBEDDINGS, *_REPLAYS}),
     )
     dialects = app.state.dialects = Dialects(own, dialects_of(settings))
     app.add_middleware(KeyBeforeUpload, at_once=settings.max_uploads_at_once)
@@ -189,7 +193,10 @@ def _routes() -> tuple[BaseRoute, ...]:
     api.include_router(session.router)
     api.include_router(keys.router, dependencies=KEY_OR_COOKIE)
     for router in (
-        *(part.router for part in (content, images, words, loras, identities, costs, webhooks)),
+        *(
+            part.router
+            for part in (content, images, words, embeddings, loras, identities, costs, webhooks)
+        ),
         collection.content_router,
         collection.router,
         health.model_router,
@@ -308,6 +315,7 @@ async def _start(
             loras=loras,
             inputs=InputImageService(database, storage),
             words=WordsService(database),
+            embeddings=EmbeddingService(database, storage, base_model),
             avatars=AvatarService(database),
             batches=BatchService(database),
             events=EventService(database, waiters, lambda: gate.waiting_for),

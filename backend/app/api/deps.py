@@ -35,6 +35,7 @@ from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
 from app.services.contents.queue import JobQueue
+from app.services.inputs.embeddings import EmbeddingService
 from app.services.inputs.images import InputImageService
 from app.services.inputs.words import WordsService
 from app.services.limits import UNLIMITED, Allowance, take_call
@@ -73,6 +74,7 @@ class Services:
     loras: LoraService
     inputs: InputImageService
     words: WordsService
+    embeddings: EmbeddingService
     avatars: AvatarService
     batches: BatchService
     events: EventService

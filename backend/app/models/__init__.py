@@ -9,7 +9,7 @@ from app.models.board import Board, BoardImage, Share
 from app.models.content import Content, DialectCall, GenerationEvent, GenerationRecord, Status
 from app.models.image import Image, InputImage
 from app.models.limits import CallRate, QueueTurn, RemovedCost
-from app.models.lora_model import LoraModel, LoraSource
+from app.models.lora_model import Embedding, LoraModel, LoraSource
 from app.models.page_session import PageSession
 from app.models.takedown import Takedown, TakenDownPicture
 from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
@@ -26,6 +26,7 @@ __all__ = [
     "Content",
     "DeliveryState",
     "DialectCall",
+    "Embedding",
     "GenerationEvent",
     "GenerationRecord",
     "Image",

@@ -1,10 +1,10 @@
-"""A LoRA file of the library, and what its header said."""
+"""The files of the library, LoRAs and embeddings, and what their headers said."""
 
 from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import Base, Created, Json, JsonList, LongText, Moment, UuidPk
@@ -75,6 +75,26 @@ class LoraModel(Base):
         """The CFG that it wants."""
         hint = self._few_steps
         return None if hint is None else hint.cfg
+
+
+class Embedding(Base):
+    """A textual inversion: `name` is the word that stands for it, one for each owner and file."""
+
+    __tablename__ = "embedding"
+    __table_args__ = (
+        UniqueConstraint("owner", "sha256"),
+        Index(None, "object_key"),
+        Index("uq_embedding_owner_word", "owner", text("lower(name)"), unique=True),
+    )
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    name: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    object_key: Mapped[str]
+    vectors: Mapped[int]
+    created_at: Mapped[Created]
 
 
 class LoraSource(Base):

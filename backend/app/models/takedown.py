@@ -17,7 +17,7 @@ class Kind(StrEnum):
     CONTENT = "content"  # an id: its pictures, and all that are the same or nearly so
     PICTURE = "picture"  # a SHA-256, of a picture or of its signed file
     NEAR = "near"  # a likeness: 16 hexadecimal digits
-    LORA = "lora"  # a SHA-256 of a LoRA's file
+    LORA = "lora"  # a SHA-256 of a LoRA's or an embedding's file
 
 
 class Takedown(Base):

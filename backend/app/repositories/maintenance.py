@@ -15,6 +15,7 @@ from app.models import (
     Batch,
     CallRate,
     Content,
+    Embedding,
     GenerationRecord,
     Image,
     InputImage,
@@ -130,9 +131,11 @@ class MaintenanceRepository:
         inputs = await self._session.scalars(
             select(InputImage.object_key).where(InputImage.object_key.in_(wanted))
         )
-        return (
-            set(inputs) | set(images) | {key for key in thumbnails if key is not None} | set(loras)
+        embeddings = await self._session.scalars(
+            select(Embedding.object_key).where(Embedding.object_key.in_(wanted))
         )
+        files = {*inputs, *images, *loras, *embeddings}
+        return files | {key for key in thumbnails if key is not None}
 
     async def piece_keys(
         self, before: datetime, after: uuid.UUID | None, limit: int
@@ -145,9 +148,9 @@ class MaintenanceRepository:
         return [(row.id, row.keys) for row in rows]
 
     async def file_keys(self, before: datetime) -> Sequence[str]:
-        """Object keys of the LoRAs and the uploaded pictures that came before a moment."""
+        """Object keys of LoRAs, embeddings and uploaded pictures that came before a moment."""
         found: list[str] = []
-        for kind in (LoraModel, InputImage):
+        for kind in (LoraModel, Embedding, InputImage):
             found += await self._session.scalars(
                 select(kind.object_key).where(kind.created_at < before)
             )

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, bindparam, delete, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.models import Content, GenerationRecord, Image, LoraModel, Webhook
+from app.models import Content, Embedding, GenerationRecord, Image, LoraModel, Webhook
 from app.models.takedown import Takedown, TakenDownPicture
 from app.repositories.webhooks import new_delivery
 
@@ -71,10 +71,13 @@ class TakedownRepository:
             self._session.add(new_delivery(hook, event, about))
 
     async def tell_of_lora(self, sha256: str) -> None:
-        """Tell every owner of the LoRA with these bytes."""
-        rows = await self._session.scalars(select(LoraModel).where(LoraModel.sha256 == sha256))
-        for lora in rows.all():
-            await self._tell(lora.owner, "lora.taken_down", lora.id)
+        """Tell every owner of the LoRA or embedding with these bytes."""
+        for kind, event in ((LoraModel, "lora.taken_down"), (Embedding, "embedding.taken_down")):
+            rows = await self._session.execute(
+                select(kind.owner, kind.id).where(kind.sha256 == sha256)
+            )
+            for owner, about in rows.all():
+                await self._tell(owner, event, about)
 
     async def pictures_with(self, sha256: str) -> Sequence[Image]:
         """The pictures with this hash, signed or not."""
@@ -103,15 +106,16 @@ class TakedownRepository:
         return (await self._session.scalars(query)).all()
 
     async def lora_keys(self, sha256: str) -> list[str]:
-        """Objects of every owner's LoRA with these bytes."""
-        return list(
-            await self._session.scalars(
-                select(LoraModel.object_key).where(LoraModel.sha256 == sha256)
+        """Objects of every owner's LoRA or embedding with these bytes."""
+        keys: list[str] = []
+        for kind in (LoraModel, Embedding):
+            keys += await self._session.scalars(
+                select(kind.object_key).where(kind.sha256 == sha256)
             )
-        )
+        return keys
 
     async def blocked(self, hashes: Sequence[str]) -> set[str]:
-        """Those of LoRAs' `hashes` that were taken down."""
+        """Those of LoRAs' and embeddings' `hashes` that were taken down."""
         if not hashes:
             return set()
         return set(

@@ -29,11 +29,13 @@ class EventType(StrEnum):
     CANCELLED = "content.cancelled"
     TAKEN_DOWN = "content.taken_down"
     LORA_TAKEN_DOWN = "lora.taken_down"
+    EMBEDDING_TAKEN_DOWN = "embedding.taken_down"
 
 
 TEST_TYPE = "webhook.test"
 Events = Annotated[
-    list[EventType], Field(min_length=1, max_length=5, description="what it is told of")
+    list[EventType],
+    Field(min_length=1, max_length=len(EventType), description="what it is told of"),
 ]
 
 

@@ -18,7 +18,7 @@ from app.repositories.access.api_keys import ApiKeyRepository
 from app.services.storage import LocalStorage, check_key
 from sdxl_contract.redaction import redact
 from testkit.backend import BASE_URL, Backend, add_key
-from testkit.lora_bytes import kohya_lora
+from testkit.lora_bytes import kohya_lora, safetensors_bytes
 
 
 async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_url: URL) -> None:
@@ -67,7 +67,14 @@ async def test_a_key_sees_only_its_own(backend: Backend, database_url: URL) -> N
     use = {"prompt": "x", "loras": [{"lora_model_id": lora["id"]}]}
     answer = await backend.http.post("/api/v1/content/generate", json=use, headers=other)
     assert answer.status_code == 404
-    lists = ("content", "content/batch", "loras/models", "identities/avatars", "webhooks")
+    lists = (
+        "content",
+        "content/batch",
+        "loras/models",
+        "embeddings",
+        "identities/avatars",
+        "webhooks",
+    )
     for path in (f"/api/v1/{name}" for name in lists):
         assert (await backend.http.get(path, headers=other)).json()["items"] == []
 
@@ -193,7 +200,13 @@ async def test_no_route_shows_or_changes_what_is_anothers(
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     source = await backend.http.post("/api/v1/images", files={"file": picture.getvalue()})
+    embedding = await backend.http.post(
+        "/api/v1/embeddings",
+        files={"file": safetensors_bytes({"clip_l": (1, 768), "clip_g": (1, 1280)})},
+        data={"name": "mine"},
+    )
     ids = {
+        "embedding_id": embedding.json()["id"],
         "webhook_id": hook.json()["id"],
         "delivery_id": (await backend.http.post(f"{place}/test")).json()["id"],
         "content_id": batch.json()["content_ids"][0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from sdxl_contract.limits import (
 )
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import safetensors_bytes
 
 API = "/sdapi/v1"
 UPSCALER = UpscalerInfo(name="4x_Pear", sha256="0" * 64, architecture="esrgan", scale=4, bytes=9)
@@ -221,3 +223,25 @@ async def test_units_that_cannot_be_had_are_refused_by_their_place(
         answer = await served.backend.http.post(f"{API}/txt2img", json=body)
         assert answer.status_code == expected, (args, answer.text)
     assert all(not request.controls for request in inference.requests)
+
+
+async def test_an_embedding_is_meant_by_its_name_in_either_prompt(
+    served: Served, inference: InferenceDouble
+) -> None:
+    http = served.backend.http
+    http.headers["Authorization"] = f"Bearer {served.key}"
+    data = safetensors_bytes({"clip_l": (3, 768), "clip_g": (3, 1280)})
+    for name, file in (("negXL_D", data), ("again", data)):
+        kept = await http.post("/api/v1/embeddings", files={"file": file}, data={"name": name})
+        assert kept.status_code in (200, 201), kept.text
+    listed = (await http.get(f"{API}/embeddings")).json()
+    assert listed["skipped"] == {}
+    assert {name: one["vectors"] for name, one in listed["loaded"].items()} == {"negXL_D": 3}
+    assert listed["loaded"]["negXL_D"]["shape"] == 2048
+    body = {"prompt": "a fig", "negative_prompt": "(NegXL_d:1.2), blur", "steps": 2}
+    answer = await http.post(f"{API}/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    [used] = inference.requests[-1].embeddings
+    assert used.token == "negXL_D"
+    info = json.loads(answer.json()["info"])
+    assert f'TI hashes: "negXL_D: {kept.json()["sha256"][:12]}"' in info["infotexts"][0]

@@ -13,7 +13,7 @@ from app.core.settings import Settings
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import Facts, Marker
 from app.services.marking.reading import read
-from app.services.marking.replaying import as_asked, pictures_of, receipt_of
+from app.services.marking.receipts import as_asked, pictures_of, receipt_of
 from sdxl_contract.errors import ContractError
 from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits
 from testkit.backend import Backend, StartBackend, add_key, ended

@@ -427,6 +427,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/embeddings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Embeddings
+         * @description All embeddings, by name.
+         */
+        get: operations["list_embeddings_api_v1_embeddings_get"];
+        put?: never;
+        /**
+         * Upload Embedding
+         * @description Keep a `.safetensors` file with `clip_l` and `clip_g`: 201, or 200 where these bytes are
+         *     there.
+         *
+         *     `name` is the word that stands for it in prompts, one for each of the owner's embeddings.
+         */
+        post: operations["upload_embedding_api_v1_embeddings_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/embeddings/{embedding_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Read Embedding
+         * @description One embedding.
+         */
+        get: operations["read_embedding_api_v1_embeddings__embedding_id__get"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Embedding
+         * @description Remove an embedding that no waiting content is drawn with.
+         */
+        delete: operations["delete_embedding_api_v1_embeddings__embedding_id__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/loras/models/upload": {
         parameters: {
             query?: never;
@@ -1283,6 +1334,11 @@ export interface components {
              * @description names of `GET /words/styles`; their words are put around the prompts
              */
             styles?: string[];
+            /**
+             * Embeddings
+             * @description textual inversions whose words stand in the prompts; left out with prompt_syntax a1111: all whose names do
+             */
+            embeddings?: components["schemas"]["EmbeddingUse"][];
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -1471,6 +1527,16 @@ export interface components {
              * @description PNG, JPEG, WebP, or a manifest alone (.c2pa); at most 32 MiB
              */
             file: string;
+        };
+        /** Body_upload_embedding_api_v1_embeddings_post */
+        Body_upload_embedding_api_v1_embeddings_post: {
+            /** File */
+            file: string;
+            /**
+             * Name
+             * @description a word of the prompt, whatever its case
+             */
+            name: string;
         };
         /** Body_upload_image_api_v1_images_post */
         Body_upload_image_api_v1_images_post: {
@@ -1875,6 +1941,54 @@ export interface components {
             log: components["schemas"]["AttemptOut"][];
         };
         /**
+         * EmbeddingOut
+         * @description A textual inversion of the library.
+         */
+        EmbeddingOut: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * Name
+             * @description the word that stands for it in prompts
+             */
+            name: string;
+            /** Sha256 */
+            sha256: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /**
+             * Vectors
+             * @description how many places of a prompt's 75 the word takes
+             */
+            vectors: number;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+        };
+        /**
+         * EmbeddingUse
+         * @description A textual inversion that was uploaded (`POST /embeddings`), by its id or by its name.
+         */
+        EmbeddingUse: {
+            /** Embedding Id */
+            embedding_id?: string | null;
+            /**
+             * Name
+             * @description in place of embedding_id; capital letters count as small
+             */
+            name?: string | null;
+            /**
+             * Word
+             * @description the prompts' word that stands for it; its name if unset
+             */
+            word?: string | null;
+        };
+        /**
          * EndEvent
          * @description `succeeded`, `failed` or `cancelled`: the last event.
          */
@@ -1913,7 +2027,7 @@ export interface components {
          * @description What a webhook can be told of.
          * @enum {string}
          */
-        EventType: "content.succeeded" | "content.failed" | "content.cancelled" | "content.taken_down" | "lora.taken_down";
+        EventType: "content.succeeded" | "content.failed" | "content.cancelled" | "content.taken_down" | "lora.taken_down" | "embedding.taken_down";
         /**
          * Fill
          * @description What stands under the mask before it is drawn over: the source's own pixels, the colours
@@ -1944,6 +2058,11 @@ export interface components {
              * @description names of `GET /words/styles`; their words are put around the prompts
              */
             styles?: string[];
+            /**
+             * Embeddings
+             * @description textual inversions whose words stand in the prompts; left out with prompt_syntax a1111: all whose names do
+             */
+            embeddings?: components["schemas"]["EmbeddingUse"][];
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -2743,6 +2862,13 @@ export interface components {
         Page_DeliveryOut_: {
             /** Items */
             items: components["schemas"]["DeliveryOut"][];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /** Page[EmbeddingOut] */
+        Page_EmbeddingOut_: {
+            /** Items */
+            items: components["schemas"]["EmbeddingOut"][];
             /** Next Cursor */
             next_cursor: string | null;
         };
@@ -4604,6 +4730,173 @@ export interface operations {
             header?: never;
             path: {
                 name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_embeddings_api_v1_embeddings_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_EmbeddingOut_"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    upload_embedding_api_v1_embeddings_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["Body_upload_embedding_api_v1_embeddings_post"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingOut"];
+                };
+            };
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    read_embedding_api_v1_embeddings__embedding_id__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                embedding_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingOut"];
+                };
+            };
+            /** @description The call cannot be answered as it is; the detail says why. */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server or its storage is at fault; the call may be repeated. */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_embedding_api_v1_embeddings__embedding_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                embedding_id: string;
             };
             cookie?: never;
         };

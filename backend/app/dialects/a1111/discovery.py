@@ -13,6 +13,7 @@ from app.dialects.asking import read_json
 from sdxl_contract.request import scheduler_named
 
 router = APIRouter()
+_WIDTHS = (768, 1280)  # of SDXL's text encoders
 _UNSEEN = "sdxl"  # before any worker was seen nobody knows what its model is called
 
 
@@ -131,9 +132,21 @@ async def list_latent_modes(caller: CallerDep) -> list[dict[str, Any]]:
 
 
 @router.get("/v1/embeddings")
-async def list_embeddings(caller: CallerDep) -> dict[str, Any]:
-    """None."""
-    return {"loaded": {}, "skipped": {}}
+async def list_embeddings(owner: OwnerDep, services: ServicesDep) -> dict[str, Any]:
+    """The key's textual inversions: words that mean them in prompts and negative prompts."""
+    signature = await services.base_model.signature()
+    widths = _WIDTHS if signature is None else signature.text_encoder_hidden_sizes
+    loaded = {
+        one.name: {
+            "step": None,
+            "sd_checkpoint": None,
+            "sd_checkpoint_name": None,
+            "shape": sum(widths),
+            "vectors": one.vectors,
+        }
+        for one in await services.embeddings.list(owner)
+    }
+    return {"loaded": loaded, "skipped": {}}
 
 
 @router.get("/v1/prompt-styles")
@@ -178,6 +191,7 @@ async def list_nothing(caller: CallerDep) -> list[Any]:
 @router.post("/v1/refresh-loras")
 @router.post("/v1/refresh-checkpoints")
 @router.post("/v1/refresh-vae")
+@router.post("/v1/refresh-embeddings")
 async def refresh(caller: CallerDep) -> None:
     """Nothing to do: lists are always read anew."""
 

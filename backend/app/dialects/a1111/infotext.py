@@ -47,6 +47,10 @@ def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
     if content.loras:
         hashes = ", ".join(f"{lora['name']}: {lora['sha256'][:10]}" for lora in content.loras)
         pairs.append(("Lora hashes", '"' + hashes.replace('"', "'") + '"'))
+    embeddings = parameters.get("embeddings") or ()
+    if embeddings:
+        told = ", ".join(f"{one['token']}: {one['sha256'][:12]}" for one in embeddings)
+        pairs.append(("TI hashes", f'"{told}"'))
     lines = [prompt]
     if content.negative_prompt:
         lines.append(f"Negative prompt: {content.negative_prompt}")

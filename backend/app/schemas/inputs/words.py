@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.schemas.common import NUMBER, In, Storable
 from sdxl_contract import limits
-from sdxl_contract.prompts.words import PromptSyntax
+from sdxl_contract.prompts.words import PromptSyntax, Token
 
 STYLE_NAME_MAX = 100
 STYLES_MAX = 20  # of one request
@@ -17,6 +20,24 @@ StyleName = Annotated[Storable, Field(min_length=1, max_length=STYLE_NAME_MAX)]
 Words = Annotated[Storable, Field(max_length=limits.PROMPT_MAX_CHARS)]
 Line = Annotated[Storable, Field(max_length=1000)]
 ClipSkip = Annotated[int, Field(ge=1, le=limits.CLIP_SKIP_MAX), NUMBER]
+
+
+class EmbeddingUse(In):
+    """A textual inversion that was uploaded (`POST /embeddings`), by its id or by its name."""
+
+    embedding_id: uuid.UUID | None = None
+    name: Annotated[Storable, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="in place of embedding_id; capital letters count as small"
+    )
+    word: Token | None = Field(
+        default=None, description="the prompts' word that stands for it; its name if unset"
+    )
+
+    @model_validator(mode="after")
+    def _named_once(self) -> EmbeddingUse:
+        if (self.embedding_id is None) == (self.name is None):
+            raise PydanticCustomError("one_of", "send either embedding_id or name")
+        return self
 
 
 class FromWordsIn(In):
@@ -35,6 +56,12 @@ class FromWordsIn(In):
         default_factory=list,
         max_length=STYLES_MAX,
         description="names of `GET /words/styles`; their words are put around the prompts",
+    )
+    embeddings: list[EmbeddingUse] = Field(
+        default_factory=list,
+        max_length=limits.MAX_EMBEDDINGS,
+        description="textual inversions whose words stand in the prompts; left out with "
+        "prompt_syntax a1111: all whose names do",
     )
 
 
@@ -66,3 +93,16 @@ class WildcardOut(BaseModel):
 
     name: str
     lines: list[str]
+
+
+class EmbeddingOut(BaseModel):
+    """A textual inversion of the library."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: uuid.UUID
+    name: str = Field(description="the word that stands for it in prompts")
+    sha256: str
+    size_bytes: int
+    vectors: int = Field(description="how many places of a prompt's 75 the word takes")
+    created_at: datetime

@@ -37,6 +37,7 @@ from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
 from app.services.contents.resolve import again_request, asked_again, asked_of, check_limits
 from app.services.contents.waiters import Waiters
+from app.services.inputs.embeddings import check_there
 from app.services.inputs.using import find_picture, pictures_in
 from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start
 from app.services.marking.forbidden_words import ForbiddenWords
@@ -249,7 +250,7 @@ class ContentService(ContentReading):
 
         Raises:
             NotFound: there is no such content.
-            Conflict: one of its LoRAs was deleted.
+            Conflict: one of its LoRAs, embeddings or pictures was deleted.
             RateLimited, BudgetExhausted: `allowance` is used up.
         """
         async with self._database.session() as session:
@@ -266,6 +267,7 @@ class ContentService(ContentReading):
                         f"The LoRA {lora['name']!r} of this content was deleted.",
                         details={"reason": "lora_deleted", "name": lora["name"]},
                     )
+            await check_there(session, owner, asked_of(old))
             for field, kept in pictures_in(asked_of(old)).items():
                 if not await find_picture(session, owner, uuid.UUID(kept["image_id"])):
                     raise Conflict(

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.core.db import DATABASE_LOST, Database
+from app.core.errors import Conflict
 from app.core.settings import Settings
 from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
@@ -21,8 +22,9 @@ from app.repositories.events import EventRepository
 from app.repositories.loras import LoraRepository
 from app.services.contents.resolve import asked_of, is_part_of_its_source
 from app.services.costs import QUEUE, CallClock
+from app.services.inputs.embeddings import check_there
 from app.services.inputs.likeness import as_hex
-from app.services.inputs.using import find_picture, pictures_in, with_urls
+from app.services.inputs.using import embedding_field, find_picture, pictures_in, with_urls
 from app.services.storage import Storage
 from sdxl_contract.errors import ErrorCode, GenerationFailed
 from sdxl_contract.limits import TIMEOUT_MAX_S
@@ -83,16 +85,16 @@ def _storable(text: str) -> str:
 async def build_request(
     content: Content, database: Database, storage: Storage, settings: Settings
 ) -> GenerateRequest:
-    """The worker's request; the URLs of its LoRAs and pictures are signed now.
+    """The worker's request; the URLs of its LoRAs, embeddings and pictures are signed now.
 
     What the caller left open is left out: the worker that draws decides it.
 
     Raises:
-        JobFailed: a LoRA or a picture was deleted.
+        JobFailed: a LoRA, an embedding or a picture was deleted.
         ContractError: it was accepted by another version, and is none that this one can ask for.
     """
     loras = await _lora_refs(content, database, storage, settings)
-    urls = await _picture_urls(content, database, storage, settings)
+    urls = await _input_urls(content, database, storage, settings)
     try:
         return GenerateRequest(
             prompt=content.prompt,
@@ -133,15 +135,23 @@ async def _lora_refs(
     return refs
 
 
-async def _picture_urls(
+async def _input_urls(
     content: Content, database: Database, storage: Storage, settings: Settings
 ) -> dict[str, str]:
-    """A URL for each picture that the content is drawn from, by field."""
-    named = pictures_in(asked_of(content))
-    if not named:
+    """A URL for each picture that the content is drawn from and each embedding, by field."""
+    asked = asked_of(content)
+    named = pictures_in(asked)
+    if not named and not asked.get("embeddings"):
         return {}
     urls = {}
     async with database.session() as session:
+        try:
+            embeddings = await check_there(session, content.owner, asked)
+        except Conflict as error:
+            raise JobFailed(ErrorCode.LORA_DOWNLOAD_FAILED, error.message) from None
+        for number, kept in enumerate(asked.get("embeddings") or ()):
+            key = embeddings[uuid.UUID(kept["embedding_id"])].object_key
+            urls[embedding_field(number)] = storage.sign_get(key, settings.lora_url_seconds)
         for field, kept in named.items():
             found = await find_picture(session, content.owner, uuid.UUID(kept["image_id"]))
             if found is None:

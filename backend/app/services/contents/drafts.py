@@ -26,6 +26,7 @@ from app.services.contents.resolve import (
     find_loras,
     given,
 )
+from app.services.inputs.embeddings import find_embeddings
 from app.services.inputs.using import find_pictures
 from app.services.inputs.words import may_vary, with_words
 from app.services.worker.base_model import BaseModel
@@ -137,17 +138,20 @@ async def draft_content(
 
     Raises:
         InvalidPrompt, InvalidRequest: a field is wrong; the message names it.
-        NotFound: the avatar or a LoRA is not there.
+        NotFound: the avatar, a LoRA or an embedding is not there.
     """
     async with database.reading() as session:
         asked = await with_words(session, owner, asked, draw_seed)
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
+        embeddings = await find_embeddings(session, owner, asked, avatar)
     pictures: dict[str, Any] = {}
     if asked.names_pictures:
         async with database.session() as session:
             pictures = await find_pictures(session, owner, asked)
     parameters = {**given(asked, avatar), **pictures}
+    if embeddings:
+        parameters["embeddings"] = embeddings
     request = as_request(asked, avatar, loras, parameters)
     try:
         await check_limits(request, base_model)

@@ -86,7 +86,7 @@ async def find_picture(session: AsyncSession, owner: str, image_id: uuid.UUID) -
 def with_urls(
     asked: Mapping[str, Any], url_of: Callable[[str], str] = lambda field: _NO_URL
 ) -> dict[str, Any]:
-    """A content's parameters as the worker takes them: its pictures by URL."""
+    """A content's parameters as the worker takes them: its pictures and embeddings by URL."""
 
     def fetched(field: str, use: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -94,4 +94,14 @@ def with_urls(
             "url": url_of(field),
         }
 
-    return map_pictures(asked, fetched)
+    kept = asked.get("embeddings") or ()
+    embeddings = [
+        {"url": url_of(embedding_field(n)), "token": one["token"], "sha256": one["sha256"]}
+        for n, one in enumerate(kept)
+    ]
+    return map_pictures({**asked, "embeddings": embeddings} if embeddings else asked, fetched)
+
+
+def embedding_field(number: int) -> str:
+    """Where a request names its embedding of this number."""
+    return f"embeddings[{number}]"

@@ -1,109 +1,38 @@
 """Draws a picture again from its own receipt, and holds the two against each other.
 
-Duty: a manifest's receipt → a request for the same picture, with the owner's LoRAs by hash; later,
-the file that was drawn against the one that was sent.
+Duty: a receipt and the owner's own files by their hashes → a content in the queue; later, the
+file that was drawn against the one that was sent.
 Must not know: HTTP, who signed.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from typing import Any
 
 from app.core.db import Database
 from app.core.errors import Conflict
 from app.models import Content, LoraModel, Status
-from app.repositories.inputs.images import FIELDS, LISTS, InputRepository
+from app.repositories.inputs.embeddings import EmbeddingRepository
+from app.repositories.inputs.images import InputRepository
 from app.repositories.loras import LoraRepository
 from app.repositories.takedowns import TakedownRepository
-from app.schemas.common import Storable
-from app.schemas.content import GenerateIn, LoraUse
 from app.services.contents.accepting import ContentService
-from app.services.contents.resolve import PARAMETERS
-from app.services.inputs.using import map_pictures, pictures_in
 from app.services.limits import Allowance
+from app.services.marking.receipts import (
+    Receipt,
+    as_asked,
+    embeddings_of,
+    pictures_of,
+    receipt_of,
+)
 from app.services.marking.verifying import compare
-from app.services.marking.watermark.methods import Mark
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel as LoadedModel
-from sdxl_contract.drawing.controls import CONTROLS_MAX
-from sdxl_contract.drawing.references import REFERENCES_MAX
-from sdxl_contract.errors import ContentRefused, ContractError, InvalidRequest
-from sdxl_contract.limits import MAX_LORAS, PROMPT_MAX_CHARS
-from sdxl_contract.request import explain_validation, scheduler_named
+from sdxl_contract.errors import ContentRefused
 from sdxl_contract.result import Health
 
 _MOST_CARRIERS = 20
-_MOST_PICTURES = len(FIELDS) + CONTROLS_MAX + REFERENCES_MAX
-_HASH = re.compile(r"[0-9a-f]{64}")
-_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-# Of a batch's picture these say how it came about, and not what it shows.
-_OF_THE_REQUEST = frozenset({"num_images", "seed"})
-
-
-class ReceiptLora(BaseModel):
-    """A LoRA by its bytes."""
-
-    name: Annotated[Storable, Field(max_length=200)]
-    sha256: _Sha256
-    scale: float = Field(allow_inf_nan=False)
-
-
-class Receipt(BaseModel):
-    """What a manifest says of a picture's making; anybody may have written it."""
-
-    unsigned_sha256: _Sha256
-    content_id: str = Field(default="", max_length=100)
-    seed: int
-    prompt: Annotated[Storable, Field(max_length=PROMPT_MAX_CHARS)]
-    negative_prompt: Annotated[Storable, Field(max_length=PROMPT_MAX_CHARS)] = ""
-    parameters: dict[str, Any] = Field(max_length=50)
-    scheduler: str | None = Field(default=None, max_length=100)
-    base_model: Annotated[Storable, Field(max_length=500)]
-    weights: Annotated[Storable, Field(max_length=100)] | None = None
-    loras: list[ReceiptLora] = Field(default_factory=list, max_length=MAX_LORAS)
-    watermark: str | None = Field(default=None, max_length=100)
-
-
-def receipt_of(report: dict[str, Any]) -> Receipt:
-    """The receipt in a verified file.
-
-    Raises:
-        InvalidRequest: it has none that can be believed, or that a picture can be drawn from.
-    """
-    manifest = report["manifest"]
-    if manifest is None:
-        raise _refused("carries no signed manifest, so it says nothing of how it was made")
-    if not manifest.get("receipt_is_signed"):
-        if manifest.get("facts") is None and manifest["state"] != "invalid":
-            raise _refused("was not made by this software: its manifest holds no receipt")
-        raise _refused("has a manifest that was changed after it was signed")
-    try:
-        receipt = Receipt.model_validate(manifest["facts"])
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True)
-        problem = explain_validation([dict(item) for item in found])
-        raise _refused(f"has a receipt that cannot be drawn from: {problem.message}") from None
-    twice = [sha for sha, n in Counter(lora.sha256 for lora in receipt.loras).items() if n > 1]
-    if twice:
-        raise _refused(f"has a receipt that names the LoRA {twice[0]} twice")
-    if receipt.watermark is not None:
-        try:
-            Mark.parse(receipt.watermark)
-        except ValueError as error:
-            raise _refused(f"has a receipt that {error}: {receipt.watermark}") from None
-    unknown = sorted(receipt.parameters.keys() - {*PARAMETERS, *FIELDS, *LISTS})
-    if unknown:
-        raise _refused(
-            f"was drawn with {unknown[0][:100]}, which this version cannot draw: use a newer one"
-        )
-    return receipt
 
 
 class ReplayService:
@@ -134,7 +63,8 @@ class ReplayService:
         await self._check_takedowns(receipt)
         self._check_model(receipt)
         loras = await self._find_loras(owner, receipt)
-        asked = as_asked(receipt, loras, await self._find_pictures(owner, receipt))
+        pictures = await self._find_pictures(owner, receipt)
+        asked = as_asked(receipt, loras, pictures, await self._find_embeddings(owner, receipt))
         names = {str(loras[lora.sha256].id): lora.name for lora in receipt.loras}
         # Who signs a receipt of their own might else have pictures drawn without a watermark.
         is_ours = not report["manifest"]["signed_by_a_stranger"]
@@ -215,6 +145,27 @@ class ReplayService:
             )
         return found
 
+    async def _find_embeddings(self, owner: str, receipt: Receipt) -> dict[str, uuid.UUID]:
+        """Ids of the owner's embeddings that it was drawn with, by hash."""
+        wanted = embeddings_of(receipt)
+        if not wanted:
+            return {}
+        async with self._database.session() as session:
+            usable = await EmbeddingRepository(session, owner).usable()
+        found = {one.sha256: one.id for one in usable}
+        missing = [one for one in wanted if one.sha256 not in found]
+        if missing:
+            names = ", ".join(f"{one.token!r} (SHA-256 {one.sha256})" for one in missing)
+            raise Conflict(
+                f"Your library lacks embeddings that this picture was drawn with: {names}.",
+                field="file",
+                details={
+                    "reason": "embeddings_missing",
+                    "missing": [{"name": one.token, "sha256": one.sha256} for one in missing],
+                },
+            )
+        return found
+
     async def _find_pictures(self, owner: str, receipt: Receipt) -> dict[str, uuid.UUID]:
         """Ids of the owner's pictures that it was drawn from, by field."""
         found: dict[str, uuid.UUID] = {}
@@ -277,75 +228,9 @@ class ReplayService:
         }
 
 
-def pictures_of(receipt: Receipt) -> dict[str, str]:
-    """Hashes of the pictures that it was drawn from, by field."""
-    try:
-        named = pictures_in(receipt.parameters)
-    # Anybody may have written it.
-    except (AttributeError, KeyError, TypeError):
-        raise _refused("has a receipt that cannot be drawn from: it names no pictures") from None
-    if len(named) > _MOST_PICTURES:
-        raise _refused("has a receipt that cannot be drawn from: it names too many pictures")
-    hashes = {}
-    for field, use in named.items():
-        sha256 = use.get("sha256") if isinstance(use, dict) else None
-        if not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
-            raise _refused(f"has a receipt that cannot be drawn from: {field} has no SHA-256")
-        hashes[field] = sha256
-    return hashes
-
-
-def as_asked(
-    receipt: Receipt,
-    loras: Mapping[str, LoraModel],
-    pictures: Mapping[str, uuid.UUID] = MappingProxyType({}),
-) -> GenerateIn:
-    """The receipt as a request for one picture; `loras` are the owner's by their hash, `pictures`
-    the ids of what it was drawn from by field.
-
-    Raises:
-        InvalidRequest: it asks for what no request may.
-    """
-    given = {
-        name: value
-        for name, value in receipt.parameters.items()
-        if name not in _OF_THE_REQUEST and value is not None
-    }
-
-    def owned(field: str, use: dict[str, Any]) -> dict[str, Any]:
-        values = {name: value for name, value in use.items() if name != "sha256"}
-        return {**values, "image_id": pictures[field]} if field in pictures else use
-
-    given = map_pictures(given, owned)
-    # Receipts of earlier versions have only the name that the worker gave its sampler.
-    stated = scheduler_named(str(given.pop("scheduler", "")))
-    given["scheduler"] = receipt.scheduler or (stated.value if stated else None)
-    try:
-        return GenerateIn.model_validate(
-            given
-            | {
-                "prompt": receipt.prompt,
-                "negative_prompt": receipt.negative_prompt,
-                "seed": receipt.seed,
-                "loras": [
-                    LoraUse(lora_model_id=loras[lora.sha256].id, scale=lora.scale)
-                    for lora in receipt.loras
-                ],
-            }
-        )
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True)
-        problem: ContractError = explain_validation([dict(item) for item in found])
-        raise _refused(f"has a receipt that cannot be drawn from: {problem.message}") from None
-
-
 def _named(model: Receipt | Health) -> str:
     weights = "" if model.weights is None else f" (weights {model.weights})"
     return f"{model.base_model!r}{weights}"
-
-
-def _refused(why: str) -> InvalidRequest:
-    return InvalidRequest(f"file: it {why}", details={"field": "file"})
 
 
 def _summary(same_file: bool, is_whole: bool, found: dict[str, Any], pixels: int) -> str:

@@ -1,4 +1,4 @@
-"""Taking things down: a content, every copy of a picture, or a LoRA, whoever owns it.
+"""Taking things down: a content, every copy of a picture, a LoRA or an embedding, whoever owns it.
 
 Duty: rows and objects removed at once, for all owners; a LoRA's bytes refused from then on; a
 record kept without the picture. Must not know: HTTP, who is allowed to ask.

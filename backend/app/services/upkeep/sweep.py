@@ -25,7 +25,9 @@ from app.services.storage import Storage
 # What this backend writes. Anything else in the bucket is somebody else's, a store's own file of a
 # writer that died (`.tmp.…`) too.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_OURS = re.compile(rf"owners/{_NAME}/(images/{_NAME}/{_NAME}|loras/{_NAME}|inputs/{_NAME})")
+_OURS = re.compile(
+    rf"owners/{_NAME}/(images/{_NAME}/{_NAME}|loras/{_NAME}|embeddings/{_NAME}|inputs/{_NAME})"
+)
 _PAGE = 500
 _SHOWN = 20
 

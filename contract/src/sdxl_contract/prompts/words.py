@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -125,17 +126,23 @@ def _too_much(field: str, what: str, most: int) -> InvalidPrompt:
     )
 
 
-class EmbeddingRef(NullIsLeftOut):
-    """A textual inversion: where to fetch it, and the word that stands for it in prompts."""
-
-    url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
-    token: str = Field(
+Token = Annotated[
+    str,
+    Field(
         min_length=1,
         max_length=64,
         # No blank, and no sign that means something in a prompt.
         pattern=r"^\w(?:[\w.+-]*\w)?$",
         description="a word of the prompt, whatever its case",
-    )
+    ),
+]
+
+
+class EmbeddingRef(NullIsLeftOut):
+    """A textual inversion: where to fetch it, and the word that stands for it in prompts."""
+
+    url: str = Field(min_length=1, max_length=limits.URL_MAX_CHARS, repr=False)
+    token: Token
     sha256: str | None = Field(default=None, description="what the file must be")
 
     _sha256 = field_validator("sha256")(known_sha256)

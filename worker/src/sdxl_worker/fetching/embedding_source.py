@@ -8,23 +8,24 @@ Must not know: prompts.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from sdxl_contract.errors import LoraDownloadFailed, LoraLoadFailed
-from sdxl_contract.limits import EMBEDDING_MAX_BYTES, EMBEDDING_MAX_VECTORS
+from sdxl_contract.errors import LoraDownloadFailed
+from sdxl_contract.limits import EMBEDDING_MAX_BYTES
+from sdxl_contract.prompts.embedding_file import (
+    EMBEDDING_TENSORS,
+    count_vectors,
+    wrong_embedding,
+)
 from sdxl_contract.result import Phase
 from sdxl_worker.embeddings import Embedding
 from sdxl_worker.fetching.budget import Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.run import Run
-
-# What a file calls the vectors of each text encoder.
-_NAMES = ("clip_l", "clip_g")
 
 
 class EmbeddingSource:
@@ -79,37 +80,15 @@ def read_embedding(data: bytes, widths: tuple[int, int], field: str) -> tuple[Te
     Raises:
         LoraLoadFailed: it is no embedding for these encoders; the message names `field`.
     """
-
-    def wrong(why: str, reason: str, **more: Any) -> LoraLoadFailed:
-        return LoraLoadFailed(f"{field}: {why}", details={"field": field, "reason": reason, **more})
-
+    count_vectors(data, widths, field)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise wrong("the file is not safetensors, or not whole", "not_safetensors") from error
-    if set(tensors) != set(_NAMES):
-        raise wrong(
-            f"an SDXL embedding's file has {_NAMES[0]} and {_NAMES[1]} and nothing else; this one "
-            f"has {len(tensors)} tensors of other names or lacks one of them",
-            "unsupported_kind",
-        )
-    found = []
-    for name, width in zip(_NAMES, widths, strict=True):
-        tensor = tensors[name]
-        if not tensor.is_floating_point():
-            raise wrong(f"{name} must be of floating-point numbers", "dtype")
-        if tensor.ndim != 2 or tensor.shape[1] != width:
-            shape = "x".join(map(str, tensor.shape))
-            raise wrong(f"{name} is {shape}: the model wants n x {width}", "misfit")
-        if not 1 <= len(tensor) <= EMBEDDING_MAX_VECTORS:
-            raise wrong(
-                f"{name} has {len(tensor)} vectors: from 1 to {EMBEDDING_MAX_VECTORS} are read",
-                "misfit",
-            )
-        vectors = tensor.float()
+        raise wrong_embedding(
+            field, "the file is not safetensors, or not whole", "not_safetensors"
+        ) from error
+    first, second = (tensors[name].float() for name in EMBEDDING_TENSORS)
+    for name, vectors in zip(EMBEDDING_TENSORS, (first, second), strict=True):
         if not bool(torch.isfinite(vectors).all()):
-            raise wrong(f"{name} holds numbers that are not finite", "dtype")
-        found.append(vectors)
-    if len(found[0]) != len(found[1]):
-        raise wrong("clip_l and clip_g have different numbers of vectors", "misfit")
-    return found[0], found[1]
+            raise wrong_embedding(field, f"{name} holds numbers that are not finite", "dtype")
+    return first, second
