@@ -173,8 +173,12 @@ class Database:
         if self._direct.closed:
             await self._direct.open()
         try:
-            async with self._direct.connection() as connection:
+            # Not the pool's own context, which ends a transaction that there is not.
+            connection = await self._direct.getconn()
+            try:
                 yield connection
+            finally:
+                await self._direct.putconn(connection)
         except psycopg.OperationalError:
             self._lost_at = time.monotonic()
             raise
