@@ -48,8 +48,8 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _KEY = re.compile(rf"(?:[A-Za-z0-9]+[_-])*(?:sig|{_NAMES})", re.IGNORECASE)
-# Nothing of the above is in these: short words of no separator, names of fields, hex digits. Most of
-# a worker's answer is made of them.
+# Nothing of the above is in these: short words without a separator, names of fields, hex digits.
+# Most of a worker's answer is made of them.
 _HARMLESS = re.compile(r"[\w.-]{0,14}|(?!hf_|sdxl_)[a-z_]+|[0-9a-f]+")
 _PATHS = re.compile(r"(?<![\w/:.*])(?:/[\w.@+-]+){2,}/?|\b[A-Za-z]:\\[^\s\"']+")
 
