@@ -82,6 +82,8 @@ def test_every_dropped_setting_is_noticed(tmp_path: Path) -> None:
                 "weights_mount",
                 "lora_volume",
                 "lora_mount",
+                "code_volume",
+                "code_mount",
                 "secret_name",
             }:
                 fixed = Deployment.model_fields[name].default
