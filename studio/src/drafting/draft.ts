@@ -17,6 +17,11 @@ export interface Hires {
   steps: number;
 }
 
+/** What a picture brought along and the form has no field for: shown, and sent as it is. */
+export type Beyond = Partial<Pick<GenerateBody, 'clip_skip' | 'guidance_rescale' | 'embeddings'>> & {
+  hires?: { prompt?: string; negative_prompt?: string; cfg?: number; scheduler?: string };
+};
+
 export interface Draft {
   prompt: string;
   negative: string;
@@ -37,6 +42,7 @@ export interface Draft {
   /** A second pass at a larger size. */
   hires: Hires | null;
   syntax: PromptSyntax;
+  beyond: Beyond;
 }
 
 export const SEED_MAX = 2 ** 32 - 1;
@@ -60,6 +66,7 @@ const EMPTY: Draft = {
   guides: [],
   hires: null,
   syntax: 'weights',
+  beyond: {},
 };
 
 /** Of this tab; a new tab begins with what was written last. */
@@ -78,6 +85,7 @@ effect(() => {
 const FIELDS_OF: Partial<Record<keyof Draft, string[]>> = {
   negative: ['negative_prompt'],
   syntax: ['prompt_syntax'],
+  beyond: ['clip_skip', 'guidance_rescale', 'embeddings', 'hires'],
   guides: ['controls', 'references'],
   source: ['image', 'mask', 'strength', 'fit', 'inpaint', 'outpaint'],
 };
@@ -186,6 +194,7 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
 export function asBody(of: Draft): GenerateBody {
   const { width, height, steps, cfg, scheduler } = of;
   const chosen = Object.entries({ width, height, steps, cfg, scheduler });
+  const { hires: words, ...beyond } = of.beyond;
   return {
     ...(of.prompt.trim() ? { prompt: of.prompt } : {}),
     ...(of.avatarId ? { avatar_id: of.avatarId } : {}),
@@ -196,7 +205,8 @@ export function asBody(of: Draft): GenerateBody {
     num_images: of.count,
     ...sourceBody(of.source),
     ...guidesBody(of.guides),
-    ...(of.hires && !of.source ? { hires: of.hires } : {}),
+    ...(of.hires && !of.source ? { hires: { ...of.hires, ...words } as GenerateBody['hires'] } : {}),
+    ...beyond,
     ...(of.syntax === 'weights' ? {} : { prompt_syntax: of.syntax }),
   };
 }
@@ -240,6 +250,23 @@ export function hiresOf({ hires }: Content['parameters']): Hires | null {
   return { scale, upscaler, strength, steps };
 }
 
+const BEYOND_HIRES = ['prompt', 'negative_prompt', 'cfg', 'scheduler'] as const;
+
+/** What a content's `parameters` say that the form has no field for. */
+function beyondOf({ clip_skip, guidance_rescale, embeddings, hires }: Content['parameters']): Beyond {
+  const used = (embeddings ?? []) as { embedding_id: string; token: string }[];
+  const second = (hires ?? {}) as NonNullable<Beyond['hires']>;
+  const own = BEYOND_HIRES.filter((name) => second[name] !== undefined && second[name] !== null);
+  return {
+    ...(clip_skip ? { clip_skip: clip_skip as number } : {}),
+    ...(guidance_rescale ? { guidance_rescale: guidance_rescale as number } : {}),
+    ...(used.length
+      ? { embeddings: used.map(({ embedding_id, token }) => ({ embedding_id, word: token })) }
+      : {}),
+    ...(own.length ? { hires: Object.fromEntries(own.map((name) => [name, second[name]])) } : {}),
+  };
+}
+
 /**
  * The settings that made the picture at `place` of `content`; null: those of the whole request.
  * The avatar's part is taken out of the prompt where it is still the same; otherwise everything is
@@ -275,6 +302,7 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
     guides: guidesOf(content),
     hires: hiresOf(parameters),
     syntax: (parameters.prompt_syntax as PromptSyntax | null | undefined) ?? 'weights',
+    beyond: beyondOf(parameters),
   };
 }
 

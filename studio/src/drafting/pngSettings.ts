@@ -2,11 +2,14 @@
 
 import type { Draft } from './draft';
 import { loras as library, model } from '../state/store';
+import { readInfotext, samplerNamed } from './infotext';
 
 export interface Found {
   draft: Partial<Draft>;
   /** LoRAs that the text names and the library does not have. */
   missing: string[];
+  /** It was drawn from pictures, which a text does not bring. */
+  lacksPictures: boolean;
 }
 
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
@@ -40,54 +43,57 @@ export async function parametersIn(file: Blob): Promise<string | null> {
   return null;
 }
 
-const LORA = /<lora:([^:>]+)(?::(-?[\d.]+))?(?::[^>]*)?>/g;
-
-/** What A1111's text says, as far as the form has a field for it. */
+/** What such a text says, as far as a request can take it up. */
 export function readSettings(text: string): Found {
-  const plain = text.replace(/\r\n?/g, '\n');
-  const at = plain.search(/(^|\n)Steps: \d+/);
-  const above = at < 0 ? plain : plain.slice(0, at);
-  const facts = new Map<string, string>();
-  if (at >= 0) {
-    for (const [, key, quoted, bare] of plain.slice(at).matchAll(/\s*([A-Z][\w ]*): (?:"((?:[^"\\]|\\.)*)"|([^,\n]*))/g))
-      facts.set(key ?? '', quoted ?? (bare ?? '').trim());
-  }
-  const [prompt = '', negative = ''] = above.split(/(?:^|\n)Negative prompt: /);
-  const draft: Partial<Draft> = {
-    prompt: prompt.replace(LORA, '').replace(/[ \t]{2,}/g, ' ').trim(),
-    negative: negative.trim(),
-  };
-  const figure = (key: string): number | undefined => {
-    const value = Number(facts.get(key));
-    return facts.has(key) && Number.isFinite(value) ? value : undefined;
-  };
-  draft.steps = figure('Steps') ?? null;
-  draft.cfg = figure('CFG scale') ?? null;
-  const plainName = (name: string) => name.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_');
-  const sampler = plainName(facts.get('Sampler') ?? '');
-  draft.scheduler = model.value?.schedulers.find((name) => name === sampler) ?? null;
-  const seed = figure('Seed');
-  if (seed !== undefined) Object.assign(draft, { seed, seedIsLocked: true, count: 1 });
-  const size = /^(\d+)x(\d+)$/.exec(facts.get('Size') ?? '');
-  if (size) Object.assign(draft, { width: Number(size[1]), height: Number(size[2]) });
-  const hashes = new Map<string, string>();
-  for (const part of (facts.get('Lora hashes') ?? '').split(',')) {
-    const [name, hash] = part.split(':').map((one) => one.trim());
-    if (name && hash) hashes.set(name, hash.toLowerCase());
-  }
+  const read = readInfotext(text);
+  const offered = model.value?.schedulers ?? [];
   const missing: string[] = [];
   const chosen: Draft['loras'] = [];
-  for (const [, name = '', scale] of prompt.matchAll(LORA)) {
-    const hash = hashes.get(name);
+  for (const { name, scale, sha256 } of read.loras) {
     const lora = (library.value ?? []).find(
       (one) =>
-        (hash && one.sha256.startsWith(hash)) || one.name.toLowerCase() === name.toLowerCase(),
+        (sha256 && one.sha256.startsWith(sha256)) || one.name.toLowerCase() === name.toLowerCase(),
     );
     if (!lora) missing.push(name);
     else if (!chosen.some((one) => one.id === lora.id))
-      chosen.push({ id: lora.id, scale: scale === undefined ? lora.default_scale : Number(scale) });
+      chosen.push({ id: lora.id, scale: scale ?? lora.default_scale });
   }
-  draft.loras = chosen.slice(0, model.value?.limits.max_loras ?? 8);
-  draft.avatarId = null;
-  return { draft, missing };
+  const draft: Partial<Draft> = {
+    prompt: read.prompt,
+    negative: read.negative_prompt,
+    avatarId: null,
+    loras: chosen.slice(0, model.value?.limits.max_loras ?? 8),
+    steps: read.steps ?? null,
+    cfg: read.cfg ?? null,
+    scheduler: samplerNamed(read.scheduler, offered),
+    syntax: read.prompt_syntax,
+    hires: null,
+    beyond: {
+      ...(read.clip_skip ? { clip_skip: read.clip_skip } : {}),
+      ...(read.guidance_rescale ? { guidance_rescale: read.guidance_rescale } : {}),
+      // Read as A1111 reads them, words mean embeddings by themselves.
+      ...(read.embeddings.length && read.prompt_syntax === 'weights'
+        ? { embeddings: read.embeddings.map(({ token }) => ({ name: token })) }
+        : {}),
+    },
+  };
+  if (read.seed !== undefined) Object.assign(draft, { seed: read.seed, seedIsLocked: true, count: 1 });
+  if (read.width && read.height) Object.assign(draft, { width: read.width, height: read.height });
+  if (read.hires) {
+    const { scale = 2, upscaler = 'latent', strength = 0.7, steps = 0, ...own } = read.hires;
+    const names = ['latent', 'lanczos', ...(model.value?.limits.upscalers ?? []).map((one) => one.name)];
+    draft.hires = {
+      scale,
+      upscaler: names.includes(upscaler) ? upscaler : upscaler.startsWith('Latent') ? 'latent' : 'lanczos',
+      strength,
+      steps,
+    };
+    const scheduler = samplerNamed(own.scheduler, offered);
+    const { scheduler: _, ...words } = own;
+    const more = { ...words, ...(scheduler ? { scheduler } : {}) };
+    if (Object.keys(more).length) draft.beyond = { ...draft.beyond, hires: more };
+  }
+  const lacksPictures =
+    read.strength !== undefined || read.controls.length > 0 || read.references.length > 0;
+  return { draft, missing, lacksPictures };
 }

@@ -22,12 +22,13 @@ const reader = () => import('../drafting/pngSettings');
 /** Put what `text` says into the form; it can be taken back. */
 export async function takeSettings(text: string): Promise<void> {
   const { readSettings } = await reader();
-  const { draft: found, missing } = readSettings(text);
+  const { draft: found, missing, lacksPictures } = readSettings(text);
   const before = draft.value;
   rememberDraft(before);
   change(found);
   go('create');
-  tell(missing.length ? t('drop.without', { names: listed(missing) }) : t('drop.taken'), {
+  const taken = t(lacksPictures ? 'drop.pictures' : 'drop.taken');
+  tell(missing.length ? t('drop.without', { names: listed(missing) }) : taken, {
     isError: missing.length > 0,
     action: { label: t('action.undo'), run: () => change(before) },
   });

@@ -119,7 +119,7 @@ def test_an_outpainting_keeps_the_source_where_it_was(
     picture, body = drawn(client, image=image, outpaint=outpaint, inpaint={"blur": 0})
     assert body["image_size"] == [96, 80]
     assert picture.crop((40, 24, 96, 80)).tobytes() == SOURCE.crop((8, 8, 64, 64)).tobytes()
-    assert 'Outpaint: "left 32, top 16"' in picture.info["parameters"]
+    assert 'Outpaint: "left 32, top 16, overlap 8"' in picture.info["parameters"]
 
 
 def test_several_pictures_of_one_source_are_each_their_seed_s(

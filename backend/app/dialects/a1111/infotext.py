@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import struct
 import zlib
@@ -14,10 +15,12 @@ from app.dialects.a1111.samplers import shown
 from app.models import Content
 from sdxl_contract.drawing.hires import BUILT_IN
 from sdxl_contract.errors import InvalidRequest
+from sdxl_contract.pictures import STRENGTH_DEFAULT, Inpaint
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXT_MAX = 1 << 20
 _CHUNKS_MAX = 10_000
+_NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
 _PAIR = re.compile(r'\s*([\w ./+-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
@@ -43,6 +46,11 @@ def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
             ("Hires upscaler", hires["upscaler"].capitalize()
              if hires["upscaler"] in BUILT_IN else hires["upscaler"]),
         ]  # fmt: skip
+    elif parameters.get("image"):
+        pairs.append(("Denoising strength", f"{parameters.get('strength', STRENGTH_DEFAULT):g}"))
+        if parameters.get("mask"):
+            inpaint = parameters.get("inpaint") or {}
+            pairs.append(("Mask blur", inpaint.get("blur", Inpaint().blur)))
     pairs += _units(parameters)
     if content.loras:
         hashes = ", ".join(f"{lora['name']}: {lora['sha256'][:10]}" for lora in content.loras)
@@ -88,12 +96,24 @@ def read_infotext(text: str) -> dict[str, Any]:
     if pairs:
         lines.pop()
     words = "\n".join(lines)
-    prompt, _, negative = words.partition("Negative prompt:")
+    mark = _NEGATIVE.search(words)
+    prompt, negative = (words[: mark.start()], words[mark.end() :]) if mark else (words, "")
     return {
         "Prompt": prompt.strip(),
         "Negative prompt": negative.strip(),
-        **{name.strip(): value.strip().strip('"') for name, value in pairs.items()},
+        **{name.strip(): _unquoted(value.strip()) for name, value in pairs.items()},
     }
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that keep its commas and line ends together."""
+    if not value.startswith('"'):
+        return value
+    try:
+        text = json.loads(value)
+    except ValueError:
+        text = None
+    return text if isinstance(text, str) else value.strip('"')
 
 
 def png_texts(image: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 // What most requests do without: a second, larger pass, and the marks of other tools' prompts.
 
-import { change, draft, type FieldErrors, type Hires, type Whole } from '../../drafting/draft';
-import { number, t } from '../../i18n';
+import { change, draft, type Beyond, type FieldErrors, type Hires, type Whole } from '../../drafting/draft';
+import { listed, number, t } from '../../i18n';
 import type { Model } from '../../server/types';
+import { fieldName } from '../../server/explain';
 import { Field, Slider } from '../ui';
 
 const FIRST: Hires = { scale: 2, upscaler: 'latent', strength: 0.7, steps: 0 };
@@ -17,7 +18,8 @@ interface Props {
 
 export function Extras({ of, model, errors }: Props) {
   const { hires } = of;
-  const isOpen = hires !== null || of.syntax === 'a1111';
+  const more = namesOf(of.beyond);
+  const isOpen = hires !== null || of.syntax === 'a1111' || more.length > 0;
   return (
     <details class="details extras" open={isOpen || undefined}>
       <summary>{t('extras.title')}</summary>
@@ -43,9 +45,26 @@ export function Extras({ of, model, errors }: Props) {
           />
           {t('extras.syntax')}
         </label>
+        {more.length > 0 && (
+          <p class="field-hint">
+            {t('extras.beyond', { names: listed(more) })}{' '}
+            <button type="button" class="chip" onClick={() => change({ beyond: {} })}>
+              {t('extras.takeOut')}
+            </button>
+          </p>
+        )}
       </div>
     </details>
   );
+}
+
+/** What a picture brought along that has no field of its own, in words. */
+function namesOf({ hires, embeddings, ...figures }: Beyond): string[] {
+  return [
+    ...Object.entries(figures).map(([name, value]) => `${fieldName(name)} ${number(Number(value), 2)}`),
+    ...(embeddings ?? []).map((one) => one.word ?? one.name ?? ''),
+    ...Object.keys(hires ?? {}).map((name) => `${fieldName('hires')}: ${fieldName(name)}`),
+  ];
 }
 
 /** Whether what is wrong with `field` is told here, as the form is now. */

@@ -48,6 +48,7 @@ _MADE = (
 
 # A1111's words.
 _FILLS = {
+    Fill.ORIGINAL: "original",
     Fill.SURROUNDINGS: "fill",
     Fill.NOISE: "latent noise",
     Fill.NOTHING: "latent nothing",
@@ -78,14 +79,16 @@ def parameters_text(
         more: further facts by the names that those readers know.
     """
     names = [_plain_name(report) for report in loras]
-    tags = "".join(f" <lora:{name}:{r.scale:g}>" for name, r in zip(names, loras, strict=True))
+    tags = "".join(
+        f" <lora:{name}:{_figure(r.scale)}>" for name, r in zip(names, loras, strict=True)
+    )
     lines = [_printable(prompt) + tags]
     if negative_prompt:
         lines.append(f"Negative prompt: {_printable(negative_prompt)}")
     facts = [
         f"Steps: {steps}",
         f"Sampler: {scheduler}",
-        f"CFG scale: {cfg:g}",
+        f"CFG scale: {_figure(cfg)}",
         f"Seed: {seed}",
         f"Size: {size[0]}x{size[1]}",
         f"Model: {_quoted(base_model)}",
@@ -108,13 +111,13 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
     if request.prompt_syntax is not PromptSyntax.WEIGHTS:
         facts["Prompt syntax"] = request.prompt_syntax.value
     if request.guidance_rescale:
-        facts["CFG Rescale phi"] = f"{request.guidance_rescale:g}"
+        facts["CFG Rescale phi"] = _figure(request.guidance_rescale)
     if request.hires is not None:
         facts |= hires_facts(request.hires)
     facts |= held_facts(request.controls, request.references)
     if request.image is None:
         return facts
-    facts["Denoising strength"] = f"{request.drawing_strength():g}"
+    facts["Denoising strength"] = _figure(request.drawing_strength())
     inpaint = request.inpaint or Inpaint()
     if request.mask is not None or request.outpaint is not None:
         facts["Mask blur"] = str(inpaint.blur)
@@ -123,12 +126,12 @@ def picture_facts(request: GenerateRequest) -> dict[str, str]:
     if inpaint.area is Area.MASKED:
         facts["Inpaint area"] = "Only masked"
         facts["Masked area padding"] = str(inpaint.padding)
-    if inpaint.fill is not None and inpaint.fill in _FILLS:
+    if inpaint.fill is not None:
         facts["Masked content"] = _FILLS[inpaint.fill]
     if inpaint.soft:
         facts["Soft inpainting enabled"] = "True"
     if request.outpaint is not None:
-        borders = request.outpaint.model_dump(exclude={"overlap"}, exclude_defaults=True)
+        borders = request.outpaint.model_dump(exclude_defaults=True)
         facts["Outpaint"] = ", ".join(f"{side} {width}" for side, width in borders.items())
     return facts
 
@@ -157,23 +160,25 @@ def held_facts(controls: Sequence[Control], references: Sequence[Reference]) -> 
 
 def _times(one: Control | Reference) -> dict[str, str]:
     return {
-        "Weight": f"{one.scale:g}",
-        "Guidance Start": f"{one.start:g}",
-        "Guidance End": f"{one.end:g}",
+        "Weight": _figure(one.scale),
+        "Guidance Start": _figure(one.start),
+        "Guidance End": _figure(one.end),
     }
 
 
 def upscale_text(upscale: Upscale) -> str:
     """What the file of an enlarged picture tells: that, and nothing of a drawing."""
     name = _UPSCALERS.get(upscale.upscaler, upscale.upscaler)
-    return f"Postprocess upscale by: {upscale.scale:g}, Postprocess upscaler: {_quoted(name)}"
+    return (
+        f"Postprocess upscale by: {_figure(upscale.scale)}, Postprocess upscaler: {_quoted(name)}"
+    )
 
 
 def hires_facts(hires: Hires) -> dict[str, str]:
     """What `parameters_text` tells of a second pass: what was asked for and is not the first's."""
     facts = {
-        "Denoising strength": f"{hires.strength:g}",
-        "Hires upscale": f"{hires.scale:g}",
+        "Denoising strength": _figure(hires.strength),
+        "Hires upscale": _figure(hires.scale),
         "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
     }
     if hires.steps:
@@ -181,7 +186,7 @@ def hires_facts(hires: Hires) -> dict[str, str]:
     if hires.scheduler is not None:
         facts["Hires sampler"] = hires.scheduler.value
     if hires.cfg is not None:
-        facts["Hires CFG Scale"] = f"{hires.cfg:g}"
+        facts["Hires CFG Scale"] = _figure(hires.cfg)
     if hires.prompt is not None:
         facts["Hires prompt"] = _printable(hires.prompt)
     if hires.negative_prompt is not None:
@@ -194,6 +199,11 @@ def embedding_facts(embeddings: Sequence[Embedding]) -> dict[str, str]:
     if not embeddings:
         return {}
     return {"TI hashes": ", ".join(f"{one.token}: {one.sha256[:12]}" for one in embeddings)}
+
+
+def _figure(number: float) -> str:
+    """All digits that tell `number` from its neighbours, so that it is read back as it was."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _printable(text: str) -> str:
