@@ -160,7 +160,7 @@ PROBES: dict[str, Probe] = {
     "DEPLOY_ROUTING_REGION": Probe(
         "eu-west", ["eu-west"], lambda s: list(_first(s).http_config.proxy_regions)
     ),
-    "DEPLOY_MEMORY_SNAPSHOT": Probe("false", False, lambda s: _first(s).checkpointing_enabled),
+    "DEPLOY_SNAPSHOT": Probe("off", False, lambda s: _first(s).checkpointing_enabled),
     "DEPLOY_FAILED_START_SECONDS": Probe("77", "77.0", _variable("DEPLOY_FAILED_START_SECONDS")),
     "DEPLOY_PROXY_AUTH": Probe("false", [False, False], _private),
     "DEPLOY_WEIGHTS_VOLUME": Probe("other-w", ["other-w"] * 2, _weights(0)),

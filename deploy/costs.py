@@ -6,16 +6,15 @@ deployed already.
 
 from __future__ import annotations
 
-from deploy.timings import GPUS, STEPS, ColdStart, timings
+from deploy.timings import GPUS, START_OF, STEPS, timings
 from sdxl_contract import prices
+from sdxl_contract.prices import price_row, rest_usd_per_second
 from sdxl_worker.deploying.settings import (
     CONTROL_CORES,
     CONTROL_MEMORY_MIB,
     CONTROL_WINDOW_S,
     Deployment,
     container_usd_per_second,
-    price_row,
-    rest_usd_per_second,
 )
 
 HOUR_S = 3600.0
@@ -61,7 +60,7 @@ def _picture_lines(deployment: Deployment, gpu: str, price: float) -> list[str]:
     kind = price_row(gpu)
     if kind not in GPUS:
         return []
-    start = ColdStart.SNAPSHOT if deployment.memory_snapshot else ColdStart.VOLUME
+    start = START_OF[deployment.snapshot]
     table = timings(kind, start)
     warm = table.lane_s + table.after_s
     window = deployment.scaledown_window_seconds

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_contract import prices
+from sdxl_worker.deploying.settings import Snapshot
 
 GIB = 2**30
 MB = 1e6
@@ -196,8 +197,18 @@ class ColdStart(StrEnum):
 
     HUB = "hub"
     VOLUME = "volume"
+    IMPORTS = "volume, after a snapshot of imports"
     SNAPSHOT = "snapshot"
     GPU_SNAPSHOT = "GPU snapshot"
+
+
+# What each of the deployment's settings (DEPLOY_SNAPSHOT) makes of it.
+START_OF = {
+    Snapshot.OFF: ColdStart.VOLUME,
+    Snapshot.IMPORTS: ColdStart.IMPORTS,
+    Snapshot.WEIGHTS: ColdStart.SNAPSHOT,
+    Snapshot.GPU: ColdStart.GPU_SNAPSHOT,
+}
 
 
 @dataclass(frozen=True)
@@ -235,6 +246,14 @@ def cold_start_seconds(start: ColdStart) -> dict[str, float]:
     if start is ColdStart.GPU_SNAPSHOT:
         restore = WEIGHT_BYTES.value / GPU_RESTORE_RATE.value
         return {"boot": BOOT.value, "restore": restore, "check": GPU_CHECK.value}
+    if start is ColdStart.IMPORTS:
+        return {
+            "boot": BOOT.value,
+            "restore": IMPORTS.value / SNAPSHOT_SPEEDUP.value,
+            "weights": max(read, hashed),
+            "to_gpu": to_gpu,
+            "warm_up": WARM_UP.value,
+        }
     if start is ColdStart.SNAPSHOT:
         restore = (IMPORTS.value + read) / SNAPSHOT_SPEEDUP.value
         return {"boot": BOOT.value, "restore": restore, "to_gpu": to_gpu, "warm_up": WARM_UP.value}

@@ -94,7 +94,8 @@ CONTAINER: dict[str, Any] = {
     "buffer_containers": deployment.buffer_containers,
     "scaledown_window": deployment.scaledown_window_seconds,
     "startup_timeout": deployment.startup_timeout_seconds,
-    "enable_memory_snapshot": deployment.memory_snapshot,
+    "enable_memory_snapshot": deployment.keeps_memory,
+    "experimental_options": {"enable_gpu_snapshot": True} if deployment.keeps_gpu else {},
 }
 
 
@@ -119,16 +120,20 @@ class Container:
     """One container: one model, one lane, and the line before it."""
 
     def read(self) -> None:
-        """Weights checked and in the CPU's memory: the part that a snapshot keeps.
+        """The part of a start that a snapshot keeps.
 
-        Nothing here may ask CUDA anything, or read a secret: both would be kept as they are now.
+        Nothing here may read a secret or, but for a snapshot of the GPU itself, ask CUDA anything:
+        both would be kept as they are now.
         """
+        from sdxl_worker.deploying.compiled_code import quietly
         from sdxl_worker.deploying.starting import begin
         from sdxl_worker.watching.logs import configure_logging
 
         settings = deployment.settings_without_secrets()
         configure_logging(settings.log_format)
         self.begun = begin(deployment, settings)
+        if self.begun.code_kept and not modal.is_local():
+            quietly(compiled.commit)  # for the next container; this one has it
 
     def become_ready(self) -> None:
         """Secrets read, weights onto the GPU, the pristine copy made, one small picture drawn."""
@@ -150,7 +155,7 @@ class Container:
         # Before the first request, not beside it: Modal sends requests once this returns.
         asyncio.run(self.reporter.through_start(started.load))
         if started.code_kept and not modal.is_local():
-            quietly(compiled.commit)  # for the next container; this one has it
+            quietly(compiled.commit)
 
     def app(self, retire: Any) -> Any:
         """The same FastAPI app as everywhere: /generate-image, /health, /metrics."""
@@ -177,7 +182,7 @@ if deployment.routing is Routing.QUEUE:
     class Worker(Container):
         """A container behind Modal's queue."""
 
-        @modal.enter(snap=deployment.memory_snapshot)
+        @modal.enter(snap=deployment.keeps_memory)
         def load(self) -> None:
             """Before the snapshot."""
             self.read()
@@ -215,7 +220,7 @@ else:
     class Server(Container):
         """A container to which Modal's edge sends requests by their LoRAs (`Modal-Session-ID`)."""
 
-        @modal.enter(snap=deployment.memory_snapshot)
+        @modal.enter(snap=deployment.keeps_memory)
         def load(self) -> None:
             """Before the snapshot."""
             self.read()

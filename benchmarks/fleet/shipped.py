@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from benchmarks.fleet.model import Fleet, Routing
-from deploy.timings import ColdStart, timings
+from deploy.timings import START_OF, timings
 from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.settings import Settings
 
@@ -21,9 +21,8 @@ def _default(model: type[BaseModel], name: str) -> Any:
 
 def shipped_fleet() -> Fleet:
     """The deployment's and the worker's own defaults, whatever this computer's environment says."""
-    kept = _default(Deployment, "memory_snapshot")
     return Fleet(
-        timings(_default(Deployment, "gpu")[0], ColdStart.SNAPSHOT if kept else ColdStart.VOLUME),
+        timings(_default(Deployment, "gpu")[0], START_OF[_default(Deployment, "snapshot")]),
         scaledown_window_s=_default(Deployment, "scaledown_window_seconds"),
         min_containers=_default(Deployment, "min_containers"),
         max_containers=_default(Deployment, "max_containers"),

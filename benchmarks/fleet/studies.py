@@ -15,7 +15,7 @@ from benchmarks.fleet.load import Load
 from benchmarks.fleet.model import Fleet, Routing, simulate
 from benchmarks.fleet.outcome import Outcome
 from benchmarks.fleet.shipped import shipped_fleet
-from deploy.timings import GIB, GPUS, MB, ColdStart, timings
+from deploy.timings import GIB, GPUS, MB, START_OF, ColdStart, timings
 
 GPU = "L40S"
 RATES = (1, 10, 100, 1000, 10_000)
@@ -93,7 +93,7 @@ def starts(scale: float) -> list[Point]:
                 scaledown_window_s=window,
             ),
         )
-        for start in (ColdStart.SNAPSHOT, ColdStart.VOLUME, ColdStart.GPU_SNAPSHOT)
+        for start in START_OF.values()
         for region, windows in (("", (120, 60)), ("us", (120,)), ("us-east", (120,)))
         for window in windows
     ]

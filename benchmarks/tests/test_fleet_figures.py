@@ -13,7 +13,7 @@ from benchmarks.fleet import __main__ as simulate_fleet
 from benchmarks.fleet import report, studies
 from benchmarks.fleet.shipped import shipped_fleet
 from deploy.timings import GPUS, ColdStart, Origin, table, timings
-from sdxl_worker.deploying.settings import Deployment, container_usd_per_second
+from sdxl_worker.deploying.settings import Deployment, Snapshot, container_usd_per_second
 from sdxl_worker.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_the_first_row_is_what_make_deploy_makes(monkeypatch: pytest.MonkeyPatch
     assert fleet.timings.gpu == deployment.gpu[0]
     assert fleet.timings.usd_per_second == pytest.approx(worker.usd_per_second)
     assert fleet.timings.cold_start_s == timings(deployment.gpu[0], ColdStart.SNAPSHOT).cold_start_s
-    assert deployment.memory_snapshot
+    assert deployment.snapshot is Snapshot.WEIGHTS
     assert (fleet.min_containers, fleet.max_containers, fleet.scaledown_window_s) == (
         deployment.min_containers,
         deployment.max_containers,

@@ -36,3 +36,19 @@ def usd(gpu: str, seconds: float) -> float | None:
     """Price in USD of `seconds` of `gpu`; None for a GPU that the table does not hold."""
     price = USD_PER_SECOND.get(gpu)
     return None if price is None else price * seconds
+
+
+# Names of Modal that the price table has more precisely.
+_OTHERWISE_CALLED = {"A100": "A100-40GB", "A10G": "A10"}
+
+
+def price_row(gpu: str) -> str | None:
+    """The row of the price table for a GPU as Modal spells it; None if there is none."""
+    plain = gpu.upper().rstrip("!+")
+    row = _OTHERWISE_CALLED.get(plain, plain)
+    return row if row in USD_PER_SECOND else None
+
+
+def rest_usd_per_second(cores: float, memory_mib: float) -> float:
+    """USD per second of a container's processors and memory, before a region's factor."""
+    return cores * CPU_CORE_USD_PER_SECOND + memory_mib / 1024 * MEMORY_GIB_USD_PER_SECOND

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -48,6 +48,7 @@ from sdxl_worker.settings import Settings
 from sdxl_worker.watching.metrics import Metrics
 
 log = structlog.get_logger()
+T = TypeVar("T")
 _SECONDS_GUESSED = 10.0
 
 
@@ -106,6 +107,17 @@ class Engine:
 
     def _build(self) -> Assembly:
         return assemble(self._settings, self._load_model(self._settings), self._fetcher)
+
+    async def look(self, look: Callable[[Assembly], T]) -> T:
+        """What `look` finds of the loaded worker, between requests.
+
+        Raises:
+            ModelLoadFailed: it is not loaded.
+        """
+        ready = self._ready
+        if ready is None:
+            raise self._failure or ModelLoadFailed("the base model is still loading")
+        return await self._lane.call(lambda: look(ready))
 
     async def aclose(self) -> None:
         """Cancel what runs, wait for the lane to be clean, close connections."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sdxl_worker.answering.result import gpu_name
 from sdxl_worker.deploying.image import image_packages
 from sdxl_worker.deploying.retiring import RetireWhenFailed
-from sdxl_worker.deploying.settings import Deployment, passed_on
+from sdxl_worker.deploying.settings import Deployment, Snapshot, passed_on
 from sdxl_worker.settings import Dtype
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -57,7 +57,7 @@ def test_defaults_cost_nothing_while_nobody_asks_and_are_private() -> None:
 
     assert deployment.min_containers == deployment.buffer_containers == 0
     assert deployment.proxy_auth
-    assert deployment.memory_snapshot
+    assert deployment.snapshot is Snapshot.WEIGHTS
 
 
 def test_an_old_gpu_in_the_list_means_half_precision() -> None:

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdxl_contract import prices
+from sdxl_contract.prices import price_row, rest_usd_per_second
 from sdxl_worker.deploying.volume import WEIGHTS_ROOT_DEFAULT, model_name
 from sdxl_worker.settings import Dtype, Settings
 
@@ -40,8 +41,8 @@ _DECIDED_HERE = {"base_model", "base_model_revision", "hf_home", "worker_host", 
 }
 # GPUs without fast bfloat16.
 _HALF_PRECISION_GPUS = {"T4"}
-# Names of Modal that the price table has more precisely.
-_OTHERWISE_CALLED = {"A100": "A100-40GB", "A10G": "A10"}
+# For which Modal may give a better one at the same price, unless they are pinned.
+_MAY_BE_BETTER = {"A100", "H100"}
 # `H100!` pins the kind, `B200+` also takes its successors.
 _GPU = re.compile(r"[A-Z]+[A-Z0-9]*(-[A-Z0-9]+)*[!+]?")
 # Only so that the worker's settings can be checked where the secret is not.
@@ -54,6 +55,15 @@ class Routing(StrEnum):
 
     QUEUE = "queue"
     AFFINITY = "affinity"
+
+
+class Snapshot(StrEnum):
+    """What of a container is kept, for the next ones to begin with."""
+
+    OFF = "off"
+    IMPORTS = "imports"
+    WEIGHTS = "weights"
+    GPU = "gpu"
 
 
 def _base_model() -> Any:
@@ -139,8 +149,10 @@ class Deployment(BaseSettings):
     region: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="comma-separated; empty: anywhere, which is cheapest"
     )
-    memory_snapshot: bool = Field(
-        default=True, description="start from a snapshot of the CPU's memory, weights included"
+    snapshot: Snapshot = Field(
+        default=Snapshot.WEIGHTS,
+        description="what containers begin with: `off`: nothing; `imports`: Python's modules; "
+        "`weights`: these too; `gpu`: all, the GPU's memory too, which Modal calls alpha",
     )
     proxy_auth: bool = Field(
         default=True, description="Modal asks for Modal-Key and Modal-Secret before the worker"
@@ -235,6 +247,18 @@ class Deployment(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _one_kind_for_a_snapshot(self) -> Deployment:
+        one = self.gpu[0]
+        if self.snapshot is Snapshot.GPU and (
+            len(self.gpu) > 1 or one in _MAY_BE_BETTER or one.endswith("+")
+        ):
+            raise ValueError(
+                f"{PREFIX}SNAPSHOT is gpu and {PREFIX}GPU is {','.join(self.gpu)}: name one kind, "
+                "and pin what Modal may replace by a better one: H100!, A100-40GB"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mounts_are_apart(self) -> Deployment:
         names = ("weights_mount", "lora_mount", "code_mount")
         for one, other in itertools.combinations(names, 2):
@@ -245,6 +269,16 @@ class Deployment(BaseSettings):
                     "one volume would hide the other; give each a folder of its own"
                 )
         return self
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether containers begin with a snapshot."""
+        return self.snapshot is not Snapshot.OFF
+
+    @property
+    def keeps_gpu(self) -> bool:
+        """Whether it holds the GPU's memory, too."""
+        return self.snapshot is Snapshot.GPU
 
     @property
     def board_name(self) -> str:
@@ -297,47 +331,33 @@ class Deployment(BaseSettings):
 
     def settings_without_secrets(self) -> Settings:
         """The worker's settings for what runs before a snapshot, in which no secret may stay."""
-        hidden = {
-            name.upper()
-            for name, field in Settings.model_fields.items()
-            if SecretStr in _types(field.annotation)
-        }
+        hidden = {name.upper() for name in _secret_fields()}
         plain = {name: value for name, value in os.environ.items() if name not in hidden}
-        return self.worker_settings(plain | {"WORKER_API_TOKEN": _ANY_TOKEN}).model_copy(
-            update={name.lower(): None for name in hidden}
-        )
+        return without_secrets(self.worker_settings(plain | {"WORKER_API_TOKEN": _ANY_TOKEN}))
 
     def container_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
         """What the image's environment holds: these settings, and the worker's that are set here.
         Never a secret."""
-        told = {
-            "BASE_MODEL": self.base_model,
-            "BASE_MODEL_REVISION": self.base_model_revision or "",
-        }
+        revision = self.base_model_revision or ""
+        told = {"BASE_MODEL": self.base_model, "BASE_MODEL_REVISION": revision}
         for name in sorted(set(type(self).model_fields) - {"base_model", "base_model_revision"}):
             value = getattr(self, name)
-            told[PREFIX + name.upper()] = (
-                ",".join(value) if isinstance(value, tuple) else str(value)
-            )
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            told[PREFIX + name.upper()] = text
         for name in sorted(passed_on()):
             if environment.get(name):
                 told[name] = environment[name]
         return told
 
 
-def price_row(gpu: str) -> str | None:
-    """The row of the price table for a GPU as Modal spells it; None if there is none."""
-    plain = gpu.upper().rstrip("!+")
-    row = _OTHERWISE_CALLED.get(plain, plain)
-    return row if row in prices.USD_PER_SECOND else None
+def without_secrets(settings: Settings) -> Settings:
+    """`settings` as they may be kept, and compared with later ones."""
+    return settings.model_copy(update=dict.fromkeys(_secret_fields()))
 
 
-def rest_usd_per_second(cores: float, memory_mib: float) -> float:
-    """USD per second of a container's processors and memory, before a region's factor."""
-    return (
-        cores * prices.CPU_CORE_USD_PER_SECOND
-        + memory_mib / 1024 * prices.MEMORY_GIB_USD_PER_SECOND
-    )
+def _secret_fields() -> set[str]:
+    fields = Settings.model_fields.items()
+    return {name for name, field in fields if SecretStr in _types(field.annotation)}
 
 
 def container_usd_per_second(deployment: Deployment, gpu: str) -> float | None:
@@ -366,7 +386,7 @@ def passed_on() -> set[str]:
     return {
         name.upper()
         for name, field in Settings.model_fields.items()
-        if name not in _DECIDED_HERE | {"vae_model"} and SecretStr not in _types(field.annotation)
+        if name not in _DECIDED_HERE | {"vae_model"} | _secret_fields()
     }
 
 

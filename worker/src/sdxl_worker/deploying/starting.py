@@ -1,14 +1,16 @@
 """A container's start, in the two halves that a memory snapshot cuts.
 
-Duty: `read_weights` before the snapshot; `still_current` after it, since whatever was read before
-may have changed: the volume can have been filled anew, or filled at last. Secrets are not read
+Duty: `begin` before the snapshot, `go_on` after it. Whatever was read before may have changed: the
+volume can have been filled anew, or filled at last, settings may be others, and a restored GPU may
+not be what it was; then the second half does what the first would have done. Secrets are not read
 here at all: the engine's settings are made after the snapshot.
-Must not know: Modal, requests, GPUs. Imports torch only inside, where CUDA may not be asked yet.
+Must not know: Modal, requests. Imports torch only inside, where CUDA may not be asked yet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.result import StartReport
 from sdxl_worker.deploying.compiled_code import CompiledCode, kind_of
-from sdxl_worker.deploying.settings import Deployment
+from sdxl_worker.deploying.restoring import Held, hold, problem_of, renew_randomness
+from sdxl_worker.deploying.settings import Deployment, Snapshot, without_secrets
 from sdxl_worker.deploying.single_file import WeightsError
 from sdxl_worker.deploying.volume import Manifest, read_manifest, verify
 from sdxl_worker.loading.snapshot import without_cuda
@@ -27,7 +32,10 @@ from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 
 if TYPE_CHECKING:
+    from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import LoadedModel
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Started:
     """The engine of a container that is being started, and what that takes.
 
     Args:
-        way: see `StartReport`.
+        weights: of which an engine is made; None where `held` is one.
+        way: see `StartReport`, as `fell_back`.
         seconds: of what was done already.
 
     Attributes:
@@ -102,41 +111,50 @@ class Started:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: Weights | None,
         deployment: Deployment,
         settings: Settings,
         *,
         way: str,
         seconds: dict[str, float],
+        held: Engine | None = None,
+        fell_back: str | None = None,
     ) -> None:
         from sdxl_worker.engine import Engine
 
         self._weights = weights
         self._folder = Path(deployment.code_mount)
-        self._settings = settings
         self._way = way
         self._seconds = seconds
+        self._fell_back = fell_back
+        self._is_held = held is not None
         self._code: CompiledCode | None = None
         self.code_kept = False
-        self.engine = Engine(settings, load=self._move)
+        self.engine = held or Engine(settings, load=self._move)
 
     async def load(self) -> None:
         """The engine's own, timed; then what was compiled is kept for other containers."""
-        with _timed(self._seconds, "warm_up"):
-            await self.engine.load()
-        self._seconds["warm_up"] -= self._seconds.get("to_gpu", 0.0)
+        if not self._is_held:
+            with _timed(self._seconds, "warm_up"):
+                await self.engine.load()
+            self._seconds["warm_up"] -= self._seconds.get("to_gpu", 0.0)
         if self._code is not None and self.engine.health().error is None:
             with _timed(self._seconds, "keep_code"):
                 self.code_kept = await asyncio.to_thread(self._code.keep)
-        rounded = {name: round(seconds, 3) for name, seconds in self._seconds.items()}
-        self.engine.start = StartReport(way=self._way, seconds=rounded)
+        self.engine.start = StartReport(
+            way=self._way,
+            seconds={name: round(seconds, 3) for name, seconds in self._seconds.items()},
+            fell_back=self._fell_back,
+        )
 
     def _move(self, settings: Settings) -> LoadedModel:
         from sdxl_worker.loading.pipeline import choose_device, move_model
 
+        assert self._weights is not None
         with _timed(self._seconds, "to_gpu"):
+            gc.collect()  # a restored engine that must not serve may still hold the GPU's memory
             model = move_model(self._weights.loaded(), choose_device(settings.device))
-            del self._weights
+            self._weights = None
             if settings.draw_speed is not DrawSpeed.EXACT:
                 self._code = CompiledCode(self._folder, kind_of(str(model.device)))
                 self._code.take()
@@ -148,28 +166,79 @@ class Begun:
     """What there is before the snapshot, and so again after each restore.
 
     Attributes:
+        settings: of that day, without secrets.
         seconds: what it took; of interest only where no snapshot comes between.
+        weights: what was read; without the model where `held` has it.
+        held: the whole worker, where the GPU's memory is kept, too.
+        code_kept: see `Started`.
     """
 
-    weights: Weights
-    seconds: float
+    settings: Settings
+    seconds: float = 0.0
+    weights: Weights = Weights()
+    held: Held | None = None
+    code_kept: bool = False
 
 
 def begin(deployment: Deployment, settings: Settings) -> Begun:
     """The part of a start that a snapshot keeps; `settings` hold no secret."""
     begun = time.perf_counter()
-    return Begun(read_weights(deployment, settings), time.perf_counter() - begun)
+    if deployment.snapshot is Snapshot.IMPORTS:
+        with without_cuda():
+            from sdxl_worker.loading.imports import import_libraries
+            from sdxl_worker.loading.pipeline import load_model
+
+            import_libraries()
+            del load_model  # imported so that the restored process has it
+        return Begun(settings)
+    weights = read_weights(deployment, settings)
+    if deployment.snapshot is not Snapshot.GPU:
+        return Begun(settings, time.perf_counter() - begun, weights)
+    started = Started(weights, deployment, settings, way=Snapshot.GPU.value, seconds={})
+    asyncio.run(started.load())
+    kept = Weights(manifest=weights.manifest, problem=weights.problem)
+    held = hold(started.engine, settings)
+    return Begun(settings, weights=kept, held=held, code_kept=started.code_kept)
 
 
 def go_on(begun: Begun, deployment: Deployment, settings: Settings) -> Started:
-    """The other part: the engine of what was begun with, or of what the volume holds now."""
+    """The other part: the engine that was begun with if it is what it was; else one of the weights
+    that were begun with, or of what the volume holds now."""
+    if deployment.snapshot is not Snapshot.OFF:
+        renew_randomness()
     seconds: dict[str, float] = {}
+    way, fell_back = deployment.snapshot.value, None
+    if deployment.snapshot is Snapshot.GPU:
+        with _timed(seconds, "check"):
+            fell_back = _problem(begun, deployment, settings)
+        if fell_back is None and begun.held is not None:
+            engine = begun.held.engine
+            return Started(None, deployment, settings, way=way, seconds=seconds, held=engine)
+        log.warning("gpu_snapshot_not_used", reason=fell_back)
+        way = "volume"
     with _timed(seconds, "weights"):
-        weights = still_current(begun.weights, deployment, settings)
-    if deployment.memory_snapshot:
-        return Started(weights, deployment, settings, way="weights", seconds=seconds)
-    seconds["weights"] += begun.seconds
-    return Started(weights, deployment, settings, way="volume", seconds=seconds)
+        if without_secrets(settings) != begun.settings or begun.weights.model is None:
+            weights = read_weights(deployment, settings)
+        else:
+            weights = still_current(begun.weights, deployment, settings)
+    if deployment.snapshot is Snapshot.OFF:
+        way = "volume"
+        seconds["weights"] += begun.seconds
+    return Started(weights, deployment, settings, way=way, seconds=seconds, fell_back=fell_back)
+
+
+def _problem(begun: Begun, deployment: Deployment, settings: Settings) -> str | None:
+    """Why the worker that a snapshot of the GPU kept must not serve; None: it may."""
+    if begun.held is None:
+        return "the worker was not ready when the snapshot was taken"
+    folder = deployment.model_folder
+    try:
+        now = read_manifest(folder.parent, folder.name).files
+    except WeightsError:
+        return "the volume's weights cannot be read"
+    if begun.weights.manifest is None or now != begun.weights.manifest.files:
+        return "the volume holds other weights than when the snapshot was taken"
+    return problem_of(begun.held, without_secrets(settings))
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 import threading
+import time
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from sdxl_worker.lora.parse import ParsedLora
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOUCH_AFTER_S = 60.0
 
 
 @dataclass
@@ -123,7 +125,9 @@ class DiskTier:
             self._count()
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)
+            # On a shared volume each change is sent to all: not for every read.
+            if time.time() - path.stat().st_mtime > _TOUCH_AFTER_S:
+                os.utime(path)
         self.stats.hits += 1
         return data
 
@@ -140,18 +144,16 @@ class DiskTier:
             return False
         with self._lock:
             try:
-                with tempfile.NamedTemporaryFile(
-                    dir=self._folder, suffix=".part", delete=False
-                ) as part:
-                    temporary = Path(part.name)
-                    try:
-                        part.write(data)
-                        part.flush()
-                        # Under its name only when whole: a reader never meets half a file.
-                        temporary.replace(path)
-                    except OSError:
-                        temporary.unlink(missing_ok=True)
-                        raise
+                # By the system's randomness: Python's own, and so `tempfile`'s names, are the same
+                # in all containers that start from one snapshot and share this folder.
+                temporary = self._folder / f"{uuid.uuid4().hex}.part"
+                try:
+                    temporary.write_bytes(data)
+                    # Under its name only when whole: a reader never meets half a file.
+                    temporary.replace(path)
+                except OSError:
+                    temporary.unlink(missing_ok=True)
+                    raise
             except OSError:
                 self.stats.rejected += 1
                 return False
