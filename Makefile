@@ -108,12 +108,12 @@ bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against p
 # On a machine that has torch and diffusers already, and no network, by its own Python (PYTHON=...).
 CAN_CHECK := -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))'
 .PHONY: gpu-check
-gpu-check: ## All that only a GPU can show, offline, in under four minutes (last line JSON)
+gpu-check: ## All that only a GPU can show, offline, in under four minutes; GPU_CHECK=--fp8 for more
 	@python=; test -e $(INSTALLED) || for one in $(PYTHON) python3; do \
 	  $$one $(CAN_CHECK) torch diffusers pydantic uvicorn && python=$$one && break; done; \
 	test -n "$$python" || { $(MAKE) --no-print-directory $(INSTALLED) && python=$(PY); } && \
 	PYTHONPATH="contract/src:worker/src:$$PYTHONPATH" $$python -m benchmarks.gpu_check \
-	  --json benchmarks/results/gpu_check.json
+	  --json benchmarks/results/gpu_check.json $(GPU_CHECK)
 
 .PHONY: bench-png
 bench-png: $(INSTALLED) ## Writing a photo-like PNG against Pillow: seconds and bytes

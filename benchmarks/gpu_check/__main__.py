@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, on a bare machine, offline; the last line is JSON.
 
-    python -m benchmarks.gpu_check [--json FILE] [--requests N] [--compiled]
+    python -m benchmarks.gpu_check [--json FILE] [--requests N] [--compiled] [--fp8]
     python -m benchmarks.gpu_check --small --device cpu     the same code on the small model
 
 Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src before it.
@@ -36,7 +36,7 @@ import diffusers
 import torch
 
 from benchmarks.full_size import FULL_BYTES, REPOSITORY, SMALL
-from benchmarks.gpu_check import exactness
+from benchmarks.gpu_check import eight_bits, exactness
 from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.service import (
@@ -153,12 +153,23 @@ class Pictures:
     """The pixels of one request's picture, however it was drawn."""
 
     http_lora: bytes = b""
+    fp8_lora: bytes = b""
     ours: bytes = b""
     ours_lora: bytes = b""
 
-    def take(self, pixels: bytes) -> None:
-        """The one over HTTP."""
-        self.http_lora = pixels
+    def take(self, name: str, pixels: bytes) -> None:
+        """The one over HTTP, of a worker that draws exactly or in 8 bit."""
+        if name == "http":
+            self.http_lora = pixels
+        else:
+            self.fp8_lora = pixels
+
+    def fp8_apart(self) -> Rows:
+        """How far 8 bits' picture is from the exact one."""
+        if not (self.http_lora and self.fp8_lora):
+            return {}
+        apart = eight_bits.difference(self.http_lora, self.fp8_lora)
+        return {"mean_difference": round(apart, 3)}
 
 
 def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
@@ -188,14 +199,14 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     def served(name: str, start_s: float = START_S, **settings: str) -> None:
         log = folder / f"{name}.log"
         with service(model, device, log, start_s=start_s, **settings) as worker:
-            report.part(f"{name}_start", lambda: {"ready_s": round(worker.start_s, 2)})
+            report.part(f"{name}_start", lambda: _started(worker))
             with lora_server(files) as server:
                 loras: list[Mapping[str, str]] = [server[one] for one in files.names]
                 report.part(name, lambda: over_http(worker, loras, side, steps, runs))
-                if name == "http":
+                if name in ("http", "fp8"):
                     report.part(
-                        "http",
-                        lambda: pictures.take(_http_picture(worker, loras[0], side, steps)),
+                        name,
+                        lambda: pictures.take(name, _http_picture(worker, loras[0], side, steps)),
                     )
                 sides = (64, 96) if small else (512, 768, 1024)
                 report.part(
@@ -208,10 +219,19 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
         report.part(
             "compiled_run", lambda: served("compiled", COMPILED_START_S, DRAW_SPEED="compiled")
         )
+    if options.fp8:
+        report.part("fp8_run", lambda: served("fp8", COMPILED_START_S, DRAW_SPEED="fp8"))
+        report.part("fp8", pictures.fp8_apart)
+    report.part("fp8_quality", lambda: eight_bits.quality(device, 4 if small else 100))
     if not small:
         report.part("start", lambda: peer_start(model, device))
     _in_one_process(report, files, paths, pictures, (model, device, side, steps, runs))
     report.part("compared", report.compare)
+
+
+def _started(worker: Service) -> Rows:
+    told = ("draw_speed", "speeds_unavailable")
+    return {"ready_s": round(worker.start_s, 2)} | {name: worker.health.get(name) for name in told}
 
 
 def _http_picture(worker: Service, lora: Mapping[str, str], side: int, steps: int) -> bytes:
@@ -278,6 +298,7 @@ def _in_one_process(
     if held:
         report.part("ours_exactness", exact)
         report.part("ours", lambda: held[0].rows(paths, runs))
+        report.part("fp8_parts", lambda: eight_bits.parts(held[0], paths, runs))
     held.clear()
     release()
     report.part("diffusers", lambda: made(Theirs))
@@ -317,6 +338,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="the small model, a dry run")
     parser.add_argument("--requests", type=int, default=200, help="in random order")
     parser.add_argument("--compiled", action="store_true", help="DRAW_SPEED=compiled, too: minutes")
+    parser.add_argument("--fp8", action="store_true", help="DRAW_SPEED=fp8, too: minutes")
     parser.add_argument("--json", type=Path, help="also write the last line there")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"

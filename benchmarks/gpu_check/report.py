@@ -15,6 +15,7 @@ from benchmarks.gpu_check.speeds import Rows, release
 # Row → at most; for an H100 or H200, 1024x1024, 28 steps, a rank-32 LoRA on 722 layers.
 AIMS = {
     "http.cached_lora_ms": 1500, "compiled.cached_lora_ms": 1150,
+    "fp8.cached_lora_ms": 850, "fp8_quality.points_lost_base": 2, "fp8_quality.points_lost_lora": 2,
     "http.fetched_to_applied_ms": 350, "http.slower_while_fetching": 1.05,
     "ours.switch_ms": 15, "ours.restore_with_proof_ms": 10, "ours.same_again_ms": 1,
     "ours.parse_to_applied_ms": 60, "ours.text_ms": 12, "ours.vae_ms": 60,

@@ -120,8 +120,10 @@ class SafetyReport(_Answer):
 class DrawingReport(_Answer):
     """How the denoising steps were made; the pictures do not depend on it, but for `speed`.
 
-    `speed`: what drew: `exact`, `compiled`, or both joined by `+`. Steps are calls of the UNet:
-    replayed from a recording, made while recording it, or launched one kernel at a time, and why.
+    `speed`: what drew: `exact`, `compiled` or `fp8`, several joined by `+`. Steps are calls of the
+    UNet: replayed from a recording, made while recording it, or launched one kernel at a time, and
+    why. `speeds_unavailable`: speeds that the worker's setting asks for and that cannot draw there,
+    and why.
     """
 
     speed: str
@@ -129,6 +131,7 @@ class DrawingReport(_Answer):
     steps_captured: int
     steps_eager: int
     eager_because: dict[str, int] = Field(default_factory=dict)
+    speeds_unavailable: dict[str, str] = Field(default_factory=dict)
 
 
 class GenerateResult(_Answer):
@@ -271,6 +274,13 @@ class Health(_Answer):
     device: str | None = None
     gpu: str | None = Field(default=None, description="name in the price table, or cpu")
     dtype: str | None = None
+    draw_speed: str | None = Field(
+        default=None, description="what draws single pictures of the native size"
+    )
+    speeds_unavailable: dict[str, str] = Field(
+        default_factory=dict,
+        description="speeds that the setting asks for and that cannot draw here, and why",
+    )
     limits: ModelLimits = Field(default_factory=ModelLimits)
     schedulers: list[str] = Field(
         default_factory=list, description="samplers that a request may name; empty: not told"

@@ -21,8 +21,9 @@ from sdxl_worker.auxiliary.adapters import ADAPTER, find_adapters
 from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER, find_controls, find_upscalers
 from sdxl_worker.auxiliary.shelf import Shelf, onto
 from sdxl_worker.drawing.drawer import Drawer
-from sdxl_worker.drawing.model_calls import ModelCalls, compile_unet
+from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.prompts import token_widths
+from sdxl_worker.drawing.speeds import choose, fp8_bytes
 from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher
@@ -90,6 +91,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         copied=sum(parameter.nbytes for _, parameter in targets.patchable()),
         loras=settings.lora_cache_bytes,
         graphs=settings.graph_bytes,
+        fp8=fp8_bytes(settings.draw_speed, pipe.unet, model.device, model.dtype),
     )
     roomy = plan is None or plan.pristine > 0
     if not roomy:
@@ -108,13 +110,33 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         recorder=recorder,
         operand_bytes=plan.operands if plan is not None else 0,
     )
+    if settings.draw_speed is not DrawSpeed.EXACT and settings.compile_cache_dir is not None:
+        # Where torch looks when it compiles the first time.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.compile_cache_dir)
+    # After the patcher, which moves the weights.
+    speeds = choose(
+        settings.draw_speed,
+        pipe.unet,
+        targets,
+        patcher,
+        dtype=model.dtype,
+        room=plan is not None and plan.fp8 > 0,
+        recorder=recorder,
+    )
+
     static = StaticCalls(
         recorder,
         plan.guest_graphs if plan else 0,
         without=without,
         more_to_drop=patcher.drop_operands,
     )
-    calls = _model_calls(settings, model, static)
+    calls = ModelCalls(
+        pipe,
+        static,
+        speeds,
+        native_side=model.limits.native_size,
+        whole_pixels=model.limits.max_side**2,
+    )
     shelf = Shelf(
         [
             *find_upscalers(settings.upscalers_dir),
@@ -184,23 +206,6 @@ def _recorder(
     except Exception as error:
         log.warning("no_graphs", error=repr(error))
         return None, Why.FAILED
-
-
-def _model_calls(settings: Settings, model: LoadedModel, static: StaticCalls) -> ModelCalls:
-    """How the model's parts are called: from recordings where the GPU has room for them."""
-    compiled = None
-    if settings.draw_speed is DrawSpeed.COMPILED:
-        if settings.compile_cache_dir is not None:
-            # Where torch looks when it compiles the first time.
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.compile_cache_dir)
-        compiled = compile_unet(model.pipe.unet)
-    return ModelCalls(
-        model.pipe,
-        static,
-        compiled,
-        native_side=model.limits.native_size,
-        whole_pixels=model.limits.max_side**2,
-    )
 
 
 def moved_to(device: torch.device, uploads: Uploads, lora: ParsedLora) -> ParsedLora:

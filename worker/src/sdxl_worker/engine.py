@@ -147,6 +147,8 @@ class Engine:
             device=str(ready.model.device),
             gpu=ready.gpu,
             dtype=str(ready.model.dtype).removeprefix("torch."),
+            draw_speed=ready.drawer.speed,
+            speeds_unavailable=ready.drawer.speeds_unavailable,
             limits=ready.limits,
             schedulers=offered_schedulers(),
             signature=signature,

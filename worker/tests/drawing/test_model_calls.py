@@ -13,9 +13,11 @@ from sdxl_contract.request import GenerateRequest
 from sdxl_contract.result import DrawingReport
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls
+from sdxl_worker.drawing.speeds import FastUNet, Speeds
 from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.lora import parse_lora
 from sdxl_worker.run import Run
+from sdxl_worker.settings import DrawSpeed
 from testkit.graphs import FakeRecorder
 from testkit.worker import SIDE, RunningWorker
 
@@ -45,9 +47,15 @@ def report() -> DrawingReport:
     return REPORTS[-1]
 
 
-def recording(ready: Any, **options: Any) -> Drawer:
-    calls = ModelCalls(ready.model.pipe, StaticCalls(FakeRecorder(), 10_000), **options)
+def recording(ready: Any, *fast: FastUNet) -> Drawer:
+    """Fast UNets draw the size that these tests draw."""
+    static = StaticCalls(FakeRecorder(), 10_000)
+    calls = ModelCalls(ready.model.pipe, static, Speeds(fast), native_side=SIDE)
     return Drawer(ready.model, calls=calls)
+
+
+def compiled_by(call: Callable[..., Any]) -> FastUNet:
+    return FastUNet(DrawSpeed.COMPILED, call)
 
 
 def test_recordings_draw_the_same_bytes_whatever_lora_is_applied(
@@ -59,7 +67,7 @@ def test_recordings_draw_the_same_bytes_whatever_lora_is_applied(
     assert draw(drawer) == base
     assert report().model_dump() == {
         "speed": "exact", "steps_replayed": 2, "steps_captured": 1, "steps_eager": 0,
-        "eager_because": {},
+        "eager_because": {}, "speeds_unavailable": {},
     }  # fmt: skip
     with ready.patcher.applied([(lora, 0.8)]):
         with_lora = draw(drawer)
@@ -129,8 +137,8 @@ def test_other_attention_processors_than_the_recorded_ones_draw_eagerly(
             return self.inner(*args, **options) / 2
 
     unet, before = ready.model.pipe.unet, dict(ready.model.pipe.unet.attn_processors)
-    compiled = (lambda *args, **options: unet(*args, **options)) if compiling else None
-    drawer = recording(ready, compiled=compiled, native_side=SIDE)
+    compiled = [compiled_by(lambda *args, **options: unet(*args, **options))] * compiling
+    drawer = recording(ready, *compiled)
     plain = draw(drawer)
     unet.set_attn_processor({name: Halved(one) for name, one in before.items()})
     try:
@@ -180,12 +188,38 @@ def test_a_unet_that_cannot_be_compiled_is_drawn_exactly(ready: Any) -> None:
         tried.append(1)
         raise RuntimeError("no compiler here")
 
-    drawer = recording(ready, compiled=broken, native_side=SIDE)
+    drawer = recording(ready, compiled_by(broken))
     expected = draw(Drawer(ready.model))
     assert draw(drawer) == expected
-    assert report().speed == "exact"
+    assert report().speed == drawer.speed == "exact"
+    assert report().speeds_unavailable == {"compiled": "not_compiled"}
     draw(drawer)
     assert len(tried) == 1
+
+
+def test_a_fast_unet_that_fails_or_draws_something_else_gives_its_place_to_the_next(
+    ready: Any,
+) -> None:
+    pipe, given_up = ready.model.pipe, list[str]()
+
+    def cramped(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        return (pipe.unet(*args, **options)[0].flip(1),)
+
+    def right(*args: Any, **options: Any) -> Any:
+        return (pipe.unet(*args, **options)[0] * 1.01,)
+
+    for broken, why in ((cramped, "memory"), (wrong, "wrong")):
+        first = FastUNet(DrawSpeed.FP8, broken, lambda: given_up.append("fp8"))
+        drawer = recording(ready, first, compiled_by(right))
+        assert drawer.speed == "fp8"
+        found = draw(drawer)
+        assert (report().speed, report().speeds_unavailable) == ("compiled", {"fp8": why})
+        # The request that found it out is drawn like every later one.
+        assert draw(drawer) == found
+    assert given_up == ["fp8", "fp8"]
 
 
 def test_the_compiled_unet_draws_what_its_rule_covers_and_exact_the_rest(ready: Any) -> None:
@@ -196,7 +230,7 @@ def test_the_compiled_unet_draws_what_its_rule_covers_and_exact_the_rest(ready: 
         asked.append(tuple(sample.shape))
         return pipe.unet(sample, timestep, **options)
 
-    drawer = recording(ready, compiled=compiled, native_side=SIDE)
+    drawer = recording(ready, compiled_by(compiled))
     expected = draw(Drawer(ready.model))
     assert draw(drawer) == expected
     assert report().speed == "compiled"

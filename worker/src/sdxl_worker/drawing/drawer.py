@@ -99,6 +99,16 @@ class Drawer:
         return self._counts
 
     @property
+    def speed(self) -> str:
+        """What draws single pictures of the native size."""
+        return self._calls.speed.value
+
+    @property
+    def speeds_unavailable(self) -> dict[str, str]:
+        """Speeds that the setting asks for and that do not draw, and why."""
+        return self._calls.without
+
+    @property
     def graph_bytes(self) -> int:
         """Memory of the recorded calls."""
         return self._calls.static.nbytes

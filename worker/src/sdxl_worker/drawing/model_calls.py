@@ -24,14 +24,18 @@ from sdxl_worker.drawing.latents import (
     unscaled,
     upcast_where_needed,
 )
+from sdxl_worker.drawing.speeds import EXACTLY, FastUNet, Speeds, Without
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
-from sdxl_worker.loading.gpu_memory import is_out_of_memory
+from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 from sdxl_worker.settings import DrawSpeed
 
 log = structlog.get_logger()
 
-UNET, UNET_COMPILED = "unet", "unet_compiled"
+UNET = "unet"
+_FAST = {DrawSpeed.COMPILED: "unet_compiled", DrawSpeed.FP8: "unet_fp8"}
 _WINDOW = 77
+# Of the prediction's own size; 8 bits are off by some hundredths, a wrong kernel by all of it.
+_FAR = 0.5
 
 
 class ModelCalls:
@@ -40,8 +44,8 @@ class ModelCalls:
     Args:
         pipe: the pipeline.
         static: records and replays; of its own unless given, recording nothing.
-        compiled: the UNet compiled, if that is to draw what it covers.
-        native_side: px of the square that is compiled.
+        speeds: UNets that are faster than the exact one, to draw what they cover.
+        native_side: px of the square that they cover.
         whole_pixels: of the largest picture that the VAE takes as a whole; tiles beyond.
     """
 
@@ -49,19 +53,30 @@ class ModelCalls:
         self,
         pipe: Any,
         static: StaticCalls | None = None,
-        compiled: Callable[..., Any] | None = None,
+        speeds: Speeds = EXACTLY,
         native_side: int = 0,
         whole_pixels: int = 2**62,
     ) -> None:
         self._pipe = pipe
         self.static = StaticCalls(None) if static is None else static
-        self._compiled = compiled
-        self._compiles = False
+        self._fast = list(speeds.fast)
+        self._works = False
+        self._without = dict(speeds.without)
         self._whole_pixels = whole_pixels
         self._native = native_side // pipe.vae_scale_factor
         self._own_processors = _identities(pipe.unet)
         self._attached: Why | None = None
         self._speeds: Counter[str] = Counter()
+
+    @property
+    def speed(self) -> DrawSpeed:
+        """What draws single pictures of the native size."""
+        return self._fast[0].speed if self._fast else DrawSpeed.EXACT
+
+    @property
+    def without(self) -> dict[str, str]:
+        """Speeds that the setting asks for and that do not draw, and why."""
+        return {speed.value: why.value for speed, why in self._without.items()}
 
     def begin(self) -> None:
         """Before each request: see what is attached to the UNet now, and count from zero."""
@@ -91,10 +106,11 @@ class ModelCalls:
             **attached,
         }
         is_plain = not attached and self._attached is None
-        if self._compiled is not None and is_plain and self._covers(inputs):
-            found = self._try_compiled(arguments)
+        while self._fast and is_plain and self._covers(inputs):
+            fast = self._fast[0]
+            found = self._try_fast(fast, arguments)
             if found is not None:
-                self._speeds[DrawSpeed.COMPILED.value] += 1
+                self._speeds[fast.speed.value] += 1
                 return found
         self._speeds[DrawSpeed.EXACT.value] += 1
         return self._call(UNET, self._run_unet, arguments, self._attached)
@@ -145,7 +161,7 @@ class ModelCalls:
         by_how: Counter[How] = Counter()
         reasons: Counter[str] = Counter()
         for (name, how, why), count in counts.items():
-            if name not in (UNET, UNET_COMPILED):
+            if name != UNET and name not in _FAST.values():
                 continue
             by_how[how] += count
             if why is not None:
@@ -156,10 +172,11 @@ class ModelCalls:
             steps_captured=by_how[How.RECORDED],
             steps_eager=by_how[How.EAGER],
             eager_because=dict(reasons),
+            speeds_unavailable=self.without,
         )
 
     def _covers(self, inputs: StepInputs) -> bool:
-        """Whether the compiled UNet draws a step: one picture, native size, one window of text.
+        """Whether a fast UNet draws a step: one picture, native size, one window of text.
 
         By the shape alone: what was compiled until now, or is recorded, must not show in pictures.
         """
@@ -170,18 +187,40 @@ class ModelCalls:
             and inputs.timestep_cond is None
         )
 
-    def _try_compiled(self, arguments: dict[str, Any]) -> Tensor | None:
-        """The compiled UNet's prediction; None where it cannot be compiled, from then on."""
+    def _try_fast(self, fast: FastUNet, arguments: dict[str, Any]) -> Tensor | None:
+        """Its prediction; None where it cannot draw, in which case it is tried never again."""
+
+        def run(**arguments: Any) -> Tensor:
+            found: Tensor = fast.call(**arguments, return_dict=False)[0]
+            return found
+
         try:
-            found = self._call(UNET_COMPILED, self._run_compiled, arguments, self._attached)
+            found = self._call(_FAST[fast.speed], run, arguments, self._attached)
         except Exception as error:
-            if self._compiles or is_out_of_memory(error):
+            if self._works:
                 raise
-            log.warning("unet_not_compiled", error=repr(error)[:500])
-            self._compiled = None
+            log.warning("unet_not_compiled", speed=fast.speed.value, error=repr(error)[:500])
+            short = is_out_of_memory(error)
+            let_go(error)
+            self._give_up(fast, Without.MEMORY if short else Without.COMPILING)
             return None
-        self._compiles = True
+        if not self._works:
+            exact = self.static.run(self._run_unet, arguments)
+            if bool(torch.isfinite(exact).all()):
+                if not _alike(found, exact):
+                    log.warning("unet_draws_wrongly", speed=fast.speed.value)
+                    self._give_up(fast, Without.WRONG)
+                    return None
+                self._works = True
         return found
+
+    def _give_up(self, fast: FastUNet, why: Without) -> None:
+        self._fast.remove(fast)
+        self._without[fast.speed] = why
+        if why is Without.WRONG:
+            # A recording of it must not keep what it holds.
+            self.static.drop_all()
+        fast.give_up()
 
     def _call(
         self,
@@ -205,25 +244,12 @@ class ModelCalls:
         found: Tensor = self._pipe.vae.encode(x).latent_dist.mode()
         return found
 
-    def _run_compiled(self, **arguments: Any) -> Tensor:
-        assert self._compiled is not None
-        found: Tensor = self._compiled(**arguments, return_dict=False)[0]
-        return found
 
-
-def compile_unet(unet: Any) -> Callable[..., Any]:
-    """The UNet compiled as a whole, once for each shape that it meets; its own weights."""
-    options: dict[str, Any] = {}
-    # Imported late: only who compiles needs it.
-    from torch._inductor import config
-
-    if hasattr(config, "deterministic"):
-        # Kernels are chosen by rule, not by a race that another start might decide otherwise.
-        options["deterministic"] = True
-    compiled: Callable[..., Any] = torch.compile(
-        unet, fullgraph=True, dynamic=False, options=options
-    )
-    return compiled
+def _alike(found: Tensor, exact: Tensor) -> bool:
+    """Whether a prediction is the same one up to rounding: not whether it is as good."""
+    error = (found.float() - exact.float()).norm()
+    # Not `>`: what is no number compares as false.
+    return bool(error <= _FAR * exact.float().norm())
 
 
 def _identities(unet: Any) -> tuple[int, ...]:

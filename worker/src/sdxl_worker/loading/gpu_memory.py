@@ -69,11 +69,18 @@ def too_little_for(
 
 
 def plan_for(
-    device: torch.device, modules: list[nn.Module], *, copied: int, loras: int, graphs: int | None
+    device: torch.device,
+    modules: list[nn.Module],
+    *,
+    copied: int,
+    loras: int,
+    graphs: int | None,
+    fp8: int = 0,
 ) -> MemoryPlan | None:
-    """How `device` is used; None on a CPU. LoRAs may change `copied` bytes of `modules`."""
+    """How `device` is used; None on a CPU. LoRAs may change `copied` bytes of `modules`, of which
+    copies in 8 bit take `fp8`."""
     if device.type != "cuda":
         return None
     total = int(torch.cuda.get_device_properties(device).total_memory)
     weights = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
-    return plan_memory(total, weights=weights, copied=copied, loras=loras, graphs=graphs)
+    return plan_memory(total, weights=weights, copied=copied, loras=loras, graphs=graphs, fp8=fp8)

@@ -33,6 +33,7 @@ from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, mer
 from sdxl_worker.lora.parse import ParsedLora
 from sdxl_worker.lora.plan import ContentKey, canonical, content, content_key, tensor_plan
 from sdxl_worker.lora.reports import (
+    Follower,
     Keeper,
     ModelCorrupted,
     RestoreReport,
@@ -105,6 +106,7 @@ class LoraPatcher:
         self._wanted: ContentKey | None = ()
         self._failed: str | None = None
         self._cores = CorePool()
+        self._follower: Follower | None = None
 
     @property
     def applied_key(self) -> ContentKey | None:
@@ -124,6 +126,12 @@ class LoraPatcher:
     def drop_operands(self) -> None:
         """Give up what only makes the writing of known sets faster: when memory is short."""
         self._grouped.drop_all()
+        if self._follower is not None:
+            self._follower.drop_recording()
+
+    def follow(self, follower: Follower | None) -> None:
+        """From here on keep `follower`, made of W0, in step; None lets go of the one there is."""
+        self._follower = follower
 
     def pristine(self, module: str) -> Tensor:
         """W0 of a module's weight by full name; not to be written."""
@@ -189,6 +197,9 @@ class LoraPatcher:
                     self._grouped.write((wanted, tuple(bulk)), bulk)
                 self._dirty.update((name, content(plan[name])) for name in bulk)
             self._each(write, [name for name in changing if name not in bulk])
+        if self._follower is not None:
+            # After a break, nobody knows what it has seen.
+            self._follower.written([*changing, *leaving] if before is not None else [*self._live])
         self._wanted = wanted
         kind = SwapKind.SWITCH if before else SwapKind.FRESH
         seconds = time.perf_counter() - started
@@ -211,6 +222,8 @@ class LoraPatcher:
             self._fail("a weight differed from its pristine copy after a restore")
         if self._arena is None:
             self._put_back(names)
+        if self._follower is not None and (different := self._follower.restore()) is not None:
+            self._fail(different)
         self._dirty.clear()
         self._wanted = ()
         seconds = time.perf_counter() - started
@@ -236,6 +249,8 @@ class LoraPatcher:
         for name, tensor in self._watched_by_fingerprint():
             if fingerprint(tensor) != self._fingerprints.get(name):
                 self._fail(f"{name} was changed by something other than the patcher")
+        if self._follower is not None and (found := self._follower.difference()) is not None:
+            self._fail(found)
 
     def _take_fingerprints(self) -> None:
         for name, tensor in self._watched_by_fingerprint():

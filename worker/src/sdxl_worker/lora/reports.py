@@ -5,6 +5,7 @@ Must not know: how weights are written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -56,6 +57,22 @@ class Keeper(Protocol):
 
     def changed(self) -> str | None:
         """What has been written all the same, as a word for it, or None."""
+
+
+class Follower(Protocol):
+    """Keeps what is computed from the weights, such as a copy in fewer bits, in step with them."""
+
+    def written(self, names: Sequence[str]) -> None:
+        """These weights, by full name, may have other values now."""
+
+    def restore(self) -> str | None:
+        """All weights are W0 again: be what that asks for, and prove it; what is not, or None."""
+
+    def difference(self) -> str | None:
+        """What is not as it was at start, every byte of what holds no LoRA looked at, or None."""
+
+    def drop_recording(self) -> None:
+        """Give up what only makes this faster: when memory is short."""
 
 
 def nothing(*_: Any) -> None:
