@@ -48,7 +48,12 @@ def deployment(volume: Path, snapshot: Snapshot = Snapshot.GPU) -> Deployment:
 
 
 def settings(volume: Path, **changes: Any) -> Settings:
-    known = {"device": "cpu", "dtype": Dtype.FLOAT32, "base_model": str(volume), "warmup": False}
+    known: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": Dtype.FLOAT32,
+        "base_model": str(volume),
+        "warmup": False,
+    }
     return Settings(**(known | changes))
 
 
