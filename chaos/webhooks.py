@@ -41,6 +41,8 @@ _KILL_EVERY_SECONDS = 0.7
 _DUE_TOGETHER = 64
 _LOOK_SECONDS = 0.02
 _REFUSALS = 6
+# Where nothing was sent for so long, something hangs that would never come to an end.
+_HANGS_SECONDS = 60.0
 _FIRST_DUE = """
     SELECT max(next_at) FROM (
         SELECT next_at FROM webhook_delivery WHERE state = 'waiting' ORDER BY next_at LIMIT :some
@@ -133,9 +135,18 @@ async def run(
 async def _work_off(
     database: Database, storage: LocalStorage, outgoing: Outgoing, clock: JumpingClock
 ) -> int:
-    """Send until nothing waits; senders die on the way. Returns how often."""
-    kills = 0
+    """Send until nothing waits; senders die on the way. Returns how often.
+
+    Raises:
+        RuntimeError: nothing is sent any more, although messages wait.
+    """
+    kills, tries, moved_at = 0, 0, time.monotonic()
     while (due := await _next_due(database)) is not None:
+        so_far, tries = tries, await _tries(database)
+        if tries > so_far:
+            moved_at = time.monotonic()
+        elif time.monotonic() - moved_at > _HANGS_SECONDS:
+            raise RuntimeError(f"nothing was sent for {_HANGS_SECONDS:g} s")
         clock.jump_to(due)
         sender = WebhookSender(database, storage, outgoing, 900, clock)
         sender.start()
@@ -160,6 +171,11 @@ async def _next_due(database: Database) -> datetime | None:
     async with database.session() as session:
         moment: datetime | None = await session.scalar(text(_FIRST_DUE), {"some": _DUE_TOGETHER})
         return moment
+
+
+async def _tries(database: Database) -> int:
+    async with database.session() as session:
+        return await session.scalar(text("SELECT count(*) FROM webhook_attempt")) or 0
 
 
 async def _balance(

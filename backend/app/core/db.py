@@ -52,9 +52,27 @@ DATABASE_LOST = (
 )
 
 DriverConnection = psycopg.AsyncConnection[Any]
-DriverPool = psycopg_pool.AsyncConnectionPool[DriverConnection]
 
 log = logging.getLogger(__name__)
+
+
+class DriverPool(psycopg_pool.AsyncConnectionPool[DriverConnection]):
+    """Connections that come back even where whoever had one is cancelled while he gives it back.
+
+    The library's pool waits for its lock there, and a cancellation in that moment loses the
+    connection for good: after as many of them as the pool is large, nobody gets one any more.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._coming_back: set[asyncio.Task[None]] = set()
+
+    async def putconn(self, conn: DriverConnection) -> None:
+        """Take a connection back."""
+        task = asyncio.create_task(super().putconn(conn), name="connection given back")
+        self._coming_back.add(task)
+        task.add_done_callback(self._coming_back.discard)
+        await asyncio.shield(task)
 
 
 def database_url(settings: Settings, embedded: EmbeddedPostgres | None) -> URL:
