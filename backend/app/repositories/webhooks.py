@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import DriverConnection, fetch_rows
+from app.core.db import DriverConnection, fetch_rows, fetch_value
 from app.models import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 from app.models.base import utc_now
 from app.models.webhook import Kind
@@ -43,6 +43,9 @@ _NOTE = """
         (delivery_id, attempt, status, error, head, milliseconds, created_at)
     SELECT id, %(attempt)s, %(status)s, %(error)s, %(head)s, %(milliseconds)s, %(now)s
     FROM webhook_delivery WHERE id = %(delivery_id)s
+"""
+_COUNT_ENDED = """
+    SELECT count(*) FROM webhook_attempt WHERE delivery_id = %(delivery_id)s
 """
 _WORKS = """
     UPDATE webhook SET failing_since = NULL
@@ -122,6 +125,11 @@ class OutboxStatements:
             "now": now,
         }
         await self._connection.execute(_NOTE.encode(), values)
+
+    async def count_ended(self, claimed: Claimed) -> int:
+        """How many attempts of a message have ended: those whose sender died are none."""
+        values = {"delivery_id": claimed.id}
+        return int(await fetch_value(self._connection, _COUNT_ENDED, values))
 
     async def works(self, webhook_id: uuid.UUID) -> None:
         """Write that a receiver took a message."""

@@ -173,6 +173,30 @@ async def test_an_end_written_while_its_message_is_sent_again_waits_and_does_not
         assert await attempts() == [503, 503]
 
 
+async def test_senders_that_die_use_up_none_of_a_messages_attempts(
+    start_backend: StartBackend, database_url: URL
+) -> None:
+    async with start_backend(webhook_allow_loopback=True) as backend, receiving() as receiver:
+        receiver.answer = lambda _: 503
+        made = await hook(backend, receiver)
+        place = f"{HOOKS}/{made['id']}"
+        delivery_id = (await backend.http.post(f"{place}/test")).json()["id"]
+        await until(lambda: len(receiver.messages) == 1)
+        url = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(url, autocommit=True) as own:
+            died = "UPDATE webhook_delivery SET attempts = attempts + 20, next_at = now()"
+            while not own.execute(f"{died} WHERE next_at < now() + interval '20 s'").rowcount:
+                await asyncio.sleep(0.05)  # until the first attempt's end is written
+        for _ in range(300):
+            delivery = (await backend.http.get(f"{place}/deliveries/{delivery_id}")).json()
+            if len(delivery["log"]) == 2:
+                break
+            await asyncio.sleep(0.05)
+        assert delivery["state"] == "waiting"
+        wait = datetime.fromisoformat(delivery["next_at"]) - utc_now()
+        assert timedelta(minutes=4) < wait <= timedelta(minutes=6)  # as after the second
+
+
 async def test_a_content_and_the_message_of_its_end_are_one_transaction(
     start_backend: StartBackend, database_url: URL
 ) -> None:

@@ -206,7 +206,7 @@ class WebhookSender:
                 return
             is_gone = answer is not None and answer.status == _GONE
             again = next_attempt(
-                claimed.attempts,
+                await outbox.count_ended(claimed),
                 now,
                 random.random(),
                 answer.retry_after if answer else None,
