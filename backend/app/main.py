@@ -55,6 +55,7 @@ from app.services.avatars import AvatarService
 from app.services.calls.calls import CallService
 from app.services.calls.lora_urls import LoraUrls
 from app.services.calls.picture_urls import PictureUrls
+from app.services.calls.sent_files import SentFiles
 from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
@@ -323,6 +324,7 @@ async def _start(
             calls=CallService(database, contents, outgoing),
             lora_urls=lora_urls,
             picture_urls=PictureUrls(outgoing, at_once=settings.max_uploads_at_once),
+            sent_files=SentFiles(database, at_once=settings.max_uploads_at_once),
             collection=CollectionService(database),
             queue=queue,
             marking=marking,

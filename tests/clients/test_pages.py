@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from testkit.clients.pages import NAME, Example, examples
 from testkit.clients.stack import CLIENTS_PYTHON, HERE, Stack, certified, left_out
@@ -38,8 +40,10 @@ RUN = [
 
 
 @pytest.mark.parametrize("example", RUN, ids=lambda one: one.name)
-def test_a_pages_lines_run(example: Example, stack: Stack) -> None:
+def test_a_pages_lines_run(example: Example, stack: Stack, tmp_path: Path) -> None:
     command, environment = _command(example), dict(os.environ)
+    code = example.pointed(stack.url, stack.key)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "apple.png")
     with contextlib.ExitStack() as opened:
         if example.imports("fal_client"):
             environment |= opened.enter_context(certified(stack))
@@ -49,11 +53,12 @@ def test_a_pages_lines_run(example: Example, stack: Stack) -> None:
                 found = environment[name]
                 host = found.partition("/")[0]
                 assert value.replace(NAME, host) == found, f"the page has {name}={value}"
+            code = code.replace(NAME, environment["FAL_RUN_HOST"].partition("/")[0])
         done = subprocess.run(
             command,
-            cwd=HERE,
+            cwd=HERE if example.language == "javascript" else tmp_path,
             env=environment | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-            input=example.pointed(stack.url, stack.key),
+            input=code,
             capture_output=True,
             text=True,
             timeout=300,

@@ -83,11 +83,12 @@ def test_replicate(version: str, python: str, stack: Stack, drive: Drive) -> Non
 
 def test_fal_client(python: str, stack: Stack, drive: Drive) -> None:
     with certified(stack) as environment:
-        told = drive(python, "python/with_fal.py", **environment)
-    assert told.pictures == [stack.styled] * 2
+        told = drive(python, "python/with_fal.py", str(LORA_FILE), **environment)
+    assert told.pictures == [stack.styled] * 3
     assert (told.facts["seed"], told.facts["ended"]) == (7, "Completed")
     assert set(told.facts["states"]) <= {"Queued", "InProgress", "Completed"}
     assert told.facts["over"]
+    assert told.facts["stored"]
     assert "422" in told.facts["error"]
     assert "square_hd" in told.facts["error"]
 
@@ -124,11 +125,12 @@ def test_replicate_javascript(node: str, stack: Stack, drive: Drive) -> None:
 
 
 def test_fal_javascript(node: str, stack: Stack, drive: Drive) -> None:
-    told = drive(node, "javascript/with_fal.mjs")
-    assert told.pictures == [stack.styled] * 2
+    told = drive(node, "javascript/with_fal.mjs", str(LORA_FILE))
+    assert told.pictures == [stack.styled] * 3
     assert told.facts["seed"] == 7
     assert told.facts["states"][-1] == "COMPLETED"
     assert told.facts["over"]
+    assert told.facts["same"]
     assert told.facts["error"].startswith("422 ")
 
 

@@ -30,6 +30,7 @@ from app.services.callers import is_key_required, key_of
 from app.services.calls.calls import CallService
 from app.services.calls.lora_urls import LoraUrls
 from app.services.calls.picture_urls import PictureUrls
+from app.services.calls.sent_files import SentFiles
 from app.services.collection import CollectionService
 from app.services.contents.accepting import ContentService
 from app.services.contents.batches import BatchService
@@ -82,6 +83,7 @@ class Services:
     calls: CallService
     lora_urls: LoraUrls
     picture_urls: PictureUrls
+    sent_files: SentFiles
     collection: CollectionService
     queue: JobQueue
     marking: Marking

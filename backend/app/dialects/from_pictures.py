@@ -17,6 +17,7 @@ from app.api.deps import Caller, Services
 from app.core.errors import NotFound, TooLarge
 from app.dialects.asking import own_base, read_as
 from app.dialects.lora_refs import FILES_PATH as SENT_FILES_PATH
+from app.dialects.lora_refs import stored_file
 from app.schemas.content import GenerateIn
 from app.services.storage import FILES_PATH, LocalStorage
 from sdxl_contract.errors import ImageLoadFailed, InvalidRequest
@@ -36,6 +37,15 @@ def picture_of(text: object, field: str) -> bytes:
     if not data:
         raise InvalidRequest(f"{field}: must be a picture in base64", details={"field": field})
     return data
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a picture of a kind that can be drawn from."""
+    return (
+        head.startswith((b"\x89PNG", b"\xff\xd8"))
+        or head[8:12] == b"WEBP"
+        or head[4:12] in (b"ftypavif", b"ftypavis")
+    )
 
 
 async def kept_picture(
@@ -101,6 +111,11 @@ async def _found(
     text = text.strip()
     if text.startswith("data:"):
         return await kept_picture(services, caller, picture_of(text, field), field)
+    if (stored := stored_file(request, services, text)) is not None:
+        sent_file = await services.sent_files.get(caller.owner, stored, field)
+        if sent_file.input_image_id is None:
+            raise InvalidRequest(f"{field}: this file is a LoRA", details={"field": field})
+        return {"image_id": str(sent_file.input_image_id)}
     for base in {own_base(request, services.settings), services.settings.base_url}:
         if text.startswith(base + SENT_FILES_PATH):
             try:

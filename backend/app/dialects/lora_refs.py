@@ -14,10 +14,13 @@ from fastapi import Request
 
 from app.api.deps import Caller, Services
 from app.dialects.asking import own_base
+from app.schemas.common import storable
 from app.schemas.content import LoraUse
 from app.services.lora_names import NAME_MAX_CHARS
+from sdxl_contract.errors import InvalidRequest
 
 FILES_PATH = "/replicate/v1/files/"
+STORED_PATH = "/fal/files/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _HUB_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls the file that it writes
 
@@ -46,6 +49,13 @@ async def find_wishes(
 async def _find(request: Request, services: Services, caller: Caller, wish: LoraWish) -> LoraUse:
     text = wish.text.strip()
     sent = _sent_file(request, services, text)
+    stored = stored_file(request, services, text)
+    if stored is not None:
+        sent = (await services.sent_files.get(caller.owner, stored, wish.field)).lora_id
+        if sent is None:
+            raise InvalidRequest(
+                f"{wish.field}: this file is a picture", details={"field": wish.field}
+            )
     if sent is not None:
         return LoraUse(lora_model_id=sent, scale=wish.scale)
     url = text if text.startswith(("https://", "http://", "data:")) else None
@@ -57,6 +67,23 @@ async def _find(request: Request, services: Services, caller: Caller, wish: Lora
         return LoraUse(name=text[:NAME_MAX_CHARS], scale=wish.scale)
     lora = await services.lora_urls.lora_at(caller.owner, url, wish.field)
     return LoraUse(lora_model_id=lora.id, scale=wish.scale)
+
+
+def stored_file(request: Request, services: Services, url: str) -> str | None:
+    """The id in `url`, where it is the address of a file that was sent as fal's clients do."""
+    for base in (own_base(request, services.settings), services.settings.base_url):
+        if url.startswith(base + STORED_PATH):
+            return url.removeprefix(base + STORED_PATH)
+    return None
+
+
+def name_of_file(text: str | None) -> str:
+    """What a LoRA is called that came as a file of this name."""
+    name = (text or "").replace("\x00", "").removesuffix(".safetensors").strip()
+    try:
+        return storable(name)[:NAME_MAX_CHARS].strip() or "file"
+    except ValueError:
+        return "file"
 
 
 def _sent_file(request: Request, services: Services, url: str) -> uuid.UUID | None:

@@ -20,6 +20,8 @@ from app.dialects.a1111.routes import router as a1111_router
 from app.dialects.fal.errors import SCHEMA as FAL_ERROR
 from app.dialects.fal.errors import as_fal
 from app.dialects.fal.routes import router as fal_router
+from app.dialects.fal.storage import PATH as FAL_STORAGE
+from app.dialects.fal.storage import router as fal_storage
 from app.dialects.fal.target import PATH as PROXY_PATH
 from app.dialects.fal.target import TargetPath
 from app.dialects.fal.webhook import RequestMessages
@@ -76,6 +78,7 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
             FAL,
             schemes=frozenset({"key", "bearer"}),
             shape=as_fal,
+            large_bodies={FAL_STORAGE: settings.max_upload_bytes},
             polled=re.compile(rf"{PROXY_PATH}|{FAL}/queue/.+/requests/.+"),
         ),
         Dialect(MCP),
@@ -90,7 +93,7 @@ _ROUTERS = {
         [replicate_router, replicate_files],
         {PROBLEM_JSON: Problem.model_json_schema()},
     ),
-    FAL: ("fal", [fal_router], FAL_ERROR),
+    FAL: ("fal", [fal_storage, fal_router], FAL_ERROR),
 }
 
 

@@ -7,7 +7,7 @@ from app.models.base_model import SeenBaseModel
 from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
 from app.models.content import Content, DialectCall, GenerationEvent, GenerationRecord, Status
-from app.models.image import Image, InputImage
+from app.models.image import Image, InputImage, SentFile
 from app.models.limits import CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import Embedding, LoraModel, LoraSource
 from app.models.page_session import PageSession
@@ -38,6 +38,7 @@ __all__ = [
     "QueueTurn",
     "RemovedCost",
     "SeenBaseModel",
+    "SentFile",
     "Share",
     "Status",
     "Takedown",

@@ -1,4 +1,4 @@
-"""One finished picture of a generation."""
+"""Finished pictures, those to draw from, and files on their way."""
 
 from __future__ import annotations
 
@@ -80,3 +80,28 @@ class InputImage(Base):
     object_key: Mapped[str]
     created_at: Mapped[Created]
     used_at: Mapped[Moment]  # by the newest content that was accepted with it
+
+
+class SentFile(Base):
+    """A file that its sender names before it has come: a picture or a LoRA, once it is here."""
+
+    __tablename__ = "sent_file"
+    __table_args__ = (Index(None, "owner", "created_at"),)
+
+    id: Mapped[UuidPk]
+    owner: Mapped[str]
+    key_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="CASCADE"))
+    token_sha256: Mapped[str]  # of what whoever brings it shows in place of a key
+    name: Mapped[str]
+    input_image_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("input_image.id", ondelete="CASCADE"), index=True
+    )
+    lora_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("lora_model.id", ondelete="CASCADE"), index=True
+    )
+    created_at: Mapped[Created]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it has come."""
+        return self.input_image_id is not None or self.lora_id is not None

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import fal_client
@@ -20,8 +18,7 @@ from sqlalchemy import URL
 from app.dialects.fal.schemas import InputIn
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
-from testkit.backend import Served, StartBackend, add_key, listening
-from testkit.clients.certificates import own_certificate
+from testkit.backend import Served, StartBackend, add_key
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.doubles.webhook_receiver import receiving
 from testkit.lora_bytes import kohya_lora
@@ -30,31 +27,11 @@ APP = "fal-ai/fast-sdxl"
 QUEUE = f"/fal/queue/{APP}"
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of this computer's own address with its key, in one file."""
-    return own_certificate(tmp_path_factory.mktemp("certificate"))
-
-
-@pytest.fixture
-async def client(
-    served: Served, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[fal_client.AsyncClient]:
-    """As `FAL_RUN_HOST`, `FAL_QUEUE_RUN_HOST` and `SSL_CERT_FILE` make it."""
-    async with listening(served.backend, certificate) as url:
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        monkeypatch.setattr(fal_client.client, "RUN_URL_FORMAT", f"{url}/fal/run/")
-        monkeypatch.setattr(fal_client.client, "QUEUE_URL_FORMAT", f"{url}/fal/queue/")
-        client = fal_client.AsyncClient(key=served.key)
-        yield client
-        await (await client._client).aclose()  # the server would wait for it
-
-
 async def test_a_request_is_queued_followed_and_read(
-    client: fal_client.AsyncClient, served: Served, inference: InferenceDouble
+    fal: fal_client.AsyncClient, served: Served, inference: InferenceDouble
 ) -> None:
     lora = await served.backend.upload(kohya_lora(), "Ink")
-    handle = await client.submit(
+    handle = await fal.submit(
         APP,
         {
             "prompt": "a red apple",
@@ -84,14 +61,14 @@ async def test_a_request_is_queued_followed_and_read(
 
 
 async def test_run_subscribe_and_what_an_app_leaves_open(
-    client: fal_client.AsyncClient, inference: InferenceDouble
+    fal: fal_client.AsyncClient, inference: InferenceDouble
 ) -> None:
-    result = await client.run(APP, {"prompt": "x", "sync_mode": True})
+    result = await fal.run(APP, {"prompt": "x", "sync_mode": True})
     kind, _, data = result["images"][0]["url"].partition(";base64,")
     assert (kind, base64.b64decode(data)[:2]) == ("data:image/jpeg", b"\xff\xd8")
     body = {"prompt": "x", "model_name": "stabilityai/stable-diffusion-xl-base-1.0",
             "scheduler": "Euler (trailing timesteps)"}  # fmt: skip
-    result = await client.subscribe("fal-ai/lora", body)
+    result = await fal.subscribe("fal-ai/lora", body)
     assert result["images"][0]["content_type"] == "image/png"
     fast, lora = inference.requests
     assert (fast.steps, fast.cfg) == (25, 7.5)
@@ -99,16 +76,16 @@ async def test_run_subscribe_and_what_an_app_leaves_open(
 
 
 async def test_a_request_is_drawn_over_a_picture(
-    client: fal_client.AsyncClient, inference: InferenceDouble
+    fal: fal_client.AsyncClient, inference: InferenceDouble
 ) -> None:
     red, white = (
         fal_client.encode_image(Image.new("RGB", (64, 64), colour), format="png")
         for colour in ("red", "white")
     )
-    await client.run(f"{APP}/image-to-image", {"prompt": "x", "image_url": red})
+    await fal.run(f"{APP}/image-to-image", {"prompt": "x", "image_url": red})
     given = {"prompt": "x", "image_url": red, "mask_url": white, "noise_strength": 0.75}
-    await client.run("fal-ai/lora/inpaint", {**given, "model_name": "sdxl"})
-    await client.run(APP, {"prompt": "x", "image_url": red, "strength": 0.25})
+    await fal.run("fal-ai/lora/inpaint", {**given, "model_name": "sdxl"})
+    await fal.run(APP, {"prompt": "x", "image_url": red, "strength": 0.25})
     over, masked, third = inference.requests
     assert [one.strength for one in inference.requests] == [0.95, 0.75, 0.25]
     assert over.image is not None
@@ -118,13 +95,13 @@ async def test_a_request_is_drawn_over_a_picture(
 
 
 async def test_states_progress_and_cancelling(
-    client: fal_client.AsyncClient, served: Served, inference: InferenceDouble
+    fal: fal_client.AsyncClient, served: Served, inference: InferenceDouble
 ) -> None:
     http = served.backend.http
     inference.gate.clear()
     inference.event_pause = 0.55
     inference.events = [ProgressEvent(phase=Phase.DENOISE, step=8, steps=20, eta_seconds=3.0)]
-    handle = await client.submit(APP, {"prompt": "x"})
+    handle = await fal.submit(APP, {"prompt": "x"})
     place = f"{QUEUE}/requests/{handle.request_id}"
     for _ in range(100):
         answer = await http.get(f"{place}/status", params={"logs": 1})
@@ -145,7 +122,7 @@ async def test_states_progress_and_cancelling(
     ):
         answer = await http.request(method, path, headers=other)
         assert answer.status_code == status, path
-    waiting = [await client.submit(APP, {"prompt": "y"}) for _ in range(3)]
+    waiting = [await fal.submit(APP, {"prompt": "y"}) for _ in range(3)]
     last = f"{QUEUE}/requests/{waiting[-1].request_id}"
     assert (await http.put(f"{last}/cancel")).status_code in (200, 202)
     stopped = await http.put(f"{place}/cancel")
@@ -168,11 +145,11 @@ async def test_states_progress_and_cancelling(
 
 
 async def test_a_failure_is_an_error_of_the_result_and_is_not_asked_for_again(
-    client: fal_client.AsyncClient, served: Served, inference: InferenceDouble
+    fal: fal_client.AsyncClient, served: Served, inference: InferenceDouble
 ) -> None:
     inference.failures = [GenerationFailed("the picture is not finite")]
     with pytest.raises(fal_client.client.FalClientHTTPError, match="not finite") as caught:
-        await client.run(APP, {"prompt": "x"})
+        await fal.run(APP, {"prompt": "x"})
     assert (caught.value.status_code, caught.value.error_type) == (500, "generation_failed")
     assert len(inference.requests) == 1
 

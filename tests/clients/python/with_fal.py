@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 
 import fal_client
+import fal_client.client
 from asked import LORAS, PROMPT, TAG, WANTED, fetched, tell
 from PIL import Image
 
@@ -37,6 +39,16 @@ over = fal_client.run(
         **given,
     },
 )
+# Its storage's address is built in.
+fal_client.client.REST_URL = f"https://{fal_client.client.FAL_RUN_HOST.replace('/run', '/rest')}"
+stored = fal_client.upload_file(sys.argv[1], repository="fal")
+sent = fal_client.run(
+    APP, {"prompt": PROMPT, "loras": [{"path": stored, "scale": WANTED["scale"]}], **given}
+)
+image_url = fal_client.upload(picture, "image/png", "a.png", repository="fal")
+stored_over = fal_client.run(
+    f"{APP}/image-to-image", {"prompt": PROMPT, "image_url": image_url, "strength": 0.5, **given}
+)
 handle = fal_client.submit(APP, {"prompt": PROMPT, **given})
 handle.get()
 try:
@@ -45,8 +57,13 @@ try:
 except fal_client.client.FalClientHTTPError as refused:
     error = f"{refused.status_code} {refused.message}"
 tell(
-    [picture, base64.b64decode(at_once["images"][0]["url"].partition(",")[2])],
+    [
+        picture,
+        fetched(sent["images"][0]["url"]),
+        base64.b64decode(at_once["images"][0]["url"].partition(",")[2]),
+    ],
     seed=subscribed["seed"],
+    stored=len(fetched(stored_over["images"][0]["url"])) > 500,
     over=len(fetched(over["images"][0]["url"])) > 500,
     states=told,
     ended=type(handle.status()).__name__,

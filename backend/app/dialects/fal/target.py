@@ -16,7 +16,7 @@ from app.dialects.fal.shown import API
 
 PATH = f"{API}/proxy"
 _HEADER = "x-fal-target-url"
-_FAMILIES = {"queue.fal.run": "queue", "fal.run": "run"}
+_FAMILIES = {"queue.fal.run": "queue", "fal.run": "run", "rest.fal.ai": "rest"}
 
 
 class TargetPath:

@@ -12,10 +12,9 @@ from starlette.datastructures import UploadFile
 from app.api.deps import CallerDep, RightsDep, ServicesDep
 from app.core.errors import NotFound
 from app.dialects.asking import own_base
-from app.dialects.from_pictures import kept_picture
-from app.dialects.lora_refs import FILES_PATH
+from app.dialects.from_pictures import is_picture, kept_picture
+from app.dialects.lora_refs import FILES_PATH, name_of_file
 from app.models import InputImage, LoraModel
-from app.schemas.common import storable
 from sdxl_contract.errors import InvalidRequest
 
 _FORM = {
@@ -74,14 +73,6 @@ async def _picture(services: ServicesDep, owner: str, file_id: str) -> InputImag
     return None
 
 
-def _is_picture(head: bytes) -> bool:
-    return (
-        head.startswith((b"\x89PNG", b"\xff\xd8"))
-        or head[8:12] == b"WEBP"
-        or head[4:12] in (b"ftypavif", b"ftypavis")
-    )
-
-
 async def _lora(services: ServicesDep, owner: str, file_id: str) -> LoraModel:
     try:
         wanted = uuid.UUID(file_id)
@@ -106,19 +97,14 @@ async def send_file(
         base = own_base(request, services.settings)
         head = await file.read(12)
         await file.seek(0)
-        if _is_picture(head):
+        if is_picture(head):
             uses = await kept_picture(services, caller, await file.read(), "content")
             image = await _picture(services, caller.owner, uses["image_id"])
             if image is None:
                 raise NotFound("The picture was removed meanwhile.")
             return _picture_out(image, base)
-        name = (file.filename or "").replace("\x00", "").removesuffix(".safetensors").strip()
-        try:
-            name = storable(name)[:150].strip() or "file"
-        except ValueError:
-            name = "file"
         uploaded = await services.loras.upload(
-            caller.owner, file.file, name=name, description="", tags=[]
+            caller.owner, file.file, name=name_of_file(file.filename), description="", tags=[]
         )
     return _out(uploaded.lora, base)
 
