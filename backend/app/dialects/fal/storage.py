@@ -25,7 +25,6 @@ from app.schemas.common import Storable
 from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 PATH = f"{API}/storage"
-_INITIATE = "/rest/storage/upload/initiate"
 _IN_MEMORY_BYTES = 1 << 20
 _HEAD_BYTES = 12
 _FILE = {
@@ -46,7 +45,7 @@ class UploadIn(BaseModel):
     content_type: Storable | None = None
 
 
-@router.post(_INITIATE, openapi_extra=json_body(UploadIn))
+@router.post("/rest/storage/upload/initiate", openapi_extra=json_body(UploadIn))
 async def initiate(request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, str]:
     """Where to send a file, and its URL once it is there."""
     asked = read_as(UploadIn, await read_json(request))
@@ -60,7 +59,7 @@ async def initiate(request: Request, caller: CallerDep, services: ServicesDep) -
     }
 
 
-@router.post(f"{_INITIATE}-multipart", openapi_extra=json_body(UploadIn))
+@router.post("/rest/storage/upload/initiate-multipart", openapi_extra=json_body(UploadIn))
 async def initiate_multipart(caller: CallerDep) -> None:
     """What the client does with files over 90 MB: they go to the library by themselves."""
     raise TooLarge(
