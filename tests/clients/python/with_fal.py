@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import sys
+from pathlib import Path
 
 import fal_client
 import fal_client.client
@@ -40,8 +42,8 @@ over = fal_client.run(
     },
 )
 # Its storage's address is built in.
-fal_client.client.REST_URL = f"https://{fal_client.client.FAL_RUN_HOST.replace('/run', '/rest')}"
-stored = fal_client.upload_file(sys.argv[1], repository="fal")
+fal_client.client.REST_URL = f"https://{os.environ['FAL_RUN_HOST'].replace('/run', '/rest')}"
+stored = fal_client.upload_file(Path(sys.argv[1]), repository="fal")
 sent = fal_client.run(
     APP, {"prompt": PROMPT, "loras": [{"path": stored, "scale": WANTED["scale"]}], **given}
 )
