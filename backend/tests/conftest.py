@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,47 +14,44 @@ import psycopg
 import pytest
 from sqlalchemy import URL
 
-from app.core.db import migrate
 from app.core.embedded_postgres import EmbeddedPostgres
 from app.core.settings import Settings, load_settings
 from app.main import create_app
 from app.services.storage import Storage
 from app.startup import Prepared
 from testkit.backend import BASE_URL, Backend, StartBackend
+from testkit.databases import EmptyDatabases, plain
 from testkit.doubles.inference_double import InferenceDouble
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
-    """A PostgreSQL server; its database `template` has the schema."""
+    """A PostgreSQL server."""
     # Not below pytest's folder: PostgreSQL runs as another user where tests run as root.
     folder = Path(tempfile.mkdtemp(prefix="backend-tests-"))
     server = EmbeddedPostgres(folder / "postgres")
     url = server.start().set(drivername="postgresql+psycopg")
     # What is here need not outlive the computer; a killed server loses nothing all the same.
-    _execute(url, "ALTER SYSTEM SET fsync = off")
-    _execute(url, "ALTER SYSTEM SET full_page_writes = off")
-    _execute(url, "SELECT pg_reload_conf()")
-    _execute(url, "CREATE DATABASE template")
-    migrate(url.set(database="template"))
+    with psycopg.connect(plain(url), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("SELECT pg_reload_conf()")
     yield url
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _execute(url: URL, statement: str) -> None:
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(plain, autocommit=True) as connection:
-        connection.execute(statement)
+@pytest.fixture(scope="session")
+def databases(postgres: URL) -> EmptyDatabases:
+    """Lends databases with the schema and nothing in them."""
+    return EmptyDatabases(postgres)
 
 
 @pytest.fixture
-def database_url(postgres: URL) -> Iterator[URL]:
+def database_url(databases: EmptyDatabases) -> Iterator[URL]:
     """An empty database with the schema."""
-    name = f"test_{uuid.uuid4().hex}"
-    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE template STRATEGY FILE_COPY")
-    yield postgres.set(database=name)
-    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    with databases.lend() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
