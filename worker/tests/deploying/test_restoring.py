@@ -25,7 +25,7 @@ from sdxl_worker.deploying import restoring, starting
 from sdxl_worker.deploying.restoring import Proof, problem_of
 from sdxl_worker.deploying.settings import Deployment, Snapshot, without_secrets
 from sdxl_worker.deploying.starting import Begun, Weights, begin, go_on
-from sdxl_worker.deploying.volume import fill
+from sdxl_worker.deploying.volume import fill, read_manifest
 from sdxl_worker.engine import Engine
 from sdxl_worker.loading import imports
 from sdxl_worker.settings import Dtype, Settings
@@ -214,7 +214,7 @@ def test_weights_in_a_snapshot_are_read_anew_where_a_setting_has_changed(
     volume: Path, anew: list[str]
 ) -> None:
     way = deployment(volume, Snapshot.WEIGHTS)
-    manifest = starting.read_manifest(volume.parent, volume.name)
+    manifest = read_manifest(volume.parent, volume.name)
     kept: Any = object()
     begun = Begun(settings(volume), weights=Weights(model=kept, manifest=manifest))
 
