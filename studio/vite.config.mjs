@@ -1,9 +1,11 @@
 // Builds the page into the folder that the backend serves, with a note of what it was built from.
 import { createHash } from 'node:crypto';
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join, relative, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import preact from '@preact/preset-vite';
-import { defineConfig } from 'vite';
+import { build, defineConfig } from 'vite';
 
 const here = import.meta.dirname;
 const out = resolve(here, '../backend/app/static/studio');
@@ -52,9 +54,92 @@ function buildRecord() {
   };
 }
 
+const LANGUAGES = ['en', 'es'];
+
+/** Modules that the first view needs: one file, as each further one may wait for a free connection. */
+const firstModules = new Set();
+
+/**
+ * The page as the server first sends it, in each language: the form drawn beforehand, what notes
+ * its keys and clicks, and a word to the browser on everything that it will ask for.
+ */
+function firstPage() {
+  const named = {};
+  return {
+    name: 'first-page',
+    buildEnd() {
+      const walk = (id) => {
+        if (firstModules.has(id)) return;
+        firstModules.add(id);
+        this.getModuleInfo(id)?.importedIds.forEach(walk);
+      };
+      walk(join(here, 'src/main.tsx'));
+    },
+    generateBundle(_, bundle) {
+      for (const chunk of Object.values(bundle)) {
+        const source = relative(here, chunk.facadeModuleId ?? '');
+        if (source) named[source] = chunk.fileName;
+      }
+    },
+    async closeBundle() {
+      const folder = mkdtempSync(join(tmpdir(), 'studio-first-'));
+      const page = readFileSync(join(out, 'index.html'), 'utf8');
+      try {
+        await build({
+          configFile: false,
+          logLevel: 'warn',
+          plugins: [preact({ devToolsEnabled: false, prefreshEnabled: false })],
+          ssr: { noExternal: true },
+          build: {
+            ssr: join(here, 'src/first.tsx'),
+            outDir: folder,
+            emptyOutDir: true,
+            rolldownOptions: { output: { entryFileNames: '[name].mjs', chunkFileNames: '[name].mjs' } },
+          },
+        });
+        for (const language of LANGUAGES) {
+          const { root, lost } = await drawn(join(folder, 'first.mjs'), language);
+          const words = `/studio/${named[`src/i18n/${language}.json`]}`;
+          const early = `/studio/${named['src/early.ts']}`;
+          const head = [
+            `  <link rel="modulepreload" crossorigin href="${words}">`,
+            '<link rel="preload" as="fetch" crossorigin href="/api/v1/session">',
+          ];
+          const html = page
+            .replace('<html lang="en">', `<html lang="${language}">`)
+            .replace('</head>', `${head.join('\n    ')}\n  </head>`)
+            // The policy forbids styles that stand in the page; the script sets them.
+            .replace('<div id="app"></div>', `<div id="app">${root.replace(/ style="[^"]*"/g, '')}</div>
+    <p id="lost" class="banner" role="alert" hidden>${lost}</p>
+    <script src="${early}"></script>`);
+          writeFileSync(join(out, language === 'en' ? 'index.html' : `index.${language}.html`), html);
+        }
+      } finally {
+        rmSync(folder, { recursive: true });
+      }
+    },
+  };
+}
+
+/** The form in a language, drawn with as much of a browser as that takes. */
+async function drawn(module, language) {
+  const stubs = {
+    window: { addEventListener() {}, early: {} },
+    location: { hash: '', href: '', origin: '', hostname: '' },
+    document: { hidden: false, addEventListener() {} },
+    addEventListener() {},
+  };
+  Object.assign(globalThis, stubs);
+  Object.defineProperty(globalThis, 'navigator', {
+    value: { languages: [language] },
+    configurable: true,
+  });
+  return (await import(`${pathToFileURL(module)}?${language}`)).first();
+}
+
 export default defineConfig({
   base: '/studio/',
-  plugins: [preact({ devToolsEnabled: false, prefreshEnabled: false }), buildRecord()],
+  plugins: [preact({ devToolsEnabled: false, prefreshEnabled: false }), firstPage(), buildRecord()],
   build: {
     outDir: out,
     emptyOutDir: true,
@@ -62,6 +147,10 @@ export default defineConfig({
     cssTarget: ['chrome123', 'firefox121', 'safari17.5'],
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    rolldownOptions: {
+      input: ['index.html', 'src/early.ts'].map((name) => join(here, name)),
+      output: { codeSplitting: { groups: [{ name: 'first', test: (id) => firstModules.has(id) }] } },
+    },
   },
   server: {
     port: 5173,

@@ -20,16 +20,20 @@ import type { Session } from './server/types';
 import * as store from './state/store';
 import { announce, onNews } from './state/tabs';
 import { clearBatches } from './state/batchList';
-import { ContentView } from './views/content';
-import { CreateView } from './views/create';
-import { forgetGallery, GalleryView } from './views/gallery';
+import { forgetGallery } from './state/galleryPlace';
+import { mayShowForm } from './takeOver';
+import { CreateView, fetchStage } from './views/create';
 import { SignInView } from './views/signIn';
 import { clearGrids } from './drafting/grids';
 
+const fetchContent = () => import('./views/content');
+const fetchGallery = () => import('./views/gallery');
 const AvatarsView = lazy(() => import('./views/avatars').then((found) => found.AvatarsView));
 const BatchesView = lazy(() => import('./views/batches').then((found) => found.BatchesView));
 const CompareView = lazy(() => import('./views/compare').then((found) => found.CompareView));
+const ContentView = lazy(() => fetchContent().then((found) => found.ContentView));
 const CostsView = lazy(() => import('./views/costs').then((found) => found.CostsView));
+const GalleryView = lazy(() => fetchGallery().then((found) => found.GalleryView));
 const GridView = lazy(() => import('./views/grid').then((found) => found.GridView));
 const LorasView = lazy(() => import('./views/loras').then((found) => found.LorasView));
 const VerifyView = lazy(() => import('./views/verify').then((found) => found.VerifyView));
@@ -56,6 +60,8 @@ let early: Promise<Session> | null = null;
 export function askEarly(): void {
   early = api.session();
   early.catch(() => {}); // told by who waits for it
+  const fetch = { gallery: fetchGallery, content: fetchContent }[route.value.view];
+  fetch?.().catch(() => {}); // told by the view
 }
 
 /** Read who is signed in and everything that the first view needs; again after each sign-in. */
@@ -78,12 +84,18 @@ async function open(): Promise<void> {
     }
     store.wasRefused.value = false;
     store.gate.value = 'open';
-    await Promise.all([store.refreshModel(), store.refreshLibrary(), readFeed()]);
+    await Promise.all([store.refreshModel(RETRY_MS), store.refreshLibrary(), readFeed()]);
+    prefetch();
     if (dropDeletedLoras()) store.tell(t('told.loraDropped'), { isError: true });
   } catch (error) {
     if (asProblem(error).status === 0) setTimeout(() => void open(), RETRY_MS);
     else store.tellProblem(error);
   }
+}
+
+/** The views that are opened most, once the line is free; a lost line shows when they are opened. */
+function prefetch(): void {
+  for (const fetch of [fetchStage, fetchContent, fetchGallery]) fetch().catch(() => {});
 }
 
 async function readFeed(): Promise<void> {
@@ -146,8 +158,8 @@ export function App() {
       </div>
     );
   }
-  // The form is drawn from what was known at the last visit, while the rest is on its way.
-  const canShow = store.gate.value === 'open' || (view === 'create' && store.model.value !== null);
+  // The form is drawn while everything else is on its way.
+  const canShow = store.gate.value === 'open' || (view === 'create' && mayShowForm());
   return (
     <Shell foot={<SignOut />}>
       {canShow ? <View /> : <Loading label={store.reached.value ? undefined : t('state.offline')} />}

@@ -4,11 +4,12 @@ import { App, askEarly } from './app';
 import { startLanguage } from './i18n';
 import { startLive } from './server/live';
 import { startTheme } from './device/theme';
+import { askModel, takeOver } from './takeOver';
 
 startTheme();
 askEarly();
-void startLanguage().then(() => {
+void Promise.all([startLanguage(), askModel()]).then(() => {
   startLive();
   const root = document.getElementById('app');
-  if (root) render(<App />, root);
+  if (root) void takeOver(root, () => render(<App />, root));
 });

@@ -143,6 +143,7 @@ def open_page(browser: Browser, watch: Watch) -> Iterator[OpenPage]:
         page = context.new_page()
         watch.attach(page)
         page.goto(f"{url}/{path}")
+        page.locator("html.live").wait_for(state="attached")
         return page
 
     yield open_

@@ -6,6 +6,7 @@ Must not know: what the page does.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gzip
 import hashlib
@@ -16,9 +17,11 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import ServicesDep
+from app.api.deps import Services, ServicesDep
+from app.core.db import DATABASE_LOST
 from app.core.errors import NotFound
 from app.core.settings import Settings
+from app.services.callers import is_key_required
 
 STATIC = Path(__file__).resolve().parent.parent / "static" / "studio"
 _COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
@@ -31,6 +34,12 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
+
+# By its language, the page with the form in it; the first is for whoever reads none of them.
+_PAGES = {"en": "index.html", "es": "index.es.html"}
+_KEYS_WAIT_SECONDS = 1.0
+_ACCEPTED_CHARS = 1000
+_MODEL = '<link rel="preload" as="fetch" crossorigin href="/api/v1/model">'
 
 router = APIRouter(include_in_schema=False)
 
@@ -45,8 +54,10 @@ class Built(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: Path, _changed_ns: int) -> Built:
+def _read(path: Path, _changed_ns: int, opens: bool | None) -> Built:
     data = path.read_bytes()
+    if opens is not None:
+        data = _completed(data.decode(), opens).encode()
     smaller = gzip.compress(data, 9, mtime=0) if path.suffix in _COMPRESSED else None
     return Built(
         data,
@@ -58,8 +69,42 @@ def _read(path: Path, _changed_ns: int) -> Built:
     )
 
 
-def read_built(name: str) -> Built:
-    """The built file `name`, a path below the build's folder.
+def _completed(page: str, opens: bool) -> str:
+    """The built page for a server that is open, or for one that needs keys.
+
+    Where it is open, the browser asks for the model's limits at once, and the form that stands in
+    the page is shown; otherwise only to whoever has signed in on that device before.
+    """
+    if opens:
+        return page.replace("</head>", f"  {_MODEL}\n  </head>", 1)
+    return page.replace("<html ", "<html data-keys ", 1)
+
+
+def language_of(accepted: str) -> str:
+    """The page's language for an Accept-Language header: the first that it is written in."""
+    ranked = []
+    for place, part in enumerate(accepted[:_ACCEPTED_CHARS].split(",")):
+        tag, *options = part.strip().lower().split(";")
+        weight = next((one.strip()[2:] for one in options if one.strip().startswith("q=")), "1")
+        try:
+            ranked.append((-float(weight), place, tag[:2]))
+        except ValueError:
+            continue
+    known = (tag for weight, _, tag in sorted(ranked) if tag in _PAGES and weight < 0)
+    return next(known, next(iter(_PAGES)))
+
+
+async def _is_open(services: Services) -> bool:
+    """Whether the server needs no key; where the database does not say, it is taken to need one."""
+    try:
+        async with asyncio.timeout(_KEYS_WAIT_SECONDS):
+            return not await is_key_required(services.database)
+    except (*DATABASE_LOST, TimeoutError):
+        return False
+
+
+def read_built(name: str, *, opens: bool | None = None) -> Built:
+    """The built file `name`, a path below the build's folder; the page completed by `opens`.
 
     Raises:
         NotFound: it is not there.
@@ -67,7 +112,7 @@ def read_built(name: str) -> Built:
     try:
         path = (STATIC / name).resolve()
         if path.is_relative_to(STATIC) and path.is_file():
-            return _read(path, path.stat().st_mtime_ns)
+            return _read(path, path.stat().st_mtime_ns, opens)
     except (OSError, ValueError):
         pass
     raise NotFound("There is nothing here.")
@@ -116,11 +161,13 @@ def _answer(request: Request, built: Built, headers: dict[str, str]) -> Response
 @router.api_route("/", methods=["GET", "HEAD"])
 async def read_page(request: Request, services: ServicesDep) -> Response:
     """The page. Browsers ask again each time, so that a new build is seen at once."""
+    language = language_of(request.headers.get("accept-language", ""))
     return _answer(
         request,
-        read_built("index.html"),
+        read_built(_PAGES[language], opens=await _is_open(services)),
         {
             "Cache-Control": "no-cache",
+            "Vary": "Accept-Encoding, Accept-Language",
             "Content-Security-Policy": content_security_policy(services.settings),
             "X-Frame-Options": "DENY",
         },

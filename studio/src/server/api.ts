@@ -88,7 +88,8 @@ async function call<T>(
       method,
       credentials: 'same-origin',
       headers: {
-        ...OWN_PAGE,
+        // Without it what the page's head asked for beforehand is the same request.
+        ...(method === 'GET' ? {} : OWN_PAGE),
         ...(isJson ? { 'Content-Type': 'application/json' } : {}),
         ...headers,
       },

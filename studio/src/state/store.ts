@@ -106,9 +106,14 @@ export function keepLora(lora: Lora): void {
   announce({ kind: 'library' });
 }
 
-export async function refreshModel(): Promise<void> {
+let modelReadAt = 0;
+
+/** Read the model's limits, unless they were read in the last `stillGoodMs`. */
+export async function refreshModel(stillGoodMs = 0): Promise<void> {
+  if (Date.now() - modelReadAt < stillGoodMs) return;
   try {
     model.value = await api.model();
+    modelReadAt = Date.now();
     remember('model', model.value);
   } catch (error) {
     if (asProblem(error).status !== 401 && asProblem(error).status !== 0) tellProblem(error);

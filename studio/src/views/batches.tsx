@@ -15,7 +15,8 @@ import { Thumb } from '../parts/pictures/picture';
 import { keep, model, prependToFeed, tellProblem } from '../state/store';
 import { announce } from '../state/tabs';
 import type { Batch, BatchBody } from '../server/types';
-import { showBatch } from './gallery';
+import { NO_FILTER, pathOf } from '../state/galleryFilter';
+import { go } from '../state/route';
 
 // The backend's bounds for one batch.
 const MAX_PROMPTS = 100;
@@ -266,7 +267,7 @@ function BatchCard({ first }: { first: Batch }) {
             {t('batch.repeat')}
           </Button>
         )}
-        <Button icon="gallery" onClick={() => showBatch(id)}>
+        <Button icon="gallery" onClick={() => go(pathOf({ ...NO_FILTER, batch_id: id }))}>
           {t('batch.show')}
         </Button>
       </footer>

@@ -11,7 +11,7 @@ import { Viewer } from '../parts/pictures/viewer';
 import { go } from '../state/route';
 import { isTyping } from '../device/shortcuts';
 import { contentOf, feed } from '../state/store';
-import { galleryIds, galleryPath, noteOpened } from './gallery';
+import { galleryIds, galleryPath, noteOpened } from '../state/galleryPlace';
 
 export function ContentView({ item }: { item: string }) {
   const { id, place } = readItem(item);

@@ -3,49 +3,23 @@
 import { useSignalEffect } from '@preact/signals';
 import { useCallback, useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { remove, restored } from '../state/actions';
-import { contentList, type ContentList } from '../state/contentList';
 import { ownDay, t } from '../i18n';
 import { expanded, readItem } from '../state/items';
 import { ended } from '../server/live';
-import { filterOf, isFiltered, NO_FILTER, pathOf, wantedOf, type Filter } from '../state/galleryFilter';
+import { filterOf, isFiltered, pathOf, type Filter } from '../state/galleryFilter';
+import { placeFor } from '../state/galleryPlace';
 import { Filters, size } from '../parts/pictures/filters';
 import { Selection } from '../parts/pictures/selection';
 import { VirtualGrid } from '../parts/pictures/virtualGrid';
 import { Button, Empty, Loading } from '../parts/ui';
-import { go, replace, route } from '../state/route';
+import { replace, route } from '../state/route';
 import { contentOf, feed } from '../state/store';
-
-let kept: { query: string; list: ContentList; top: number; opened: string | null } | null = null;
-
-/** The list that the gallery shows, for a picture's neighbours; null before it was opened. */
-export const galleryIds = (): string[] | null => kept?.list.ids.value ?? null;
-
-/** Where the gallery was left, with its filter. */
-export const galleryPath = (): string => (kept?.query ? `gallery?${kept.query}` : 'gallery');
-
-/** The picture that was looked at: back in the gallery, it has the focus. */
-export function noteOpened(item: string): void {
-  if (kept) kept.opened = item;
-}
-
-export function forgetGallery(): void {
-  kept = null;
-}
-
-export function showBatch(batch_id: string): void {
-  go(pathOf({ ...NO_FILTER, batch_id }));
-}
-
-function currentList(query: string): ContentList {
-  if (kept?.query !== query)
-    kept = { query, list: contentList(wantedOf(filterOf(query))), top: 0, opened: null };
-  return kept.list;
-}
 
 export function GalleryView() {
   const { query } = route.value;
   const filter = filterOf(query);
-  const list = currentList(query);
+  const place = placeFor(query);
+  const { list } = place;
   const [chosen, setChosen] = useState<ReadonlySet<string> | null>(null);
   const [anchor, setAnchor] = useState<string | null>(null);
   const [topId, setTopId] = useState<string | null>(null);
@@ -63,7 +37,7 @@ export function GalleryView() {
   useLayoutEffect(() => {
     const scroller = heading.current?.closest('main');
     const note = () => {
-      if (scroller && kept && isBack.current) kept.top = scroller.scrollTop;
+      if (scroller && isBack.current) place.top = scroller.scrollTop;
     };
     scroller?.addEventListener('scroll', note, { passive: true });
     return () => scroller?.removeEventListener('scroll', note);
@@ -71,7 +45,7 @@ export function GalleryView() {
   // After the grid has its height.
   useEffect(() => {
     const scroller = heading.current?.closest('main');
-    if (scroller && kept) scroller.scrollTop = kept.top;
+    if (scroller) scroller.scrollTop = place.top;
     isBack.current = true;
   }, [list]);
 
@@ -141,7 +115,7 @@ export function GalleryView() {
           least={size.value}
           label={t('nav.gallery')}
           chosen={chosen ?? undefined}
-          focusOn={kept?.opened ?? null}
+          focusOn={place.opened}
           onOpen={chosen ? choose : undefined}
           onTop={setTopId}
           onNearEnd={more}

@@ -1,9 +1,11 @@
 // The form: everything of a request, what it will take, and the button.
 
+import { useEffect, useState } from 'preact/hooks';
 import { drawOrThrow } from '../../state/actions';
 import { asProblem } from '../../server/api';
-import { asBody, change, check, clearDraft, draft, refused, whole, type FieldErrors } from '../../drafting/draft';
+import { asBody, change, check, clearDraft, completed, draft, refused, whole, type FieldErrors } from '../../drafting/draft';
 import { estimate } from '../../drafting/estimate';
+import { FIRST_MODEL } from '../../drafting/firstModel';
 import { explain } from '../../server/explain';
 import { rememberDraft } from '../../state/history';
 import { duration, t, usd } from '../../i18n';
@@ -16,7 +18,7 @@ import { PromptField } from './promptField';
 import { QueueButton } from '../queue';
 import { isOfSource, SourcePanel } from '../source/panel';
 import { CountField, NumberFields, SamplerField, SeedField, SizeField } from './settings';
-import { Button, Field, Loading } from '../ui';
+import { Button, Field } from '../ui';
 
 /** Fields that show an error of their own; any other error stands above the button. */
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
@@ -25,14 +27,17 @@ const isShown = (field: string): boolean =>
   SHOWN.includes(field) || isOfSource(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
-  const now = whole.value;
-  const by = model.value;
-  if (!now || !by) return <Loading />;
+  const by = model.value ?? FIRST_MODEL;
+  const now = completed(draft.value, by);
+  // Pressed before the model's limits were here to check against: it goes as soon as they are.
+  const [isWanted, setWanted] = useState(false);
   const errors: FieldErrors = { ...refused.value };
   for (const [field, text] of Object.entries(check(now, by)))
     // A blank prompt or a mask to come is no mistake before the button was pressed.
     if (!LATE.includes(field) || (field === 'prompt' && now.prompt.trim())) errors[field] ??= text;
   const submit = async () => {
+    if (!model.value) return setWanted(true);
+    setWanted(false);
     const wrong = check(now, by);
     if (Object.keys(wrong).length) {
       refused.value = wrong;
@@ -52,6 +57,10 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
       focusFirstError();
     }
   };
+  const isKnown = model.value !== null;
+  useEffect(() => {
+    if (isWanted && isKnown) void submit();
+  }, [isWanted, isKnown]);
   return (
     <form
       class="composer"
@@ -76,6 +85,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
           {(attributes) => (
             <textarea
               {...attributes}
+              name="negative"
               rows={1}
               value={draft.value.negative}
               onInput={(e) => change({ negative: e.currentTarget.value })}
@@ -111,6 +121,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
           kind="accent"
           icon="create"
           disabled={!reached.value}
+          aria-busy={isWanted || undefined}
           aria-keyshortcuts="Control+Enter Meta+Enter"
         >
           {t('action.draw')}

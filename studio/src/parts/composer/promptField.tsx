@@ -91,6 +91,7 @@ export function PromptField({ error }: { error?: string }) {
             {...attributes}
             ref={field}
             class="prompt"
+            name="prompt"
             rows={5}
             placeholder={t('form.promptExample')}
             value={draft.value.prompt}
