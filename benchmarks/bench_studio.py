@@ -133,7 +133,7 @@ def pressed_at_once(browser: Browser, url: str) -> dict[str, Any]:
         page.locator("textarea.prompt").press("Control+Enter")
         pressed_s = time.monotonic() - begun
     sent_s = time.monotonic() - begun
-    body = request.value.post_data_json
+    body: Any = request.value.post_data_json
     if body["prompt"] != "a fox" or body["width"] >= body["height"]:
         raise RuntimeError(f"what was written or chosen is lost: {body}")
     context.close()

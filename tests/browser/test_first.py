@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
@@ -54,7 +56,7 @@ def test_what_is_written_chosen_and_pressed_before_the_script_is_done_when_it_is
 
     with page.expect_request("**/content/generate") as request:
         release(page, held)
-    body = request.value.post_data_json
+    body: Any = request.value.post_data_json
     assert (body["prompt"], body["negative_prompt"]) == ("a fox", "a dog")
     assert (body["num_images"], body["steps"]) == (2, 4)
     assert body["width"] < body["height"]
