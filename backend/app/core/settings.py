@@ -160,6 +160,13 @@ class Settings(BaseSettings):
     job_concurrency: int = Field(
         default=2, ge=1, le=64, description="pictures asked of the worker at the same time"
     )
+    same_lora_places: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="places of an owner's line within which a content for the LoRAs of its last "
+        "one goes first, so none is overtaken by more than one less; 1: the order of asking",
+    )
     job_max_attempts: int = Field(
         default=10, ge=1, description="interrupted attempts after which a content fails"
     )

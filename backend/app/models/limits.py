@@ -6,7 +6,7 @@ from datetime import date
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Moment
+from app.models.base import Base, LongText, Moment
 
 
 class CallRate(Base):
@@ -34,6 +34,7 @@ class QueueTurn(Base):
     weight: Mapped[float] = mapped_column(default=1.0, server_default="1")  # 2: twice as often
     began: Mapped[float] = mapped_column(default=0.0, server_default="0")  # of its last content
     ended: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    loras: Mapped[LongText | None]  # hashes of its last content's, in order; None: it had none
 
 
 class RemovedCost(Base):

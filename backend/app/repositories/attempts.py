@@ -36,6 +36,8 @@ _TAKEN_DOWN = """
 # What a ticket of the queue is for: the content that its dead runner left running; else the next
 # one of the owner whose turn it is. The ticket's own content then gets the ticket of that one, so
 # that each open content keeps one. `queue_turn` says how turns are counted.
+# Of that owner's next few (`together`), counted from the first that waits, one for the LoRAs of its
+# last one goes first: each is overtaken by those alone that were asked for so soon after it.
 _CLAIM = f"""
     WITH RECURSIVE own AS MATERIALIZED (
         SELECT id, status, owner, job_id FROM generation
@@ -48,24 +50,38 @@ _CLAIM = f"""
             WHERE g.status = '{Status.QUEUED}' AND g.owner > o.owner ORDER BY g.owner LIMIT 1
         ) FROM owners o WHERE o.owner IS NOT NULL
     ), fair AS (
-        SELECT g.id, g.job_id, o.owner, g.images / coalesce(t.weight, 1) AS share,
+        SELECT g.id, g.created_at, o.owner, coalesce(t.weight, 1) AS weight, t.loras AS last,
             greatest(t.ended, (SELECT max(began) FROM queue_turn), 0) AS begins
         FROM owners o
         CROSS JOIN LATERAL (
-            SELECT id, job_id, created_at,
-                coalesce((parameters ->> 'num_images')::float, 1) AS images
-            FROM generation
+            SELECT id, created_at FROM generation
             WHERE owner = o.owner AND status = '{Status.QUEUED}'
             AND (retry_at IS NULL OR retry_at <= %(now)s)
             ORDER BY created_at, id LIMIT 1
         ) g
         LEFT JOIN queue_turn t ON t.owner = o.owner
         ORDER BY begins, g.created_at, g.id LIMIT 1
+    ), together AS (
+        SELECT near.id, near.job_id, f.owner, f.begins, near.loras, near.images / f.weight AS share
+        FROM fair f CROSS JOIN LATERAL (
+            SELECT id, job_id, status, retry_at, created_at,
+                coalesce((parameters ->> 'num_images')::float, 1) AS images,
+                (
+                    SELECT string_agg(DISTINCT l ->> 'sha256', ' ' ORDER BY l ->> 'sha256')
+                    FROM jsonb_array_elements(g.loras) l
+                ) AS loras
+            FROM generation g
+            WHERE g.owner = f.owner AND (g.created_at, g.id) >= (f.created_at, f.id)
+            ORDER BY g.created_at, g.id LIMIT %(together)s
+        ) near
+        WHERE near.status = '{Status.QUEUED}'
+        AND (near.retry_at IS NULL OR near.retry_at <= %(now)s)
+        ORDER BY coalesce(near.loras = f.last, false) DESC, near.created_at, near.id LIMIT 1
     ), chosen AS MATERIALIZED (
-        SELECT id, job_id, owner, 0::float AS share, NULL::float AS begins
+        SELECT id, job_id, owner, 0::float AS share, NULL::float AS begins, NULL::text AS loras
         FROM own WHERE status = '{Status.RUNNING}'
         UNION ALL
-        SELECT id, job_id, owner, share, begins FROM fair
+        SELECT id, job_id, owner, share, begins, loras FROM together
         WHERE NOT EXISTS (SELECT 1 FROM own WHERE status = '{Status.RUNNING}')
     ), held AS (
         UPDATE generation g SET
@@ -85,10 +101,12 @@ _CLAIM = f"""
         FROM swapped, chosen c, procrastinate_jobs other
         WHERE (j.id, other.id) IN ((c.job_id, %(job_id)s), (%(job_id)s, c.job_id))
     ), turn AS (
-        INSERT INTO queue_turn AS t (owner, began, ended)
-        SELECT c.owner, c.begins, c.begins + c.share FROM chosen c JOIN held ON held.id = c.id
+        INSERT INTO queue_turn AS t (owner, began, ended, loras)
+        SELECT c.owner, c.begins, c.begins + c.share, c.loras
+        FROM chosen c JOIN held ON held.id = c.id
         WHERE c.begins IS NOT NULL
-        ON CONFLICT (owner) DO UPDATE SET began = excluded.began, ended = excluded.ended
+        ON CONFLICT (owner) DO UPDATE SET
+            began = excluded.began, ended = excluded.ended, loras = excluded.loras
     ), added AS (
         INSERT INTO generation_event (generation_id, type, data)
         SELECT id, 'started', jsonb_build_object('attempt', attempt) FROM held
@@ -198,14 +216,17 @@ class AttemptRepository:
         values = {"hashes": list(hashes), "likenesses": list(likenesses), "bits": bits}
         return bool(await fetch_value(self._connection, _TAKEN_DOWN, values))
 
-    async def claim(self, job_id: int) -> Claimed | None:
+    async def claim(self, job_id: int, together: int = 1) -> Claimed | None:
         """Begin a new attempt at the content that is next; None where nothing can be done now.
+
+        `together`: places of an owner's own line within which one for the LoRAs of its last content
+        goes first; 1 keeps the order of asking.
 
         Taking up a `running` content is right where `job_id` is its ticket: its last runner is
         held for dead, and if it wakes, the grown attempt keeps it from writing.
         """
         for _ in range(_CLAIM_TRIES):
-            values = {"job_id": job_id, "now": utc_now()}
+            values = {"job_id": job_id, "now": utc_now(), "together": together}
             rows = await fetch_rows(self._connection, _CLAIM, values)
             if not rows:
                 return None

@@ -6,12 +6,14 @@ import asyncio
 import uuid
 from typing import Any
 
+import pytest
 from sqlalchemy import URL, text
 
 from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
 from testkit.backend import CONTENT, Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
+from testkit.lora_bytes import kohya_lora
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -145,3 +147,96 @@ async def test_every_open_content_has_a_ticket_however_they_were_swapped(
         inference.gate.set()
         await all_ended(backend)
     assert len({request.request_id for request in inference.requests}) == 12
+
+
+async def ask_for(backend: Backend, key: dict[str, str], name: str, lora: str | None) -> None:
+    loras = [] if lora is None else [{"lora_model_id": lora}]
+    await backend.generate(expected=202, headers=key | ASYNC, prompt=name, loras=loras)
+
+
+async def drawn_in_order(
+    backend: Backend, inference: InferenceDouble, key: dict[str, str], names: str
+) -> str:
+    """How `names` are drawn; each letter stands for a LoRA, `-` for none."""
+    loras: dict[str, str | None] = {"-": None}
+    for letter in sorted({*names} - {"-"}):
+        data = kohya_lora(seed=ord(letter))
+        answer = await backend.http.post(
+            "/api/v1/loras/models/upload",
+            files={"file": ("lora.safetensors", data, "application/octet-stream")},
+            data={"name": letter},
+            headers=key,
+        )
+        assert answer.status_code == 201, answer.text
+        loras[letter] = answer.json()["id"]
+    inference.gate.clear()
+    for letter in names:
+        await ask_for(backend, key, letter, loras[letter])
+    while not inference.requests:
+        await asyncio.sleep(0.02)
+    inference.gate.set()
+    await all_ended(backend)
+    return "".join(request.prompt[0] for request in inference.requests)
+
+
+@pytest.mark.parametrize(
+    ("places", "asked", "drawn"),
+    [
+        (1, "abababc", "abababc"),  # the order of asking
+        (3, "abababc", "aabbbac"),  # the third `a` is too far from the `b` that waits
+        (4, "abababc", "aaabbbc"),
+        (4, "a-a-a-", "aaa---"),  # without LoRAs there is nothing to share
+        (4, "abcdea", "abcdea"),  # as far as four places, and no farther
+        (5, "abcdea", "aabcde"),
+    ],
+)
+async def test_contents_for_the_same_loras_go_together_within_some_places(
+    start_backend: StartBackend,
+    inference: InferenceDouble,
+    database_url: URL,
+    places: int,
+    asked: str,
+    drawn: str,
+) -> None:
+    key = await add_key(database_url, "one")
+    async with start_backend(job_concurrency=1, same_lora_places=places) as backend:
+        found = await drawn_in_order(backend, inference, key, asked)
+
+    assert found == drawn
+    for letter in asked:
+        # Nobody waits for more than `places` - 1 that were asked for after it.
+        for number in range(asked.count(letter)):
+            was, now = _place(asked, letter, number), _place(found, letter, number)
+            assert now - was <= places - 1
+
+
+def _place(names: str, letter: str, number: int) -> int:
+    return [place for place, one in enumerate(names) if one == letter][number]
+
+
+async def test_owners_take_turns_as_before_where_loras_go_together(
+    start_backend: StartBackend, inference: InferenceDouble, database_url: URL
+) -> None:
+    one, other = [await add_key(database_url, name) for name in ("one", "other")]
+    async with start_backend(job_concurrency=1) as backend:
+        inference.gate.clear()
+        ids = {}
+        for key, owner in ((one, "1"), (other, "2")):
+            for letter in "ab":
+                answer = await backend.http.post(
+                    "/api/v1/loras/models/upload",
+                    files={"file": ("l.safetensors", kohya_lora(seed=ord(letter)))},
+                    data={"name": letter},
+                    headers=key,
+                )
+                ids[owner + letter] = answer.json()["id"]
+        for key, owner in ((one, "1"), (other, "2")):
+            for letter in "abab":
+                await ask_for(backend, key, owner + letter, ids[owner + letter])
+            while not inference.requests:
+                await asyncio.sleep(0.02)
+        inference.gate.set()
+        await all_ended(backend)
+    drawn = [request.prompt for request in inference.requests]
+
+    assert drawn == ["1a", "2a", "1a", "2a", "1b", "2b", "1b", "2b"]

@@ -128,11 +128,12 @@ class Drawing:
         While nothing can be done (the worker is away, or what waits is to be tried later) no
         content is held: they stay queued, and this only looks.
         """
+        places = self._settings.same_lora_places
         while True:
             claimed = None
             is_open = await self._gate.opens_within(_LOOK_SECONDS)
             if is_open:
-                claimed = await self._ledger.ask(lambda repository: repository.claim(job_id))
+                claimed = await self._ledger.ask(lambda rows: rows.claim(job_id, places))
             if claimed is not None:
                 if await self._run(claimed):
                     return
