@@ -111,8 +111,10 @@ async def test_a_stop_between_the_claim_and_the_call_to_the_worker_is_not_missed
     claim = AttemptRepository.claim
     async with start_backend() as backend:
 
-        async def claim_then_cancel(self: AttemptRepository, job_id: int) -> Claimed | None:
-            claimed = await claim(self, job_id)
+        async def claim_then_cancel(
+            self: AttemptRepository, job_id: int, together: int
+        ) -> Claimed | None:
+            claimed = await claim(self, job_id, together)
             if claimed is None:
                 return None
             answer = await backend.http.post(f"{CONTENT}/{claimed.content.id}/cancel")
