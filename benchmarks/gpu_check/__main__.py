@@ -36,7 +36,7 @@ import diffusers
 import torch
 
 from benchmarks.full_size import FULL_BYTES, REPOSITORY, SMALL
-from benchmarks.gpu_check import eight_bits, exactness
+from benchmarks.gpu_check import eight_bits, exactness, features
 from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.service import (
@@ -298,6 +298,7 @@ def _in_one_process(
     if held:
         report.part("ours_exactness", exact)
         report.part("ours", lambda: held[0].rows(paths, runs))
+        report.part("features", lambda: _features(report, held[0], small=model == SMALL))
         report.part("fp8_parts", lambda: eight_bits.parts(held[0], paths, runs))
     held.clear()
     release()
@@ -310,6 +311,12 @@ def _in_one_process(
             lambda: held[0].hotswapped(files, runs, compiled=model != SMALL),
         )
     held.clear()
+
+
+def _features(report: Report, ours: Ours, *, small: bool) -> Rows:
+    found = features.rows(ours, small=small)
+    report.failed.extend(f"features.{name}" for name in found.get("failed", []))
+    return found
 
 
 def _device(device: str) -> dict[str, Any]:

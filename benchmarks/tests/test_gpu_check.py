@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import exactness, inputs
+from benchmarks.gpu_check import eight_bits, exactness, features, inputs
 from benchmarks.gpu_check.inputs import KINDS, LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.report import AIMS, LEAST, Report
 from benchmarks.gpu_check.service import Service, fresh, lora_server
@@ -132,6 +132,35 @@ def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles
     assert peer.draw_merged(paths[0]) == with_lora
     assert peer.fused(files, 1)["fused_cycle_ms"] > 0
     assert peer.hotswapped(files, 1, compiled=False)["hotswap_cycle_ms"] > 0
+
+
+@pytest.mark.slow
+def test_every_way_to_draw_is_timed() -> None:
+    ours = Ours(MODEL, "cpu", side=64, steps=2)
+    rows = features.rows(ours, small=True)
+
+    assert "failed" not in rows, rows
+    assert set(rows) == set(features.cases(64))
+    assert all(row["s"] > 0 for row in rows.values())
+    for name in ("controlnet", "controlnet_union", "ip_adapter", "hires_esrgan"):
+        assert rows[name]["network_bytes"] > 0
+    assert rows["words"]["network_bytes"] == 0
+    assert rows["upscale_esrgan"]["size"] == [128, 128]
+    ours.ready.verify_full()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_pictures_in_8_bit_are_near_the_exact_ones_and_not_the_same(files: LoraFiles) -> None:
+    found = eight_bits.quality("cpu", 2)
+    assert {row.split(".")[1] for row in AIMS if row.startswith("fp8_quality.")} <= set(found)
+    for kind in ("base", "lora"):
+        assert found[f"top1_{kind}"] == found[f"top1_fp8_{kind}"] == 1.0
+        assert 0 < found[f"mean_difference_{kind}"] <= found[f"worst_difference_{kind}"] < 10
+    ours = Ours(MODEL, "cpu", side=64, steps=1)
+    parts = eight_bits.parts(ours, [files.folder / name for name in files.names[:2]], 1)
+    assert parts["clean"]
+    assert all(len(pair) == 2 for pair in parts["products_ms"].values())
 
 
 def picture(words: str) -> str:

@@ -16,18 +16,21 @@ _HIDDEN, _TOKENS = 64, 5
 Parts = dict[str, dict[str, Tensor]]
 
 
-def image_encoder() -> Any:
-    """Much smaller than CLIP's, and built alike."""
+def image_encoder(**sizes: int) -> Any:
+    """Much smaller than CLIP's unless `sizes` say otherwise, and built alike."""
     torch.manual_seed(11)
-    config = CLIPVisionConfig(
-        hidden_size=_SEES, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-        image_size=IMAGE_SIDE, patch_size=8, projection_dim=_SUMS,
-    )  # fmt: skip
+    small = {
+        "hidden_size": _SEES, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": IMAGE_SIDE, "patch_size": 8,
+        "projection_dim": _SUMS,
+    }  # fmt: skip
+    config = CLIPVisionConfig(**(small | sizes))
     return CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
 
 
-def ip_adapter(unet: Any, seed: int, *, plus: bool) -> Parts:
-    """An adapter's tensors, as `load_ip_adapter` takes them."""
+def ip_adapter(unet: Any, seed: int, *, plus: bool, sums: int = _SUMS) -> Parts:
+    """An adapter's tensors, as `load_ip_adapter` takes them; `sums`: width of the encoder's
+    summary."""
     generator = torch.Generator().manual_seed(seed)
 
     def of(*shape: int) -> Tensor:
@@ -42,7 +45,7 @@ def ip_adapter(unet: Any, seed: int, *, plus: bool) -> Parts:
             attentions[f"{2 * number + 1}.to_{side}_ip.weight"] = of(place.inner_dim, width)
     if not plus:
         projecting = {
-            "proj.weight": of(4 * width, _SUMS), "proj.bias": of(4 * width),
+            "proj.weight": of(4 * width, sums), "proj.bias": of(4 * width),
             "norm.weight": of(width), "norm.bias": of(width),
         }  # fmt: skip
         return {"image_proj": projecting, "ip_adapter": attentions}
