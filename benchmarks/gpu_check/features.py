@@ -173,7 +173,7 @@ def _row(ours: Ours, drawer: Drawer, shelf: Shelf, fields: Mapping[str, Any]) ->
 
 
 def _run(ours: Ours, fields: Mapping[str, Any], steps: int) -> Run:
-    values = {"prompt": PROMPT, "steps": steps, "cfg": CFG, "seed": SEED} | fields
+    values: dict[str, Any] = {"prompt": PROMPT, "steps": steps, "cfg": CFG, "seed": SEED, **fields}
     if "upscale" in fields:
         del values["steps"], values["cfg"]
     request = GenerateRequest(**values)
