@@ -21,7 +21,8 @@ def png(picture: Image.Image) -> bytes:
 def all_kinds(served: FileServer, worker: RunningWorker) -> dict[str, dict[str, Any]]:
     """Requests by what they are to show, with files at `served`.
 
-    Their networks are `small` (an upscaler), `lines` (a control), `base` and `plus` (adapters).
+    Their networks are `small` (an upscaler), `lines`, `union` and `sketch` (controls), `base` and
+    `plus` (adapters).
     """
     assert worker.engine._ready is not None
     modules = worker.engine._ready.signature.modules
@@ -68,6 +69,16 @@ def all_kinds(served: FileServer, worker: RunningWorker) -> dict[str, dict[str, 
         "two controls and a lora": {
             "controls": [lines | {"canny": {}, "end": 0.6}, lines | {"image": look}],
             "loras": [second],
+        },
+        "a union": {"controls": [{"model": "union", "type": "normal", "image": source}]},
+        "a t2i adapter": {"controls": [{"model": "sketch", "image": source, "scale": 0.7}]},
+        "one control of each kind": {
+            "controls": [
+                {"model": "union", "type": "canny", "image": look, "canny": {}, "start": 0.4},
+                lines | {"scale": 0.5},
+                {"model": "sketch", "image": source, "end": 0.6},
+            ],
+            "loras": [first], "hires": hires,
         },
         "a reference": {"references": [base]},
         "two references over a source": {

@@ -293,6 +293,8 @@ LEAKS: tuple[tuple[str, str, Callable[[Assembly], Undo]], ...] = (
     ("a second pass", "decode", _tiling),
     ("an enlargement", "forward", partial(_network, UPSCALER, "small")),
     ("a control", "unet", partial(_network, CONTROL, "lines")),
+    ("a union", "unet", partial(_network, CONTROL, "union")),
+    ("a t2i adapter", "unet", partial(_network, CONTROL, "sketch")),
     ("a reference", "unet", _left_on),
     ("two references over a source", "unet", partial(_network, ADAPTER, "plus")),
     # Last: the patcher never trusts itself again.

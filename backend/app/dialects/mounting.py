@@ -17,6 +17,7 @@ from app.dialects.a1111.discovery import router as a1111_discovery
 from app.dialects.a1111.errors import SCHEMA as A1111_ERROR
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.routes import router as a1111_router
+from app.dialects.a1111.units import router as a1111_units
 from app.dialects.fal.errors import SCHEMA as FAL_ERROR
 from app.dialects.fal.errors import as_fal
 from app.dialects.fal.routes import router as fal_router
@@ -41,12 +42,14 @@ from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 OPENAI = "/v1"
 A1111 = "/sdapi"
+CONTROLNET = "/controlnet"  # of A1111's extension
 REPLICATE = "/replicate/v1"
 FAL = "/fal"
 MCP = "/mcp"
 _EDITS = f"{OPENAI}/images/edits"
 _IMG2IMG = f"{A1111}/v1/img2img"
 _PNG_INFO = f"{A1111}/v1/png-info"
+_DETECT = f"{CONTROLNET}/detect"
 _REPLICATE_FILES = f"{REPLICATE}/files"
 
 
@@ -66,6 +69,13 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
             shape=as_a1111,
             large_bodies={_PNG_INFO: 12 * 2**20, _IMG2IMG: 24 * 2**20},
             key_first=frozenset({_PNG_INFO, _IMG2IMG}),
+        ),
+        Dialect(
+            CONTROLNET,
+            schemes=frozenset({"basic", "bearer"}),
+            shape=as_a1111,
+            large_bodies={_DETECT: 24 * 2**20},
+            key_first=frozenset({_DETECT}),
         ),
         Dialect(
             REPLICATE,
@@ -88,6 +98,7 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
 _ROUTERS = {
     OPENAI: ("OpenAI Images", [openai_router, openai_edits], OPENAI_ERROR),
     A1111: ("A1111", [a1111_router, a1111_discovery], A1111_ERROR),
+    CONTROLNET: ("A1111 ControlNet", [a1111_units], A1111_ERROR),
     REPLICATE: (
         "Replicate",
         [replicate_router, replicate_files],

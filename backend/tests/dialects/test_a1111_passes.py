@@ -134,6 +134,46 @@ def controlled(inference: InferenceDouble) -> None:
     )
 
 
+async def test_webuiapi_asks_what_there_is_to_hold_a_drawing(
+    controlled: None, served: Served
+) -> None:
+    def use() -> dict[str, Any]:
+        api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
+        maps = api.controlnet_detect([Image.new("RGB", (64, 48), "teal")], module="none")
+        return {
+            "version": api.controlnet_version(),
+            "models": api.controlnet_model_list(),
+            "modules": api.controlnet_module_list(),
+            "detected": [one.getpixel((3, 3)) for one in maps.images],
+        }
+
+    assert await asyncio.to_thread(use) == {
+        "version": 2,
+        "models": ["lines [00000000]", "union [11111111]", "plus [22222222]"],
+        "modules": ["none", "canny", "ip-adapter-auto"],
+        "detected": [(0, 128, 128)],
+    }
+    http = served.backend.http
+    types = (await http.get("/controlnet/control_types")).json()["control_types"]
+    assert types["Canny"]["model_list"] == ["None", "lines [00000000]"]
+    assert types["NormalMap"]["default_model"] == "union [11111111]"
+    assert types["IP-Adapter"]["default_option"] == "ip-adapter-auto"
+    assert types["All"]["model_list"][0] == "None"
+    assert (await http.get("/controlnet/settings")).json() == {"control_net_unit_count": 4}
+    details = (await http.get("/controlnet/module_list")).json()["module_detail"]
+    assert [one and one["value"] for one in details["canny"]["sliders"]] == [None, 100, 200]
+    for body, field in (
+        ({"controlnet_module": "canny"}, "controlnet_module"),
+        ({"controlnet_module": "openpose"}, "controlnet_module"),
+        ({"controlnet_input_images": []}, "controlnet_input_images"),
+        ({"controlnet_input_images": [as_base64(png())] * 5}, "controlnet_input_images"),
+        ({"controlnet_input_images": [as_base64(b"no picture")]}, "The file"),
+        ({"controlnet_input_images": [7]}, "controlnet_input_images[0]"),
+    ):
+        refused = await http.post("/controlnet/detect", json=body)
+        assert (refused.status_code, field in refused.json()["detail"]) == (422, True), refused.text
+
+
 async def test_webuiapi_s_controlnet_units_hold_a_drawing(
     controlled: None, served: Served, inference: InferenceDouble
 ) -> None:

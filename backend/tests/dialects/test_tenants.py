@@ -27,7 +27,13 @@ async def test_every_route_of_every_dialect_asks_for_a_key(served: Served) -> No
 
 
 async def test_whatever_a_path_holds_its_error_is_the_dialect_s(served: Served) -> None:
-    keys = {"/v1": "error", "/sdapi": "errors", "/replicate/v1": "title", "/fal": "error_type"}
+    keys = {
+        "/v1": "error",
+        "/sdapi": "errors",
+        "/controlnet": "errors",
+        "/replicate/v1": "title",
+        "/fal": "error_type",
+    }
     for prefix, key in keys.items():
         for rest in ("a%0Ab", "queue/%0D%0A/b", "%E2%80%A8", "%00"):
             answer = await served.backend.http.get(f"{prefix}/{rest}")

@@ -65,6 +65,7 @@ class ControlKind(StrEnum):
 
     CONTROLNET = "controlnet"
     CONTROLNET_UNION = "controlnet_union"
+    T2I_ADAPTER = "t2i_adapter"
 
 
 class ControlInfo(BaseModel):

@@ -1765,7 +1765,7 @@ export interface components {
          * @description What a control network is.
          * @enum {string}
          */
-        ControlKind: "controlnet" | "controlnet_union";
+        ControlKind: "controlnet" | "controlnet_union" | "t2i_adapter";
         /**
          * CostGroup
          * @description Sums of some contents. `day`, or `id` and `name`, say which.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,15 @@ import httpx2
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    ControlNetModel,
-    ControlNetUnionModel,
-)
+from diffusers import ControlNetModel
 from PIL import Image
 
 from sdxl_contract.limits import ControlKind
 from sdxl_worker.auxiliary.provided import find_controls
 from sdxl_worker.auxiliary.shelf import Shelf
-from sdxl_worker.drawing.controls import Held, as_pixels
+from sdxl_worker.drawing.controls import Held, as_map, as_pixels
 from sdxl_worker.pictures.edges import canny
-from testkit.auxiliary.controls import awake
+from testkit.auxiliary.controls import adapter_for, awake, controls_folder, union_for
 from testkit.auxiliary.denoised import SIDE, SOURCE, ours, theirs, tiny_pipe
 from testkit.worker import (
     Borrowing,
@@ -46,31 +44,23 @@ def pipe() -> Any:
 
 @pytest.fixture(scope="module")
 def networks(pipe: Any) -> dict[str, Any]:
-    torch.manual_seed(5)
-    shape = {
-        name: pipe.unet.config[name]
-        for name in (
-            "in_channels", "down_block_types", "block_out_channels", "layers_per_block",
-            "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
-            "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim",
-            "projection_class_embeddings_input_dim", "norm_num_groups",
-        )
-    }  # fmt: skip
-    union: Any = ControlNetUnionModel
     return {
         "one": awake(ControlNetModel.from_unet(pipe.unet), 1),
         "two": awake(ControlNetModel.from_unet(pipe.unet), 2),
-        "union": awake(union(**shape, num_control_type=6, num_trans_channel=32,
-                    num_trans_head=4, num_proj_channel=32), 3),
-    }  # fmt: skip
+        "union": union_for(pipe.unet, 3),
+        "sketch": adapter_for(pipe.unet, 4),
+        "grey": adapter_for(pipe.unet, 5, in_channels=1),
+    }
 
 
 def held(network: Any, kind: ControlKind, picture: Image.Image = PICTURE, **more: Any) -> Held:
     values = {"scale": 0.8, "start": 0.0, "end": 1.0} | more
-    return Held(kind, network, as_pixels(picture, (SIDE, SIDE), network), **values)
+    prepared = as_map if kind is ControlKind.T2I_ADAPTER else as_pixels
+    return Held(kind, network, prepared(picture, (SIDE, SIDE), network), **values)
 
 
 CONTROLNET, UNION = ControlKind.CONTROLNET, ControlKind.CONTROLNET_UNION
+ADAPTER = ControlKind.T2I_ADAPTER
 
 
 def test_a_controlnet_gives_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -> None:
@@ -117,6 +107,51 @@ def test_a_union_gives_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -
     assert not torch.equal(ours(pipe, [held(networks["union"], UNION, mode=1)]), expected)
 
 
+@pytest.mark.parametrize("end", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["sketch", "grey"])
+def test_a_t2i_adapter_gives_diffusers_own_bits(
+    pipe: Any, networks: dict[str, Any], name: str, end: float
+) -> None:
+    picture = PICTURE.convert("L") if name == "grey" else PICTURE
+    expected = theirs(
+        pipe, "StableDiffusionXLAdapterPipeline", {"adapter": networks[name]},
+        image=picture, adapter_conditioning_scale=0.8, adapter_conditioning_factor=end,
+    )  # fmt: skip
+    assert torch.equal(ours(pipe, [held(networks[name], ADAPTER, end=end)]), expected)
+
+
+def test_two_t2i_adapters_give_diffusers_own_bits(pipe: Any, networks: dict[str, Any]) -> None:
+    both: Any = diffusers.MultiAdapter([networks["sketch"], adapter_for(pipe.unet, 6)])
+    expected = theirs(
+        pipe, "StableDiffusionXLAdapterPipeline", {"adapter": both},
+        image=[PICTURE, OTHER], adapter_conditioning_scale=[0.8, 0.5],
+    )  # fmt: skip
+    controls = [
+        held(networks["sketch"], ADAPTER),
+        held(both.adapters[1], ADAPTER, OTHER, scale=0.5),
+    ]
+    assert torch.equal(ours(pipe, controls), expected)
+
+
+def test_how_an_adapter_s_picture_lies_in_memory_is_part_of_its_bits(
+    pipe: Any, networks: dict[str, Any]
+) -> None:
+    """Why `as_map` says it: the same numbers in rows of channels are rounded otherwise."""
+    one = held(networks["sketch"], ADAPTER)
+    assert one.pixels.stride() == (3 * SIDE * SIDE, 1, 3 * SIDE, 3)
+    other = replace(one, pixels=one.pixels.contiguous())
+    found = [one.network(each.pixels) for each in (one, other)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_holds_sides_that_are_no_multiple_of_its_own(networks: dict[str, Any]) -> None:
+    for name, depth in (("sketch", 3), ("grey", 1)):
+        pixels = as_map(PICTURE, (72, 88), networks[name])
+        assert pixels.shape == (1, depth, 96, 80)
+        assert torch.equal(pixels[..., 71], pixels[..., 79])
+
+
 def test_each_part_of_a_control_shows(pipe: Any, networks: dict[str, Any]) -> None:
     """Else the comparisons above would not see that one is left out."""
     drawn = [
@@ -131,6 +166,12 @@ def test_each_part_of_a_control_shows(pipe: Any, networks: dict[str, Any]) -> No
             [held(networks["one"], CONTROLNET, end=0.5)],
             [held(networks["union"], UNION, mode=3)],
             [held(networks["union"], UNION, mode=3), held(networks["one"], CONTROLNET)],
+            [held(networks["sketch"], ADAPTER)],
+            [held(networks["sketch"], ADAPTER, OTHER)],
+            [held(networks["sketch"], ADAPTER, scale=0.5)],
+            [held(networks["sketch"], ADAPTER, start=0.5)],
+            [held(networks["sketch"], ADAPTER), held(networks["grey"], ADAPTER)],
+            [held(networks["sketch"], ADAPTER), held(networks["one"], CONTROLNET)],
         )
     ]
     for number, one in enumerate(drawn):
@@ -186,7 +227,7 @@ def folder(
     assert worker.engine._ready is not None
     found = tmp_path_factory.mktemp("controls")
     unet = worker.engine._ready.model.pipe.unet
-    awake(ControlNetModel.from_unet(unet), 1).save_pretrained(found / "lines")
+    controls_folder(found, unet)
     networks["one"].save_pretrained(found / "of another model")
     (found / "broken").mkdir()
     (found / "broken" / "config.json").write_text("{")
@@ -199,10 +240,13 @@ def folder(
 def test_a_folder_s_usable_networks_are_listed(worker: RunningWorker, folder: Path) -> None:
     assert worker.engine._ready is not None
     unet = worker.engine._ready.model.pipe.unet
-    [item] = find_controls(folder, unet)
-    assert (item.name, item.about.kind, item.about.types) == ("lines", CONTROLNET, ())
-    shelf = Shelf([item], 1)
+    items = find_controls(folder, unet)
+    assert [(item.name, item.about.kind, len(item.about.types)) for item in items] == [
+        ("lines", CONTROLNET, 0), ("sketch", ADAPTER, 0), ("union", UNION, 6),
+    ]  # fmt: skip
+    shelf = Shelf(items, 1)
     assert isinstance(shelf.get("control", "lines"), ControlNetModel)
+    assert isinstance(shelf.get("control", "sketch"), diffusers.T2IAdapter)
     shelf.verify_full()
     assert find_controls(None, unet) == []
 
@@ -225,9 +269,10 @@ def test_over_http_a_drawing_is_held_and_the_next_one_is_not(
     }  # fmt: skip
     control = {"model": "lines", "image": image}
     with httpx2.Client(base_url=provided.url, timeout=60) as http:
-        assert [one["name"] for one in http.get("/health").json()["limits"]["controls"]] == [
-            "lines"
-        ]
+        offered = http.get("/health").json()["limits"]["controls"]
+        assert [(one["name"], one["kind"]) for one in offered] == [
+            ("lines", "controlnet"), ("sketch", "t2i_adapter"), ("union", "controlnet_union"),
+        ]  # fmt: skip
 
         def drawn(**fields: Any) -> bytes:
             answer = http.post("/generate-image", json=body | fields)
@@ -246,7 +291,11 @@ def test_over_http_a_drawing_is_held_and_the_next_one_is_not(
         edges = drawn(controls=[control | {"canny": {}, "end": 0.7}])
         twice = drawn(controls=[control], hires={"scale": 1.5, "steps": 1, "strength": 0.5})
         over = drawn(controls=[control], image=image, strength=0.7)
-        assert len({free, one, edges, twice, over}) == 5
+        sketch = {"model": "sketch", "image": image}
+        sketched = drawn(controls=[sketch])
+        odd = drawn(controls=[sketch, control], width=72, height=88)
+        assert len({free, one, edges, twice, over, sketched, odd}) == 7
+        assert drawn(controls=[sketch]) == sketched
         assert drawn() == free
         assert drawn(controls=[control]) == one
         for wrong, field in (

@@ -30,7 +30,10 @@ UPSCALER, CONTROL = "upscaler", "control"
 _CLASSES = {
     ControlKind.CONTROLNET: "ControlNetModel",
     ControlKind.CONTROLNET_UNION: "ControlNetUnionModel",
+    ControlKind.T2I_ADAPTER: "T2IAdapter",
 }
+# Of T2I-Adapters, those with SDXL's levels.
+_ADAPTER_TYPE, _ADAPTER_SHRINKS = "full_adapter_xl", 16
 _WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
@@ -87,8 +90,13 @@ def _control(folder: Path, unet: Any) -> Item:
     kind = ControlKind.CONTROLNET
     if "num_control_type" in config:
         kind = ControlKind.CONTROLNET_UNION
+    elif config["_class_name"] == _CLASSES[ControlKind.T2I_ADAPTER]:
+        kind = ControlKind.T2I_ADAPTER
     elif config["_class_name"] != _CLASSES[kind]:
-        raise ValueError(f"{config['_class_name']!r} is no ControlNet: nothing else is taken")
+        raise ValueError(
+            f"{config['_class_name']!r} is neither a ControlNet nor a T2I-Adapter: nothing else is "
+            "taken"
+        )
     cls: Any = getattr(diffusers, _CLASSES[kind])
     weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
     if not NAME.fullmatch(folder.name):
@@ -99,9 +107,7 @@ def _control(folder: Path, unet: Any) -> Item:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if shapes != wanted:
         raise ValueError("its weights are not those of its configuration")
-    if config["cross_attention_dim"] != unet.config.cross_attention_dim or list(
-        config["block_out_channels"]
-    ) != list(unet.config.block_out_channels):
+    if not _fits(kind, config, unet.config):
         raise ValueError("it was made for another UNet")
     dtype = unet.dtype
 
@@ -116,6 +122,23 @@ def _control(folder: Path, unet: Any) -> Item:
         name=folder.name, sha256=sha256_of(weights), kind=kind, types=types, bytes=stamp[0]
     )
     return Item(CONTROL, folder.name, weights, about.sha256, stamp, load, about)
+
+
+def _fits(kind: ControlKind, config: dict[str, Any], unet: Any) -> bool:
+    """Whether what a network of this configuration gives has the UNet's shapes."""
+    blocks = list(unet.block_out_channels)
+    if kind is not ControlKind.T2I_ADAPTER:
+        return (
+            config["cross_attention_dim"] == unet.cross_attention_dim
+            and list(config["block_out_channels"]) == blocks
+        )
+    # One map for each level of the UNet, and one for its middle; it begins at half the latents.
+    return (
+        config["adapter_type"] == _ADAPTER_TYPE
+        and list(config["channels"]) == [*blocks, blocks[-1]]
+        and config["downscale_factor"] == _ADAPTER_SHRINKS
+        and config["in_channels"] in (1, 3)
+    )
 
 
 def entries(folder: Path | None, setting: str) -> Iterator[Path]:

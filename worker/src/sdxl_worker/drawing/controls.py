@@ -1,6 +1,6 @@
 """Control networks in the denoising loop: what they give the UNet at each step.
 
-Duty: ControlNet and ControlNet-Union as further arguments of the UNet, several at
+Duty: ControlNet, ControlNet-Union and T2I-Adapter as further arguments of the UNet, several at
 once, bit for bit what diffusers' pipelines pass it. Nothing is attached to the UNet.
 Must not know: files, requests' limits, how the UNet is called.
 """
@@ -25,8 +25,9 @@ class Held:
     """One network with its picture, ready for a pass.
 
     Attributes:
-        network: a diffusers ControlNetModel or ControlNetUnionModel.
-        pixels: (1, 3, H, W) in [0, 1], of the pass's size, on the network's device.
+        network: a diffusers ControlNetModel, ControlNetUnionModel or T2IAdapter.
+        pixels: (1, 3, H, W) in [0, 1], of the pass's size, on the network's device; see `as_map`
+            for a T2I-Adapter's.
         mode: which of its types, for one that knows several.
     """
 
@@ -48,29 +49,59 @@ def as_pixels(image: Image.Image, size: tuple[int, int], network: Any) -> Tensor
     return pixels.to(network.device, network.dtype)
 
 
+def as_map(image: Image.Image, size: tuple[int, int], network: Any) -> Tensor:
+    """A picture as a T2I-Adapter takes it: grey where it knows one channel, its right and lower
+    edge repeated up to a multiple of what the adapter shrinks by, as the UNet's levels round up.
+
+    Its bytes lie pixel by pixel: convolutions over another order round otherwise than diffusers'.
+    """
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    array = np.array(image.convert("L" if network.config.in_channels == 1 else "RGB"))
+    lines = array.reshape(1, *array.shape[:2], -1).astype(np.float32) / 255.0
+    pixels = torch.from_numpy(lines).permute(0, 3, 1, 2)
+    multiple = network.config.downscale_factor
+    right, below = (-side % multiple for side in size)
+    if right or below:
+        pixels = torch.nn.functional.pad(pixels, (0, right, 0, below), mode="replicate")
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return pixels.to(network.device, network.dtype)
+
+
 class Attachments:
     """What a pass of `count` steps is held by; a denoising's `attach`."""
 
     def __init__(self, held: Sequence[Held], count: int) -> None:
         self._held, self._count = held, count
+        self._features: dict[int, list[Tensor]] = {}  # of T2I-Adapters, the same at each step
 
     @torch.no_grad()
     def __call__(self, inputs: StepInputs) -> Mapping[str, Any]:
         """Further arguments of the UNet for one step."""
         down: list[Tensor] = []
         middle: Tensor | None = None
-        for one in self._held:
+        within: list[Tensor] = []
+        for number, one in enumerate(self._held):
             if inputs.index / self._count < one.start or (inputs.index + 1) / self._count > one.end:
+                continue
+            if one.kind is ControlKind.T2I_ADAPTER:
+                if number not in self._features:
+                    self._features[number] = [one.scale * each for each in one.network(one.pixels)]
+                within = _summed(within, self._features[number])
                 continue
             sides, centre = _controlled(one, inputs)
             down = _summed(down, sides)
             middle = centre if middle is None else middle + centre
-        if middle is None:
-            return {}
-        return {
-            "down_block_additional_residuals": tuple(down),
-            "mid_block_additional_residual": middle,
-        }
+        found: dict[str, Any] = {}
+        if middle is not None:
+            found["down_block_additional_residuals"] = tuple(down)
+            found["mid_block_additional_residual"] = middle
+        if within:
+            # The UNet takes them out of the list one by one.
+            found["down_intrablock_additional_residuals"] = [
+                torch.cat([each] * len(inputs.sample)) for each in within
+            ]
+        return found
 
 
 def _summed(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdxl_contract.drawing.hires import LANCZOS, LATENT
 from sdxl_contract.errors import GenerationFailed
+from sdxl_contract.limits import ControlKind
 from sdxl_contract.prompts.words import Timeline
 from sdxl_contract.result import Phase
 from sdxl_worker.auxiliary.adapters import ADAPTER, ENCODER, Adapter
@@ -26,7 +27,7 @@ from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.auxiliary.upscaler_networks import Upscaler
 from sdxl_worker.auxiliary.upscaling import enlarge
 from sdxl_worker.drawing.beginnings import Beginning, Ground, from_ground, from_noise
-from sdxl_worker.drawing.controls import Attachments, Held, as_pixels
+from sdxl_worker.drawing.controls import Attachments, Held, as_map, as_pixels
 from sdxl_worker.drawing.denoising import Denoising
 from sdxl_worker.drawing.latents import from_image, to_image
 from sdxl_worker.drawing.model_calls import ModelCalls
@@ -309,11 +310,12 @@ class Drawer:
         for control, picture in zip(controls, run.control_pictures, strict=True):
             network = self._network(CONTROL, control.model, _in_use(run))
             about = self._shelf.item(CONTROL, control.model).about
+            prepared = as_map if about.kind is ControlKind.T2I_ADAPTER else as_pixels
             held.append(
                 Held(
                     kind=about.kind,
                     network=network,
-                    pixels=as_pixels(picture, size, network),
+                    pixels=prepared(picture, size, network),
                     scale=control.scale,
                     start=control.start,
                     end=control.end,
