@@ -32,9 +32,12 @@ _TITLES = {"normal": "NormalMap", "segment": "Segmentation", "repaint": "Inpaint
 router = APIRouter()
 
 
-def _titled(one: ControlInfo | AdapterInfo) -> str:
-    """As the extension shows a file: with the beginning of its hash."""
-    return f"{one.name} [{one.sha256[:8]}]"
+_Info = ControlInfo | AdapterInfo
+
+
+def _titled(*networks: _Info) -> list[str]:
+    """As the extension shows files: with the beginning of their hashes."""
+    return [f"{one.name} [{one.sha256[:8]}]" for one in networks]
 
 
 def _known(services: Services) -> tuple[list[ControlInfo], list[AdapterInfo]]:
@@ -58,7 +61,7 @@ async def read_settings(caller: CallerDep) -> dict[str, int]:
 async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, list[str]]:
     """The worker's control networks and adapters."""
     controls, adapters = _known(services)
-    return {"model_list": [_titled(one) for one in (*controls, *adapters)]}
+    return {"model_list": [*_titled(*controls), *_titled(*adapters)]}
 
 
 @router.get("/module_list")
@@ -86,19 +89,19 @@ async def list_types(caller: CallerDep, services: ServicesDep) -> dict[str, Any]
     """Modules and networks by what they hold a drawing to."""
     controls, adapters = _known(services)
     kinds: dict[str, tuple[list[str], list[str]]] = {
-        "All": ([_NONE, _CANNY], [_titled(one) for one in (*controls, *adapters)])
+        "All": ([_NONE, _CANNY], [*_titled(*controls), *_titled(*adapters)])
     }
-    of_one = [_titled(one) for one in controls if not one.types]
+    of_one = _titled(*(one for one in controls if not one.types))
     named = sorted({kind for one in controls for kind in one.types} | {_CANNY})
     for kind in named:
-        fitting = [_titled(one) for one in controls if kind in one.types]
+        fitting = _titled(*(one for one in controls if kind in one.types))
         if kind == _CANNY:  # what a network of one kind holds to its name alone says
             fitting += of_one
         modules = [_NONE, _CANNY] if kind == _CANNY else [_NONE]
         kinds[_TITLES.get(kind, kind.capitalize())] = (modules, fitting)
     if adapters:
         kinds["All"][0].append(_ADAPTER)
-        kinds["IP-Adapter"] = ([_ADAPTER], [_titled(one) for one in adapters])
+        kinds["IP-Adapter"] = ([_ADAPTER], _titled(*adapters))
     return {
         "control_types": {
             kind: {
