@@ -126,7 +126,6 @@ def create_app(
             app.state.start_failure = error
             raise
         app.state.mcp = McpEndpoint(app.state.services)
-        await app.state.mcp.start()
         try:
             yield
         finally:

@@ -22,30 +22,33 @@ from sdxl_contract.errors import ContractError
 
 
 class McpEndpoint:
-    """The tools of one running server."""
+    """The tools of one running server, from the first call on."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        server: MCPServer[object] = build_tools(services)
-        self._manager: StreamableHTTPSessionManager = StreamableHTTPSessionManager(
-            app=server._lowlevel_server,
-            stateless=True,
-            # Whose pages and by which names the server may be called is held to outside.
-            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-            max_request_body_size=services.settings.max_request_bytes,
-        )
+        self._manager: StreamableHTTPSessionManager | None = None
         self._started = asyncio.Event()
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Begin to answer."""
-        # A task of its own: its scope must be left by the task that entered it.
-        self._running = asyncio.create_task(self._run(), name="mcp")
+    async def _open(self) -> StreamableHTTPSessionManager:
+        if self._manager is None:
+            # To build them takes a third of all that a start does in Python.
+            server: MCPServer[object] = build_tools(self._services)
+            self._manager = StreamableHTTPSessionManager(
+                app=server._lowlevel_server,
+                stateless=True,
+                # Whose pages and by which names the server may be called is held to outside.
+                security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+                max_request_body_size=self._services.settings.max_request_bytes,
+            )
+            # A task of its own: its scope must be left by the task that entered it.
+            self._running = asyncio.create_task(self._run(self._manager), name="mcp")
         await self._started.wait()
+        return self._manager
 
-    async def _run(self) -> None:
-        async with self._manager.run():
+    async def _run(self, manager: StreamableHTTPSessionManager) -> None:
+        async with manager.run():
             self._started.set()
             await self._stop.wait()
 
@@ -74,4 +77,5 @@ class McpEndpoint:
             await shape(fault)(scope, receive, send)
             return
         request.state.rights = Rights(request, self._services, caller)
-        await self._manager.handle_request(scope, receive, send)
+        manager = await self._open()
+        await manager.handle_request(scope, receive, send)
