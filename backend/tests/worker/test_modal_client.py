@@ -28,16 +28,7 @@ from sdxl_contract.errors import (
     RequestTimeout,
 )
 from sdxl_contract.request import GenerateRequest, LoraRef, dump_request
-from testkit.doubles.http_server import Reply, as_json
-from testkit.doubles.modal_edge_double import (
-    ModalEdgeDouble,
-    Run,
-    State,
-    modal_http,
-    picture,
-    stream,
-)
-from testkit.modal_client import (
+from testkit.clients.modal_client import (
     BUSY_EDGE,
     HTML,
     KEY,
@@ -47,6 +38,15 @@ from testkit.modal_client import (
     draw,
     failure,
     wanted,
+)
+from testkit.doubles.http_server import Reply, as_json
+from testkit.doubles.modal_edge_double import (
+    ModalEdgeDouble,
+    Run,
+    State,
+    modal_http,
+    picture,
+    stream,
 )
 
 AGAIN = Reply(303, b"", {"Location": "?__modal_function_call_id=fc-0"})

@@ -10,9 +10,9 @@ import pytest
 
 from sdxl_contract.errors import ContractError, GenerationFailed, ModelLoadFailed
 from sdxl_contract.request import GenerateRequest, dump_request
+from testkit.clients.modal_client import BUSY_EDGE, HTML, client_of, wanted
 from testkit.doubles.http_server import Reply
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run, State, modal_http
-from testkit.modal_client import BUSY_EDGE, HTML, client_of, wanted
 
 MAY_RUN: dict[str, Run | Reply] = {
     "chain": Run(seconds=320),
