@@ -270,7 +270,11 @@ class Health(_Answer):
 
     status: HealthStatus
     base_model: str | None = None
-    weights: str | None = Field(default=None, description="as results have it in model_info")
+    weights: str | None = Field(
+        default=None,
+        description="as results have it in model_info; not there while a CPU's first moments go "
+        "into computing it",
+    )
     device: str | None = None
     gpu: str | None = Field(default=None, description="name in the price table, or cpu")
     dtype: str | None = None

@@ -34,7 +34,7 @@ from sdxl_worker.graphs.calls import StaticCalls, Why
 from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
 from sdxl_worker.loading.budgets import MemoryPlan
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, plan_for
-from sdxl_worker.loading.identity import weights_identity
+from sdxl_worker.loading.identity import LaterIdentity, weights_identity
 from sdxl_worker.loading.pipeline import LoadedModel, describe
 from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
 from sdxl_worker.run import Run
@@ -55,7 +55,7 @@ class Assembly:
 
     model: LoadedModel
     limits: ModelLimits
-    weights: str
+    weights: LaterIdentity | str
     patcher: LoraPatcher
     drawer: Drawer
     source: LoraSource
@@ -68,6 +68,15 @@ class Assembly:
     embeddings: EmbeddingSource
     checker: Checker | None
     shelf: Shelf
+
+    @property
+    def known_weights(self) -> str | None:
+        """Which model it is; None as long as that is being computed."""
+        return self.weights if isinstance(self.weights, str) else self.weights.known
+
+    def which_weights(self) -> str:
+        """Which model it is, once that is known."""
+        return self.weights if isinstance(self.weights, str) else self.weights.wait()
 
     def verify_full(self) -> None:
         """Compare every byte and attribute of the model with its start; seconds for a large one.
@@ -97,7 +106,8 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
     later = model.device.type == "cpu"
-    weights = weights_identity(pipe)  # before anything can be written into them
+    # On a GPU it takes milliseconds, and the weights' block is made of them afterwards.
+    weights = None if later else weights_identity(pipe)
     structure = Structure(pipe, later=later)
     recorder, without = _recorder(settings, model, plan)
     patcher = LoraPatcher(
@@ -124,6 +134,8 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         recorder=recorder,
     )
 
+    # Of W0, which no picture that is drawn meanwhile changes.
+    identity = LaterIdentity(pipe, patcher.unwritten) if weights is None else weights
     static = StaticCalls(
         recorder,
         plan.guest_graphs if plan else 0,
@@ -175,7 +187,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     return Assembly(
         model=model,
         limits=limits,
-        weights=weights,
+        weights=identity,
         patcher=patcher,
         drawer=drawer,
         source=source,

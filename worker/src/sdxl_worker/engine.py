@@ -143,7 +143,7 @@ class Engine:
         return Health(
             status=HealthStatus.READY,
             base_model=ready.model.name,
-            weights=ready.weights,
+            weights=ready.known_weights,
             device=str(ready.model.device),
             gpu=ready.gpu,
             dtype=str(ready.model.dtype).removeprefix("torch."),
@@ -273,12 +273,14 @@ class Engine:
                 safety = await asyncio.to_thread(ready.checker.check, pictures)
             run.check()
 
+        # Known long before the first picture is drawn; a wait would not be the loop's.
+        weights = ready.known_weights or await asyncio.to_thread(ready.which_weights)
         answer = Answer(
             run=run,
             drawn=drawn,
             reports=[lora.report() for lora in run.loras],
             base_model=ready.model.name,
-            weights=ready.weights,
+            weights=weights,
             scheduler=scheduler_name(request.scheduler, ready.drawer.own_scheduler),
             gpu=ready.gpu,
             usd_per_second=self._settings.usd_per_second,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sdxl_worker.loading.identity import weights_identity
+from sdxl_worker.loading import identity
+from sdxl_worker.loading.identity import LaterIdentity, weights_identity
+from sdxl_worker.loading.pipeline import load_model
+from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
+from sdxl_worker.settings import Settings
+from testkit.worker import MODEL, kohya_lora
 
 
 class Renamed(nn.Module):
@@ -55,3 +62,42 @@ def test_one_element_another_precision_or_another_place_is_another_model(
     pipe.text_encoder, pipe.text_encoder_2 = pipe.text_encoder_2, pipe.text_encoder
     seen.add(weights_identity(pipe))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_what_is_computed_later_is_that_of_the_start_whatever_lora_is_applied_meanwhile(
+    mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(Settings(base_model=str(MODEL), device="cpu", map_weights=mapped))
+    pipe = model.pipe
+    targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+    before = weights_identity(pipe)
+    patcher = LoraPatcher(targets, kept=model.mapped)
+    go, plain = threading.Event(), identity._print
+
+    def slow(tensor: Any) -> bytes:
+        go.wait(60)
+        return plain(tensor)
+
+    monkeypatch.setattr(identity, "_print", slow)
+    later = LaterIdentity(pipe, patcher.unwritten)
+    lora = parse_lora(kohya_lora(targets.shapes), targets)
+    with patcher.applied([(lora, 1.0)]):
+        assert later.known is None
+        go.set()
+        assert later.wait() == later.known == before
+        # The control: read from the weights themselves it would be another model.
+        assert weights_identity(pipe) != before
+
+
+def test_an_identity_that_cannot_be_computed_says_so_to_who_waits(
+    pipe: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> bytes:
+        raise OSError("the file went away")
+
+    monkeypatch.setattr(identity, "_print", broken)
+    later = LaterIdentity(pipe, lambda tensor: tensor)
+    with pytest.raises(OSError, match="went away"):
+        later.wait()
+    assert later.known is None

@@ -9,6 +9,9 @@ Must not know: requests, files.
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from torch import Tensor
@@ -21,17 +24,65 @@ _PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 def weights_identity(pipe: Any) -> str:
     """32 hexadecimal digits. A checksum at memory speed: no proof against somebody who wants two
     models to have the same."""
-    prints = [
-        part.encode() + _print(tensor)
+    return _joined([part + _print(tensor) for part, tensor in _tensors(pipe)])
+
+
+class LaterIdentity:
+    """`weights_identity` of a pipeline as it is now, computed in a thread: it reads every byte, and
+    of a model in mapped files nobody has done that yet.
+
+    Args:
+        pristine: a weight that may be written meanwhile → its copy that never is; what is none of
+            those is left alone.
+    """
+
+    def __init__(self, pipe: Any, pristine: Callable[[Tensor], Tensor]) -> None:
+        self._left = [(part, pristine(tensor)) for part, tensor in _tensors(pipe)]
+        self._found: Future[str] = Future()
+        # No daemon, which would be torn out of torch's code at the end.
+        threading.Thread(target=self._compute, name="identity").start()
+
+    @property
+    def known(self) -> str | None:
+        """It, or None as long as it is not known."""
+        done = self._found.done() and self._found.exception() is None
+        return self._found.result() if done else None
+
+    def wait(self) -> str:
+        """It, once it is known."""
+        return self._found.result()
+
+    def _compute(self) -> None:
+        prints = []
+        try:
+            while self._left:
+                # A process that ends does not wait for this.
+                if not threading.main_thread().is_alive():
+                    raise CancelledError
+                part, tensor = self._left.pop()
+                prints.append(part + _print(tensor))
+        except BaseException as error:
+            self._found.set_exception(error)
+        else:
+            self._found.set_result(_joined(prints))
+
+
+def _tensors(pipe: Any) -> list[tuple[bytes, Tensor]]:
+    # As parameters, by which their copies are found.
+    return [
+        (part.encode(), tensor)
         for part in _PARTS
-        for tensor in getattr(pipe, part).state_dict().values()
+        for tensor in getattr(pipe, part).state_dict(keep_vars=True).values()
     ]
+
+
+def _joined(prints: list[bytes]) -> str:
     # Sorted, not by name: libraries rename weights from version to version.
     return hashlib.blake2b(b"".join(sorted(prints)), digest_size=16).hexdigest()
 
 
 def _print(tensor: Tensor) -> bytes:
-    flat = tensor.reshape(-1)  # in the order of its axes, whatever that of its memory is
+    flat = tensor.detach().reshape(-1)  # in the order of its axes, whatever that of its memory is
     if flat.storage_offset():  # where it lies in a file must not matter
         flat = flat.clone()
     return str(tuple(tensor.shape)).encode() + fingerprint(flat)

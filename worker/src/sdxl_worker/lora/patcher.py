@@ -90,6 +90,7 @@ class LoraPatcher:
             else:
                 self._kept = kept
             self._pristine[name] = twin
+        self._names = {tensor.data_ptr(): name for name, tensor in self._live.items()}
         everything = dict(targets.tensors())
         self._identities = Identities(targets)
         self._grouped = GroupedWrites(self._live, self._pristine, operand_bytes, recorder)
@@ -136,6 +137,11 @@ class LoraPatcher:
     def pristine(self, module: str) -> Tensor:
         """W0 of a module's weight by full name; not to be written."""
         return self._pristine[f"{module}.weight"]
+
+    def unwritten(self, tensor: Tensor) -> Tensor:
+        """W0 of a parameter that LoRAs may change, not to be written; any other tensor itself."""
+        name = self._names.get(tensor.data_ptr())
+        return tensor if name is None else self._pristine[name]
 
     def apply(
         self,
