@@ -274,7 +274,9 @@ class Engine:
             run.check()
 
         # Known long before the first picture is drawn; a wait would not be the loop's.
-        weights = ready.known_weights or await asyncio.to_thread(ready.which_weights)
+        weights = ready.known_weights
+        if weights is None:
+            weights = await asyncio.to_thread(ready.which_weights)
         answer = Answer(
             run=run,
             drawn=drawn,
