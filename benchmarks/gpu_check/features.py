@@ -29,6 +29,7 @@ from sdxl_worker.embeddings import Embedding
 from sdxl_worker.pictures.canvas import make_canvas
 from sdxl_worker.run import Run
 from testkit.auxiliary.adapters import flat, image_encoder, ip_adapter
+from testkit.auxiliary.controls import adapter_for
 from testkit.auxiliary.upscalers import esrgan
 
 _SHARED = (
@@ -66,6 +67,10 @@ def networks(ours: Ours, *, small: bool) -> Shelf:
 
         return make
 
+    def sketch() -> nn.Module:
+        with torch.device(device):
+            return adapter_for(unet, 1).to(unet.dtype)  # type: ignore[no-any-return]
+
     def encoder() -> nn.Module:
         with torch.device(device):
             return image_encoder(**({} if small else _VIT_H)).to(unet.dtype)  # type: ignore[no-any-return]
@@ -94,6 +99,7 @@ def networks(ours: Ours, *, small: bool) -> Shelf:
             CONTROL, "union", made("ControlNetUnionModel", num_control_type=len(types), **union),
             control("union", ControlKind.CONTROLNET_UNION, types),
         ),
+        item(CONTROL, "sketch", sketch, control("sketch", ControlKind.T2I_ADAPTER)),
         item(ENCODER, ENCODER, encoder),
         item(ADAPTER, "base", adapter),
         item(UPSCALER, "esrgan", upscaler),
@@ -125,6 +131,7 @@ def cases(side: int) -> dict[str, dict[str, Any]]:
         "controlnet_union": plain | {
             "controls": [{"model": "union", "type": "canny", "image": _URL}],
         },
+        "t2i_adapter": plain | {"controls": [{"model": "sketch", "image": _URL}]},
         "ip_adapter": plain | {"references": [{"adapter": "base", "image": _URL}]},
     }  # fmt: skip
 

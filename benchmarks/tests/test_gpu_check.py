@@ -142,7 +142,7 @@ def test_every_way_to_draw_is_timed() -> None:
     assert "failed" not in rows, rows
     assert set(rows) == set(features.cases(64))
     assert all(row["s"] > 0 for row in rows.values())
-    for name in ("controlnet", "controlnet_union", "ip_adapter", "hires_esrgan"):
+    for name in ("controlnet", "controlnet_union", "t2i_adapter", "ip_adapter", "hires_esrgan"):
         assert rows[name]["network_bytes"] > 0
     assert rows["words"]["network_bytes"] == 0
     assert rows["upscale_esrgan"]["size"] == [128, 128]
