@@ -17,7 +17,7 @@ from app.dialects.a1111.discovery import router as a1111_discovery
 from app.dialects.a1111.errors import SCHEMA as A1111_ERROR
 from app.dialects.a1111.errors import as_a1111
 from app.dialects.a1111.routes import router as a1111_router
-from app.dialects.a1111.units import router as a1111_units
+from app.dialects.controlnet.routes import router as controlnet_router
 from app.dialects.fal.errors import SCHEMA as FAL_ERROR
 from app.dialects.fal.errors import as_fal
 from app.dialects.fal.routes import router as fal_router
@@ -42,7 +42,7 @@ from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 OPENAI = "/v1"
 A1111 = "/sdapi"
-CONTROLNET = "/controlnet"  # of A1111's extension
+CONTROLNET = "/controlnet"
 REPLICATE = "/replicate/v1"
 FAL = "/fal"
 MCP = "/mcp"
@@ -98,7 +98,7 @@ def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
 _ROUTERS = {
     OPENAI: ("OpenAI Images", [openai_router, openai_edits], OPENAI_ERROR),
     A1111: ("A1111", [a1111_router, a1111_discovery], A1111_ERROR),
-    CONTROLNET: ("A1111 ControlNet", [a1111_units], A1111_ERROR),
+    CONTROLNET: ("A1111 ControlNet", [controlnet_router], A1111_ERROR),
     REPLICATE: (
         "Replicate",
         [replicate_router, replicate_files],
