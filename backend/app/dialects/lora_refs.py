@@ -48,6 +48,8 @@ async def find_wishes(
 
 async def _find(request: Request, services: Services, caller: Caller, wish: LoraWish) -> LoraUse:
     text = wish.text.strip()
+    if not text:
+        raise InvalidRequest(f"{wish.field}: must name a LoRA", details={"field": wish.field})
     sent = _sent_file(request, services, text)
     stored = stored_file(request, services, text)
     if stored is not None:
@@ -67,6 +69,15 @@ async def _find(request: Request, services: Services, caller: Caller, wish: Lora
         return LoraUse(name=text[:NAME_MAX_CHARS], scale=wish.scale)
     lora = await services.lora_urls.lora_at(caller.owner, url, wish.field)
     return LoraUse(lora_model_id=lora.id, scale=wish.scale)
+
+
+def lora_fields(wishes: Sequence[LoraWish]) -> dict[str, str]:
+    """Our names of the wishes' fields, which stand before other LoRAs, and the caller's."""
+    return {
+        f"loras[{place}].{name}": wish.field
+        for place, wish in enumerate(wishes)
+        for name in ("name", "scale", "lora_model_id")
+    }
 
 
 def stored_file(request: Request, services: Services, url: str) -> str | None:

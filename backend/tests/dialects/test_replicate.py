@@ -282,7 +282,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"image": "data:image/png;base64,eHg="}, "input.image", "PNG"),
     ({"mask": "https://example.com/x.png"}, "input.image", "needs a picture"),
     ({"prompt_strength": 1.5}, "input.prompt_strength", "at most 1"),
-    ({"lora": "Inc"}, "loras[0].name", "Near: “Ink”"),
+    ({"lora": "Inc"}, "input.lora", "Near: “Ink”"),
     ({"lora": "http://127.0.0.1/x"}, "input.lora", "public"),
     ({"lora": "data:,x"}, "input.lora", "base64"),
     ({"loras": [{}]}, "input.loras[0].path", "LoRA"),

@@ -24,9 +24,15 @@ _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
 _PAIR = re.compile(r'\s*([\w ./+-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
+def with_sides(content: Content) -> dict[str, Any]:
+    """A drawn content's parameters; sides that were left to the worker are its pictures' own."""
+    first = content.images[0]
+    return {"width": first.width, "height": first.height, **content.parameters}
+
+
 def infotext(content: Content, prompt: str, seed: int, model: str) -> str:
     """What A1111 keeps with a picture; `prompt` with its tags, as it was sent."""
-    parameters = content.parameters
+    parameters = with_sides(content)
     solver, spacing = shown(parameters.get("scheduler"))
     pairs = [
         ("Steps", parameters["steps"]),

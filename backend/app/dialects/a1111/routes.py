@@ -13,7 +13,7 @@ from app.api.deps import CallerDep, Rights, RightsDep, ServicesDep
 from app.dialects.a1111.controlnet import read_units, unit_fields, with_units
 from app.dialects.a1111.discovery import check_checkpoint, model_name
 from app.dialects.a1111.errors import as_a1111
-from app.dialects.a1111.infotext import infotext, png_texts, read_infotext
+from app.dialects.a1111.infotext import infotext, png_texts, read_infotext, with_sides
 from app.dialects.a1111.jobs import mark_of, progress, stop_all
 from app.dialects.a1111.samplers import shown
 from app.dialects.a1111.schemas import ExtrasIn, Img2ImgIn, Txt2ImgIn
@@ -35,6 +35,8 @@ _FIELDS = {
     "cfg": "cfg_scale",
     "num_images": "batch_size",
     "strength": "denoising_strength",
+    "inpaint.blur": "mask_blur",
+    "inpaint.padding": "inpaint_full_res_padding",
     "hires": "enable_hr",
     "hires.strength": "denoising_strength",
     "hires.scale": "hr_scale",
@@ -87,7 +89,7 @@ async def _answer(rights: Rights, content: Content, asked: Txt2ImgIn) -> Respons
 
 
 def _info(content: Content, asked: Txt2ImgIn, model: str) -> dict[str, Any]:
-    parameters = content.parameters
+    parameters = with_sides(content)
     seeds = [image.seed for image in content.images]
     count = len(seeds)
     prompt, negative = asked.prompt or "", content.negative_prompt

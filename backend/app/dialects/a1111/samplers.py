@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from app.core.errors import NotFound
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.request import Scheduler, scheduler_named
@@ -24,6 +26,7 @@ SOLVERS = {
     "TCD": "tcd",
 }
 SPACINGS = {"automatic": "Automatic", "karras": "Karras", "sgm_uniform": "SGM Uniform"}
+_OLD_SPACING = re.compile(r"\s+(karras|exponential|sgm uniform|trailing)$", re.IGNORECASE)
 _NONE = frozenset({"", "automatic", "none", "use same scheduler"})
 
 
@@ -48,8 +51,8 @@ def joined(sampler: str | None, spacing: str | None) -> Scheduler | None:
         raise error
     if not spacing:
         return plain
-    if plain.value.endswith(("_karras", "_trailing")):
-        return plain  # the older way to write it: the spacing is in the name
+    # The older way to write it has a spacing in the name; one beside it counts for more.
+    name = _OLD_SPACING.sub("", name)
     found = scheduler_named(f"{name} {spacing}")
     if found is None:
         offered = [

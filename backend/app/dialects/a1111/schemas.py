@@ -64,6 +64,10 @@ class Txt2ImgIn(BaseModel):
     tiling: bool | None = False
     script_name: Storable | None = None
     subseed_strength: Number = 0.0
+    seed_resize_from_h: Whole = -1
+    seed_resize_from_w: Whole = -1
+    s_churn: Number = 0.0
+    refiner_checkpoint: Storable | None = None
     alwayson_scripts: dict[str, Any] | None = None
 
     def check_offered(self) -> None:
@@ -72,9 +76,16 @@ class Txt2ImgIn(BaseModel):
         Raises:
             InvalidRequest: names the field.
         """
-        for field in ("restore_faces", "tiling", "script_name", "subseed_strength"):
+        for field in (
+            "restore_faces", "tiling", "script_name", "subseed_strength", "s_churn",
+            "refiner_checkpoint",
+        ):  # fmt: skip
             if getattr(self, field) not in OFF:
                 raise not_offered(field)
+        if (self.seed_resize_from_h or 0) > 0 and (self.seed_resize_from_w or 0) > 0:
+            raise not_offered("seed_resize_from_h")
+        if (self.override_settings or {}).get("sd_vae") not in (*OFF, "Automatic"):
+            raise not_offered("override_settings.sd_vae")
         for name, script in (self.alwayson_scripts or {}).items():
             if name.lower() != SCRIPT and _is_on(script):
                 raise not_offered(f"alwayson_scripts.{name[:60]}")
@@ -83,7 +94,7 @@ class Txt2ImgIn(BaseModel):
     def checkpoint(self) -> str | None:
         """The base model that is asked for."""
         name = (self.override_settings or {}).get("sd_model_checkpoint")
-        return name if isinstance(name, str) and name else None
+        return None if name in OFF else str(name)
 
     def as_asked(self) -> GenerateIn:
         """The same wish in the API's own words.

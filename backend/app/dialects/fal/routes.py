@@ -30,7 +30,7 @@ from app.dialects.fal.schemas import FIELDS, PATHS, InputIn
 from app.dialects.fal.shown import output, status_of, urls_of
 from app.dialects.fal.webhook import key_set
 from app.dialects.from_pictures import with_pictures
-from app.dialects.lora_refs import find_wishes
+from app.dialects.lora_refs import find_wishes, lora_fields
 from app.dialects.subapp import json_body
 from app.models import Content, DialectCall, Status
 from app.models.webhook import Kind
@@ -62,10 +62,11 @@ async def _submit(
     wish = read_as(InputIn, sent)
     if wish.model_name:
         await check_model(services, wish.model_name)
-    with fields_called(FIELDS):
+    wishes = wish.wishes()
+    with fields_called(FIELDS | lora_fields(wishes)):
         limits = services.base_model.limits
         asked = wish.as_asked(name, _NATIVE_SIDE if limits is None else limits.native_size)
-        wished = await find_wishes(request, services, caller, wish.wishes())
+        wished = await find_wishes(request, services, caller, wishes)
         asked = with_loras(asked, wished)
         asked = await with_pictures(request, services, caller, asked, wish.picture(name, sub))
         call = NewCall(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from app.dialects.asking import read_as
 from app.dialects.from_pictures import PictureWish
@@ -65,6 +71,11 @@ class SizeIn(BaseModel):
     height: Pixels
 
 
+def _sized(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """An object is a size and nothing else: what is wrong in it is said of its own field."""
+    return SizeIn.model_validate(value) if isinstance(value, dict) else read(value)
+
+
 class LoraIn(BaseModel):
     """A LoRA: a URL, a Hugging Face id with perhaps a file of it, or a name of the library."""
 
@@ -83,7 +94,7 @@ class InputIn(BaseModel):
     prompt: Storable
     negative_prompt: Storable | None = None
     model_name: Storable | None = None
-    image_size: str | SizeIn | None = None
+    image_size: Annotated[str | SizeIn | None, WrapValidator(_sized)] = None
     num_inference_steps: Steps | None = None
     guidance_scale: Cfg | None = None
     num_images: Count | None = None
@@ -166,7 +177,7 @@ class InputIn(BaseModel):
         return read_as(GenerateIn, {k: v for k, v in values.items() if v is not None})
 
     def _sampler(self) -> str | None:
-        if self.scheduler is None:
+        if not self.scheduler:
             return None
         name = self.scheduler.strip()
         if name.endswith(_TRAILING):

@@ -23,7 +23,10 @@ _MAX_FILES, _MAX_FIELDS = 4, 100
 _NUMBERS = frozenset({"n", "output_compression", "partial_images", "seed", "steps", "cfg"})
 _STRENGTH = "strength"
 # `loras[][name]`, as OpenAI's clients flatten a list of objects.
-_NESTED = re.compile(r"loras\[\]\[(name|scale|lora_model_id)\]")
+_NESTED = re.compile(r"loras\[(\d{0,2})\]\[(name|scale|lora_model_id)\]")
+# Other ways to write a list: each LoRA by its name alone, and places in it.
+_NAMED = re.compile(r"loras(\[\d{0,2}\])?")
+_IMAGE = re.compile(r"image(\[\d{0,2}\])?")
 _FORM = {
     "requestBody": {
         "required": True,
@@ -88,9 +91,8 @@ async def _files(form: FormData) -> tuple[bytes, bytes | None]:
     """The one picture, and the mask if there is one."""
     images = [
         value
-        for name in ("image", "image[]")
-        for value in form.getlist(name)
-        if isinstance(value, UploadFile)
+        for name, value in form.multi_items()
+        if _IMAGE.fullmatch(name) and isinstance(value, UploadFile)
     ]
     if len(images) != 1:
         raise InvalidRequest(
@@ -106,14 +108,24 @@ def _fields(form: FormData) -> dict[str, Any]:
     """The form's texts as the fields of a JSON body."""
     found: dict[str, Any] = {}
     loras: list[dict[str, Any]] = []
+    last = ""
     for name, value in form.multi_items():
         if not isinstance(value, str) or name == _STRENGTH:
             continue
         nested = _NESTED.fullmatch(name)
         if nested is not None:
-            if not loras or nested[1] in loras[-1]:
+            place, field = nested.groups()
+            if not loras or place != last or field in loras[-1]:
                 loras.append({})
-            loras[-1][nested[1]] = _number(name, value) if nested[1] == "scale" else value
+            last = place
+            loras[-1][field] = _number(name, value) if field == "scale" else value
+        elif name != "loras" and _NAMED.fullmatch(name):
+            loras.append({"name": value})
+        elif name.startswith("loras["):
+            raise InvalidRequest(
+                f"{name[:60]}: must be loras[][name], loras[][scale] or loras, a list in JSON",
+                details={"field": "loras"},
+            )
         elif name in _NUMBERS:
             found[name] = _number(name, value)
         elif name == "stream":

@@ -22,7 +22,7 @@ from app.dialects.asking import (
     with_loras,
 )
 from app.dialects.from_pictures import with_pictures
-from app.dialects.lora_refs import find_wishes
+from app.dialects.lora_refs import find_wishes, lora_fields
 from app.dialects.replicate.schemas import FIELDS, InputIn, PredictionIn, wait_seconds
 from app.dialects.replicate.shown import API, model_out, prediction, version_out
 from app.dialects.subapp import json_body
@@ -51,10 +51,11 @@ async def _create(
         wish = read_as(InputIn, sent.input)
     except ContractError as error:
         raise _within_input(error) from None
-    with fields_called(FIELDS):
+    wishes = wish.wishes()
+    with fields_called(FIELDS | lora_fields(wishes)):
         limits = services.base_model.limits
         asked = wish.as_asked(_NATIVE_SIDE if limits is None else limits.native_size)
-        wished = await find_wishes(request, services, caller, wish.wishes())
+        wished = await find_wishes(request, services, caller, wishes)
         asked = with_loras(asked, wished)
         asked = await with_pictures(request, services, caller, asked, wish.picture())
         call = NewCall(
