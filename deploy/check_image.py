@@ -171,6 +171,9 @@ def check_image(path: Path = REPOSITORY / "worker" / "app.py") -> list[str]:
     problems += _control_problems(set(images[CONTROL_LOCK]))
     if uncompiled:
         problems.append(f"{uncompiled} images hold the project's code without compiling it")
+    if not any("gcc" in command.split() for command in _commands(said, "RUN apt-get install")):
+        # Modal's Debian has one; Triton builds with it what DRAW_SPEED=compiled and fp8 launch.
+        problems.append("no image holds a C compiler: compiled and fp8 would draw exactly")
     distributions = importlib.metadata.packages_distributions()
     needed = set(images[DRAWING_LOCK])
     folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]

@@ -302,6 +302,16 @@ def test_a_package_that_the_control_lacks_is_noticed(tmp_path: Path) -> None:
     assert "fastapi is needed and not in control.txt: run make lock" in problems
 
 
+def test_an_image_without_a_compiler_is_noticed(tmp_path: Path) -> None:
+    base = "modal.Image.debian_slim(python_version=PYTHON)"
+    assert SOURCE.count(base) == 1
+    bare = SOURCE.replace(base, 'modal.Image.from_registry("python:3.11-slim")')
+    problems = deploy_check.check_image(rewritten(tmp_path, ast.parse(bare)))
+
+    assert "no image holds a C compiler: compiled and fp8 would draw exactly" in problems
+    assert deploy_check.check_image() == []
+
+
 @pytest.mark.parametrize(
     ("what", "instead"),
     [
