@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -74,12 +74,10 @@ Name = Annotated[
 
 
 def _show_nulls(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Say in the document that each field that may be left out may be null, but a list."""
+    """Say in the document that each field that may be left out may be null."""
     for field, found in schema.get("properties", {}).items():
         kinds = found.get("anyOf", [])
         if field in schema.get("required", ()) or {"type": "null"} in kinds:
-            continue
-        if found.get("type") == "array":
             continue
         about = {key: found.pop(key) for key in ("title", "description", "default") if key in found}
         kind = dict(found)
@@ -88,10 +86,7 @@ def _show_nulls(schema: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 class In(BaseModel):
-    """A body as the API takes it: no unknown field, and null as good as leaving a field out.
-
-    But a list: an empty one says the same.
-    """
+    """A body as the API takes it: no unknown field, and null as good as leaving a field out."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_show_nulls)
 
@@ -110,7 +105,6 @@ class In(BaseModel):
             if value is not None
             or name not in fields
             or fields[name].is_required()
-            or get_origin(fields[name].annotation) is list
             or name in cls.nulls_kept
         }
 

@@ -17,6 +17,7 @@ from app.api.edge.body_deadline import BodyDeadline
 from app.api.edge.compression import takes_gzip
 from app.core.dialect import Dialect, Dialects
 from app.core.settings import load_settings
+from app.schemas.content import GenerateIn
 from app.services.storage import LocalStorage, S3Storage
 from testkit.backend import Backend, StartBackend
 from testkit.lora_bytes import kohya_lora
@@ -329,15 +330,16 @@ async def test_json_in_another_encoding_is_refused_as_at_the_worker(backend: Bac
 
 
 async def test_null_is_as_good_as_leaving_an_optional_field_out(backend: Backend) -> None:
-    fields = ("avatar_id", "negative_prompt", "width", "height", "steps", "cfg", "seed",
-              "num_images", "custom_prompt")  # fmt: skip
-    nothing: dict[str, Any] = dict.fromkeys(fields)
+    fields = {name for name, field in GenerateIn.model_fields.items() if not field.is_required()}
+    assert {"loras", "controls", "seed", "negative_prompt"} <= fields
+    nothing: dict[str, Any] = dict.fromkeys(fields - {"prompt"})
     content = await backend.generate(prompt="a", **nothing)
     plain = await backend.generate(prompt="a")
     assert content["parameters"].keys() == plain["parameters"].keys()
     assert content["parameters"]["steps"] == plain["parameters"]["steps"]
     batch = await backend.http.post(
-        f"{CONTENT}/batch", json={"prompts": ["a"], "count": None, "steps": None, "seed": None}
+        f"{CONTENT}/batch",
+        json={"prompts": ["a"], "count": None, "steps": None, "seed": None, "loras": None},
     )
     assert batch.status_code == 202
     avatars = "/api/v1/identities/avatars"

@@ -1333,12 +1333,12 @@ export interface components {
              * Styles
              * @description names of `GET /words/styles`; their words are put around the prompts
              */
-            styles?: string[];
+            styles?: string[] | null;
             /**
              * Embeddings
              * @description textual inversions whose words stand in the prompts; left out with prompt_syntax a1111: all whose names do
              */
-            embeddings?: components["schemas"]["EmbeddingUse"][];
+            embeddings?: components["schemas"]["EmbeddingUse"][] | null;
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -1359,12 +1359,12 @@ export interface components {
              * Controls
              * @description networks that hold the drawing
              */
-            controls?: components["schemas"]["ControlIn"][];
+            controls?: components["schemas"]["ControlIn"][] | null;
             /**
              * References
              * @description pictures whose look the drawing takes up
              */
-            references?: components["schemas"]["ReferenceIn"][];
+            references?: components["schemas"]["ReferenceIn"][] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -1381,7 +1381,7 @@ export interface components {
             /** Avatar Id */
             avatar_id?: string | null;
             /** Loras */
-            loras?: components["schemas"]["LoraUse"][];
+            loras?: components["schemas"]["LoraUse"][] | null;
             /**
              * Negative Prompt
              * @default
@@ -1472,9 +1472,9 @@ export interface components {
          */
         BoardImagesIn: {
             /** Add */
-            add?: string[];
+            add?: string[] | null;
             /** Remove */
-            remove?: string[];
+            remove?: string[] | null;
         };
         /**
          * BoardIn
@@ -1587,9 +1587,9 @@ export interface components {
          */
         Choice: {
             /** Content Ids */
-            content_ids?: string[];
+            content_ids?: string[] | null;
             /** Image Ids */
-            image_ids?: string[];
+            image_ids?: string[] | null;
         };
         /**
          * ComparisonOut
@@ -2057,12 +2057,12 @@ export interface components {
              * Styles
              * @description names of `GET /words/styles`; their words are put around the prompts
              */
-            styles?: string[];
+            styles?: string[] | null;
             /**
              * Embeddings
              * @description textual inversions whose words stand in the prompts; left out with prompt_syntax a1111: all whose names do
              */
-            embeddings?: components["schemas"]["EmbeddingUse"][];
+            embeddings?: components["schemas"]["EmbeddingUse"][] | null;
             /** @description source that is drawn over */
             image?: components["schemas"]["PictureUse"] | null;
             /** @description which part of image is drawn anew */
@@ -2083,12 +2083,12 @@ export interface components {
              * Controls
              * @description networks that hold the drawing
              */
-            controls?: components["schemas"]["ControlIn"][];
+            controls?: components["schemas"]["ControlIn"][] | null;
             /**
              * References
              * @description pictures whose look the drawing takes up
              */
-            references?: components["schemas"]["ReferenceIn"][];
+            references?: components["schemas"]["ReferenceIn"][] | null;
             /**
              * Guidance Rescale
              * @description 0 if unset; models with zero terminal SNR want about 0.7
@@ -2104,7 +2104,7 @@ export interface components {
             /** Avatar Id */
             avatar_id?: string | null;
             /** Loras */
-            loras?: components["schemas"]["LoraUse"][];
+            loras?: components["schemas"]["LoraUse"][] | null;
             /**
              * Negative Prompt
              * @default
@@ -2523,9 +2523,9 @@ export interface components {
              */
             description?: string | null;
             /** Tags */
-            tags?: string[];
+            tags?: string[] | null;
             /** Trigger Words */
-            trigger_words?: string[];
+            trigger_words?: string[] | null;
             /**
              * Default Scale
              * @default 1
