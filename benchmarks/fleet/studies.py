@@ -197,7 +197,13 @@ STUDIES = {
 }
 
 
-VOLUMES_GIB = (20, 500)
+# How containers start, and GiB of LoRAs on the volume. The small one is the default's; the GPU's
+# memory in a snapshot is tried with the large one, which every answer so far has had.
+WAYS = (
+    (ColdStart.SNAPSHOT, 20),
+    (ColdStart.SNAPSHOT, 500),
+    (ColdStart.GPU_SNAPSHOT, 500),
+)
 
 
 def candidates(
@@ -216,6 +222,7 @@ def candidates(
             Point(
                 (
                     ("GPU", gpu),
+                    ("weights from", start.value),
                     ("LoRA volume, GiB", volume),
                     ("window, s", window),
                     ("min containers", count),
@@ -223,7 +230,7 @@ def candidates(
                 steady(per_minute, loras, 360, max(_COUNTED, per_minute) / 2 * scale),
                 _downloads(
                     Fleet(
-                        timings(gpu, ColdStart.SNAPSHOT),
+                        timings(gpu, start),
                         scaledown_window_s=window,
                         min_containers=count,
                         volume_bytes=volume * GIB,
@@ -232,7 +239,7 @@ def candidates(
                     download_mb_s,
                 ),
             )
-            for volume in VOLUMES_GIB
+            for start, volume in WAYS
             for window in (15, 60, 300)
             for count in counts
         ]

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.fleet import __main__ as simulate_fleet
 from benchmarks.fleet import report, studies
 from benchmarks.fleet.shipped import shipped_fleet
-from deploy.timings import GPUS, ColdStart, Origin, table, timings
+from deploy.timings import GPUS, ColdStart, Origin, cold_start_seconds, table, timings
 from sdxl_worker.deploying.settings import Deployment, Snapshot, container_usd_per_second
 from sdxl_worker.settings import Settings
 
@@ -44,9 +44,18 @@ def test_every_figure_says_where_it_comes_from() -> None:
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_a_nearer_source_of_weights_starts_sooner(gpu: str) -> None:
-    seconds = [timings(gpu, start).cold_start_s for start in ColdStart]
+    ways = [start for start in ColdStart if start is not ColdStart.IMPORTS]
+    seconds = [timings(gpu, start).cold_start_s for start in ways]
 
     assert seconds == sorted(seconds, reverse=True)
+
+
+def test_a_snapshot_of_imports_gives_up_what_the_reading_hid() -> None:
+    """Imports and weights go side by side without it; after it the weights come alone."""
+    alone, beside = (cold_start_seconds(start) for start in (ColdStart.IMPORTS, ColdStart.VOLUME))
+
+    assert alone["weights"] == beside["imports_and_weights"]
+    assert sum(alone.values()) - sum(beside.values()) == pytest.approx(alone["restore"])
 
 
 def test_a_start_from_the_gpu_s_snapshot_takes_some_five_seconds() -> None:

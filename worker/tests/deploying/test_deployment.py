@@ -36,7 +36,7 @@ def read(**values: str) -> Deployment:
         ("DEPLOY_SCALEDOWN_WINDOW_SECONDS", "4000", "less than or equal to 3600"),
         ("DEPLOY_MAX_INPUTS", "1", "greater than or equal to 2"),
         ("DEPLOY_MIN_CONTAINERS", "5", "must be at most DEPLOY_MAX_CONTAINERS, which is 4"),
-        ("DEPLOY_TARGET_INPUTS", "9", "must be at most DEPLOY_MAX_INPUTS, which is 4"),
+        ("DEPLOY_TARGET_INPUTS", "9", "must be at most DEPLOY_MAX_INPUTS, which is 2"),
         ("DEPLOY_APP_NAME", "a b", "pattern"),
         ("DEPLOY_SCALEDOWN", "9", "did you mean DEPLOY_SCALEDOWN_WINDOW_SECONDS?"),
         ("DEPLOY_BASE_MODEL", "x/y", "did you mean BASE_MODEL?"),

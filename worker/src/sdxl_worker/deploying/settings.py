@@ -116,11 +116,11 @@ class Deployment(BaseSettings):
         default=1, ge=1, le=1000, description="requests per container that Modal scales for"
     )
     max_inputs: int = Field(
-        default=4,
+        default=2,
         ge=2,
         le=1000,
-        description="requests that a container takes; one draws, the others wait in line or fetch "
-        "their LoRA, and one place must stay for GET /health",
+        description="requests that a container takes: one draws, the next fetches its LoRA "
+        "meanwhile; what more it takes waits there, though another container may be free",
     )
     routing: Routing = Field(
         default=Routing.QUEUE,
