@@ -356,3 +356,31 @@ def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
     expect(page.get_by_text("The server does not answer. The page keeps")).to_be_hidden()
     draw(page, "an apple after all")
     expect_status(page, "succeeded")
+
+
+def test_a_dropped_picture_s_file_gives_the_same_picture_again(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    first = studio.draw(
+        "an ((apple))", negative_prompt="a pear", prompt_syntax="a1111", clip_skip=1, seed=11,
+        guidance_rescale=0.123456789, scheduler="euler_a",
+        hires={"scale": 1.5, "steps": 2, "strength": 0.5, "prompt": "a lemon, ripe", "cfg": 3.5},
+    )  # fmt: skip
+    page = open_page(studio.url)
+    transfer = page.evaluate_handle(
+        """(bytes) => { const t = new DataTransfer();
+        const type = 'image/png';
+        t.items.add(new File([new Uint8Array(bytes)], 'a.png', { type })); return t; }""",
+        list(httpx2.get(first["image_url"]).content),
+    )
+    page.locator(".composer").dispatch_event("drop", {"dataTransfer": transfer})
+    more = page.get_by_text("Also taken over")
+    expect(more).to_contain_text("lip skip")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("an ((apple))")
+
+    drawn = draw(page, "an ((apple))")
+    expect_status(page, "succeeded")
+    again = studio.content(drawn)
+    assert again["images"][0]["sha256"] == first["images"][0]["sha256"]
+    page.get_by_role("button", name="Take out").click()
+    expect(more).to_have_count(0)
