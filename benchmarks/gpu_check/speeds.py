@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from benchmarks.gpu_check.exactness import PROMPT
 from benchmarks.gpu_check.inputs import LoraFiles
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.assembly import Assembly, assemble
+from sdxl_worker.assembly import Assembly, assemble, moved_to
 from sdxl_worker.drawing.prompts import encode_prompts
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
+from sdxl_worker.graphs.cuda import Uploads
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, ParsedLora, lora_targets, parse_lora
 from sdxl_worker.run import Run
@@ -63,6 +64,7 @@ class Ours:
             settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1))
         )
         self._files: dict[Path, tuple[bytes, str]] = {}
+        self._uploads = Uploads(self.ready.model.device) if device == "cuda" else None
         self.static: StaticCalls = self.ready.drawer._calls.static
         if device != "cuda":
             # A recorder in the graph's place, so that every line here runs anywhere.
@@ -75,7 +77,10 @@ class Ours:
             data = path.read_bytes()
             self._files[path] = data, hashlib.sha256(data).hexdigest()
         data, sha256 = self._files[path]
-        return parse_lora(data, self.ready.patcher._targets, sha256=sha256).to(self.device)
+        lora = parse_lora(data, self.ready.patcher._targets, sha256=sha256)
+        if self._uploads is None:
+            return lora
+        return moved_to(self.ready.model.device, self._uploads, lora)
 
     def draw_with(self, path: Path) -> bytes:
         """The pixels of the picture with the LoRA in `path`."""

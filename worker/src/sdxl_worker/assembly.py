@@ -223,7 +223,7 @@ def _recorder(
 def moved_to(device: torch.device, uploads: Uploads, lora: ParsedLora) -> ParsedLora:
     """`lora` on the GPU; as it is where that has no room: the patcher takes it from anywhere."""
     try:
-        return uploads.run(lambda: lora.to(device), _one_of_each_memory)
+        return uploads.run(lambda: lora.to(device, uploads.staged), _one_of_each_memory)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

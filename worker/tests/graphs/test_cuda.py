@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdxl_worker.assembly import moved_to
 from sdxl_worker.graphs.calls import StaticCalls
-from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.graphs.cuda import CudaRecorder, Staging, Uploads
 from sdxl_worker.lora import ParsedLora, parse_lora
 from testkit.graphs import CudaDouble
 from testkit.lora import lora_file, save, tiny_model
@@ -117,7 +117,7 @@ def moved(cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora, t
 def test_a_lora_is_whole_and_marked_as_in_use_when_it_is_on_the_gpu(
     cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora
 ) -> None:
-    found, marked = moved(cuda, monkeypatch, lora, lambda one, _: one)
+    found, marked = moved(cuda, monkeypatch, lora, lambda one, *_: one)
 
     assert found is lora
     assert cuda.log == ["synchronize"]
@@ -140,3 +140,64 @@ def test_a_lora_for_which_the_gpu_has_no_room_stays_where_it_is(
 
     with pytest.raises(RuntimeError, match="illegal"):
         moved(cuda, monkeypatch, lora, broken)
+
+
+class Event:
+    """Says of a half of the staging memory whether its transfer was waited for."""
+
+    made: ClassVar[list[Event]] = []
+
+    def __init__(self) -> None:
+        self.under_way = False
+        self.waits = 0
+        self.made.append(self)
+
+    def record(self) -> None:
+        assert not self.under_way, "a half was filled while it was on its way"
+        self.under_way = True
+
+    def synchronize(self) -> None:
+        self.waits += self.under_way
+        self.under_way = False
+
+
+def test_bytes_go_by_pinned_halves_that_are_waited_for_before_they_are_filled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    Event.made.clear()
+    staging = Staging(torch.device("cpu"), chunk=8)
+    for size in (0, 1, 8, 9, 16, 40, 41):
+        source = torch.arange(size, dtype=torch.uint8)
+        assert torch.equal(staging.copied(source), source)
+    assert sum(event.waits for event in Event.made) > 10
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_where_nothing_can_be_pinned_bytes_go_without(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora, short: bool
+) -> None:
+    uploads = Uploads(torch.device("cpu"))
+    monkeypatch.setattr(uploads, "_staging", None)
+    for layer, other in zip(
+        lora.layers.values(), lora.to("cpu", uploads.staged).layers.values(), strict=True
+    ):
+        for slot, tensor in layer.tensors.items():
+            assert torch.equal(other.tensors[slot], tensor)
+
+    class Broken(Staging):
+        def __init__(self) -> None: ...
+
+        def copied(self, source: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("out of memory") if short else RuntimeError("not pinned")
+
+    monkeypatch.setattr(uploads, "_staging", Broken())
+    source = torch.arange(5, dtype=torch.uint8)
+    if short:
+        # For which a LoRA stays where it is; the staging is as good as before.
+        with pytest.raises(torch.OutOfMemoryError):
+            uploads.staged(source)
+        assert uploads._staging is not None
+        return
+    assert torch.equal(uploads.staged(source), source)
+    assert uploads._staging is None

@@ -109,6 +109,17 @@ def test_what_is_copied_beside_the_drawing_is_whole() -> None:
         assert bool(torch.isfinite(busy).all())
 
 
+def test_bytes_by_way_of_pinned_memory_are_whole_however_many() -> None:
+    uploads = Uploads(DEVICE)
+    assert uploads._staging is not None
+    half = len(uploads._staging._chunks[0])
+    for size in (0, 1, half - 1, half, half + 1, 2 * half, 5 * half + 3):
+        source = torch.randint(256, (size,), dtype=torch.uint8)
+        found = uploads.run(lambda source=source: uploads.staged(source), lambda one: [one])  # type: ignore[misc]
+        assert torch.equal(found.cpu(), source)
+    assert uploads._staging is not None
+
+
 @pytest.fixture(scope="module")
 def ready() -> Assembly:
     settings = Settings(base_model=str(MODEL), device="cuda")

@@ -209,11 +209,11 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     monkeypatch.setattr(assembly, "plan_for", lambda *_, **__: plan)
     monkeypatch.setattr(assembly, "gpu_name", lambda _: "T4")
     # A stream of its own needs a real device.
-    uploads = SimpleNamespace(run=lambda copy, tensors: copy())
+    uploads = SimpleNamespace(run=lambda copy, tensors: copy(), staged=None)
     monkeypatch.setattr(assembly, "Uploads", lambda device: uploads)
     ready = assembly.assemble(settings(), model, worker.engine._fetcher)
     moved: list[object] = []
-    lora: Any = SimpleNamespace(to=lambda device: moved.append(device))
+    lora: Any = SimpleNamespace(to=lambda device, _: moved.append(device))
     ready.source._prepare(lora)
 
     assert placed == [expected]

@@ -22,6 +22,8 @@ T = TypeVar("T")
 _WARM_UPS = 2
 # Steps that a thread may have given to the GPU and that are not done.
 _AHEAD = 2
+# Of pinned memory, twice: large enough that a copy pays, small beside what a LoRA takes.
+_CHUNK_BYTES = 16 << 20
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -153,6 +155,37 @@ class CudaRecorder:
             del self._pools[name]
 
 
+class Staging:
+    """Copies bytes to a device by way of pinned memory that is there for good: while one half of it
+    is on its way, the other is filled. One thread at a time, on one stream.
+
+    Args:
+        chunk: bytes of each half.
+    """
+
+    def __init__(self, device: torch.device, chunk: int = _CHUNK_BYTES) -> None:
+        self._device = device
+        self._chunks = [
+            torch.empty(chunk, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            for _ in range(2)
+        ]
+        self._sent: list[Any] = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+
+    def copied(self, source: Tensor) -> Tensor:
+        """`source`, bytes in a row on the CPU, on the device; its end may still be on its way."""
+        found = torch.empty_like(source, device=self._device)
+        step = len(self._chunks[0])
+        for number, start in enumerate(range(0, len(source), step)):
+            half, sent = self._chunks[number % 2], self._sent[number % 2]
+            part = source[start : start + step]
+            # Its last transfer, if there was one, be it of an upload before this one.
+            sent.synchronize()
+            half[: len(part)].copy_(part)
+            found[start : start + step].copy_(half[: len(part)], non_blocking=True)
+            sent.record()
+        return found
+
+
 class Uploads:
     """Copies to a device on a stream of its own: whoever draws there neither waits nor is waited
     for. Any thread."""
@@ -160,6 +193,21 @@ class Uploads:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._staging: Staging | None = None
+        with suppress(RuntimeError, AssertionError):
+            # A computer may have no memory to pin: then the driver stages, in its own small pieces.
+            self._staging = Staging(device)
+
+    def staged(self, source: Tensor) -> Tensor:
+        """Bytes in a row on the device, within `run`; by way of pinned memory where that works."""
+        if self._staging is not None and source.device.type == "cpu":
+            try:
+                return self._staging.copied(source)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                self._staging = None
+        return source.to(self._device, non_blocking=True)
 
     def run(self, copy: Callable[[], T], tensors: Callable[[T], list[Tensor]]) -> T:
         """What `copy` gives, whole when this returns.

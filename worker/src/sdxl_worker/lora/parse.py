@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +81,30 @@ class ParsedLora:
             modules_unmatched=list(self.strays),
         )
 
-    def to(self, device: torch.device | str) -> ParsedLora:
-        """The same factors on `device`; the file's buffer is moved as one block."""
+    def to(
+        self, device: torch.device | str, move: Callable[[Tensor], Tensor] | None = None
+    ) -> ParsedLora:
+        """The same factors on `device`; the file's buffer is moved as one block, by `move` if that
+        is given: bytes in a row → the same on the device."""
+        move = move or partial(_to, device)
         moved: dict[int, Tensor] = {}
         layers = {}
         for name, layer in self.layers.items():
-            tensors = {
-                slot: _moved(tensor, device, moved) for slot, tensor in layer.tensors.items()
-            }
+            tensors = {slot: _moved(tensor, move, moved) for slot, tensor in layer.tensors.items()}
             layers[name] = replace(layer, tensors=tensors)
         return replace(self, layers=layers)
 
 
-def _moved(tensor: Tensor, device: torch.device | str, moved: dict[int, Tensor]) -> Tensor:
+def _to(device: torch.device | str, whole: Tensor) -> Tensor:
+    return whole.to(device, non_blocking=True)
+
+
+def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor], moved: dict[int, Tensor]) -> Tensor:
     storage = tensor.untyped_storage()
     key = storage.data_ptr()
     if key not in moved:
         whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-        moved[key] = whole.to(device, non_blocking=True)
+        moved[key] = move(whole)
     start = tensor.storage_offset() * tensor.element_size()
     part = moved[key][start : start + tensor.numel() * tensor.element_size()]
     return part.view(tensor.dtype).view(tensor.shape)
