@@ -59,6 +59,7 @@ async def test_one_is_kept_once_under_a_word_of_its_own(backend: Backend) -> Non
         (embedding_bytes()[:-8], "style", 422, "not safetensors"),
         (embedding_bytes(names="la"), "style", 422, "clip_l and clip_g"),
         (embedding_bytes(76), "style", 422, "has 76 vectors"),
+        (embedding_bytes(tag="x" * 2**16), "style", 422, "at most 65536 are read"),
         (b"\0" * (EMBEDDING_MAX_BYTES + 1), "style", 413, str(EMBEDDING_MAX_BYTES)),
         (embedding_bytes(), "two words", 422, "name"),
         (embedding_bytes(), "a:b", 422, "name"),

@@ -14,6 +14,8 @@ from sdxl_contract.lora.safetensors import read_header_bytes
 
 # What a file calls the vectors of each text encoder.
 EMBEDDING_TENSORS = ("clip_l", "clip_g")
+# Two tensors take 200 bytes of it; a whole file of header would take seconds to read.
+_HEADER_MAX_BYTES = 64 * 2**10
 _DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -36,6 +38,11 @@ def count_vectors(data: bytes, widths: Sequence[int] | None, field: str) -> int:
     def wrong(why: str, reason: str) -> LoraLoadFailed:
         return wrong_embedding(field, why, reason)
 
+    length = int.from_bytes(data[:8], "little")
+    if _HEADER_MAX_BYTES < length <= len(data):
+        raise wrong(
+            f"its header has {length} bytes: at most {_HEADER_MAX_BYTES} are read", "header"
+        )
     try:
         tensors = read_header_bytes(data).tensors
     except LoraLoadFailed as error:
