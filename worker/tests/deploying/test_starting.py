@@ -13,12 +13,12 @@ import torch
 
 from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.result import HealthStatus
-from sdxl_worker import assembly
 from sdxl_worker.deploying import starting
 from sdxl_worker.deploying.settings import Deployment
 from sdxl_worker.deploying.single_file import WeightsError
 from sdxl_worker.deploying.starting import Weights, still_current
 from sdxl_worker.deploying.volume import fill, read_manifest, verify
+from sdxl_worker.drawing import speeds
 from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 from testkit.worker import MODEL
@@ -126,7 +126,7 @@ def _started(
 
     monkeypatch.setattr(starting, "CompiledCode", Code)
     # What is compiled is not the matter here, and would take a minute.
-    monkeypatch.setattr(assembly, "compile_unet", lambda unet: unet)
+    monkeypatch.setattr(speeds, "compile_unet", lambda unet: unet)
     deployment = _deployment(volume)
     own = Settings(device="cpu", dtype=Dtype.FLOAT32, base_model=str(volume), **settings)
     started = starting.go_on(starting.begin(deployment, own), deployment, own)
