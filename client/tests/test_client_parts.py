@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
 from sdxl_client import ApiError, AsyncClient, Client, ConnectionLost, LoraUse, calls, models
 from sdxl_client.calls import Call
 from sdxl_client.cli import config
+from sdxl_client.cli.app import app as command
 from sdxl_client.cli.config import Login
 from sdxl_client.cli.contents import read_lora, read_size
 from sdxl_client.errors import SdxlError
@@ -144,3 +146,22 @@ def test_what_a_lora_is_called_on_the_command_line() -> None:
     assert read_lora(client, "Ink: the second") == LoraUse(name="Ink: the second", scale=1.0)
     assert read_size("640x480") == (640, 480)
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["login", "--url", "nonsense", "--key-stdin"], "https://"),
+        (["login", "--url", "http://127.0.0.1:1"], "--key-stdin"),
+        (["generate", "x", "--lora", "x.safetensors:abc"], "no number"),
+        (["batch", "nobody.txt"], "is not there"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(
+    arguments: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDXL_URL", "http://127.0.0.1:1")
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    done = CliRunner().invoke(command, arguments, input="k\n")
+    assert (done.exit_code, hint in done.output) == (2, True), done.output

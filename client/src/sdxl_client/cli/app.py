@@ -45,6 +45,10 @@ def login(
 ) -> None:
     """Keep a server and a key for it, in a file that only you read."""
     url = url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter("must begin with http:// or https://", param_hint="--url")
+    if not key_stdin and not sys.stdin.isatty():
+        stop("no terminal to ask for the key on: send it with --key-stdin", Exit.USAGE)
     key = sys.stdin.readline() if key_stdin else getpass.getpass("API key (empty: none): ")
     with Client(url, key.strip() or None) as client:
         told = client.session()

@@ -35,6 +35,10 @@ def read_lora(client: Client, text: str) -> LoraUse:
         try:
             scale = float(number)
         except ValueError:
+            if Path(name).is_file():
+                raise typer.BadParameter(
+                    f"{number!r} is no number: FILE.safetensors:0.8", param_hint="--lora"
+                ) from None
             name = text
     else:
         name = text
@@ -198,6 +202,8 @@ def batch(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="return as soon as accepted")] = False,
 ) -> None:
     """Draw every prompt of a file, all or none."""
+    if str(file) != "-" and not file.is_file():
+        raise typer.BadParameter(f"{file} is not there", param_hint="file")
     text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
