@@ -197,6 +197,7 @@ def _routes() -> tuple[BaseRoute, ...]:
             part.router
             for part in (content, images, words, embeddings, loras, identities, costs, webhooks)
         ),
+        content.queue_router,
         collection.content_router,
         collection.router,
         health.model_router,

@@ -85,6 +85,7 @@ async function open(): Promise<void> {
     store.wasRefused.value = false;
     store.gate.value = 'open';
     await Promise.all([store.refreshModel(RETRY_MS), store.refreshLibrary(), readFeed()]);
+    void store.refreshQueue();
     prefetch();
     if (dropDeletedLoras()) store.tell(t('told.loraDropped'), { isError: true });
   } catch (error) {
@@ -115,9 +116,11 @@ export function App() {
       if (store.gate.value !== 'open' || document.hidden || Date.now() - asked < pause) return;
       asked = Date.now();
       void store.refreshModel();
+      void store.refreshQueue();
     }, NO_MODEL_MS);
     onNews((news) => {
       if (news.kind === 'session') void open();
+      if (news.kind === 'queue') void store.refreshQueue();
     });
     const stop = effect(() => {
       document.documentElement.lang = language.value;

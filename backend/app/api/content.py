@@ -24,10 +24,12 @@ from app.schemas.common import Page
 from app.schemas.content import (
     ContentOut,
     GenerateIn,
+    QueueOut,
 )
 from sdxl_contract.errors import InvalidRequest
 
 router = APIRouter(prefix="/content", tags=["content"])
+queue_router = APIRouter(prefix="/queue", tags=["content"])
 
 _MAX_WAIT_SECONDS = 600.0
 _WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,30})\"?")
@@ -290,6 +292,27 @@ async def follow_content(
                 event=event.type,
                 id=None if event.number is None else str(event.number),
             )
+
+
+@queue_router.get("")
+async def read_queue(owner: OwnerDep, services: ServicesDep) -> QueueOut:
+    """How many contents wait and are being drawn, and whether the queue is paused."""
+    return QueueOut(**(await services.queue.line(owner))._asdict())
+
+
+@queue_router.post("/pause")
+async def pause_queue(owner: OwnerDep, services: ServicesDep) -> QueueOut:
+    """Begin nothing more, until it is resumed; what is being drawn goes on to its end.
+
+    Contents are still accepted, and wait. Their deadlines go on. Pausing twice is pausing once.
+    """
+    return QueueOut(**(await services.queue.line(owner, paused=True))._asdict())
+
+
+@queue_router.post("/resume")
+async def resume_queue(owner: OwnerDep, services: ServicesDep) -> QueueOut:
+    """Go on with what waits, within seconds."""
+    return QueueOut(**(await services.queue.line(owner, paused=False))._asdict())
 
 
 def _out(services: ServicesDep, content: Content, *, binned: bool = False) -> ContentOut:

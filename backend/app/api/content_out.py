@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.models import Avatar, Content, Image, LoraModel, Status
+from app.models import PAUSED, Avatar, Content, Image, LoraModel, Status
 from app.models.base import utc_now
 from app.schemas.content import (
     ContentOut,
@@ -124,7 +124,8 @@ def _waiting_for(content: Content, line_waits_for: Mapping[str, str] | None) -> 
     if content.status == Status.QUEUED:
         # What it met itself may be over; a time before which it is not tried again is not.
         own = found if content.retry_at is not None and content.retry_at > utc_now() else None
-        found = line_waits_for or own
+        is_paused = found is not None and found["reason"] == PAUSED["reason"]
+        found = found if is_paused else line_waits_for or own
     return None if found is None else WaitingFor.model_validate(found)
 
 

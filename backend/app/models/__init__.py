@@ -8,7 +8,7 @@ from app.models.batch import Batch
 from app.models.board import Board, BoardImage, Share
 from app.models.content import Content, DialectCall, GenerationEvent, GenerationRecord, Status
 from app.models.image import Image, InputImage, SentFile
-from app.models.limits import CallRate, QueueTurn, RemovedCost
+from app.models.limits import PAUSED, CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import Embedding, LoraModel, LoraSource
 from app.models.page_session import PageSession
 from app.models.takedown import Takedown, TakenDownPicture
@@ -16,6 +16,7 @@ from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDe
 
 __all__ = [
     "LOCAL_OWNER",
+    "PAUSED",
     "ApiKey",
     "Avatar",
     "Base",

@@ -8,6 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, LongText, Moment
 
+# What contents of a paused queue wait for.
+PAUSED = {"reason": "queue_paused", "message": "the queue was paused by whom it belongs to"}
+
 
 class CallRate(Base):
     """At `free_at` the caller has all its calls again; each call moves it on by one call's share.
@@ -35,6 +38,7 @@ class QueueTurn(Base):
     began: Mapped[float] = mapped_column(default=0.0, server_default="0")  # of its last content
     ended: Mapped[float] = mapped_column(default=0.0, server_default="0")
     loras: Mapped[LongText | None]  # hashes of its last content's, in order; None: it had none
+    paused_at: Mapped[Moment | None]  # since when nothing more of its is begun
 
 
 class RemovedCost(Base):

@@ -60,6 +60,7 @@ _CLAIM = f"""
             ORDER BY created_at, id LIMIT 1
         ) g
         LEFT JOIN queue_turn t ON t.owner = o.owner
+        WHERE t.paused_at IS NULL
         ORDER BY begins, g.created_at, g.id LIMIT 1
     ), together AS (
         SELECT near.id, near.job_id, f.owner, f.begins, near.loras, near.images / f.weight AS share

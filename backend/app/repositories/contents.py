@@ -10,24 +10,52 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+from psycopg.types.json import Jsonb
 from sqlalchemy import and_, delete, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.core.db import DriverConnection, fetch_rows, fetch_value
-from app.models import Content, Image, Status
+from app.models import PAUSED, Content, Image, Status
+from app.models.base import utc_now
 from app.models.filters import ContentFilter
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters
 from app.repositories.filters import conditions
 
+# What comes while its owner's queue is paused waits for that.
+_IF_PAUSED = (
+    "(SELECT %(paused)s::jsonb FROM queue_turn WHERE owner = %(owner)s::varchar "
+    "AND paused_at IS NOT NULL)"
+)
 _ADD = f"""
     WITH added AS (
-        INSERT INTO generation ({listed(GENERATION)}) VALUES ({parameters(GENERATION)})
+        INSERT INTO generation ({listed(GENERATION)})
+        VALUES ({parameters(GENERATION).replace("%(waiting_for)s", _IF_PAUSED)})
     )
     INSERT INTO generation_event (generation_id, type, data)
     VALUES (%(id)s, '{Status.QUEUED}', '{{}}')
+"""
+_PAUSE = f"""
+    WITH turn AS (
+        INSERT INTO queue_turn AS t (owner, paused_at) VALUES (%(owner)s, %(now)s)
+        ON CONFLICT (owner) DO UPDATE SET paused_at = coalesce(t.paused_at, excluded.paused_at)
+    )
+    UPDATE generation SET waiting_for = %(paused)s
+    WHERE owner = %(owner)s AND status = '{Status.QUEUED}'
+"""
+_RESUME = f"""
+    WITH turn AS (UPDATE queue_turn SET paused_at = NULL WHERE owner = %(owner)s)
+    UPDATE generation SET waiting_for = NULL
+    WHERE owner = %(owner)s AND status = '{Status.QUEUED}'
+    AND waiting_for ->> 'reason' = '{PAUSED["reason"]}'
+"""
+_LINE = f"""
+    SELECT (SELECT paused_at FROM queue_turn WHERE owner = %(owner)s) AS paused_at,
+        count(*) FILTER (WHERE status = '{Status.QUEUED}') AS queued,
+        count(*) FILTER (WHERE status = '{Status.RUNNING}') AS running
+    FROM generation WHERE owner = %(owner)s AND status IN ('{Status.QUEUED}', '{Status.RUNNING}')
 """
 _PIECE_PREFIX = "piece_"
 _PIECES = ", ".join(f"p.{name} AS {_PIECE_PREFIX}{name}" for name in PIECE)
@@ -47,6 +75,14 @@ _USUAL_USD = f"""
 """
 
 
+class Line(NamedTuple):
+    """An owner's queue: since when it is paused, and how many of its contents wait and run."""
+
+    paused_at: datetime | None
+    queued: int
+    running: int
+
+
 class ContentStatements:
     """Contents of one owner."""
 
@@ -54,10 +90,25 @@ class ContentStatements:
         self._connection = connection
         self._owner = owner
 
+    async def pause(self) -> None:
+        """Begin nothing more of the owner's; what runs goes on."""
+        values = {"owner": self._owner, "now": utc_now(), "paused": Jsonb(PAUSED)}
+        await self._connection.execute(_PAUSE.encode(), values)
+
+    async def resume(self) -> None:
+        """Let the owner's contents take their turns again."""
+        await self._connection.execute(_RESUME.encode(), {"owner": self._owner})
+
+    async def line(self) -> Line:
+        """The owner's queue as it is."""
+        rows = await fetch_rows(self._connection, _LINE, {"owner": self._owner})
+        return Line(**rows[0])
+
     async def add(self, content: Content) -> None:
         """Insert; raises psycopg's IntegrityError where its idempotency key was used meanwhile."""
         values = {name: getattr(content, name) for name in GENERATION}
-        await self._connection.execute(_ADD.encode(), as_values(Content, values))
+        values = {**as_values(Content, values), "paused": Jsonb(PAUSED)}
+        await self._connection.execute(_ADD.encode(), values)
 
     async def get(self, content_id: uuid.UUID) -> Content | None:
         """One, with its pictures."""

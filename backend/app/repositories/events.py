@@ -52,14 +52,18 @@ _PLACE = f"""
         SELECT count(*) AS before FROM generation g JOIN mine ON g.owner = mine.owner
         WHERE (g.created_at, g.id) < (mine.created_at, mine.id)
         AND g.status = '{Status.QUEUED}' AND g.finished_at IS NULL
+    ), paused AS (
+        SELECT owner FROM queue_turn WHERE paused_at IS NOT NULL
     ), others AS (
         SELECT count(*) AS waiting FROM generation g JOIN mine ON g.owner <> mine.owner
-        WHERE g.status = '{Status.QUEUED}' AND g.finished_at IS NULL GROUP BY g.owner
+        WHERE g.status = '{Status.QUEUED}' AND g.finished_at IS NULL
+        AND g.owner NOT IN (SELECT owner FROM paused) GROUP BY g.owner
     )
     SELECT own.before + coalesce(
             (SELECT sum(least(waiting, own.before + 1)) FROM others), 0
         )::bigint AS position,
-        CASE WHEN mine.retry_at > clock_timestamp() THEN mine.waiting_for END AS waiting_for
+        CASE WHEN mine.retry_at > clock_timestamp() OR mine.owner IN (SELECT owner FROM paused)
+            THEN mine.waiting_for END AS waiting_for
     FROM own, mine
 """
 

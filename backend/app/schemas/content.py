@@ -179,9 +179,19 @@ class WaitingFor(Out):
 
     reason: str = Field(
         description="worker_unreachable, worker_loading, worker_failed, worker_busy, "
-        "lora_unreachable, image_unreachable or storage"
+        "lora_unreachable, image_unreachable, storage or queue_paused"
     )
     message: str
+
+
+class QueueOut(Out):
+    """A queue of one owner: its contents that wait and that are being drawn."""
+
+    paused_at: datetime | None = Field(
+        description="since when nothing more is begun; null where it is not paused"
+    )
+    queued: int
+    running: int
 
 
 class SafetyOfImage(Out):

@@ -4,7 +4,7 @@ import { useState } from 'preact/hooks';
 import { cancel } from '../state/actions';
 import { percent, plural, t } from '../i18n';
 import { active, partDone, progressOf } from '../server/live';
-import { contentOf, focus } from '../state/store';
+import { contentOf, focus, pausedAt, pauseQueue } from '../state/store';
 import { Thumb } from './pictures/picture';
 import { Button, Dialog } from './ui';
 
@@ -39,6 +39,9 @@ function QueueDialog({ onClose }: { onClose: () => void }) {
         <p class="muted">{t('queue.empty')}</p>
       )}
       <footer class="row end">
+        <Button icon="queue" onClick={() => void pauseQueue(pausedAt.value === null)}>
+          {t(pausedAt.value === null ? 'queue.pause' : 'queue.resume')}
+        </Button>
         <Button icon="close" disabled={!ids.length} onClick={() => void stopAll()}>
           {t('queue.stopAll')}
         </Button>

@@ -110,6 +110,16 @@ function Banner() {
       </p>
     );
   }
+  if (store.pausedAt.value !== null) {
+    return (
+      <p class="banner quiet" role="status">
+        {t('queue.paused')}{' '}
+        <Button kind="quiet" onClick={() => void store.pauseQueue(false)}>
+          {t('queue.resume')}
+        </Button>
+      </p>
+    );
+  }
   if (store.model.value?.worker !== 'unreachable') return null;
   return (
     <p class="banner quiet" role="status">
@@ -130,6 +140,8 @@ function PlaceLink({ place }: { place: Place }) {
 }
 
 const NOTICE_MS = 8_000;
+// What is told as the reader is led to another view is about that one.
+const OF_THIS_VIEW_MS = 1_000;
 
 function Notice() {
   const now = store.notice.value;
@@ -138,6 +150,13 @@ function Notice() {
     const timer = setTimeout(() => (store.notice.value = null), NOTICE_MS);
     return () => clearTimeout(timer);
   }, [now]);
+  const { view } = route.value;
+  useEffect(() => {
+    const shown = store.notice.peek();
+    // What can be taken back stays its time; everything else belongs to the view it was told in.
+    if (shown && (shown.isError || !shown.action) && Date.now() - shown.at > OF_THIS_VIEW_MS)
+      store.notice.value = null;
+  }, [view]);
   const close = () => (store.notice.value = null);
   return (
     <div class="notices" aria-live="polite">

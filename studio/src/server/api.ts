@@ -18,6 +18,7 @@ import type {
   Model,
   Page,
   ProblemBody,
+  Queue,
   Session,
   Share,
   Shared,
@@ -173,6 +174,8 @@ export const api = {
     call<Share>('POST', '/shares', { image_id, hours, with_prompt }),
   endShares: (image_id: string) => call<void>('DELETE', `/shares/${image_id}`),
   shared: (token: string) => call<Shared>('GET', `/shared/${token}`),
+  queue: () => call<Queue>('GET', '/queue'),
+  pauseQueue: (paused: boolean) => call<Queue>('POST', paused ? '/queue/pause' : '/queue/resume'),
   cancel: (id: string) => call<Content>('POST', `/content/${id}/cancel`),
   replay: (id: string) => call<Content>('POST', `/content/${id}/replay`),
   batch: (body: BatchBody) =>

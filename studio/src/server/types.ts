@@ -21,6 +21,7 @@ export type Share = Shapes['ShareOut'];
 export type Verification = Shapes['VerificationOut'];
 export type Comparison = Shapes['ComparisonOut'];
 export type Bounds = Shapes['Range'];
+export type Queue = Shapes['QueueOut'];
 export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits']> };
 /** With what the page always sends. */
 export type GenerateBody = Shapes['GenerateIn'] &

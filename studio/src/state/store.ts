@@ -27,6 +27,8 @@ interface Notice {
   /** It is about a lost connection, and goes when that is back. */
   isOffline: boolean;
   number: number;
+  /** When it was told, in ms. */
+  at: number;
   action?: { label: string; run: () => void };
 }
 
@@ -67,8 +69,8 @@ export function forget(id: string): void {
 
 let notices = 0;
 
-export function tell(text: string, options: Partial<Omit<Notice, 'text' | 'number'>> = {}): void {
-  notice.value = { isError: false, isOffline: false, ...options, text, number: ++notices };
+export function tell(text: string, options: Partial<Omit<Notice, 'text' | 'number' | 'at'>> = {}): void {
+  notice.value = { isError: false, isOffline: false, ...options, text, number: ++notices, at: Date.now() };
 }
 
 export function tellProblem(error: unknown): void {
@@ -120,9 +122,31 @@ export async function refreshModel(stillGoodMs = 0): Promise<void> {
   }
 }
 
+/** Since when the owner's queue is paused; null: it goes on. */
+export const pausedAt = signal<string | null>(null);
+
+export async function refreshQueue(): Promise<void> {
+  try {
+    pausedAt.value = (await api.queue()).paused_at;
+  } catch {
+    // The banner of a lost connection says so; anything else is asked again.
+  }
+}
+
+/** Begin nothing more, or go on; the other tabs hear of it. */
+export async function pauseQueue(paused: boolean): Promise<void> {
+  try {
+    pausedAt.value = (await api.pauseQueue(paused)).paused_at;
+    announce({ kind: 'queue' });
+  } catch (error) {
+    tellProblem(error);
+  }
+}
+
 /** Everything of one key goes when another signs in. */
 export function clearStore(): void {
   contents.clear();
   loras.value = avatars.value = feed.value = null;
   focus.value = looked.value = null;
+  pausedAt.value = null;
 }

@@ -4,6 +4,7 @@ type News =
   | { kind: 'made'; ids: string[] }
   | { kind: 'changed'; ids: string[] }
   | { kind: 'library' }
+  | { kind: 'queue' }
   | { kind: 'session' };
 
 const channel = 'BroadcastChannel' in window ? new BroadcastChannel('studio') : null;

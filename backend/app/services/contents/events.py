@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, NamedTuple
 
 from app.core.db import Database
-from app.models import Status
+from app.models import PAUSED, Status
 from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
 from app.services.contents.waiters import Waiters
@@ -131,5 +131,7 @@ class EventService:
             if status is Status.QUEUED and (not events or events[-1].type == QUEUED):
                 place = await repository.place(content_id)
                 own = place.waiting_for
-                line = {"position": place.position, "waiting_for": self._line_waits_for() or own}
+                is_paused = own is not None and own["reason"] == PAUSED["reason"]
+                told = own if is_paused else self._line_waits_for() or own
+                line = {"position": place.position, "waiting_for": told}
         return _Look(status, events, line)

@@ -20,6 +20,7 @@ from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import traceparent
 from app.repositories.attempts import AttemptRepository
+from app.repositories.contents import ContentStatements, Line
 from app.services.upkeep.chores import Chore
 
 TASK = "draw_content"
@@ -73,6 +74,17 @@ class JobQueue:
         self._chore_runner: asyncio.Task[None] | None = None
         self._rescuer: asyncio.Task[None] | None = None
         self._expirer: asyncio.Task[None] | None = None
+
+    async def line(self, owner: str, *, paused: bool | None = None) -> Line:
+        """An owner's queue, paused or resumed first where that is asked for.
+
+        A pause outlives restarts. Deadlines go on: a content may fail of one while it is paused.
+        """
+        async with self._database.direct() as connection:
+            statements = ContentStatements(connection, owner)
+            if paused is not None:
+                await (statements.pause() if paused else statements.resume())
+            return await statements.line()
 
     def _add_chore(self, chore: Chore) -> None:
         @self._app.periodic(cron=chore.cron)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from app.core.db import DATABASE_LOST
+from app.models import PAUSED
 from app.services.worker.base_model import BaseModel, Seen
 from app.services.worker.retry import Outage
 
@@ -25,6 +26,7 @@ WORDS: Mapping[str, str] = {
     "worker_busy": "the worker takes no more requests at the moment",
     "image_unreachable": "the worker cannot fetch a picture to draw from at the moment",
     "lora_unreachable": "the worker cannot fetch a LoRA's file at the moment",
+    PAUSED["reason"]: PAUSED["message"],
     "storage": "the picture is drawn, and the object store does not take it at the moment",
 }
 

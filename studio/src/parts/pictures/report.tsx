@@ -73,10 +73,10 @@ export function Report({ content, place }: { content: Content; place: number }) 
           </div>
           <Fact
             name={t('form.size')}
-            value={`${picture?.width ?? parameters.width ?? '–'} × ${picture?.height ?? parameters.height ?? '–'}`}
+            value={sizeOf(picture ?? parameters)}
           />
-          <Fact name={t('form.steps')} value={parameters.steps === null ? '–' : number(parameters.steps)} />
-          <Fact name={t('form.cfg')} value={parameters.cfg === null ? '–' : number(parameters.cfg, 2)} />
+          <Fact name={t('form.steps')} value={parameters.steps === null ? t('report.own') : number(parameters.steps)} />
+          <Fact name={t('form.cfg')} value={parameters.cfg === null ? t('report.own') : number(parameters.cfg, 2)} />
           {avatar && <Fact name={t('form.avatar')} value={avatar.name} />}
           <Fact name={t('report.created')} value={moment(content.created_at)} />
         </dl>
@@ -86,6 +86,10 @@ export function Report({ content, place }: { content: Content; place: number }) 
     </div>
   );
 }
+
+/** Undecided until it is drawn: the model that draws has a size of its own. */
+const sizeOf = ({ width, height }: { width: number | null; height: number | null }): string =>
+  width === null || height === null ? t('report.ownSize') : `${width} × ${height}`;
 
 function Fact({ name, value }: { name: string; value: string }) {
   return (
