@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from testkit.browser import WAIT_MS, OpenPage, Studio, Watch
+from testkit.browser import WAIT_MS, Studio, Watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -117,22 +116,3 @@ def test_a_script_that_does_not_come_is_told(studio: Studio, page: Page, watch: 
 
     expect(page.get_by_text("The page could not be loaded.")).to_be_visible()
     page.context.close()
-
-
-def test_a_paused_queue_is_told_on_every_view_and_goes_on_from_there(
-    studio: Studio, open_page: OpenPage
-) -> None:
-    page = open_page(studio.url)
-    httpx2.post(f"{studio.url}/api/v1/queue/pause").raise_for_status()
-    try:
-        page.get_by_label("Prompt", exact=True).fill("a fig that waits")
-        page.keyboard.press("Control+Enter")
-        expect(page.get_by_text("The queue is paused", exact=True).first).to_be_visible()
-        other = page.context.new_page()
-        other.goto(f"{studio.url}/#/costs")
-        other.get_by_role("status").get_by_role("button", name="Resume").click()
-        expect(other.get_by_text("The queue is paused")).to_have_count(0)
-    finally:
-        httpx2.post(f"{studio.url}/api/v1/queue/resume").raise_for_status()
-    expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
-    expect(page.get_by_text("The queue is paused")).to_have_count(0)
