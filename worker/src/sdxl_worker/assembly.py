@@ -160,7 +160,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     )
     drawer = Drawer(model, settings.images_per_batch, calls, shelf)
     if settings.warmup:
-        _warm_up(settings, drawer, model, calls.static)
+        _warm_up(drawer, model, calls.static)
     cache = LoraCache(plan.loras if plan and plan.loras else settings.lora_cache_bytes)
     disk = (
         DiskTier(settings.lora_cache_dir, settings.lora_cache_dir_bytes)
@@ -237,11 +237,11 @@ def _one_of_each_memory(lora: ParsedLora) -> list[torch.Tensor]:
     return list({tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}.values())
 
 
-def _warm_up(settings: Settings, drawer: Drawer, model: LoadedModel, static: StaticCalls) -> None:
+def _warm_up(drawer: Drawer, model: LoadedModel, static: StaticCalls) -> None:
     """Draw what a first request may need: where it is recorded or compiled, the native size, with
     guidance and without; else the smallest."""
     limits = model.limits
-    native = model.device.type == "cuda" or settings.draw_speed is not DrawSpeed.EXACT
+    native = model.device.type == "cuda" or drawer.speed != DrawSpeed.EXACT.value
     side = limits.nearest_side(limits.native_size if native else limits.min_side)
     static.warming = True
     try:

@@ -12,7 +12,7 @@ from sdxl_worker.drawing.speeds import Without, choose, fp8_bytes, make_fp8, why
 from sdxl_worker.fp8.unet import copy_bytes
 from sdxl_worker.fp8.weights import Fp8Weights
 from sdxl_worker.settings import DrawSpeed
-from testkit.worker import RunningWorker
+from testkit.worker import RunningWorker, settings
 
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 
@@ -137,3 +137,30 @@ def test_the_twin_predicts_nearly_what_the_unet_does_and_is_seen_by_nobody(ready
     off = float((found - exact).norm() / exact.norm())
     assert 0 < off < 0.2
     ready.structure.verify()
+
+
+def test_a_speed_that_cannot_draw_makes_no_start_longer(
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU a picture of the native size would take minutes of each start."""
+    from sdxl_worker import assembly
+
+    assert worker.engine._ready is not None
+    sizes: list[int] = []
+
+    def noted(drawer: Any, run: Any) -> list[Any]:
+        sizes.append(run.request.width)
+        return []
+
+    monkeypatch.setattr(assembly.Drawer, "draw", noted)
+    for speed in ("exact", "fp8", "compiled"):
+        sizes.clear()
+        ready = assembly.assemble(
+            settings(warmup=True, draw_speed=speed),
+            worker.engine._ready.model,
+            worker.engine._fetcher,
+        )
+        limits = ready.model.limits
+        expected = [limits.native_size] * 2 if speed == "compiled" else [limits.min_side]
+        assert sizes == expected, speed
+        assert ready.drawer.speeds_unavailable == ({"fp8": "no_gpu"} if speed == "fp8" else {})
