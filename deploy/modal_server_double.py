@@ -21,6 +21,7 @@ from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from grpclib import GRPCError, Status
 from grpclib.server import Server, Stream
+from modal.client import _Client
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
@@ -374,5 +375,7 @@ def modal_server_double(
     try:
         yield f"http://127.0.0.1:{port}", double
     finally:
+        # modal keeps one client for the process: it would go on asking this double, not the next.
+        _Client._client_from_env = None
         asyncio.run_coroutine_threadsafe(end(), loop)
         thread.join(10)

@@ -185,7 +185,7 @@ def checked(path: Path) -> subprocess.CompletedProcess[str]:
 
 def before_the_weights(tmp_path: Path, *lines: str) -> Path:
     """app.py with `lines` before it reads the weights, which a snapshot keeps."""
-    line = "        self.weights = read_weights(deployment, settings)"
+    line = "        self.begun = begin(deployment, settings)"
     assert SOURCE.count(line) == 1
     more = "".join(f"        {one}\n" for one in lines)
     return rewritten(tmp_path, ast.parse(SOURCE.replace(line, f"{more}{line}")))
