@@ -49,6 +49,7 @@ export async function takeOver(root: HTMLElement, draw: () => void): Promise<voi
   draw();
   model.value = limits;
   classList.add('early');
+  document.getElementById('lost')?.remove();
   if (early) await new Promise((drawn) => setTimeout(drawn));
   classList.add('live');
   if (!early) return;
