@@ -144,15 +144,16 @@ def test_a_speed_that_cannot_draw_makes_no_start_longer(
 ) -> None:
     """On a CPU a picture of the native size would take minutes of each start."""
     from sdxl_worker import assembly
+    from sdxl_worker.drawing import drawer
 
     assert worker.engine._ready is not None
     sizes: list[int] = []
 
-    def noted(drawer: Any, run: Any) -> list[Any]:
+    def noted(_: Any, run: Any) -> list[Any]:
         sizes.append(run.request.width)
         return []
 
-    monkeypatch.setattr(assembly.Drawer, "draw", noted)
+    monkeypatch.setattr(drawer.Drawer, "draw", noted)
     for speed in ("exact", "fp8", "compiled"):
         sizes.clear()
         ready = assembly.assemble(

@@ -83,8 +83,9 @@ def test_what_is_computed_later_is_that_of_the_start_whatever_lora_is_applied_me
     later = LaterIdentity(pipe, patcher.unwritten)
     lora = parse_lora(kohya_lora(targets.shapes), targets)
     with patcher.applied([(lora, 1.0)]):
-        assert later.known is None
+        early = later.known
         go.set()
+        assert early is None
         assert later.wait() == later.known == before
         # The control: read from the weights themselves it would be another model.
         assert weights_identity(pipe) != before
