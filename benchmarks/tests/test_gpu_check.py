@@ -247,6 +247,7 @@ def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
     names = {Path(one).name for one in asked[0] if one.endswith(".py")}
     assert names == {
         "test_devices.py", "test_grouped.py", "test_gpu_generate.py", "test_on_gpu.py",
+        "test_fp8_on_gpu.py",
     }  # fmt: skip
     # Not this project's settings, which ask for plugins that a bare machine has not.
     assert asked[0][asked[0].index("-c") + 1] == "/dev/null"
