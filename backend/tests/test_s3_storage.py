@@ -17,6 +17,8 @@ from app.services.upkeep.sweep import sweep
 from testkit.backend import StartBackend
 from testkit.processes import s3_server
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:

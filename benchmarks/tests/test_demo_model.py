@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.process
+
+
 FOLDER = Path(__file__).resolve().parents[2] / "demo_model"
 MODEL = FOLDER / "sdxl-demo"
 LORAS = FOLDER / "loras"

@@ -14,6 +14,9 @@ from benchmarks.fleet.model import Fleet, Routing, Service, simulate
 from benchmarks.fleet.outcome import Outcome
 from deploy.timings import GIB, Timings, timings
 
+pytestmark = pytest.mark.process
+
+
 SERVICE_S = 4.0
 PRICE = 0.0005
 # A container that starts at once, with LoRAs that take no time: nothing but the lane.

@@ -16,6 +16,9 @@ from deploy.timings import GPUS, ColdStart, Origin, cold_start_seconds, table, t
 from sdxl_worker.deploying.settings import Deployment, Snapshot, container_usd_per_second
 from sdxl_worker.settings import Settings
 
+pytestmark = pytest.mark.process
+
+
 BENCHMARKS = Path(__file__).parents[1]
 
 

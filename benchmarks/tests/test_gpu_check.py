@@ -27,6 +27,8 @@ from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.settings import Dtype, Settings
 from testkit.worker import MODEL, running_worker, settings
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Service]:

@@ -28,6 +28,9 @@ from benchmarks.gpu_generate import (
 from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_worker.settings import Dtype
 
+pytestmark = pytest.mark.process
+
+
 SUMMARY = {
     "model", "device", "gpu", "usd_per_second", "prices_as_of", "size", "steps", "repeats", "cfg",
     "seed", "lora_rank", "torch", "diffusers", "cuda", "load_average",

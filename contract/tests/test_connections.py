@@ -19,6 +19,9 @@ from sdxl_contract.connections import (
     descriptors_for_connections,
 )
 
+pytestmark = pytest.mark.process
+
+
 QUICK = ConnectionLimits(per_address=20, total=40, head_seconds=0.5, unread_seconds=0.5)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

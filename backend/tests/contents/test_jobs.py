@@ -25,6 +25,9 @@ from sdxl_contract.errors import GenerationFailed
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
 
+pytestmark = pytest.mark.process
+
+
 ASYNC = {"Prefer": "respond-async"}
 
 

@@ -25,6 +25,8 @@ from app.core.settings import load_settings
 from app.services.storage import LocalStorage
 from testkit.processes import BACKEND
 
+pytestmark = pytest.mark.process
+
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)

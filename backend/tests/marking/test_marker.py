@@ -35,6 +35,9 @@ from app.services.marking.unsigned import without_manifest
 from app.services.marking.verifying import verify
 from sdxl_contract.errors import InvalidRequest
 
+pytestmark = pytest.mark.process
+
+
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 

@@ -16,6 +16,9 @@ from app.services.marking.watermark.files import NoPicture, write_mark
 from app.services.marking.watermark.methods import Mark, find_mark
 from benchmarks.bench_watermark import ATTACKS, Pixels, demo_pictures, photograph, unmarked
 
+pytestmark = pytest.mark.process
+
+
 PAYLOAD = 0xC0FFEE42
 
 

@@ -49,6 +49,9 @@ from testkit.doubles.modal_edge_double import (
     stream,
 )
 
+pytestmark = pytest.mark.process
+
+
 AGAIN = Reply(303, b"", {"Location": "?__modal_function_call_id=fc-0"})
 ZIPPED_WRONG = Reply(200, b"\x1f\x8bno gzip", {"Content-Encoding": "gzip"})
 # The worker's own error under the status of a success.

@@ -14,6 +14,9 @@ from testkit.clients.modal_client import BUSY_EDGE, HTML, client_of, wanted
 from testkit.doubles.http_server import Reply
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run, State, modal_http
 
+pytestmark = pytest.mark.process
+
+
 MAY_RUN: dict[str, Run | Reply] = {
     "chain": Run(seconds=320),
     "chain, absolute": Run(seconds=320, location="absolute"),

@@ -20,6 +20,9 @@ from testkit.doubles.http_server import CUT, Reply, as_json
 from testkit.doubles.inference_double import draw_picture
 from testkit.doubles.replicate_double import Plan, ReplicateDouble
 
+pytestmark = pytest.mark.process
+
+
 TOKEN, VERSION = "r8_test_token_1234", "abc123"
 URL = "https://bucket.example/ink.safetensors?X-Amz-Signature=s"
 

@@ -33,6 +33,9 @@ from testkit.worker import (
     settings,
 )
 
+pytestmark = pytest.mark.process
+
+
 PICTURE = photo_like(SIDE)
 OTHER = PICTURE.rotate(90)
 

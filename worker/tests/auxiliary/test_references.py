@@ -41,6 +41,9 @@ from testkit.worker import (
     settings,
 )
 
+pytestmark = pytest.mark.process
+
+
 # Of other sides than the encoder's: it is scaled and cut.
 PICTURE = photo_like(96).crop((0, 0, 96, 64))
 OTHER = PICTURE.rotate(180)

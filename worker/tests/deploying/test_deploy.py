@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 costs = importlib.import_module("deploy.costs")
 deploy = importlib.import_module("deploy.deploy")

@@ -17,6 +17,9 @@ import pytest
 from sdxl_worker.deploying.image import CONTROL_LOCK, DRAWING_LOCK, LOCKS
 from sdxl_worker.deploying.settings import Deployment
 
+pytestmark = pytest.mark.process
+
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 deploy_check = importlib.import_module("deploy.check")
 

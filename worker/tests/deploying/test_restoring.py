@@ -31,6 +31,9 @@ from sdxl_worker.loading import imports
 from sdxl_worker.settings import Dtype, Settings
 from testkit.worker import MODEL
 
+pytestmark = pytest.mark.process
+
+
 deploy_check = importlib.import_module("deploy.check")
 TOKEN = SecretStr("today-and-not-the-one-of-the-snapshot")
 

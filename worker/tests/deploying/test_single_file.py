@@ -21,6 +21,9 @@ from testkit.doubles.hub_double import HubDouble, hub_double
 from testkit.single_file_writer import write_single_file
 from testkit.worker import MODEL, FileServer, safetensors_bytes
 
+pytestmark = pytest.mark.process
+
+
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 

@@ -23,6 +23,8 @@ from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import DrawSpeed, Dtype, Settings
 from testkit.worker import MODEL
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:

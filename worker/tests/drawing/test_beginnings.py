@@ -22,6 +22,9 @@ from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from testkit.auxiliary.denoised import GUIDANCE, OWN, SIDE, SOURCE, STEPS, TOLD
 from testkit.lora import tiny_model
 
+pytestmark = pytest.mark.process
+
+
 SAMPLERS = [name for name in Scheduler if name not in RETIRED_SCHEDULERS]
 # In whole latent pixels, as diffusers' mask is.
 MASK = torch.zeros(1, 1, 8, 8)

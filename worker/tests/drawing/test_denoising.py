@@ -19,6 +19,9 @@ from sdxl_worker.run import Run
 from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
 from testkit.worker import RunningWorker
 
+pytestmark = pytest.mark.process
+
+
 OWN: Any = EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
 )

@@ -21,6 +21,9 @@ from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.fetching.proof import Piece, Proof
 from testkit.worker import FileServer
 
+pytestmark = pytest.mark.process
+
+
 DATA = b"weights" * 1000
 LOOPBACK = FetchPolicy(max_bytes=1 << 20, timeout_s=20, allow_loopback=True)
 

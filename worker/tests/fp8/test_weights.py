@@ -18,6 +18,8 @@ from sdxl_worker.settings import Settings
 from testkit.graphs import FakeRecorder
 from testkit.worker import MODEL, kohya_lora
 
+pytestmark = pytest.mark.process
+
 
 @dataclass
 class Made:

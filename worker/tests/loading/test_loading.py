@@ -18,6 +18,9 @@ from sdxl_worker.loading.weight_reader import NotThere, Reading, is_plain_sdxl, 
 from testkit.lora_bytes import raw
 from testkit.worker import MODEL, settings
 
+pytestmark = pytest.mark.process
+
+
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 

@@ -20,6 +20,9 @@ from sdxl_worker.loading.pipeline import LoadedModel, load_model
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, lora_targets, parse_lora
 from testkit.worker import MODEL, kohya_lora, settings
 
+pytestmark = pytest.mark.process
+
+
 # float16 is what the files hold: so that their very pages can be the weights.
 HALF: dict[str, Any] = {"dtype": "float16"}
 

@@ -15,6 +15,9 @@ from sdxl_worker.deploying.volume import fill, model_name, select_files, verify
 from testkit.doubles.hub_double import COMMIT, HubDouble, hub_double
 from testkit.worker import FileServer
 
+pytestmark = pytest.mark.process
+
+
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 

@@ -9,6 +9,9 @@ from sdxl_worker.lora import LoraPatcher, parse_lora
 from testkit.lora import kohya_stem, lora_file, save, tiny_model
 from testkit.lora_oracle import exact_change, ulps
 
+pytestmark = pytest.mark.process
+
+
 CUDA = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),

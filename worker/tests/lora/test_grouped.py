@@ -17,6 +17,9 @@ from sdxl_worker.lora.merge import merge_weight
 from testkit.graphs import OneRecording
 from testkit.lora import TinyModel, lora_file, model_hashes, save, tiny_model
 
+pytestmark = pytest.mark.process
+
+
 ENDS = ("attn1.to_q", "attn2.to_k", "ff.net.2", "q_proj", "conv1")
 
 

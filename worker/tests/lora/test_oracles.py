@@ -13,6 +13,9 @@ from sdxl_worker.lora import parse_lora
 from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save, tiny_model
 from testkit.lora_spellings import attention_modules, respelled, text_modules
 
+pytestmark = pytest.mark.process
+
+
 MODULES = [
     "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
     "unet.down_blocks.2.attentions.0.transformer_blocks.0.attn2.to_k",

@@ -18,6 +18,8 @@ from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, SwapKind, parse_lora
 from testkit.lora import MAKERS, Rig, lora_file, model_hashes, save, tiny_model
 
+pytestmark = pytest.mark.process
+
 
 def parsed(rig: Rig, algorithm: str = "lora", **how: Any) -> ParsedLora:
     tensors = lora_file(rig.model, algorithm, **how)
