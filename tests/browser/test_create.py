@@ -358,26 +358,6 @@ def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
     expect_status(page, "succeeded")
 
 
-def test_a_part_of_the_page_that_was_lost_on_the_way_comes_by_itself(
-    studio: Studio, open_page: OpenPage, watch: Watch
-) -> None:
-    watch.expected.append("ERR_FAILED")
-    is_lost = True
-
-    def answer(route: Route) -> None:
-        if is_lost:
-            route.abort()
-        else:
-            route.continue_()
-
-    page = open_page(studio.url)
-    page.route("**/assets/stage-*.js", answer)
-    page.reload()
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
-    is_lost = False
-    expect(page.locator("section.stage")).to_be_visible()
-
-
 def test_a_dropped_picture_s_file_gives_the_same_picture_again(
     studio: Studio, open_page: OpenPage
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from testkit.browser import WAIT_MS, Studio, Watch
+from testkit.browser import WAIT_MS, OpenPage, Studio, Watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -116,3 +116,23 @@ def test_a_script_that_does_not_come_is_told(studio: Studio, page: Page, watch: 
 
     expect(page.get_by_text("The page could not be loaded.")).to_be_visible()
     page.context.close()
+
+
+def test_a_part_of_the_page_that_was_lost_on_the_way_comes_by_itself(
+    studio: Studio, open_page: OpenPage, watch: Watch
+) -> None:
+    watch.expected.append("ERR_FAILED")
+    is_lost = True
+
+    def answer(route: Route) -> None:
+        if is_lost:
+            route.abort()
+        else:
+            route.continue_()
+
+    page = open_page(studio.url)
+    page.route("**/assets/stage-*.js", answer)
+    page.reload()
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    is_lost = False
+    expect(page.locator("section.stage")).to_be_visible()
