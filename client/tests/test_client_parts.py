@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import stat
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,13 @@ def test_what_a_lora_is_called_on_the_command_line() -> None:
         (["login", "--url", "http://127.0.0.1:1"], "--key-stdin"),
         (["generate", "x", "--lora", "x.safetensors:abc"], "no number"),
         (["batch", "nobody.txt"], "is not there"),
+        (["get", "not-an-id"], "0f8fad5b-"),
+        (["cancel", "../model"], "`sdxl ls`"),
+        (["replay", "not-an-id"], "0f8fad5b-"),
+        (["webhooks", "rm", "x"], "`sdxl webhooks ls`"),
+        (["keys", "rm", "x"], "`sdxl keys ls`"),
+        (["generate", "x", "--out", "x.safetensors/sub"], "cannot be made a folder"),
+        (["batch", "x.safetensors", "--out", "x.safetensors"], "cannot be made a folder"),
     ],
 )
 def test_wrong_usage_says_what_is_right(
@@ -165,3 +173,8 @@ def test_wrong_usage_says_what_is_right(
     (tmp_path / "x.safetensors").write_bytes(b"x")
     done = CliRunner().invoke(command, arguments, input="k\n")
     assert (done.exit_code, hint in done.output) == (2, True), done.output
+
+
+def test_the_version_is_the_packages() -> None:
+    done = CliRunner().invoke(command, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"sdxl {version('sdxl-client')}\n")

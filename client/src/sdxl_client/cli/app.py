@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,26 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sdxl {version('sdxl-client')}")
+        raise typer.Exit
+
+
+@app.callback()
+def sdxl(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="show the version, and end"
+        ),
+    ] = False,
+) -> None:
+    """Draw with SDXL and any LoRA on a modal-sdxl-lora server."""
+
+
 app.command()(contents.generate)
 app.command("ls")(contents.list_contents)
 app.command()(contents.get)

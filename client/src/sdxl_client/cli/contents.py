@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +19,42 @@ from sdxl_client.client import Client
 from sdxl_client.models import FINAL, Content, LoraUse
 
 _SIZE = re.compile(r"([0-9]{1,5})[xX×]([0-9]{1,5})")
+
+
+def make_folder(out: Path | None) -> Path | None:
+    """`out`, which is there from here on: a picture without a place for it is not drawn."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(f"{out} cannot be made a folder: {error.strerror}") from None
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise typer.BadParameter(f"{out} cannot be written into")
+    return out
+
+
+def id_listed_by(command: str) -> Callable[[str], str]:
+    """Reads an id that `command` lists."""
+
+    def read(text: str) -> str:
+        try:
+            return str(uuid.UUID(text))
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is no id. One looks like 0f8fad5b-d9cb-469f-a165-70867728950e; "
+                f"`{command}` lists them"
+            ) from None
+
+    return read
+
+
+read_content_id = id_listed_by("sdxl ls")
+ContentId = Annotated[str, typer.Argument(callback=read_content_id, help="as `sdxl ls` shows it")]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="folder that the pictures are written into")
+    Path | None,
+    typer.Option(
+        "--out", "-o", callback=make_folder, help="folder that the pictures are written into"
+    ),
 ]
 
 
@@ -172,13 +209,15 @@ def list_contents(
         show_table(("ID", "STATUS", "CREATED", "PROMPT"), rows)
 
 
-def get(content_id: str, out: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def get(
+    content_id: ContentId, out: Out = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
     """One content; with --out its pictures."""
     with connect() as client:
         finish(client, client.get(content_id), out, as_json=as_json, quiet=quiet)
 
 
-def cancel(content_id: str, as_json: Json = False, quiet: Quiet = False) -> None:
+def cancel(content_id: ContentId, as_json: Json = False, quiet: Quiet = False) -> None:
     """Stop a content."""
     with connect() as client:
         content = client.cancel(content_id)

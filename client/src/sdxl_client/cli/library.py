@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
-from sdxl_client.cli.contents import connect
+from sdxl_client.cli.contents import connect, id_listed_by
 from sdxl_client.cli.output import Json, Quiet, show, show_table, stop, wants_json
 from sdxl_client.client import Client
 
 loras = typer.Typer(help="The LoRA library.", no_args_is_help=True)
 webhooks = typer.Typer(help="URLs that are told when contents end.", no_args_is_help=True)
 keys = typer.Typer(help="API keys for the same things as yours.", no_args_is_help=True)
+WebhookId = Annotated[str, typer.Argument(callback=id_listed_by("sdxl webhooks ls"))]
+KeyId = Annotated[str, typer.Argument(callback=id_listed_by("sdxl keys ls"))]
 
 
 @loras.command("ls")
@@ -105,21 +107,21 @@ def add_webhook(
 
 
 @webhooks.command("rm")
-def delete_webhook(webhook_id: str) -> None:
+def delete_webhook(webhook_id: WebhookId) -> None:
     """Remove a webhook and its messages."""
     with connect() as client:
         client.delete_webhook(webhook_id)
 
 
 @webhooks.command("test")
-def test_webhook(webhook_id: str) -> None:
+def test_webhook(webhook_id: WebhookId) -> None:
     """Send a webhook a message that means nothing."""
     with connect() as client:
         show(client.test_webhook(webhook_id))
 
 
 @webhooks.command("rotate")
-def rotate_webhook(webhook_id: str, as_json: Json = False) -> None:
+def rotate_webhook(webhook_id: WebhookId, as_json: Json = False) -> None:
     """A new secret; the old one signs, too, for a day."""
     with connect() as client:
         hook = client.rotate_webhook(webhook_id)
@@ -164,7 +166,7 @@ def add_key(name: str, as_json: Json = False) -> None:
 
 
 @keys.command("rm")
-def revoke_key(key_id: str) -> None:
+def revoke_key(key_id: KeyId) -> None:
     """Make a key invalid at once: one that yours made, or yours."""
     with connect() as client:
         client.revoke_key(key_id)

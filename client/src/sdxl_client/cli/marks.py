@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_client.cli.contents import Out, connect, finish, follow
+from sdxl_client.cli.contents import Out, connect, finish, follow, read_content_id
 from sdxl_client.cli.output import Exit, Json, Quiet, show, stop, wants_json
 from sdxl_client.client import Client
 from sdxl_client.models import Content, Verification
@@ -96,7 +96,7 @@ def replay(
             return
         if file.suffix or len(file.parts) > 1:
             stop(f"{what} is not there", Exit.USAGE)
-        content = client.replay(what)
+        content = client.replay(read_content_id(what))
         if not no_wait:
             content = follow(client, content)
         finish(client, content, out, as_json=as_json, quiet=quiet)
