@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx2
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
@@ -98,6 +101,17 @@ def test_a_preset_a_style_and_an_earlier_prompt_are_taken_and_taken_back(
     expect(prompt).to_have_value("a walnut")
     expect(page.get_by_label("Steps (exact value)")).to_have_value("7")
 
+    undo = page.get_by_role("button", name="Undo")
+    page.get_by_role("button", name="Earlier prompts").click()
+    page.get_by_role("dialog").get_by_text("something else").click()
+    expect(prompt).to_have_value("something else")
+    undo.click()
+    expect(prompt).to_have_value("a walnut")
+    page.get_by_role("button", name="Reset the form").click()
+    expect(prompt).to_have_value("")
+    undo.click()
+    expect(prompt).to_have_value("a walnut")
+
 
 def test_a_banner_takes_its_own_room_and_hides_nothing(studio: Studio, open_page: OpenPage) -> None:
     def without_worker(route: Route) -> None:
@@ -135,6 +149,40 @@ def test_what_failed_for_a_lost_line_comes_back_with_it(
     expect(told).to_have_count(0)
     expect(page.locator(".banner")).to_have_count(0)
     expect(page.get_by_label("Time span")).to_be_visible()
+
+    # A picture that this page has not seen yet, the batches and the grids: they come with it too.
+    for view, seen in (
+        ("content/ID", ".frame img"),
+        ("compare/ID/ID", ".split img"),
+        ("batches", ".batches .card, .batches .empty"),
+    ):
+        page.goto(f"{studio.url}/#/create")
+        page.reload()
+        expect(page.locator("main .loading")).to_have_count(0)
+        made = studio.draw("a nut drawn meanwhile")
+        page.route("**/api/v1/**", lambda route: route.abort())
+        page.evaluate(f"location.hash = '#/{view.replace('ID', made['id'])}'")
+        expect(page.locator(".banner")).to_be_visible()
+        page.unroute("**/api/v1/**")
+        expect(page.locator(seen).first).to_be_visible()
+        expect(page.locator(".banner")).to_have_count(0)
+        expect(page.locator(".notice")).to_have_count(0)
+
+    # A file whose way broke off goes again without being chosen again.
+    page.goto(f"{studio.url}/#/loras")
+    page.route("**/models/upload**", lambda route: route.abort())
+    page.locator("main input[type=file]").set_input_files(
+        FilePayload(
+            name="sent_twice.safetensors",
+            mimeType="",
+            buffer=fitting_lora(studio.worker_url, trigger="senttwice"),
+        )
+    )
+    again = page.locator(".uploads").get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    page.unroute("**/models/upload**")
+    again.click()
+    expect(page.locator(".card", has_text="sent twice")).to_be_visible()
 
 
 def test_long_names_stay_in_their_cards_and_refusals_go_at_once(
@@ -212,3 +260,95 @@ def test_a_finished_picture_is_told_by_the_system_where_that_is_wished_for(
     expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
     told = wait_until(page, "window.told.length > 0 && window.told")
     assert told == [["Finished", "a nut nobody waits for"]]
+    expect(page).to_have_title("✓ · Create · Studio")
+
+
+def test_a_lora_gets_a_cover_words_and_notes_and_is_found_by_them(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    answer = httpx2.post(
+        f"{studio.url}/api/v1/loras/models/upload",
+        files={"file": ("x.safetensors", fitting_lora(studio.worker_url, trigger="covered"))},
+        data={"name": "to be covered"},
+        timeout=60,
+    )
+    lora = answer.raise_for_status().json()["id"]
+    made = studio.draw("a covered nut", loras=[{"lora_model_id": lora, "scale": 1}])
+    page = open_page(studio.url, path="#/loras")
+    page.get_by_role("button", name="Edit to be covered").click()
+    dialog = page.get_by_role("dialog").first
+    dialog.get_by_role("button", name="Choose a cover").click()
+    page.locator(f"dialog [data-id^='{made['id']}']").click()
+    for label, text in (("Name", "Walnut ink"), ("Tags", "ink, autumn"), ("Notes", "For leaves.")):
+        dialog.get_by_label(label, exact=True).fill(text)
+    dialog.get_by_role("button", name="Save").click()
+    card = page.locator(".card", has_text="Walnut ink")
+    expect(card).to_contain_text("For leaves.")
+    expect(card).to_contain_text("ink · autumn")
+    expect(card.locator(".cover img, img.cover").first).to_be_visible()
+    kept = httpx2.get(f"{studio.url}/api/v1/loras/models/{lora}").json()
+    assert kept["cover_image_id"] == made["images"][0]["id"]
+
+    # Found in the form by a tag; what nothing has is said.
+    many = [{**kept, "id": f"{n:08}-0000-4000-8000-000000000000"} for n in range(7)]
+    page.route("**/api/v1/loras/models", lambda route: route.fulfill(json={"items": [kept, *many]}))
+    page.goto(f"{studio.url}/#/create")
+    page.reload()
+    page.get_by_role("button", name="Add a LoRA").click()
+    search = page.get_by_role("dialog").get_by_role("searchbox")
+    search.fill("autumn walnut")
+    expect(page.get_by_role("dialog").locator(".choices button")).to_have_count(8)
+    search.fill("winter")
+    expect(page.get_by_text("No LoRA matches “winter”.")).to_be_visible()
+
+
+def test_a_picture_is_varied_in_small_steps(studio: Studio, open_page: OpenPage) -> None:
+    answer = httpx2.post(
+        f"{studio.url}/api/v1/loras/models/upload",
+        files={"file": ("x.safetensors", fitting_lora(studio.worker_url, trigger="stepped"))},
+        data={"name": "stepped"},
+        timeout=60,
+    )
+    lora = answer.raise_for_status().json()["id"]
+    avatar = httpx2.post(
+        f"{studio.url}/api/v1/identities/avatars",
+        json={"name": "Ada", "base_prompt": "a squirrel", "lora_model_id": lora, "lora_scale": 0.5},
+    )
+    own = {"avatar_id": avatar.raise_for_status().json()["id"], "seed": 0}
+    most = httpx2.get(f"{studio.url}/api/v1/model").json()["lora_scale"]["maximum"]
+    given = {"loras": [{"lora_model_id": lora, "scale": most}], "seed": 41, "num_images": 2}
+    sent: list[dict[str, Any]] = []
+
+    def accept(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        route.fulfill(status=202, json=made)
+
+    def step(page: Page, name: str) -> dict[str, Any]:
+        page.get_by_role("button", name="More actions").click()
+        with page.expect_response("**/content/generate"):
+            page.get_by_role("menuitem", name=name, exact=True).click()
+        page.goto(f"{studio.url}/#/content/{made['id']}_{made['parameters']['num_images']}")
+        return sent[-1]
+
+    made = studio.draw("two nuts to be varied", **given)
+    page = open_page(studio.url, path=f"#/content/{made['id']}_2")
+    page.route("**/content/generate", accept)
+    assert step(page, "Seed + 1")["seed"] == 43
+    assert step(page, "Seed − 1")["seed"] == 41
+    more = step(page, "4 more")
+    assert (more["num_images"], more["prompt"]) == (4, "two nuts to be varied")
+    weaker = step(page, f"stepped at {most - 0.1:.2f}")["loras"]
+    assert weaker == [{"lora_model_id": lora, "scale": pytest.approx(most - 0.1)}]
+    # Beyond its bounds nothing is offered: it would be the same picture again.
+    page.get_by_role("button", name="More actions").click()
+    expect(page.get_by_role("menuitem", name=f"stepped at {most + 0.1:.2f}")).to_have_count(0)
+
+    # An avatar's own LoRA, which the form does not name, is stepped as well.
+    made = studio.draw("on a tree", **own)
+    page.goto(f"{studio.url}/#/content/{made['id']}_1")
+    expect(page.locator(".report")).to_contain_text("on a tree")
+    body = step(page, "stepped at 0.60")
+    assert body["loras"] == [{"lora_model_id": lora, "scale": 0.6}]
+    assert body["avatar_id"] == own["avatar_id"]
+    page.get_by_role("button", name="More actions").click()
+    expect(page.get_by_role("menuitem", name="Seed − 1", exact=True)).to_have_count(0)

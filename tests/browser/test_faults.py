@@ -195,7 +195,12 @@ def test_pictures_of_a_request_go_into_the_bin_one_by_one_and_come_back(
     page = open_page(studio.url, path="#/gallery?q=hazelnuts")
     thumbs = page.locator(".virtual-grid .thumb img")
     expect(thumbs).to_have_count(3)
-    page.get_by_role("button", name="Select", exact=True).click()
+    select = page.get_by_role("button", name="Select", exact=True)
+    select.click()
+    page.keyboard.press("Control+a")
+    expect(page.get_by_text("3 selected")).to_be_visible()
+    page.keyboard.press("Escape")
+    select.click()
     page.locator(f"[data-id='{made['id']}_1']").click()
     page.locator(f"[data-id='{made['id']}_3']").click(modifiers=["Shift"])
     expect(page.get_by_text("3 selected")).to_be_visible()
@@ -210,6 +215,8 @@ def test_pictures_of_a_request_go_into_the_bin_one_by_one_and_come_back(
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("2 pictures are in the bin.")).to_be_visible()
     expect(thumbs).to_have_count(1)
+    # The button that had the focus is gone: the view has it, not the page's beginning.
+    expect(page.locator("main")).to_be_focused()
     assert len(studio.content(made["id"])["images"]) == 1
     page.get_by_role("button", name="Undo").click()
     expect(thumbs).to_have_count(3)
@@ -224,6 +231,13 @@ def test_a_picture_is_looked_at_pixel_by_pixel(studio: Studio, open_page: OpenPa
     image = large.locator("img")
     fit = float(image.get_attribute("data-scale") or 0)
     assert fit > 5
+    # It can be dragged onto the desktop, as the file that it is.
+    dragged = image.evaluate(
+        """(e) => { const t = new DataTransfer();
+        e.dispatchEvent(new DragEvent('dragstart', { dataTransfer: t, bubbles: true }));
+        return t.getData('DownloadURL'); }"""
+    )
+    assert re.match(r"image/png:[\w.-]+\.png:http://127\.0\.0\.1:\d+/", dragged), dragged
     page.keyboard.press("1")
     expect(image).to_have_attribute("data-scale", "1.000")
     page.keyboard.press("+")

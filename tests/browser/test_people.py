@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -11,18 +12,19 @@ from testkit.browser import OpenPage, Studio, Watch, check_accessibility
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-VIEWS = (
-    "create",
-    "gallery",
-    "loras",
-    "avatars",
-    "grid",
-    "batches",
-    "costs",
-    "verify",
-    "compare",
-    "more",
-)
+# Each view, and what the tab's title calls it.
+VIEWS = {
+    "create": "Create",
+    "gallery": "Gallery",
+    "loras": "LoRAs",
+    "avatars": "Avatars",
+    "grid": "X/Y grid",
+    "batches": "Batches",
+    "costs": "Costs",
+    "verify": "Check",
+    "compare": "Compare",
+    "more": "More",
+}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
@@ -62,6 +64,15 @@ def test_a_wrong_key_is_refused_and_a_right_one_leads_from_the_first_run_to_a_pi
     page.goto(f"{keyed.url}/#/gallery")
     expect(page.get_by_role("heading", name="No pictures yet")).to_be_visible()
 
+    # A key that is made invalid meanwhile: who it was is seen before, and why it ends after.
+    expect(page.locator(".who")).to_have_text("second")
+    own = {"Authorization": f"Bearer {second}"}
+    keys = httpx2.get(f"{keyed.url}/api/v1/keys", headers=own).json()["items"]
+    current = next(one["id"] for one in keys if one["current"])
+    assert httpx2.delete(f"{keyed.url}/api/v1/keys/{current}", headers=own).status_code == 204
+    page.goto(f"{keyed.url}/#/costs")
+    expect(page.get_by_text("Your API key is not valid any more.")).to_be_visible()
+
 
 def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     studio: Studio, open_page: OpenPage
@@ -78,6 +89,8 @@ def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     expect(page.locator(".report")).to_contain_text("an apple by hand")
     expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
     page.keyboard.press("Escape")
+    # The last results are one stop of the Tab key.
+    expect(page.locator(".strip .thumb[tabindex='0']")).to_have_count(1)
     page.locator("main").focus()
     page.keyboard.press("g")
     page.keyboard.press("g")
@@ -89,22 +102,58 @@ def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     expect(page.locator(".report")).to_contain_text("an apple by hand")
+    expect(page.locator(".actions:not([inert])")).to_be_visible()
+    page.keyboard.press("s")
+    star = page.get_by_role("button", name="Give a star")
+    expect(star).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("s")
+    expect(star).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("ArrowRight")
     expect(page.locator(".report")).not_to_contain_text("an apple by hand")
     page.keyboard.press("Escape")
     expect(page).to_have_url(re.compile("#/gallery$"))
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    listed = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(listed).to_be_visible()
+    # Switched off, single keys do nothing: whoever dictates writes many of them.
+    listed.get_by_label("Single keys act as shortcuts").uncheck()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
+    for key in "gc?":
+        page.keyboard.press(key)
+    assert str(page.evaluate("location.hash")).startswith("#/gallery")
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    listed.get_by_label("Single keys act as shortcuts").check()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    for key in "gc":
+        page.keyboard.press(key)
+    expect(page).to_have_url(re.compile("#/create$"))
+
+
+def test_what_is_chosen_is_seen_where_the_system_chooses_the_colours(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft={"width": None, "height": None}, forced_colors="active")
+    style = "(e) => [getComputedStyle(e).outlineStyle, getComputedStyle(e).outlineWidth]"
+    for chosen in (".shapes [aria-pressed='true']", ".rail [aria-current]"):
+        assert page.locator(chosen).first.evaluate(style) == ["solid", "3px"], chosen
+    track = page.locator("input[type=range]").first
+    colours = track.evaluate(
+        "(e) => [e, e.parentElement].map((o) => getComputedStyle(o).backgroundColor)"
+    )
+    assert colours[0] != colours[1]
 
 
 @pytest.mark.parametrize("colours", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_axe_finds_nothing_on_any_view(studio: Studio, open_page: OpenPage, colours: str) -> None:
     made = studio.draw("an accessible apple")
     page = open_page(studio.url, color_scheme=colours, reduced_motion="reduce")
-    for view in (*VIEWS, f"content/{made['id']}", f"compare/{made['id']}/{made['id']}", "nothing"):
+    one = made["id"]
+    others = {f"content/{one}": "Picture", f"compare/{one}/{one}": "Compare"}
+    for view, title in {**VIEWS, **others, "nothing": "There is nothing here."}.items():
         page.goto(f"{studio.url}/#/{view}")
+        expect(page).to_have_title(re.compile(rf"(^|· ){re.escape(title)} · Studio$"))
         expect(page.locator("main h1, main h2").first).to_be_attached()
         expect(page.locator("main .loading")).to_have_count(0)
         check_accessibility(page, f"{view} ({colours})")
@@ -116,7 +165,7 @@ def test_axe_finds_nothing_on_any_view(studio: Studio, open_page: OpenPage, colo
 def test_axe_finds_nothing_at_the_gate(keyed: Studio, open_page: OpenPage) -> None:
     keyed.make_key("gate")
     page = open_page(keyed.url)
-    expect(page.get_by_label("API key")).to_be_visible()
+    expect(page.get_by_label("API key")).to_be_focused()
 
     check_accessibility(page, "sign-in")
 
@@ -141,6 +190,11 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(studio: Studio, open_page: 
         )
         assert widest <= 390, view
     page.goto(f"{studio.url}/#/create")
+    # A phone zooms into fields of smaller letters.
+    letters = page.locator(
+        "input:not([type=range], [type=checkbox]), select, textarea"
+    ).evaluate_all("(all) => all.map((e) => parseFloat(getComputedStyle(e).fontSize))")
+    assert min(letters) >= 16
     page.get_by_label("Prompt", exact=True).fill("an apple on a phone")
     page.get_by_role("button", name="Generate", exact=False).first.tap()
     expect(page.locator(".report")).to_contain_text("an apple on a phone")

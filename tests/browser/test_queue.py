@@ -58,3 +58,50 @@ def test_what_went_wrong_in_one_view_is_not_told_in_the_next(
 
     expect(page.get_by_role("heading", name="Costs")).to_be_visible()
     expect(page.locator(".notice")).to_have_count(0)
+
+
+def test_what_waits_is_cancelled_all_at_once_and_a_grid_and_a_batch_alone(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url, draft={"prompt": "a fig that is not wanted"})
+    httpx2.post(f"{studio.url}/api/v1/queue/pause").raise_for_status()
+    try:
+        ids = []
+        for _ in range(2):
+            with page.expect_response("**/content/generate") as answer:
+                page.get_by_role("button", name="Generate", exact=False).first.click()
+            ids.append(answer.value.json()["id"])
+        page.get_by_role("button", name="2 in progress").click()
+        dialog = page.get_by_role("dialog", name="In progress")
+        rows = dialog.locator(".queue .thumb")
+        expect(rows).to_have_count(2)
+        # In the order in which they will be drawn.
+        assert [row.get_attribute("data-id") for row in rows.all()] == ids
+        dialog.get_by_role("button", name="Cancel all").click()
+        # With nothing left to show it closes.
+        expect(dialog).to_have_count(0)
+        assert {studio.content(one)["status"] for one in ids} == {"cancelled"}
+
+        page.goto(f"{studio.url}/#/grid")
+        page.reload()
+        page.get_by_role("button", name="Generate the grid").click()
+        cells = page.locator(".xy .thumb.queued")
+        expect(cells).to_have_count(9)
+        page.get_by_role("button", name="Cancel the rest").click()
+        expect(page.locator(".xy .thumb.cancelled")).to_have_count(9)
+        expect(page.get_by_role("button", name="Repeat")).to_be_visible()
+
+        page.goto(f"{studio.url}/#/batches")
+        page.get_by_label("Prompts").fill("a fig\nanother fig")
+        page.get_by_role("button", name="Generate them all").click()
+        card = page.locator(".card").first
+        expect(card).to_contain_text("2 waiting")
+        expect(card).to_contain_text("another fig")
+        card.get_by_role("button", name="Cancel the rest").click()
+        expect(card).to_contain_text("2 cancelled")
+        card.get_by_role("button", name="Repeat").click()
+        expect(card).to_contain_text("2 waiting")
+        card.get_by_role("button", name="Cancel the rest").click()
+        expect(card).to_contain_text("2 cancelled")
+    finally:
+        httpx2.post(f"{studio.url}/api/v1/queue/resume").raise_for_status()

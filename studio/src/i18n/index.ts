@@ -133,7 +133,7 @@ export function splitNumbers(text: string): string[] {
     ? /[;\n]/
     : /,\s/.test(whole)
       ? /,\s+/
-      : decimalComma() && whole.split(',').length === 2
+      : decimalComma() && (whole.split(',').length === 2 || whole.includes('..'))
         ? /;/
         : /,/;
   return whole.split(separator).map((part) => part.trim().replace(/,$/, '')).filter(Boolean);

@@ -47,6 +47,7 @@ export function Shell({ foot, children }: { foot: ComponentChildren; children: C
     }, 50);
     return () => clearTimeout(timer);
   }, [route.value.view, route.value.ids.join()]);
+  useEffect(() => keepFocus(() => main.current), []);
   return (
     <div class="shell">
       <a
@@ -98,6 +99,29 @@ export function Shell({ foot, children }: { foot: ComponentChildren; children: C
       {showsKeys && <Shortcuts onClose={() => setShowsKeys(false)} />}
     </div>
   );
+}
+
+const SETTLE_MS = 50;
+
+/** Where what had the focus is gone (deleted, done), the view has it, not the page's beginning. */
+function keepFocus(view: () => HTMLElement | null): () => void {
+  let last: Element | null = null;
+  const note = (e: FocusEvent) => (last = e.target as Element);
+  const look = () => {
+    if (!last || last.isConnected) return;
+    last = null;
+    // Whoever took it out may have a better place for it.
+    setTimeout(() => {
+      if (document.activeElement === document.body) view()?.focus({ preventScroll: true });
+    }, SETTLE_MS);
+  };
+  const watch = new MutationObserver(look);
+  watch.observe(document.body, { childList: true, subtree: true });
+  addEventListener('focusin', note);
+  return () => {
+    watch.disconnect();
+    removeEventListener('focusin', note);
+  };
 }
 
 /** What keeps the page or the pictures from going on; it takes its own room above the view. */

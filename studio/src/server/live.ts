@@ -253,14 +253,16 @@ const headline = computed(() => {
 });
 
 /** Each view's name, as the address has it. */
-const VIEWS = ['create', 'gallery', 'loras', 'avatars', 'grid', 'batches', 'costs', 'more'] as const;
+const VIEWS = ['create', 'gallery', 'loras', 'avatars', 'grid', 'batches', 'costs', 'verify', 'more'] as const;
 
 function titleOf(view: string): string {
-  if (gate.value === 'sign-in') return t('signIn.title');
-  if (view === 'content' || view === 'shared') return t('viewer.label');
+  if (view === 'shared') return t('viewer.label');
+  // Nobody signs in to check a picture.
+  if (gate.value === 'sign-in' && view !== 'verify') return t('signIn.title');
+  if (view === 'content') return t('viewer.label');
   if (view === 'compare') return t('action.compare');
   const known = VIEWS.find((one) => one === view);
-  return known ? t(`nav.${known}`) : '';
+  return t(known ? `nav.${known}` : 'state.notFound');
 }
 
 export function startLive(): void {

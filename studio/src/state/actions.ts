@@ -85,8 +85,13 @@ export const stepScale = (content: Content, place: number, id: string, by: numbe
   const held = (scale: number) =>
     Math.min(bounds?.maximum ?? 2, Math.max(bounds?.minimum ?? -2, Number((scale + by).toFixed(3))));
   const { loras } = draftOf(content, true, place);
+  const used = content.loras.find((one) => one.lora_model_id === id);
+  if (!used) return Promise.resolve(null);
+  const stepped = { id, scale: held(used.scale) };
+  // An avatar's own LoRA is not among the draft's; named there, it takes that one's place.
+  const isOwn = !loras.some((one) => one.id === id);
   return vary(content, place, {
-    loras: loras.map((one) => (one.id === id ? { ...one, scale: held(one.scale) } : one)),
+    loras: isOwn ? [...loras, stepped] : loras.map((one) => (one.id === id ? stepped : one)),
   });
 };
 

@@ -1,6 +1,6 @@
 // Batches: many prompts at once with the form's settings, and how far each batch is.
 
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { api, asProblem } from '../server/api';
 import { asBody, check, draft, whole } from '../drafting/draft';
 import { estimate } from '../drafting/estimate';
@@ -12,7 +12,7 @@ import { contentsOf, listAnew, listed, listMore, next } from '../state/batchList
 import { explain } from '../server/explain';
 import { NumberInput } from '../parts/composer/numberInput';
 import { Thumb } from '../parts/pictures/picture';
-import { keep, model, prependToFeed, tellProblem } from '../state/store';
+import { keep, model, prependToFeed, reached, tellProblem } from '../state/store';
 import { announce } from '../state/tabs';
 import type { Batch, BatchBody } from '../server/types';
 import { NO_FILTER, pathOf } from '../state/galleryFilter';
@@ -34,7 +34,12 @@ async function takeUp(batch_id: string): Promise<void> {
 }
 
 export function BatchesView() {
-  useEffect(() => void listAnew(), []);
+  const isFirst = useRef(true);
+  useEffect(() => {
+    // Anew each time the view is opened; for a line that came back, where there is no list yet.
+    if (isFirst.current || (reached.value && !listed.peek())) void listAnew();
+    isFirst.current = false;
+  }, [reached.value]);
   return (
     <div class="page batches">
       <header class="page-head">

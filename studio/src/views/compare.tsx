@@ -8,7 +8,7 @@ import { Button, Empty, Loading } from '../parts/ui';
 import { go } from '../state/route';
 import { explain } from '../server/explain';
 import { expanded, readItem } from '../state/items';
-import { contentOf, feed, keep } from '../state/store';
+import { contentOf, feed, keep, reached } from '../state/store';
 import type { Content } from '../server/types';
 
 const OFFERED = 48;
@@ -22,7 +22,8 @@ export function CompareView({ ids }: { ids: string[] }) {
       if (id && !contentOf(id).peek())
         api.content(id).then(keep, (error) => setProblem(explain(asProblem(error))));
     }
-  }, [left, right]);
+    // Also when the server is there again.
+  }, [left, right, reached.value]);
   const a = left ? pictureOf(left) : null;
   const b = right ? pictureOf(right) : null;
   return (

@@ -10,7 +10,7 @@ import { Button, Empty, Loading } from '../parts/ui';
 import { Viewer } from '../parts/pictures/viewer';
 import { go } from '../state/route';
 import { isTyping } from '../device/shortcuts';
-import { contentOf, feed } from '../state/store';
+import { contentOf, feed, reached } from '../state/store';
 import { galleryIds, galleryPath, noteOpened } from '../state/galleryPlace';
 
 export function ContentView({ item }: { item: string }) {
@@ -21,7 +21,8 @@ export function ContentView({ item }: { item: string }) {
     setProblem(null);
     if (contentOf(id).peek()) return;
     api.content(id).then(follow, (error) => setProblem(explain(asProblem(error))));
-  }, [id]);
+    // Also when the server is there again.
+  }, [id, reached.value]);
   const keys = expanded(galleryIds() ?? feed.value ?? []);
   // A link to the whole request stands for its first picture.
   const here = Math.max(keys.indexOf(item), keys.indexOf(`${id}_1`) * Number(!item.includes('_')));

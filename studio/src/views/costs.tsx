@@ -187,7 +187,8 @@ function withRest(groups: CostGroup[], total: CostGroup, measure: Measure): Cost
   if (groups.some((group) => group.id === null)) return groups;
   const named = groups.reduce((sum, group) => sum + amountOf(group, measure), 0);
   const rest = amountOf(total, measure) - named;
-  if (rest <= 0) return groups;
+  // Sums of many fractions are equal but for their last digits.
+  if (rest <= amountOf(total, measure) * 1e-6) return groups;
   return [
     ...groups,
     { ...total, id: null, name: null, actual_usd: rest, seconds: rest, images: rest },

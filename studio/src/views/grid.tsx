@@ -28,11 +28,11 @@ import { Thumb } from '../parts/pictures/picture';
 import { SettingsLine } from '../parts/composer/settingsLine';
 import { Button, Empty, Field, Loading } from '../parts/ui';
 import { go } from '../state/route';
-import { contentOf, keep, model, tellProblem } from '../state/store';
+import { contentOf, keep, model, reached, tellProblem } from '../state/store';
 import { isFinal } from '../server/types';
 
 export function GridView({ id }: { id: string | undefined }) {
-  useEffect(() => void listGrids(), [id]);
+  useEffect(() => void listGrids(), [id, reached.value]);
   const earlier = grids.value?.filter((one) => one.batch_id !== id) ?? [];
   return (
     <div class="page grid-page">
@@ -71,11 +71,13 @@ function Kept({ id }: { id: string }) {
   const [grid, setGrid] = useState<Grid | null>(null);
   const [isGone, setGone] = useState(false);
   useEffect(() => {
+    if (grid) return;
     loadGrid(id).then(
       (found) => (found ? setGrid(found) : setGone(true)),
       (error) => (asProblem(error).status === 404 ? setGone(true) : tellProblem(error)),
     );
-  }, [id]);
+    // Also when the server is there again.
+  }, [id, reached.value]);
   if (isGone) return <Empty icon="grid" title={t('grid.gone')} />;
   return grid ? <Result grid={grid} /> : <Loading />;
 }

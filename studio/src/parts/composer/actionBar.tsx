@@ -10,6 +10,7 @@ import { lazy } from '../../lazy';
 import { loras, model } from '../../state/store';
 import { isFinal, type Content } from '../../server/types';
 import { BoardMenu } from '../pictures/boards';
+import { SEED_MAX } from '../../drafting/draft';
 import { noteUrl } from '../../drafting/source';
 import { Menu, MenuItem } from '../menu';
 import { useSource } from '../source/panel';
@@ -49,6 +50,9 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
   const key = itemKey(content, place);
   // An enlargement was not drawn: no seed or scale of it can be another.
   const isDrawn = !content.parameters.upscale;
+  const seed = picture?.seed ?? content.parameters.seed;
+  const bounds = model.value?.lora_scale ?? { minimum: -2, maximum: 2 };
+  const fits = (scale: number) => scale >= bounds.minimum - 1e-9 && scale <= bounds.maximum + 1e-9;
   return (
     <div class="actions" role="group" aria-label={t('viewer.actions')} inert={!isSettled}>
       {isDrawn && (
@@ -132,18 +136,23 @@ export function Actions({ content, place, onShow, onRemoved }: Props) {
             <MenuItem icon="plus" onClick={() => void varySeed(content, place, 4).then(show)}>
               {t('action.fourMore')}
             </MenuItem>
-            <MenuItem icon="right" onClick={() => void stepSeed(content, place, 1).then(show)}>
-              {t('action.seedUp')}
-            </MenuItem>
-            <MenuItem icon="left" onClick={() => void stepSeed(content, place, -1).then(show)}>
-              {t('action.seedDown')}
-            </MenuItem>
+            {seed < SEED_MAX && (
+              <MenuItem icon="right" onClick={() => void stepSeed(content, place, 1).then(show)}>
+                {t('action.seedUp')}
+              </MenuItem>
+            )}
+            {seed > 0 && (
+              <MenuItem icon="left" onClick={() => void stepSeed(content, place, -1).then(show)}>
+                {t('action.seedDown')}
+              </MenuItem>
+            )}
           </>
         )}
         {content.loras
           .filter((used) => loras.value?.some((lora) => lora.id === used.lora_model_id))
           .flatMap((used) =>
-            [STEP, -STEP].map((by) => (
+            // Not beyond its bounds: it would be the same picture again.
+            [STEP, -STEP].filter((by) => fits(used.scale + by)).map((by) => (
               <MenuItem
                 key={`${used.lora_model_id}${by}`}
                 icon={by > 0 ? 'plus' : 'minus'}

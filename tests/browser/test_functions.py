@@ -1,0 +1,122 @@
+"""What the page computes and says, function by function: numbers, dates, plurals, errors, grids."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from testkit.page import in_page
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_WORDS = """
+const { number, usd, moment, fullDay, duration, plural, readNumber, splitNumbers, plain } =
+  load('i18n/index.ts');
+return {
+  usd: usd(0.96), moment: moment('2026-11-26T19:00:00Z'),
+  day: fullDay('2026-08-01'), duration: duration(3.14), thousands: number(12345),
+  states: [1, 3].map((n) => plural('state.succeeded', n)),
+  read: given.read.map((text) => readNumber(text)),
+  split: given.split.map((text) => splitNumbers(text)), plain: [0.5, 12345.25].map(plain),
+};
+"""
+_READ = ["7,5", "7.5", "1.234,5", "1,234.5", "-0,25", "\u22121", "", "x", "1,5,5", "0x10", "1e3"]
+_SPLIT = ["3,5; 7", "1,5, 3", "0; 0,5; 1", "3\n5"]
+
+
+_ENGLISH = {"duration": "3.1 s", "states": ["1 finished", "3 finished"]}
+_SPANISH = {"states": ["1 terminada", "3 terminadas"]}
+_POINT = {"thousands": "12,345", "plain": ["0.5", "12345.25"], "duration": "3.1 s"}
+_COMMA = {"thousands": "12.345", "plain": ["0,5", "12345,25"], "duration": "3,1 s"}
+_BRITISH = {"usd": "US$0.96", "moment": "26 Nov 2026, 19:00", "day": "1 August 2026"}
+_AMERICAN = {"usd": "$0.96", "moment": "Nov 26, 2026, 7:00 PM", "day": "August 1, 2026"}
+_OF_SPAIN = {"usd": "0,96 US$", "moment": "26 nov 2026, 19:00", "day": "1 de agosto de 2026"}
+
+
+@pytest.mark.parametrize(
+    ("languages", "told"),
+    [
+        (["en-GB"], _ENGLISH | _POINT | _BRITISH),
+        (["en-US"], _ENGLISH | _POINT | _AMERICAN),
+        (["es-ES"], _SPANISH | _COMMA | _OF_SPAIN),
+        # Mexico has a decimal point, whatever Spain does.
+        (["es-MX", "en"], _SPANISH | _POINT),
+    ],
+)
+def test_numbers_dates_and_amounts_are_the_regions(
+    languages: list[str], told: dict[str, object]
+) -> None:
+    found = in_page(_WORDS, languages=languages, given={"read": _READ, "split": _SPLIT})
+    # Which of its spaces do not break is each version's own choice.
+    shown = {n: re.sub(r"\s", " ", v) if isinstance(v, str) else v for n, v in found.items()}
+
+    assert {name: shown[name] for name in told} == told
+    # What is read is the same everywhere: a comma and a point both part the decimals.
+    read = [7.5, 7.5, 1234.5, 1234.5, -0.25, -1, None, None, None, None, None]
+    assert found["read"] == read
+    assert found["split"] == [["3,5", "7"], ["1,5", "3"], ["0", "0,5", "1"], ["3", "5"]]
+
+
+def refused_for() -> set[tuple[str, str]]:
+    """(error code, reason) of every refusal in the backend's source that names a reason."""
+    found = set()
+    for path in (REPOSITORY / "backend" / "app").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+                continue
+            code = re.sub(r"(?<!^)(?=[A-Z])", "_", call.func.id).upper()
+            for keyword in call.keywords:
+                if keyword.arg == "details" and isinstance(keyword.value, ast.Dict):
+                    for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
+                        if isinstance(key, ast.Constant) and isinstance(value, ast.Constant):
+                            found |= {(code, str(value.value))} if key.value == "reason" else set()
+    return found
+
+
+# The code's own sentence says it all, or the page can do nothing that the reason would change.
+_ENOUGH = {
+    "INVALID_REQUEST", "INVALID_PROMPT", "LORA_DOWNLOAD_FAILED", "IMAGE_DOWNLOAD_FAILED",
+    "GENERATION_FAILED", "MODEL_LOAD_FAILED", "REQUEST_TIMEOUT",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_each_reason_of_a_refusal_has_a_sentence_with_its_facts(language: str) -> None:
+    reasons = sorted(one for one in refused_for() if one[0] not in _ENOUGH)
+    assert {("CONFLICT", "in_use"), ("LORA_LOAD_FAILED", "taken_down")} <= set(reasons)
+    facts = {"avatars": 2, "contents": 1, "name": "Ink", "base_model": "a", "loaded": "b"}
+    faults = [
+        {"code": code, "field": None, "details": {**facts, "reason": reason}}
+        for code, reason in reasons
+    ]
+    code = "const { explainFault } = load('server/explain.ts'); return given.map(explainFault);"
+    told = in_page(code, languages=[language], given=faults)
+    words = json.loads((REPOSITORY / f"studio/src/i18n/{language}.json").read_text())
+    for (error, reason), text in zip(reasons, told, strict=True):
+        assert f"error.{error}.{reason}" in words, (error, reason)
+        assert "{" not in text, text
+        assert text != words[f"error.{error}"], (error, reason)
+
+
+def test_a_grids_values_are_read_as_they_are_written() -> None:
+    code = """
+    const { readValues, valuesProblem } = load('drafting/grids.ts');
+    const range = (minimum, maximum) => ({ minimum, maximum });
+    const by = { steps: range(1, 100), cfg: range(0, 30), lora_scale: range(-2, 2) };
+    return {
+      read: given.map(readValues),
+      wrong: [['cfg', []], ['cfg', [3, 3]], ['cfg', [31]], ['steps', [1.5]], ['seed', [-1]],
+        ['lora:x', [2.1]], ['cfg', [NaN]]].map(([p, v]) => valuesProblem(p, v, by) !== null),
+      right: [['cfg', [3.5]], ['steps', [1, 100]], ['seed', [2 ** 32 - 1]], ['lora:x', [-2, 0]]]
+        .map(([p, v]) => valuesProblem(p, v, by)),
+    };
+    """
+    given = ["0..1 x5", "0,5..1,5 x3", "1; 2..4 x2", "3,5; 7", "x"]
+    found = in_page(code, languages=["es-ES"], given=given)
+
+    assert found["read"] == [[0, 0.25, 0.5, 0.75, 1], [0.5, 1, 1.5], [1, 2, 4], [3.5, 7], [None]]
+    assert all(found["wrong"])
+    assert found["right"] == [None] * 4
