@@ -314,13 +314,17 @@ def test_a_picture_is_varied_in_small_steps(studio: Studio, open_page: OpenPage)
         f"{studio.url}/api/v1/identities/avatars",
         json={"name": "Ada", "base_prompt": "a squirrel", "lora_model_id": lora, "lora_scale": 0.5},
     )
-    own = {"avatar_id": avatar.raise_for_status().json()["id"], "seed": 0}
+    own: dict[str, Any] = {"avatar_id": avatar.raise_for_status().json()["id"], "seed": 0}
     most = httpx2.get(f"{studio.url}/api/v1/model").json()["lora_scale"]["maximum"]
-    given = {"loras": [{"lora_model_id": lora, "scale": most}], "seed": 41, "num_images": 2}
+    given: dict[str, Any] = {
+        "loras": [{"lora_model_id": lora, "scale": most}],
+        "seed": 41,
+        "num_images": 2,
+    }
     sent: list[dict[str, Any]] = []
 
     def accept(route: Route) -> None:
-        sent.append(route.request.post_data_json)
+        sent.append(route.request.post_data_json or {})
         route.fulfill(status=202, json=made)
 
     def step(page: Page, name: str) -> dict[str, Any]:
