@@ -5,13 +5,62 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from testkit.page import in_page
+pytestmark = pytest.mark.process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+STUDIO = REPOSITORY / "studio"
+# TypeScript is compiled as it is read.
+_RUN = """
+const fs = require('fs');
+const path = require('path');
+const ts = require('typescript');
+const { languages, timeZone, code, given } = JSON.parse(fs.readFileSync(0, 'utf8'));
+process.env.TZ = timeZone;
+const compilerOptions = {
+  module: 'commonjs', target: 'es2022', jsx: 'react-jsx', jsxImportSource: 'preact',
+  esModuleInterop: true,
+};
+for (const ending of ['.ts', '.tsx'])
+  require.extensions[ending] = (module, file) => module._compile(
+    ts.transpileModule(fs.readFileSync(file, 'utf8'), { compilerOptions }).outputText, file);
+const nothing = () => {};
+const storage = () => {
+  const kept = new Map();
+  return {
+    getItem: (k) => kept.get(k) ?? null,
+    setItem: (k, v) => kept.set(k, v),
+    removeItem: (k) => kept.delete(k),
+  };
+};
+const set = (name, value) =>
+  Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
+set('navigator', { languages, language: languages[0] });
+set('location', { hash: '', origin: 'http://127.0.0.1', href: 'http://127.0.0.1/' });
+set('localStorage', storage());
+set('sessionStorage', storage());
+set('window', globalThis);
+set('document', {
+  hidden: false, addEventListener: nothing, documentElement: { dataset: {}, lang: '' },
+  querySelector: () => null, createElement: () => ({}),
+});
+set('addEventListener', nothing);
+set('BroadcastChannel', class { postMessage() {} addEventListener() {} });
+const load = (name) => require(path.resolve('src', name));
+(async () => {
+  const words = load('i18n/index.ts');
+  await words.startLanguage();
+  const run = new Function('load', 'given', `return (async () => {${code}})()`);
+  process.stdout.write(JSON.stringify((await run(load, given)) ?? null));
+  process.exit(0);
+})();
+"""
 _WORDS = """
 const { number, usd, moment, fullDay, duration, plural, readNumber, splitNumbers, plain } =
   load('i18n/index.ts');
@@ -25,6 +74,27 @@ return {
 """
 _READ = ["7,5", "7.5", "1.234,5", "1,234.5", "-0,25", "\u22121", "", "x", "1,5,5", "0x10", "1e3"]
 _SPLIT = ["3,5; 7", "1,5, 3", "0; 0,5; 1", "3\n5"]
+
+
+def in_page(code: str, *, languages: list[str], given: Any = None) -> Any:
+    """What `code` returns; `load("i18n/index.ts")` is a module of the page.
+
+    `given` is what `code` is given, `languages` are the browser's; times are UTC.
+    """
+    if shutil.which("node") is None or not (STUDIO / "node_modules" / "typescript").exists():
+        pytest.skip("needs Node and `npm ci` in studio/")
+    asked = {"languages": languages, "timeZone": "UTC", "code": code, "given": given}
+    done = subprocess.run(
+        ["node", "-e", _RUN],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        cwd=STUDIO,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 _ENGLISH = {"duration": "3.1 s", "states": ["1 finished", "3 finished"]}
@@ -94,7 +164,7 @@ def test_each_reason_of_a_refusal_has_a_sentence_with_its_facts(language: str) -
     ]
     code = "const { explainFault } = load('server/explain.ts'); return given.map(explainFault);"
     told = in_page(code, languages=[language], given=faults)
-    words = json.loads((REPOSITORY / f"studio/src/i18n/{language}.json").read_text())
+    words = json.loads((STUDIO / f"src/i18n/{language}.json").read_text())
     for (error, reason), text in zip(reasons, told, strict=True):
         assert f"error.{error}.{reason}" in words, (error, reason)
         assert "{" not in text, text
