@@ -19,6 +19,7 @@ import { route } from './state/route';
 import type { Session } from './server/types';
 import * as store from './state/store';
 import { announce, onNews } from './state/tabs';
+import { clearWords, refreshWords } from './state/words';
 import { clearBatches } from './state/batchList';
 import { forgetGallery } from './state/galleryPlace';
 import { mayShowForm } from './takeOver';
@@ -68,6 +69,7 @@ export function askEarly(): void {
 async function open(): Promise<void> {
   stopFollowing();
   store.clearStore();
+  clearWords();
   forgetGallery();
   try {
     const asked = early ?? api.session();
@@ -86,6 +88,7 @@ async function open(): Promise<void> {
     store.gate.value = 'open';
     await Promise.all([store.refreshModel(RETRY_MS), store.refreshLibrary(), readFeed()]);
     void store.refreshQueue();
+    void refreshWords();
     prefetch();
     if (dropDeletedLoras()) store.tell(t('told.loraDropped'), { isError: true });
   } catch (error) {
@@ -120,6 +123,7 @@ export function App() {
     }, NO_MODEL_MS);
     onNews((news) => {
       if (news.kind === 'session') void open();
+      if (news.kind === 'library') void refreshWords();
       if (news.kind === 'queue') void store.refreshQueue();
     });
     const stop = effect(() => {

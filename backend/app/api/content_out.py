@@ -16,6 +16,7 @@ from app.schemas.content import (
     SafetyOut,
     UsedLora,
     WaitingFor,
+    WrittenOut,
 )
 from app.schemas.identities import AvatarOut
 from app.schemas.loras import LoraOut
@@ -94,6 +95,7 @@ def content_out(
         status=Status(content.status),
         prompt=content.prompt,
         negative_prompt=content.negative_prompt,
+        written=None if content.written is None else WrittenOut.model_validate(content.written),
         avatar_id=content.avatar_id,
         batch_id=content.batch_id,
         image_url=images[0].url if images else None,

@@ -90,6 +90,8 @@ class Content(Base):
     )
     prompt: Mapped[LongText]
     negative_prompt: Mapped[LongText]
+    # prompt, negative_prompt, styles, before these and wildcards became words; None: nothing did.
+    written: Mapped[Json | None]
     # What is known of width, height, steps, cfg, seed, num_images, scheduler, output_format: what
     # was asked for, and once drawn what the worker says was used.
     parameters: Mapped[Json]

@@ -213,6 +213,14 @@ class SafetyOut(Out):
     images: list[SafetyOfImage]
 
 
+class WrittenOut(Out):
+    """Words before styles and wildcards were put into them; without an avatar's part."""
+
+    prompt: str
+    negative_prompt: str
+    styles: list[str] = Field(description="by name, as they were taken one after the other")
+
+
 class ContentOut(BaseModel):
     """A content: what was asked, and what became of it."""
 
@@ -222,6 +230,9 @@ class ContentOut(BaseModel):
     status: Status
     prompt: str
     negative_prompt: str
+    written: WrittenOut | None = Field(
+        description="what was written, where styles or wildcards made the prompts of it; else null"
+    )
     avatar_id: uuid.UUID | None
     batch_id: uuid.UUID | None
     image_url: str | None = Field(description="of the first picture; signed anew on each read")

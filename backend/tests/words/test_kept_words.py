@@ -61,6 +61,11 @@ async def test_styles_stand_around_the_prompts_in_their_order(
     assert content["prompt"] == "ink of a fig, at night"
     assert content["negative_prompt"] == "blur, photo, day"
     assert inference.requests[-1].prompt == "ink of a fig, at night"
+    written = {"prompt": "a fig", "negative_prompt": "blur", "styles": ["Ink", "Night"]}
+    assert content["written"] == written
+    replay = await backend.http.post(f"{CONTENT}/{content['id']}/replay")
+    assert replay.json()["written"] == written
+    assert (await backend.generate(prompt="a __fig__"))["written"] is None
 
     await keep(backend, "styles", "Bomb", prompt="{prompt}" * 500)
     refused = await backend.generate(422, prompt="x" * 1000, styles=["Bomb"] * 3)
@@ -76,6 +81,7 @@ async def test_the_seed_draws_the_lines_and_the_same_seed_the_same(backend: Back
     }
     first, again, other = [await backend.generate(**words, seed=seed) for seed in (7, 7, 8)]
     assert first["prompt"] == again["prompt"] != other["prompt"]
+    assert first["written"] == {**words, "styles": []}
     assert first["negative_prompt"] == again["negative_prompt"]
     assert first["prompt"].count("colour ") == 2
     assert first["prompt"].endswith(", __nothing__")

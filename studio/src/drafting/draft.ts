@@ -4,6 +4,7 @@ import { computed, effect, signal } from '@preact/signals';
 import { number, t } from '../i18n';
 import { recall, remember, recallHere, rememberHere } from '../state/memory';
 import { avatars, loras, model } from '../state/store';
+import { styles } from '../state/words';
 import { fieldOf, guidesBody, guidesOf, type Guide } from './guides';
 import { sourceBody, sourceOf, sourceSize, strengthOf, type Source } from './source';
 import type { Avatar, Content, GenerateBody, Lora, Model, PromptSyntax } from '../server/types';
@@ -25,6 +26,8 @@ export type Beyond = Partial<Pick<GenerateBody, 'clip_skip' | 'guidance_rescale'
 export interface Draft {
   prompt: string;
   negative: string;
+  /** Names of the owner's styles, which the server puts around the prompts. */
+  styles: string[];
   avatarId: string | null;
   loras: { id: string; scale: number }[];
   width: number | null;
@@ -52,6 +55,7 @@ export type FieldErrors = Record<string, string>;
 const EMPTY: Draft = {
   prompt: '',
   negative: '',
+  styles: [],
   avatarId: null,
   loras: [],
   width: null,
@@ -173,6 +177,8 @@ export function check(of: Whole, by: Model, promptIsNeeded = true): FieldErrors 
         ? t('check.loras', { max: by.limits.max_loras })
         : null,
   };
+  const gone = of.styles.find((name) => styles.value?.every((one) => one.name !== name));
+  if (gone !== undefined) found.styles = t('styles.gone', { name: gone });
   if (of.source) Object.assign(found, sourceProblems(of.source, of.steps));
   const { minimum, maximum } = by.lora_scale;
   of.loras.forEach(({ scale }, place) => {
@@ -200,6 +206,7 @@ export function asBody(of: Draft): GenerateBody {
     ...(of.avatarId ? { avatar_id: of.avatarId } : {}),
     loras: of.loras.map(({ id, scale }) => ({ lora_model_id: id, scale })),
     negative_prompt: of.negative,
+    ...(of.styles.length ? { styles: of.styles } : {}),
     ...Object.fromEntries(chosen.filter(([, value]) => value !== null)),
     ...(of.seedIsLocked && of.seed !== null ? { seed: of.seed } : {}),
     num_images: of.count,
@@ -282,6 +289,8 @@ export function draftOf(content: Content, keepSeed: boolean, place: number | nul
   return {
     prompt: fits ? prompt : content.prompt,
     negative: fits ? negative : content.negative_prompt,
+    // Their words are in the prompts.
+    styles: [],
     avatarId: fits ? own.id : null,
     loras: content.loras
       .filter(

@@ -67,3 +67,12 @@ export function changeWeight(field: HTMLTextAreaElement, by: number): void {
   replaceText(field, start, start + words.length, weighed);
   field.setSelectionRange(start, start + weighed.length);
 }
+
+/** Put `word` at the caret of the form's prompt, apart from what is before it. */
+export function insertInPrompt(word: string): void {
+  const field = document.querySelector<HTMLTextAreaElement>('.composer textarea[name=prompt]');
+  if (!field) return;
+  const { selectionStart, selectionEnd, value } = field;
+  const gap = selectionStart && /\S/.test(value[selectionStart - 1] ?? '') ? ' ' : '';
+  replaceText(field, selectionStart, selectionEnd, gap + word);
+}

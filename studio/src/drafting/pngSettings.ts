@@ -61,6 +61,7 @@ export function readSettings(text: string): Found {
   const draft: Partial<Draft> = {
     prompt: read.prompt,
     negative: read.negative_prompt,
+    styles: [],
     avatarId: null,
     loras: chosen.slice(0, model.value?.limits.max_loras ?? 8),
     steps: read.steps ?? null,

@@ -11,6 +11,7 @@ import type {
   Comparison,
   Content,
   CostSummary,
+  Embedding,
   GenerateBody,
   InputImage,
   Lora,
@@ -23,7 +24,9 @@ import type {
   Share,
   Shared,
   Status,
+  Style,
   Verification,
+  Wildcard,
 } from './types';
 
 const API = '/api/v1';
@@ -189,12 +192,27 @@ export const api = {
   /** A picture to draw from: uploaded, or drawn here. */
   image: (id: string) => call<InputImage>('GET', `/images/${id}`),
   images: () => call<Page<InputImage>>('GET', '/images'),
+  styles: () => call<Page<Style>>('GET', '/words/styles'),
+  keepStyle: ({ name, ...style }: Style) =>
+    call<Style>('PUT', `/words/styles/${encodeURIComponent(name)}`, style),
+  deleteStyle: (name: string) => call<void>('DELETE', `/words/styles/${encodeURIComponent(name)}`),
+  wildcards: () => call<Page<Wildcard>>('GET', '/words/wildcards'),
+  keepWildcard: ({ name, lines }: Wildcard) =>
+    call<Wildcard>('PUT', `/words/wildcards/${encodeURIComponent(name)}`, { lines }),
+  deleteWildcard: (name: string) =>
+    call<void>('DELETE', `/words/wildcards/${encodeURIComponent(name)}`),
+  embeddings: () => call<Page<Embedding>>('GET', '/embeddings'),
+  deleteEmbedding: (id: string) => call<void>('DELETE', `/embeddings/${id}`),
   costs: (days: number) => call<CostSummary>('GET', '/costs/summary' + query({ days })),
 };
 
 /** Put a picture there to draw from; the same bytes twice are one. */
 export const uploadImage = (file: Blob, name: string): Promise<InputImage> =>
   call<InputImage>('POST', '/images', formOf(file, {}, name));
+
+/** Keep a textual inversion under the word that stands for it. */
+export const uploadEmbedding = (file: Blob, word: string, name: string): Promise<Embedding> =>
+  call<Embedding>('POST', '/embeddings', formOf(file, { name: word }, name));
 
 /** Put a LoRA file into the library; `onProgress` hears the part sent, 0 to 1. */
 export function uploadLora(

@@ -1712,6 +1712,8 @@ export interface components {
             prompt: string;
             /** Negative Prompt */
             negative_prompt: string;
+            /** @description what was written, where styles or wildcards made the prompts of it; else null */
+            written: components["schemas"]["WrittenOut"] | null;
             /** Avatar Id */
             avatar_id: string | null;
             /** Batch Id */
@@ -3672,6 +3674,21 @@ export interface components {
             name: string;
             /** Lines */
             lines: string[];
+        };
+        /**
+         * WrittenOut
+         * @description Words before styles and wildcards were put into them; without an avatar's part.
+         */
+        WrittenOut: {
+            /** Prompt */
+            prompt: string;
+            /** Negative Prompt */
+            negative_prompt: string;
+            /**
+             * Styles
+             * @description by name, as they were taken one after the other
+             */
+            styles: string[];
         };
     };
     responses: never;

@@ -27,6 +27,9 @@ export type Model = Shapes['ModelOut'] & { limits: Required<Shapes['ModelLimits'
 export type GenerateBody = Shapes['GenerateIn'] &
   Required<Pick<Shapes['GenerateIn'], 'loras' | 'negative_prompt' | 'num_images'>>;
 export type InputImage = Shapes['InputImageOut'];
+export type Style = Shapes['StyleOut'];
+export type Wildcard = Shapes['WildcardOut'];
+export type Embedding = Shapes['EmbeddingOut'];
 export type PromptSyntax = Shapes['PromptSyntax'];
 export type Fill = Shapes['Fill'];
 export type BatchBody = Shapes['BatchIn'];

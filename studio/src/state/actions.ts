@@ -3,12 +3,14 @@
 import { signal } from '@preact/signals';
 import { api, asProblem } from '../server/api';
 import { asBody, change, deletedLoras, draft, draftOf, randomSeed, SEED_MAX, type Draft } from '../drafting/draft';
+import { byStyles } from '../drafting/styled';
 import { rememberDraft } from './history';
 import { listed, plural, t } from '../i18n';
 import { follow } from '../server/live';
 import { readItem } from './items';
 import { contentOf, focus, forget, keep, model, prependToFeed, tell, tellProblem } from './store';
 import { announce } from './tabs';
+import { styles } from './words';
 import type { Choice, Content, GenerateBody } from '../server/types';
 
 function takeUp(content: Content): Content {
@@ -98,13 +100,13 @@ export const stepScale = (content: Content, place: number, id: string, by: numbe
 /** Put what made a picture into the form; it can be taken back. */
 export function reuse(content: Content, place: number, part: 'all' | 'prompt' | 'seed' = 'all'): void {
   const before = draft.value;
-  const taken = draftOf(content, true, place);
+  const taken = byStyles(content, draftOf(content, true, place), styles.value ?? []);
   const gone = part === 'all' ? deletedLoras(content) : [];
   const there = taken.loras.filter(
     ({ id }) => !content.loras.some((used) => used.lora_model_id === id && gone.includes(used.name)),
   );
   rememberDraft(before);
-  if (part === 'prompt') change({ prompt: taken.prompt, negative: taken.negative });
+  if (part === 'prompt') change({ prompt: taken.prompt, negative: taken.negative, styles: taken.styles });
   else if (part === 'seed') change({ seed: taken.seed, seedIsLocked: true });
   else change({ ...taken, loras: there });
   focus.value = content.id;

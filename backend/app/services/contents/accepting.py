@@ -289,6 +289,7 @@ class ContentService(ContentReading):
                 avatar_id=old.avatar_id,
                 prompt=old.prompt,
                 negative_prompt=old.negative_prompt,
+                written=old.written,
                 parameters=asked,
                 asked=asked,
                 deadline_at=now + timedelta(seconds=self._deadline_s),

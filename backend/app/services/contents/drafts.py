@@ -28,7 +28,7 @@ from app.services.contents.resolve import (
 )
 from app.services.inputs.embeddings import find_embeddings
 from app.services.inputs.using import find_pictures
-from app.services.inputs.words import may_vary, with_words
+from app.services.inputs.words import may_vary, with_words, written_words
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import InvalidRequest
 from sdxl_contract.limits import SEED_MAX
@@ -83,6 +83,7 @@ class Draft:
     draw_seed: Callable[[], int]
     estimated_usd: float | None
     watermark: str | None = None
+    written: dict[str, Any] | None = None
 
     def content(self, seed: int | None, digest: str, idempotency_key: str | None) -> Content:
         """A new content. Its seed is kept with it, so that each attempt draws the same picture."""
@@ -103,6 +104,7 @@ class Draft:
             avatar_id=self.avatar_id,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
+            written=self.written,
             parameters=asked,
             asked=asked,
             deadline_at=now + timedelta(seconds=self.deadline_s),
@@ -141,6 +143,7 @@ async def draft_content(
         NotFound: the avatar, a LoRA or an embedding is not there.
     """
     async with database.reading() as session:
+        as_written = asked
         asked = await with_words(session, owner, asked, draw_seed)
         avatar = await find_avatar(session, owner, asked.avatar_id)
         loras = await find_loras(session, owner, asked, avatar)
@@ -174,6 +177,7 @@ async def draft_content(
         loras=loras,
         draw_seed=draw_seed,
         estimated_usd=estimate(request, usual),
+        written=written_words(as_written, asked),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -162,6 +163,19 @@ async def with_words(
     if asked.hires is not None:
         changes["hires"] = asked.hires.model_copy(update=hires)
     return asked.model_copy(update={**said, **changes})
+
+
+def written_words(written: GenerateIn, drawn: GenerateIn) -> dict[str, Any] | None:
+    """The words and styles of `written`, where other words were made of them; an avatar's part
+    is not among them."""
+    words = {name: getattr(written, name) or "" for name in ("prompt", "negative_prompt")}
+    if written.custom_prompt is not None:
+        words["prompt"] = written.custom_prompt
+    prompt = drawn.prompt if drawn.custom_prompt is None else drawn.custom_prompt
+    said = {"prompt": prompt or "", "negative_prompt": drawn.negative_prompt}
+    if not written.styles and words == said:
+        return None
+    return {**words, "styles": list(written.styles)}
 
 
 def _styled(text: str | None, styles: Sequence[str], field: str) -> str | None:

@@ -15,6 +15,7 @@ import type { Content } from '../../server/types';
 import { Extras, isOfExtras } from './extras';
 import { LoraPicker, TriggerWords } from './loraPicker';
 import { PromptField } from './promptField';
+import { hasStyles, StylesField } from './stylesField';
 import { QueueButton } from '../queue';
 import { isOfSource, SourcePanel } from '../source/panel';
 import { CountField, NumberFields, SamplerField, SeedField, SizeField } from './settings';
@@ -24,7 +25,7 @@ import { Button, Field } from '../ui';
 const SHOWN = ['prompt', 'negative_prompt', 'width', 'height', 'steps', 'cfg', 'scheduler', 'seed', 'num_images'];
 const LATE = ['prompt', 'mask', 'outpaint'];
 const isShown = (field: string): boolean =>
-  SHOWN.includes(field) || isOfSource(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
+  SHOWN.includes(field) || (field === 'styles' && hasStyles()) || isOfSource(field) || isOfExtras(field) || (field === 'avatar_id' && (avatars.value ?? []).length > 0) || field === 'loras' || /^loras\[\d+\]\.scale$/.test(field);
 
 export function Composer({ onAccepted }: { onAccepted: (content: Content) => void }) {
   const by = model.value ?? FIRST_MODEL;
@@ -50,7 +51,9 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
       onAccepted(await drawOrThrow(asBody(draft.value)));
     } catch (error) {
       const problem = asProblem(error);
-      const field = (problem.field ?? '').replace(/^custom_prompt$/, 'prompt');
+      const field = (problem.field ?? '')
+        .replace(/^custom_prompt$/, 'prompt')
+        .replace(/^styles\[\d+\]$/, 'styles');
       // A lost connection is told by the banner as long as it lasts, not by a text that stays.
       if (problem.status === 0) return;
       refused.value = { [isShown(field) ? field : '']: explain(problem) };
@@ -92,6 +95,7 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
             />
           )}
         </Field>
+        <StylesField error={errors.styles} />
         <LoraPicker errors={errors} />
         <SourcePanel of={now} model={by} errors={errors} />
         <SizeField of={now} model={by} errors={errors} />

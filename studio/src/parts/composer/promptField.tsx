@@ -8,6 +8,8 @@ import { past, rememberDraft } from '../../state/history';
 import { moment, t } from '../../i18n';
 import { inStyle, dropPreset, presets, savePreset, STYLES } from '../../drafting/presets';
 import { loras, tell } from '../../state/store';
+import { wildcards } from '../../state/words';
+import { WordsManager } from './stylesField';
 import { looksLikeSettings, takeSettings } from '../dropZone';
 import { Button, Dialog, Empty, Field } from '../ui';
 
@@ -19,6 +21,16 @@ function begunAt(text: string, at: number): { start: number; word: string } {
   const start = Math.max(...[',', '\n', '(', ')'].map((sign) => text.lastIndexOf(sign, at - 1))) + 1;
   const word = text.slice(start, at);
   return { start: start + (word.length - word.trimStart().length), word: word.trimStart() };
+}
+
+const MARK = /__([\w-]*)$/;
+
+/** Marks of wildcards that go on as what is typed before the caret begins. */
+function marksFor(before: string): string[] {
+  const begun = MARK.exec(before)?.[1]?.toLowerCase();
+  if (begun === undefined) return [];
+  const names = (wildcards.value ?? []).map((one) => one.name);
+  return names.filter((name) => name.startsWith(begun)).slice(0, OFFERED).map((name) => `__${name}__`);
 }
 
 /** Trigger words that go on as `word` begins: of the chosen LoRAs first. */
@@ -36,13 +48,14 @@ export function PromptField({ error }: { error?: string }) {
   const field = useRef<HTMLTextAreaElement>(null);
   const [offered, setOffered] = useState<string[]>([]);
   const [current, setCurrent] = useState(0);
-  const [shows, setShows] = useState<'history' | 'presets' | null>(null);
+  const [shows, setShows] = useState<'history' | 'presets' | 'words' | null>(null);
   const id = useId();
   const accept = (word: string) => {
     const element = field.current;
     if (!element) return;
     const at = element.selectionStart;
-    replaceText(element, begunAt(element.value, at).start, at, word);
+    const mark = word.startsWith('__') ? MARK.exec(element.value.slice(0, at)) : null;
+    replaceText(element, mark?.index ?? begunAt(element.value, at).start, at, word);
     setOffered([]);
   };
   const onKeyDown = (e: KeyboardEvent) => {
@@ -100,7 +113,9 @@ export function PromptField({ error }: { error?: string }) {
             aria-activedescendant={offered.length ? `${id}-${current}` : undefined}
             onInput={(e) => {
               change({ prompt: e.currentTarget.value });
-              setOffered(matching(begunAt(e.currentTarget.value, e.currentTarget.selectionStart).word));
+              const { value, selectionStart } = e.currentTarget;
+              const marks = marksFor(value.slice(0, selectionStart));
+              setOffered(marks.length ? marks : matching(begunAt(value, selectionStart).word));
               setCurrent(0);
             }}
             onKeyDown={onKeyDown}
@@ -129,7 +144,10 @@ export function PromptField({ error }: { error?: string }) {
         </ul>
       )}
       {shows === 'history' && <HistoryDialog onClose={() => setShows(null)} />}
-      {shows === 'presets' && <PresetDialog onClose={() => setShows(null)} />}
+      {shows === 'presets' && (
+        <PresetDialog onClose={() => setShows(null)} onManage={() => setShows('words')} />
+      )}
+      {shows === 'words' && <WordsManager onClose={() => setShows(null)} />}
     </div>
   );
 }
@@ -146,7 +164,8 @@ function HistoryDialog({ onClose }: { onClose: () => void }) {
                 onClick={() => {
                   const before = draft.value;
                   rememberDraft(before);
-                  change(one.draft);
+                  // Of before the form had styles: with none.
+                  change({ ...one.draft, styles: one.draft.styles ?? [] });
                   tell(t('told.reused'), {
                     action: { label: t('action.undo'), run: () => change(before) },
                   });
@@ -168,7 +187,7 @@ function HistoryDialog({ onClose }: { onClose: () => void }) {
   );
 }
 
-function PresetDialog({ onClose }: { onClose: () => void }) {
+function PresetDialog({ onClose, onManage }: { onClose: () => void; onManage: () => void }) {
   const [name, setName] = useState('');
   const use = (changes: Parameters<typeof change>[0]) => {
     const before = draft.value;
@@ -192,11 +211,16 @@ function PresetDialog({ onClose }: { onClose: () => void }) {
           </button>
         ))}
       </div>
+      <p>
+        <Button icon="more" kind="quiet" onClick={onManage}>
+          {t('words.title')}
+        </Button>
+      </p>
       <h3>{t('preset.own')}</h3>
       <ul class="choices">
         {presets.value.map((one) => (
           <li key={one.id} class="row">
-            <button type="button" onClick={() => use(one.draft)}>
+            <button type="button" onClick={() => use({ ...one.draft, styles: one.draft.styles ?? [] })}>
               <span class="choice-words">
                 <strong>{one.name}</strong>
                 <span class="muted small clamp">{one.draft.prompt}</span>

@@ -8,6 +8,7 @@ export function SettingsLine({ of, withoutPrompt }: { of: Whole; withoutPrompt?:
   const character = avatars.value?.find((one) => one.id === of.avatarId);
   const parts = [
     character?.name,
+    ...of.styles,
     ...usedLoras.value.map(({ lora, scale }) => `${lora.name} ${number(scale, 2, 2)}`),
     `${of.width} × ${of.height}`,
     `${of.steps} ${t('form.steps').toLowerCase()}`,

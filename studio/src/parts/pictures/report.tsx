@@ -1,7 +1,7 @@
 // What is known of a picture: its prompt and settings first; what the machine did is folded.
 
 import { copy } from '../../state/actions';
-import { duration, moment, number, plural, t, tMaybe, usd } from '../../i18n';
+import { duration, listed, moment, number, plural, t, tMaybe, usd } from '../../i18n';
 import { recall, remember } from '../../state/memory';
 import { avatars, loras } from '../../state/store';
 import type { Content } from '../../server/types';
@@ -48,6 +48,11 @@ export function Report({ content, place }: { content: Content; place: number }) 
           )}
         </h2>
         <p class="prompt-text">{content.prompt || t('picture.noPrompt')}</p>
+        {content.written && content.written.prompt !== content.prompt && (
+          <p class="prompt-text muted">
+            <span class="label">{t('report.written')}</span> {content.written.prompt}
+          </p>
+        )}
         {content.negative_prompt && (
           <p class="prompt-text muted">
             <span class="label">{t('form.negative')}</span> {content.negative_prompt}
@@ -77,6 +82,9 @@ export function Report({ content, place }: { content: Content; place: number }) 
           />
           <Fact name={t('form.steps')} value={parameters.steps === null ? t('report.own') : number(parameters.steps)} />
           <Fact name={t('form.cfg')} value={parameters.cfg === null ? t('report.own') : number(parameters.cfg, 2)} />
+          {content.written && content.written.styles.length > 0 && (
+            <Fact name={t('field.styles')} value={listed(content.written.styles)} />
+          )}
           {avatar && <Fact name={t('form.avatar')} value={avatar.name} />}
           <Fact name={t('report.created')} value={moment(content.created_at)} />
         </dl>
