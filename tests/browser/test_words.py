@@ -161,8 +161,9 @@ def test_it_holds_in_spanish_on_a_phone(
     words.put(f"{WORDS}/styles/{long}", json={"prompt": "x" * 300}).raise_for_status()
     phone = {"width": 360, "height": 740}
     page = open_page(studio.url, viewport=phone, locale="es-ES", draft={"styles": [long]})
-    page.locator("fieldset.styles").get_by_role("button", name="Estilos y comodines propios").click()
-    dialog = page.get_by_role("dialog", name="Estilos y comodines propios")
+    title = "Estilos y comodines propios"
+    page.locator("fieldset.styles").get_by_role("button", name=title).click()
+    dialog = page.get_by_role("dialog", name=title)
     expect(dialog.get_by_role("button", name=f"Editar {long}")).to_be_visible()
     for shown in (page.locator("html"), dialog, page.locator(".composer-fields")):
         assert shown.evaluate("(one) => one.scrollWidth <= one.clientWidth")
