@@ -157,7 +157,7 @@ function Rows<T extends { name: string }>({ all, textOf, onChoose, onInsert, onR
       <ul class="choices">
         {all.map((one) => (
           <li key={one.name} class="words-row">
-            <button type="button" aria-label={t('lora.edit', { name: one.name })} onClick={() => onChoose(one)}>
+            <button type="button" onClick={() => onChoose(one)}>
               <span class="choice-words">
                 <strong>{one.name}</strong>
                 <span class="muted small clamp">{textOf(one)}</span>
