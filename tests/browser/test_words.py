@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Request, expect
 
 from testkit.browser import OpenPage, Studio, check_accessibility
 
@@ -65,6 +65,8 @@ def test_a_style_and_a_wildcard_are_made_drawn_told_and_had_again(
 ) -> None:
     begun = {"prompt": "a fig", "seed": 5, "seedIsLocked": True}
     page = open_page(studio.url, draft=begun, reduced_motion="reduce")
+    requests: list[Request] = []
+    page.on("request", requests.append)
     expect(page.locator("fieldset.styles")).to_have_count(0)
     dialog = open_manager(page)
     dialog.get_by_role("button", name="New style").click()
@@ -73,6 +75,7 @@ def test_a_style_and_a_wildcard_are_made_drawn_told_and_had_again(
     dialog.get_by_label("Name").fill("Ink")
     dialog.get_by_label("Prompt", exact=True).fill("ink drawing of {prompt}")
     dialog.get_by_label("Negative prompt").fill("photo")
+    dialog.get_by_label("Negative prompt").press("Control+Enter")  # not the form behind it
     check_accessibility(page, "a style's form")
     dialog.get_by_role("button", name="Save").click()
     expect(row(dialog, "Ink")).to_be_visible()
@@ -94,7 +97,8 @@ def test_a_style_and_a_wildcard_are_made_drawn_told_and_had_again(
     ]
 
     style(page).click()
-    page.reload()
+    with page.expect_response(f"**{WORDS}/wildcards"):
+        page.reload()
     expect(style(page)).to_have_attribute("aria-pressed", "true")
     first = drawn(studio, page)
     assert re.fullmatch("ink drawing of a fig (red|blue)", first["prompt"])
@@ -127,9 +131,11 @@ def test_a_style_and_a_wildcard_are_made_drawn_told_and_had_again(
     expect(page.get_by_label("Negative prompt")).to_have_value("")
     expect(style(page)).to_have_attribute("aria-pressed", "true")
 
+    assert sum(one.url.endswith("/content/generate") for one in requests) == 2
     # Changed since, the style would make another picture: the words are taken instead.
     words.put(f"{WORDS}/styles/Ink", json={"prompt": "ink"}).raise_for_status()
-    page.reload()
+    with page.expect_response(f"**{WORDS}/wildcards"):
+        page.reload()
     expect(style(page)).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Use these settings").click()
     expect(prompt_of(page)).to_have_value("ink drawing of a pear")

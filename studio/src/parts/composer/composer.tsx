@@ -74,7 +74,9 @@ export function Composer({ onAccepted }: { onAccepted: (content: Content) => voi
         void submit();
       }}
       onKeyDown={(e) => {
-        if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) {
+        // What is written in a dialog of the form's is not the request.
+        const isOfDialog = (e.target as Element).closest('dialog') !== null;
+        if (e.key === 'Enter' && (e.ctrlKey || e.metaKey) && !isOfDialog) {
           e.preventDefault();
           void submit();
         }

@@ -48,7 +48,7 @@ export function Report({ content, place }: { content: Content; place: number }) 
           )}
         </h2>
         <p class="prompt-text">{content.prompt || t('picture.noPrompt')}</p>
-        {content.written && content.written.prompt !== content.prompt && (
+        {content.written?.prompt && content.written.prompt !== content.prompt && (
           <p class="prompt-text muted">
             <span class="label">{t('report.written')}</span> {content.written.prompt}
           </p>
