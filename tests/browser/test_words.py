@@ -66,7 +66,11 @@ def test_a_style_and_a_wildcard_are_made_drawn_told_and_had_again(
     begun = {"prompt": "a fig", "seed": 5, "seedIsLocked": True}
     page = open_page(studio.url, draft=begun, reduced_motion="reduce")
     requests: list[Request] = []
-    page.on("request", requests.append)
+
+    def note(request: Request) -> None:
+        requests.append(request)
+
+    page.on("request", note)
     expect(page.locator("fieldset.styles")).to_have_count(0)
     dialog = open_manager(page)
     dialog.get_by_role("button", name="New style").click()
