@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ async def test_the_command_lines_exit_codes(
     logged_in = await run("login", "--url", served.url, "--key-stdin", stdin=f"{served.key}\n")
     assert logged_in.exit_code == 0, logged_in.output
     assert (await run("ls")).exit_code == 0
-    for argv, code in ((["sdxl", "get", "x"], 1), (["sdxl", "ls"], 4)):
+    unknown = ["sdxl", "get", str(uuid.uuid4())]
+    for argv, code in ((["sdxl", "get", "x"], 2), (unknown, 1), (["sdxl", "ls"], 4)):
         if code == 4:
             monkeypatch.setenv("SDXL_API_KEY", "wrong")
         monkeypatch.setattr("sys.argv", argv)
