@@ -136,3 +136,7 @@ def test_a_part_of_the_page_that_was_lost_on_the_way_comes_by_itself(
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
     is_lost = False
     expect(page.locator("section.stage")).to_be_visible()
+    # What says that the page has taken over is no class of a part's: it would style the whole page.
+    root = page.locator("html.live")
+    expect(root).to_have_css("box-shadow", "none")
+    expect(root).to_have_css("padding", "0px")

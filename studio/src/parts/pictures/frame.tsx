@@ -76,7 +76,7 @@ function Drawing({ content }: { content: Content }) {
   return (
     <>
       {now.preview && <img class="preview" src={now.preview} alt={t('live.preview')} />}
-      <div class="live">
+      <div class="progress-card">
         <p class="row between">
           <span>{reached.value ? words : t('state.reconnecting')}</span>
           <span class="num">
