@@ -41,11 +41,6 @@ interface Early {
   );
   if (isOfForm && isKnown && language.toLowerCase() === root.lang) {
     const form = document.querySelector('.composer');
-    const draft = (recall('draft', true) ?? recall('draft') ?? {}) as Record<string, unknown>;
-    for (const name of ['prompt', 'negative']) {
-      const field = form?.querySelector<HTMLTextAreaElement>(`[name=${name}]`);
-      if (field && typeof draft[name] === 'string') field.value = draft[name];
-    }
     const send = () => {
       early.isSent = true;
       form?.querySelector('[type=submit]')?.setAttribute('aria-busy', 'true');
@@ -73,6 +68,14 @@ interface Early {
         for (const type of types) document.removeEventListener(type, note, true);
       },
     };
+    const draft = (recall('draft', true) ?? recall('draft') ?? {}) as Record<string, unknown>;
+    for (const name of ['prompt', 'negative']) {
+      const field = form?.querySelector<HTMLTextAreaElement>(`[name=${name}]`);
+      if (!field) continue;
+      // Written before this ran, or put back by the browser.
+      if (field.value) early.changed.add(field);
+      else if (typeof draft[name] === 'string') field.value = draft[name];
+    }
     window.early = early;
     root.classList.add('early');
   }

@@ -93,6 +93,18 @@ def test_a_draft_and_the_language_of_this_device_are_there_from_the_beginning(
     page.context.close()
 
 
+def test_what_stands_in_the_form_before_anything_listens_stays(studio: Studio, page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/assets/early-*.js", lambda route: held.append(route))
+    page.goto(studio.url, wait_until="commit")
+    prompt = page.locator("textarea.prompt")
+    prompt.wait_for(state="attached")
+    prompt.evaluate("field => { field.value = 'written at once'; }")
+    release(page, held)
+    page.locator("html.live").wait_for(state="attached")
+    expect(prompt).to_have_value("written at once")
+
+
 def test_no_form_is_shown_where_another_view_or_the_sign_in_is_meant(
     studio: Studio, keyed: Studio, page: Page
 ) -> None:
