@@ -14,7 +14,8 @@ import os
 import sys
 
 _VERSION_3 = 0x20080522
-_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2
+_PR_SET_KEEPCAPS, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 28, 47, 2
+_NO_SETUID_FIXUP = 1 << 2
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 
 
@@ -40,6 +41,9 @@ def become(uid: int, gid: int, program: str) -> None:
     on_linux = sys.platform == "linux"
     if on_linux:
         libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        # Else access(2) answers as if the right were not there, and PostgreSQL's programs ask it
+        # whether their neighbours may be run.
+        libc.prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)

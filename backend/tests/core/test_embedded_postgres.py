@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL
 
-from app.core import embedded_postgres
+from app.core import embedded_postgres, run_as
 from app.core.embedded_postgres import DatabaseError, EmbeddedPostgres
 from app.core.settings import load_settings
 from app.services.storage import LocalStorage
@@ -81,6 +81,23 @@ def test_another_local_user_cannot_connect(running: tuple[EmbeddedPostgres, URL]
     assert "PermissionError" in other.stderr
     with socket.socket(socket.AF_UNIX) as own:  # the control: it is there
         own.connect(place)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_programs_below_a_folder_of_roots_find_each_other(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    program = tmp_path / "program"
+    program.write_text("")
+    program.chmod(0o755)
+    code = "import os, sys; print(os.getuid(), os.access(sys.argv[1], os.X_OK))"
+    asked = [sys.executable, "-I", "-c", code, str(program)]
+    answer = subprocess.run(
+        [sys.executable, "-I", run_as.__file__, "65534", "65534", *asked],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == ["65534", "True"]
 
 
 def test_folders_above_stay_as_they_were_and_ours_are_private(
