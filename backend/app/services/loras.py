@@ -6,14 +6,12 @@ Must not know: HTTP, how bytes are stored.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import uuid
 from collections.abc import Sequence
 from typing import IO, NamedTuple
 
-from app.core.db import DATABASE_LOST, Database
+from app.core.db import Database
 from app.core.errors import Conflict, NotFound, TooLarge
 from app.core.pools import Duty, in_pool
 from app.models import LoraModel
@@ -25,14 +23,12 @@ from app.services.collection import check_cover
 from app.services.foreign_files import foreign_files
 from app.services.lora_names import free_name
 from app.services.storage import Storage
-from app.services.upkeep.sweep import remove_unnamed
+from app.services.upkeep.sweep import remove_or_leave
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.lora.header import LoraInspection
 
 _READ_BYTES = 1 << 20
-
-log = logging.getLogger(__name__)
 
 
 class Uploaded(NamedTuple):
@@ -166,11 +162,7 @@ class LoraService:
                     details={"reason": "in_use", "avatars": avatars, "contents": contents},
                 )
             await repository.delete(lora)
-        removed = False
-        with contextlib.suppress(*DATABASE_LOST):  # the LoRA is gone all the same
-            removed = await remove_unnamed(self._database, self._storage, lora.object_key)
-        if not removed:
-            log.info("a LoRA's file stays: it was uploaded again, or waits for the next sweep")
+        await remove_or_leave(self._database, self._storage, lora.object_key)
 
 
 def _measure(file: IO[bytes]) -> tuple[str, int]:

@@ -6,9 +6,7 @@ the embeddings that its worker fetches. Must not know: HTTP, jobs.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import DATABASE_LOST, Database
+from app.core.db import Database
 from app.core.errors import Conflict, NotFound, TooLarge
 from app.core.pools import Duty, in_pool
 from app.models import Avatar, Embedding
@@ -26,7 +24,7 @@ from app.repositories.loras import LoraRepository
 from app.repositories.takedowns import TakedownRepository
 from app.schemas.content import GenerateIn
 from app.services.storage import Storage
-from app.services.upkeep.sweep import remove_unnamed
+from app.services.upkeep.sweep import remove_or_leave
 from app.services.worker.base_model import BaseModel
 from sdxl_contract.errors import InvalidRequest, LoraLoadFailed
 from sdxl_contract.limits import EMBEDDING_MAX_BYTES, MAX_EMBEDDINGS
@@ -35,8 +33,6 @@ from sdxl_contract.prompts.words import PromptSyntax, Token, names
 
 _MOST_KEPT = 500  # for each owner
 _TOKEN = TypeAdapter[str](Token)
-
-log = logging.getLogger(__name__)
 
 
 class UploadedEmbedding(NamedTuple):
@@ -149,11 +145,7 @@ class EmbeddingService:
                 )
             key = embedding.object_key
             await repository.delete(embedding)
-        removed = False
-        with contextlib.suppress(*DATABASE_LOST):  # the row is gone all the same
-            removed = await remove_unnamed(self._database, self._storage, key)
-        if not removed:
-            log.info("an embedding's file waits for the next sweep")
+        await remove_or_leave(self._database, self._storage, key)
 
 
 def _check_word(name: str) -> None:

@@ -6,13 +6,11 @@ Must not know: HTTP, how bytes are stored, what is drawn.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.core.db import DATABASE_LOST, Database
+from app.core.db import Database
 from app.core.errors import Conflict, NotFound, TooLarge
 from app.core.pools import Duty, in_pool
 from app.models import Image, InputImage
@@ -21,13 +19,11 @@ from app.repositories.inputs.images import InputRepository
 from app.services.inputs.likeness import NEAR_BITS
 from app.services.inputs.reading import look_at
 from app.services.storage import Storage
-from app.services.upkeep.sweep import remove_unnamed
+from app.services.upkeep.sweep import remove_or_leave
 from sdxl_contract.errors import ImageLoadFailed
 from sdxl_contract.limits import IMAGE_MAX_BYTES
 
 _LISTED = 200
-
-log = logging.getLogger(__name__)
 
 
 class UploadedImage(NamedTuple):
@@ -128,8 +124,4 @@ class InputImageService:
                 )
             key = image.object_key
             await repository.delete(image)
-        removed = False
-        with contextlib.suppress(*DATABASE_LOST):  # the row is gone all the same
-            removed = await remove_unnamed(self._database, self._storage, key)
-        if not removed:
-            log.info("an uploaded picture's file waits for the next sweep")
+        await remove_or_leave(self._database, self._storage, key)

@@ -9,13 +9,14 @@ Must not know: HTTP, and what the objects are.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from app.core.db import Database
+from app.core.db import DATABASE_LOST, Database
 from app.core.errors import StorageFailed
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
@@ -92,6 +93,15 @@ async def remove_unnamed(database: Database, storage: Storage, key: str) -> bool
         except StorageFailed:
             return False
     return True
+
+
+async def remove_or_leave(database: Database, storage: Storage, key: str) -> None:
+    """As `remove_unnamed`, for a caller whose row is gone all the same: else a sweep finds it."""
+    removed = False
+    with contextlib.suppress(*DATABASE_LOST):
+        removed = await remove_unnamed(database, storage, key)
+    if not removed:
+        log.info("a deleted file stays: it was sent again, or waits for the next sweep")
 
 
 async def _look_for_missing(
