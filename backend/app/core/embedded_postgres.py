@@ -271,16 +271,17 @@ class EmbeddedPostgres:
         """Whether a process is gone, waiting for it so long. Reaps it where it is a child."""
         deadline = time.monotonic() + seconds
         while True:
+            try:
+                gone = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                gone = True
+            # After the look, so that what it saw dead is reaped.
             if self._child is not None and self._child.pid == pid:
                 self._child.poll()
             else:
                 # As PID 1 we inherit whatever has lost its parent.
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-            try:
-                gone = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                gone = True
             if gone or time.monotonic() >= deadline:
                 return gone
             time.sleep(_LOOK_S)
