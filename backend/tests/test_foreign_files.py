@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +18,7 @@ from testkit.lora_bytes import kohya_lora, safetensors_bytes, sd15_lora
 SDXL = BaseModelSignature(
     name="sdxl", family="SDXL", cross_attention_dim=2048, text_encoder_hidden_sizes=(768, 1280)
 )
-SLOW = (sys.executable, "-c", "import time; time.sleep(60)")
+SLOW = (sys.executable, "-c", "import time; time.sleep(600)")
 DIES = (sys.executable, "-c", "import os; os.read(0, 9); os._exit(1)")
 
 
@@ -59,11 +58,10 @@ async def test_a_file_that_takes_too_much_is_refused_and_its_process_ended(
     command: tuple[str, ...], reason: str
 ) -> None:
     files = ForeignFiles(command=command, deadline_s=0.2 if command is SLOW else 20)
-    started = time.monotonic()
     with pytest.raises(LoraLoadFailed) as caught:
-        await look(files, kohya_lora())
+        async with asyncio.timeout(60):
+            await look(files, kohya_lora())
     assert (caught.value.details or {})["reason"] == reason
-    assert time.monotonic() - started < 10
     assert not files._idle
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
+from functools import partial
 
 import pytest
 
 from sdxl_contract import redaction
 from sdxl_contract.redaction import redact, redact_value
+from testkit.growth import grows_in_line
 
 SECRET = "hunter2hunter2hunter2"
 PRESIGNED = (
@@ -115,9 +116,7 @@ def test_values_of_every_kind_are_redacted() -> None:
 
 @pytest.mark.parametrize("part", ["a.", "a-", "x-amz-a-", "eyJ-", "token_", "://a@", "A1-", "a_"])
 def test_a_long_text_takes_time_in_line_with_its_length(part: str) -> None:
-    started = time.process_time()
-    redact(part * 20_000)
-    assert time.process_time() - started < 1
+    assert grows_in_line(lambda n: partial(redact, part * n), 5_000)
 
 
 @pytest.mark.parametrize("before", [".", "-", "1", "+", "(", "=", "://"])

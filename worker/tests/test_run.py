@@ -23,7 +23,10 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_a_run_waits_for_ends_at_once_when_it_is_cancelled() -> None:
+@pytest.mark.timeout(60)
+async def test_what_a_run_waits_for_ends_at_once_when_it_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = Run(REQUEST)
     ended: list[str] = []
 
@@ -35,13 +38,14 @@ async def test_what_a_run_waits_for_ends_at_once_when_it_is_cancelled() -> None:
 
     waiting = asyncio.create_task(run.until(endless()))
     await _settle()
-    started = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)  # no timer fires any more
     await asyncio.to_thread(run.cancel)
     with pytest.raises(Cancelled):
         await waiting
 
     assert ended == ["work"], "it has ended by the time the caller is told"
-    assert time.perf_counter() - started < 0.09, "nobody looks at a clock for this"
 
 
 async def test_what_a_run_waits_for_ends_at_its_deadline() -> None:

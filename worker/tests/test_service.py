@@ -388,7 +388,7 @@ def test_a_client_that_goes_away_stops_the_work(
     with pytest.raises(httpx2.ReadTimeout), httpx2.Client(base_url=worker.url, timeout=1) as hasty:
         hasty.post("/generate-image", json=body)
 
-    _wait_for(lambda: worker.engine.runs.running == 0, 5)
+    _wait_for(lambda: worker.engine.runs.running == 0)
 
 
 # --- progress, repetition, the line --------------------------------------------------------------

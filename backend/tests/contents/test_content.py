@@ -98,7 +98,7 @@ async def test_respond_async_answers_at_once_and_says_where(
     place = answer.headers["location"]
     assert place == f"/api/v1/content/{answer.json()['id']}"
     inference.gate.set()
-    for _ in range(100):
+    for _ in range(1000):
         content = (await backend.http.get(place)).json()
         if content["status"] == "succeeded":
             return
@@ -340,7 +340,7 @@ async def test_deleting_a_running_content_stops_it_and_leaves_no_file(
     inference.gate.set()
     assert (await backend.generate())["status"] == "succeeded"
     images = settings.data_dir / "objects" / "owners" / "local" / "images"
-    for _ in range(100):
+    for _ in range(1000):
         if len(list(images.rglob("*.png"))) == 1:
             return
         await asyncio.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import httpx2
@@ -283,10 +282,8 @@ async def test_a_wait_for_the_answer_gives_202_while_the_worker_is_away(
         model = (await backend.http.get("/api/v1/model")).json()
         assert model["known"] is False
         assert model["waiting_for"]["reason"] == "worker_unreachable"
-        began = time.monotonic()
         inference.is_up = True
         assert (await ended(backend, asked["id"]))["status"] == "succeeded"
-        assert time.monotonic() - began < 5
 
 
 async def test_events_begin_with_queued_and_tell_the_reason(

@@ -103,7 +103,7 @@ async def test_states_progress_and_cancelling(
     inference.events = [ProgressEvent(phase=Phase.DENOISE, step=8, steps=20, eta_seconds=3.0)]
     handle = await fal.submit(APP, {"prompt": "x"})
     place = f"{QUEUE}/requests/{handle.request_id}"
-    for _ in range(100):
+    for _ in range(1000):
         answer = await http.get(f"{place}/status", params={"logs": 1})
         if answer.json()["logs"]:
             break
@@ -208,7 +208,7 @@ async def test_the_javascript_clients_proxied_calls_go_where_they_were_meant_to(
         "/fal/proxy", json={"prompt": "x"}, headers=to(f"https://queue.fal.run/{APP}")
     )
     place = f"https://queue.fal.run/{APP}/requests/{sent.json()['request_id']}"
-    for _ in range(200):
+    for _ in range(1000):
         state = await http.get("/fal/proxy", headers=to(f"{place}/status?logs=0"))
         if state.json()["status"] == "COMPLETED":
             break
@@ -235,7 +235,7 @@ async def test_a_webhook_is_signed_as_fal_does(
         for _ in range(2):
             params = {"fal_webhook": receiver.url}
             await backend.http.post(QUEUE, json={"prompt": "x"}, params=params)
-        for _ in range(200):
+        for _ in range(1000):
             if len(receiver.messages) == 2:
                 break
             await asyncio.sleep(0.05)

@@ -98,7 +98,7 @@ async def test_a_prediction_is_made_followed_listed_and_stopped(
     made = await client.predictions.async_get(answer.json()["id"])
     assert (made.dict()["status"], made.input, made.output) == ("processing", sent, None)
     assert len(made.version) == 64
-    for _ in range(100):
+    for _ in range(1000):
         await made.async_reload()
         if made.progress:
             break
@@ -109,7 +109,7 @@ async def test_a_prediction_is_made_followed_listed_and_stopped(
     assert (progress.percentage, progress.current, progress.total) == (0.4, 8, 20)
     await made.async_cancel()
     inference.gate.set()
-    for _ in range(100):
+    for _ in range(1000):
         await made.async_reload()
         if made.completed_at:
             break
@@ -238,7 +238,7 @@ async def test_a_webhook_gets_the_prediction_signed_with_the_accounts_secret(
         body = {"input": {"prompt": "x"}, "webhook": f"{receiver.url}?id=1"}
         made = await backend.http.post(f"{API}/models/{SDXL}/predictions", json=body)
         told: list[Any] = []
-        for _ in range(200):
+        for _ in range(1000):
             if len(receiver.messages) == 3:
                 break
             await asyncio.sleep(0.05)
@@ -255,7 +255,7 @@ async def test_a_webhook_gets_the_prediction_signed_with_the_accounts_secret(
         body["webhook_events_filter"] = ["completed"]
         for _ in range(2):
             await backend.http.post(f"{API}/models/{SDXL}/predictions", json=body)
-        for _ in range(200):
+        for _ in range(1000):
             if len(receiver.messages) == 5:
                 break
             await asyncio.sleep(0.05)

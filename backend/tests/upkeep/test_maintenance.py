@@ -89,7 +89,7 @@ async def test_what_has_not_ended_is_never_too_old(
 async def test_an_old_batch_goes_once_it_is_empty(backend: Backend) -> None:
     answer = await backend.http.post("/api/v1/content/batch", json={"prompts": ["a"]})
     [content_id], place = answer.json()["content_ids"], answer.headers["location"]
-    for _ in range(100):
+    for _ in range(1000):
         if (await backend.http.get(place)).json()["succeeded"]:
             break
         await asyncio.sleep(0.05)
@@ -195,7 +195,7 @@ async def test_the_periodic_tasks_run_as_jobs_and_are_counted(start_backend: Sta
         queue = backend.app.state.services.queue
         for name in ("remove_old_contents", "sweep_storage"):
             await queue._app.tasks[name].defer_async(timestamp=0)
-        for _ in range(200):
+        for _ in range(1000):
             shown = (await backend.http.get("/metrics")).text
             if runs(shown, "remove_old_contents") and runs(shown, "sweep_storage"):
                 break
@@ -217,7 +217,7 @@ async def test_a_chore_that_fails_is_counted_and_breaks_nothing(
     monkeypatch.setattr("app.services.upkeep.chores.sweep", fail)
     async with start_backend() as backend:
         await backend.app.state.services.queue._app.tasks["sweep_storage"].defer_async(timestamp=0)
-        for _ in range(200):
+        for _ in range(1000):
             shown = (await backend.http.get("/metrics")).text
             if runs(shown, "sweep_storage", "failed"):
                 break

@@ -95,7 +95,7 @@ async def test_attempts_are_listed_a_message_is_sent_again_and_410_disables(
             whole: dict[str, Any] = answer.json()
             return whole
 
-        for _ in range(200):
+        for _ in range(1000):
             delivery = await first()
             if delivery["log"]:
                 break
@@ -119,7 +119,7 @@ async def test_attempts_are_listed_a_message_is_sent_again_and_410_disables(
         receiver.answer = lambda _: 410
         await backend.http.post(again)
         await until(lambda: len(receiver.messages) == 3)
-        for _ in range(200):
+        for _ in range(1000):
             shown = (await backend.http.get(place)).json()
             if not shown["enabled"]:
                 break
@@ -166,7 +166,7 @@ async def test_an_end_written_while_its_message_is_sent_again_waits_and_does_not
             answer = await backend.http.get(f"{place}/deliveries/{delivery_id}")
             return [attempt["status"] for attempt in answer.json()["log"]]
 
-        for _ in range(200):
+        for _ in range(1000):
             if len(await attempts()) == 2:
                 break
             await asyncio.sleep(0.05)

@@ -105,12 +105,11 @@ async def test_a_worker_that_hangs_keeps_nobody_waiting_once_its_model_is_known(
     source.health = hang  # type: ignore[method-assign]
     watch = asyncio.create_task(known.watch(every_s=3600))
     try:
-        async with asyncio.timeout(1):
-            for _ in range(5):
-                await asyncio.sleep(0.02)
-                assert known.limits.native_size != 512
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            assert known.limits.native_size != 512
         answers.set()
-        async with asyncio.timeout(5):  # asking is what has it looked at, long before the hour
+        async with asyncio.timeout(30):  # asking is what has it looked at, long before the hour
             while known.limits.native_size != 512:
                 await asyncio.sleep(0.02)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import itertools
 import time
@@ -209,11 +210,11 @@ async def test_retry_after_is_waited_for(edge: ModalEdgeDouble, header: str) -> 
 
 
 async def test_a_retry_after_may_be_a_date(edge: ModalEdgeDouble) -> None:
-    in_two_seconds = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    edge.plan(modal_http(429, "too many requests", **{"Retry-After": in_two_seconds}))
+    in_three_seconds = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    edge.plan(modal_http(429, "too many requests", **{"Retry-After": in_three_seconds}))
     started = time.monotonic()
     assert (await draw(edge, wanted())).attempts == 2
-    assert time.monotonic() - started >= 0.9  # dates have no fractions
+    assert time.monotonic() - started >= 0.9  # dates have no fractions; a busy machine is late
 
 
 @pytest.mark.parametrize("header", ["99999", "Fri, 31 Dec 2100 23:59:59 GMT", "inf"])
@@ -280,10 +281,9 @@ async def test_a_retry_after_that_helps_nobody_is_passed_over(
 
 async def test_a_wait_beyond_the_deadline_is_not_begun(edge: ModalEdgeDouble) -> None:
     edge.plan(Run(says=Overloaded("16 wait", retry_after=600)))
-    started = time.monotonic()
-    error = await failure(edge, wanted())
+    async with asyncio.timeout(60):
+        error = await failure(edge, wanted())
     assert (error.code, error.retry_after) == (ErrorCode.OVERLOADED, 600)
-    assert time.monotonic() - started < 10
 
 
 async def test_an_expired_url_is_signed_anew_for_each_attempt(edge: ModalEdgeDouble) -> None:

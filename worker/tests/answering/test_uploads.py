@@ -79,20 +79,18 @@ def test_no_image_is_drawn_that_would_be_lost(client: httpx2.Client, files: File
 
 
 def test_the_request_s_timeout_ends_an_upload(client: httpx2.Client, files: FileServer) -> None:
-    files.put_delay_s = 5
-    started = time.monotonic()
+    files.put_delay_s = 600
     answer = client.post(
         "/generate-image", json=BASE | {"timeout": 1, "output_url": files.url("/out.png")}
     )
 
     assert (answer.status_code, answer.json()["error_code"]) == (504, "TIMEOUT")
-    assert time.monotonic() - started < 3
 
 
 def test_a_cancel_ends_an_upload(
     client: httpx2.Client, worker: RunningWorker, files: FileServer
 ) -> None:
-    files.put_delay_s = 5
+    files.put_delay_s = 600
     body = BASE | {"request_id": "uploading", "output_url": files.url("/out.png")}
     answers: list[httpx2.Response] = []
     caller = threading.Thread(
@@ -104,7 +102,7 @@ def test_a_cancel_ends_an_upload(
         assert time.monotonic() < deadline, "the upload never began"
         time.sleep(0.01)
     client.post("/requests/uploading/cancel")
-    caller.join(3)
+    caller.join(30)
 
     assert [answer.json()["error_code"] for answer in answers] == ["CANCELLED"]
 

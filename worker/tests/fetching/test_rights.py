@@ -168,7 +168,7 @@ async def test_a_download_ends_with_the_caller_that_wanted_it(
         handler.send_response(200)
         handler.end_headers()
         try:
-            for _ in range(1000):
+            for _ in range(10_000):
                 handler.wfile.write(b"x" * 1024)
                 time.sleep(0.01)
         except OSError:
@@ -185,7 +185,7 @@ async def test_a_download_ends_with_the_caller_that_wanted_it(
     with pytest.raises(ContractError):
         await get(source, slow, LoraRef(url=files.url("/gone")))
 
-    for _ in range(100):
+    for _ in range(1000):
         if len(ended) == 2:
             break
         await asyncio.sleep(0.02)
