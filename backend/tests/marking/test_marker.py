@@ -30,7 +30,7 @@ from app.services.marking.marker import (
     MarkingFailed,
     Source,
 )
-from app.services.marking.reading import read
+from app.services.marking.reading import can_be_kept, read
 from app.services.marking.unsigned import without_manifest
 from app.services.marking.verifying import verify
 from sdxl_contract.errors import InvalidRequest
@@ -224,7 +224,9 @@ def test_a_source_whose_manifest_cannot_be_kept_is_named_by_its_hash(
         "cut off": source[: begins + 900],
         "no picture": b"jumb" + bytes(90),
     }[how]
-    edited = edit(marker, file)
+    is_kept = file is not None and can_be_kept(file, "image/jpeg")
+    assert not is_kept
+    edited = edit(marker, file if is_kept else None)
     assert read(edited, identity.root)["manifest"]["state"] == "trusted"
     parent, manifests = ingredient(edited)
     assert parent["instance_id"] == "urn:sha256:" + "a" * 64
@@ -243,6 +245,21 @@ def test_manifests_of_edits_of_edits_do_not_grow_for_ever(
     assert max(sizes) <= CHAIN_MAX_BYTES
     assert max(depths) >= 4
     assert depths.count(1) >= 2  # named by its hash, and begun anew
+
+
+def test_a_manifest_that_can_be_kept_leaves_the_picture_above_doubt(
+    marker: Marker, identity: Identity, source: bytes
+) -> None:
+    """What is answered on a small picture holds for others, wherever the source was damaged."""
+    begins, kept = source.index(b"jumb"), set()
+    for place in range(begins - 4, begins + 3600, 397):
+        damaged = bytearray(source)
+        damaged[place] ^= 1
+        if marker.can_keep(Source("a" * 64, "image/jpeg", bytes(damaged))):
+            edited = edit(marker, bytes(damaged))
+            assert read(edited, identity.root)["manifest"]["state"] == "trusted"
+            kept.add(len(ingredient(edited)[1]))
+    assert kept == {2}  # and none was dropped again
 
 
 def test_the_root_stays_and_an_expiring_signer_is_renewed(

@@ -1,8 +1,8 @@
 """What a picture says of itself: manifest, signature, trust, text; and what was changed.
 
-Duty: bytes of anybody's file and the roots that are trusted → a report; and two pictures → in how
-many pixels they differ. Runs in a process of its own (`python -m app.services.marking.reading`),
-since the file is a stranger's.
+Duty: bytes of anybody's file and the roots that are trusted → a report; two pictures → in how many
+pixels they differ; a picture to draw from → whether its manifest can be kept. Runs in a process of
+its own (`python -m app.services.marking.reading`), since the file is a stranger's.
 Must not know: HTTP, the database. Fetches nothing.
 """
 
@@ -14,13 +14,22 @@ import io
 import json
 import struct
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import c2pa
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from app.services.marking.marker import FACTS_LABEL, GENERATOR, reading_settings
+from app.services.marking.keys import development_identity
+from app.services.marking.marker import (
+    FACTS_LABEL,
+    GENERATOR,
+    Marker,
+    Source,
+    reading_settings,
+)
 from app.services.marking.unsigned import without_manifest
 from app.services.marking.watermark.methods import find_mark
 
@@ -178,10 +187,17 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
     }
 
 
-def has_manifest(picture: bytes, media_type: str) -> bool:
-    """Whether there is a manifest that can be read, right or wrong."""
+def can_be_kept(picture: bytes, media_type: str) -> bool:
+    """Whether what is made from `picture` may carry its manifest: a readable one, right or wrong.
+
+    Tried with a key that nobody trusts and that is gone afterwards.
+    """
     found = _manifest(picture, media_type, "")
-    return found is not None and "signed_by" in found
+    if found is None or "signed_by" not in found:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        marker = Marker(development_identity(Path(folder)), "")
+        return marker.can_keep(Source("0" * 64, media_type, picture))
 
 
 def _assertion(manifest: dict[str, Any], label: str) -> dict[str, Any]:
@@ -208,7 +224,7 @@ def main() -> None:
     """On stdin a length (4 bytes), the roots, the picture; on stdout the report.
 
     In the roots' place stands one of our pictures with the argument `compare`, the picture's media
-    type with `manifest`.
+    type with `source`.
     """
     _bound_memory()
     (length,) = struct.unpack(">I", sys.stdin.buffer.read(4))
@@ -216,8 +232,8 @@ def main() -> None:
     picture = sys.stdin.buffer.read()
     if sys.argv[1:] == ["compare"]:
         report = compare(first, picture)
-    elif sys.argv[1:] == ["manifest"]:
-        report = {"has_manifest": has_manifest(picture, first.decode())}
+    elif sys.argv[1:] == ["source"]:
+        report = {"can_be_kept": can_be_kept(picture, first.decode())}
     else:
         report = read(picture, first.decode())
     print(json.dumps(report))

@@ -1,7 +1,8 @@
 """What a content was drawn from, with the manifest that its pictures are to keep.
 
-A stranger's manifest is first read in a process of its own, with a deadline and a bound of memory:
-what is read there is read again here, by the same library, when the picture is signed.
+A stranger's manifest is first tried in a process of its own, with a deadline and a bound of memory:
+what is read there is read again here, by the same library, when the picture is signed. What we
+signed ourselves was tried when it was.
 Must not know: HTTP, how pictures are signed.
 """
 
@@ -16,7 +17,7 @@ from app.models import Content
 from app.repositories.inputs.images import InputRepository
 from app.services.inputs.using import find_picture
 from app.services.marking.marker import Source
-from app.services.marking.verifying import has_manifest
+from app.services.marking.verifying import can_be_kept
 from app.services.storage import Storage
 
 _MANIFEST = b"jumb"  # the kind of a manifest's boxes, plain in every format
@@ -47,7 +48,7 @@ async def find_source(content: Content, database: Database, storage: Storage) ->
         return named
     if _MANIFEST not in file:
         return named
-    if drawn is None and not await has_manifest(file, found.media_type):
-        log.info("content %s: its source's manifest cannot be read", content.id)
+    if drawn is None and not await can_be_kept(file, found.media_type):
+        log.info("content %s: its source's manifest cannot be kept", content.id)
         return named
     return Source(found.sha256, found.media_type, file)

@@ -42,12 +42,10 @@ async def compare(drawn: bytes, picture: bytes) -> dict[str, Any]:
     return await _ask(picture, drawn, (*_COMMAND, "compare"))
 
 
-async def has_manifest(picture: bytes, media_type: str) -> bool:
-    """Whether a stranger's `picture` carries a manifest that can be read, right or wrong."""
-    report = await in_pool(
-        Duty.FOREIGN, _read, picture, media_type.encode(), (*_COMMAND, "manifest")
-    )
-    return bool(report.get("has_manifest"))
+async def can_be_kept(picture: bytes, media_type: str) -> bool:
+    """Whether what is drawn from a stranger's `picture` may carry its manifest."""
+    report = await in_pool(Duty.FOREIGN, _read, picture, media_type.encode(), (*_COMMAND, "source"))
+    return bool(report.get("can_be_kept"))
 
 
 async def _ask(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
