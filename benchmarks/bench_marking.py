@@ -2,8 +2,8 @@
 
 The last line is JSON: the median of signing, of writing the picture with Pillow in the same run,
 their ratio, and the bytes that a manifest adds; the same with the manifest of the picture that it
-was drawn from (`edit_`). Medians are of the thread's own CPU time, which other programs on the machine
-hardly change; the `_wall_ms` beside them are what the clock said.
+was drawn from (`edit_`). Medians are of the thread's own CPU time, which other programs on the
+machine change less; the `_wall_ms` beside them are what the clock said.
 """
 
 from __future__ import annotations
