@@ -30,7 +30,7 @@ from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, ParsedLora, lora_targets, parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
-from testkit.graphs import FakeRecorder
+from testkit.doubles.graphs import FakeRecorder
 
 Rows = dict[str, Any]
 SCALE, CFG, SEED = 0.8, 5.5, 7

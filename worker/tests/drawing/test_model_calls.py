@@ -18,7 +18,7 @@ from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.lora import parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import DrawSpeed
-from testkit.graphs import FakeRecorder
+from testkit.doubles.graphs import FakeRecorder
 from testkit.worker import SIDE, RunningWorker
 
 REPORTS: list[DrawingReport] = []

@@ -15,7 +15,7 @@ from sdxl_worker.fp8.weights import Fp8Weights
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, lora_targets, parse_lora
 from sdxl_worker.settings import Settings
-from testkit.graphs import FakeRecorder
+from testkit.doubles.graphs import FakeRecorder
 from testkit.worker import MODEL, kohya_lora
 
 pytestmark = pytest.mark.process

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdxl_worker.graphs.calls import How, StaticCalls, Why
 from sdxl_worker.graphs.tree import NotStatic, shape_key
-from testkit.graphs import FakeRecorder
+from testkit.doubles.graphs import FakeRecorder
 
 
 def double(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from sdxl_worker.assembly import moved_to
 from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.graphs.cuda import CudaRecorder, Staging, Uploads
 from sdxl_worker.lora import ParsedLora, parse_lora
-from testkit.graphs import CudaDouble
+from testkit.doubles.graphs import CudaDouble
 from testkit.lora import lora_file, save, tiny_model
 
 DEVICE = torch.device("cuda")
