@@ -164,10 +164,12 @@ class Pictures:
         else:
             self.fp8_lora = pixels
 
-    def fp8_apart(self) -> Rows:
-        """How far 8 bits' picture is from the exact one."""
+    def fp8_apart(self, speed: object) -> Rows:
+        """How far 8 bits' picture is from the exact one; `speed` is what drew it."""
         if not (self.http_lora and self.fp8_lora):
-            return {}
+            raise RuntimeError("one of the two pictures is missing")
+        if "fp8" not in str(speed):
+            return {"mean_difference": None, "no_difference_because": f"drawn {speed}"}
         apart = eight_bits.difference(self.http_lora, self.fp8_lora)
         return {"mean_difference": round(apart, 3)}
 
@@ -175,6 +177,7 @@ class Pictures:
 def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     """All sections, in order."""
     device, small = options.device, options.small
+    report.leave_out(_left_out(options))
     model = SMALL if small else folder / "model"
     side, steps = (64, 2) if small else (1024, 28)
     runs = 2 if small else 5
@@ -196,7 +199,8 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     files = made[0]
     paths = [files.folder / one for one in files.names]
 
-    def served(name: str, start_s: float = START_S, **settings: str) -> None:
+    def served(name: str, start_s: float = START_S, **settings: str) -> Rows:
+        started = time.perf_counter()
         log = folder / f"{name}.log"
         with service(model, device, log, start_s=start_s, **settings) as worker:
             report.part(f"{name}_start", lambda: _started(worker))
@@ -213,6 +217,7 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
                     f"{name}_exactness",
                     lambda: _exact(report, name, worker, loras, sides, options.requests),
                 )
+        return {"s": round(time.perf_counter() - started, 1)}
 
     report.part("http_run", lambda: served("http"))
     if options.compiled:
@@ -221,12 +226,26 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
         )
     if options.fp8:
         report.part("fp8_run", lambda: served("fp8", COMPILED_START_S, DRAW_SPEED="fp8"))
-        report.part("fp8", pictures.fp8_apart)
+        report.part("fp8", lambda: pictures.fp8_apart(report.rows.get("fp8", {}).get("speed")))
     report.part("fp8_quality", lambda: eight_bits.quality(device, 4 if small else 100))
     if not small:
         report.part("start", lambda: peer_start(model, device))
     _in_one_process(report, files, paths, pictures, (model, device, side, steps, runs))
     report.part("compared", report.compare)
+
+
+def _left_out(options: argparse.Namespace) -> dict[str, str]:
+    """Row → why it is not there, of those that this run does not ask for."""
+    found: dict[str, str] = {}
+    if options.device != "cuda":
+        found["tests"] = "of a GPU alone"
+    if options.small:
+        found["start"] = found["compared.start_of_diffusers"] = "of the full-size model alone"
+        found["compared.hotswap_cycle_times_ours"] = "compiles only the full-size model"
+    for name in ("compiled", "fp8"):
+        if not getattr(options, name):
+            found[name] = f"asked for by --{name}"
+    return found
 
 
 def _started(worker: Service) -> Rows:
@@ -360,7 +379,8 @@ def main() -> int:
             "torch": torch.__version__, "diffusers": diffusers.__version__,
             "small": options.small, "seconds": round(report.seconds, 1),
             "speeds": [speed.value for speed in DrawSpeed],
-            "failed": report.failed, "aims": {} if options.small else report.aims(),
+            "failed": report.failed, "left_out": report.left_out,
+            "aims": {} if options.small else report.aims(),
             "rows": report.rows,
         })  # fmt: skip
 

@@ -35,6 +35,7 @@ class Report:
     def __init__(self, keep: Callable[[Report], None] = lambda _: None) -> None:
         self.rows: dict[str, Rows] = {}
         self.failed: list[str] = []
+        self.left_out: dict[str, str] = {}
         self._started = time.perf_counter()
         self._keep = keep
 
@@ -42,6 +43,12 @@ class Report:
     def seconds(self) -> float:
         """Since the beginning."""
         return time.perf_counter() - self._started
+
+    def leave_out(self, rows: Mapping[str, str]) -> None:
+        """Row → why this run does not measure it."""
+        self.left_out |= rows
+        for name, why in rows.items():
+            print(f"[{self.seconds:6.1f} s] {name}: left out: {why}", flush=True)
 
     def part(self, name: str, action: Callable[[], Mapping[str, Any] | None]) -> None:
         """Run one section; an error is a row, and no end."""
@@ -87,4 +94,17 @@ class Report:
                 if value is not None:
                     met = value <= limit if kind == "at_most" else value >= limit
                 listed[name] = {"found": value, kind: limit, "met": met}
+                if value is None:
+                    listed[name]["because"] = self._why_not(name)
         return listed
+
+    def _why_not(self, name: str) -> str:
+        """Why a row has no value."""
+        section = name.partition(".")[0]
+        for place in (name, section):
+            if place in self.left_out:
+                return self.left_out[place]
+        for place in (section, f"{section}_run", "run"):
+            if "error" in self.rows.get(place, {}):
+                return str(self.rows[place]["error"])
+        return "what it is made of was not measured"

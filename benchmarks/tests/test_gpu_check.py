@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -232,6 +233,34 @@ def test_a_part_that_fails_is_a_row_and_no_end() -> None:
         "compared.start_of_diffusers": True,
         "compared.fused_cycle_times_ours": False,
     }
+
+
+def test_a_row_without_a_value_says_why() -> None:
+    report = Report()
+    options = argparse.Namespace(device="cuda", small=False, compiled=False, fp8=True)
+    report.leave_out(command._left_out(options))
+    nothing: dict[str, Any] = {}
+    report.part("fp8_run", lambda: nothing["x"])
+    report.part("ours", lambda: nothing["y"])
+    aims = report.aims()
+    assert all(aim["because"] for aim in aims.values())
+    assert aims["compiled.cached_lora_ms"]["because"] == "asked for by --compiled"
+    assert aims["fp8.cached_lora_ms"]["because"] == "KeyError: 'x'"
+    assert aims["ours.text_ms"]["because"] == "KeyError: 'y'"
+    small = argparse.Namespace(device="cpu", small=True, compiled=True, fp8=True)
+    assert set(command._left_out(small)) == {
+        "tests", "start", "compared.start_of_diffusers", "compared.hotswap_cycle_times_ours",
+    }  # fmt: skip
+
+
+def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
+    pictures = command.Pictures()
+    pictures.take("http", bytes([0, 0, 0, 0]))
+    with pytest.raises(RuntimeError):
+        pictures.fp8_apart("fp8")
+    pictures.take("fp8", bytes([0, 2, 0, 2]))
+    assert pictures.fp8_apart("fp8") == {"mean_difference": 1.0}
+    assert pictures.fp8_apart("exact")["no_difference_because"] == "drawn exact"
 
 
 def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(

@@ -132,6 +132,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         dtype=model.dtype,
         room=plan is not None and plan.fp8 > 0,
         recorder=recorder,
+        watch=structure.watch,
     )
 
     # Of W0, which no picture that is drawn meanwhile changes.

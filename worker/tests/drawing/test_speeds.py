@@ -109,10 +109,14 @@ def test_eight_bits_are_tried_first_and_let_go_of_if_they_fail(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speeds, "why_no_fp8", lambda *_: None)
-    names, without, patcher, found = chosen(ready)
+    watched: list[Any] = []
+    names, without, patcher, found = chosen(ready, watch=watched.append)
     assert (names, without) == (["fp8", "compiled"], {})
     assert isinstance(patcher.follower, Fp8Weights)
+    assert [one is found.fast[0].call for one in watched] == [True]
     found.fast[0].give_up()
+    # Nobody keeps its memory.
+    assert watched[1:] == [None]
     assert patcher.follower is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from sdxl_worker.drawing.drawer import Drawer
+from sdxl_worker.drawing.speeds import compile_unet, make_fp8
 from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.lora import ModelCorrupted
 from sdxl_worker.run import Run
@@ -166,6 +168,45 @@ def test_what_was_left_behind_is_found_and_named(
             structure.verify()
     assert found is not None
     assert name in found
+    assert structure.difference() is None
+
+
+TWIN = {
+    "a processor": processor,
+    "a hook before": pre_hook,
+    "FreeU": freeu,
+}
+
+
+@pytest.mark.parametrize("what", TWIN)
+def test_what_was_left_behind_on_the_unet_in_8_bit_is_found_and_named(
+    pipe: Any, what: str, worker: RunningWorker
+) -> None:
+    assert worker.engine._ready is not None
+    twin, _ = make_fp8(pipe.unet, worker.engine._ready.patcher._targets, by_rows=True)
+    structure = Structure(pipe)
+    structure.watch(twin.unet)
+    structure.verify()
+    beside = copy(pipe)
+    beside.unet = twin.unet
+    with TWIN[what](beside):
+        # The control: the first UNet is as it was.
+        assert Structure.difference(Structure(pipe)) is None
+        assert "unet in 8 bit" in (structure.difference() or "")
+        structure.watch(None)
+        structure.verify()
+    layer = next(iter(twin.layers.values()))
+    own = layer.weight8
+    structure.watch(twin.unet)
+    layer.weight8 = torch.nn.Parameter(own.detach().clone(), requires_grad=False)
+    assert "unet in 8 bit" in (structure.difference() or "")
+    layer.weight8 = own
+    structure.verify()
+
+
+def test_compiling_leaves_nothing_on_the_unet(pipe: Any, structure: Structure) -> None:
+    """torch marks a module that it compiles; nothing is compiled before the first call."""
+    compile_unet(pipe.unet)
     assert structure.difference() is None
 
 

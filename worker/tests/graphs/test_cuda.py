@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sdxl_worker.assembly import moved_to
 from sdxl_worker.graphs.calls import StaticCalls
-from sdxl_worker.graphs.cuda import CudaRecorder, Staging, Uploads
+from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.loading.onto_gpu import Staging
 from sdxl_worker.lora import ParsedLora, parse_lora
 from testkit.doubles.graphs import CudaDouble
 from testkit.lora import lora_file, save, tiny_model

@@ -16,6 +16,7 @@ from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.loading.onto_gpu import move_onto_gpu
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import parse_lora
 from sdxl_worker.run import Run
@@ -156,3 +157,19 @@ def test_a_model_is_drawn_from_recordings_by_diffusers_bytes(ready: Assembly) ->
             )
             assert plain.images[0].tobytes() == drawn(ready.drawer)[0]
     ready.verify_full()
+
+
+def test_weights_come_whole_by_way_of_pinned_memory() -> None:
+    generator = torch.Generator().manual_seed(5)
+    # Larger than a half of the pinned memory, smaller than one, and by channels.
+    sides = [(3000, 3001), (7, 5), (3,), ()]
+    tensors = [torch.randn(side, generator=generator).bfloat16() for side in sides]
+    tensors.append(
+        torch.randn(8, 4, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    )
+    module = torch.nn.ParameterList(tensors)
+    move_onto_gpu([module], DEVICE)
+    for found, known in zip(module, tensors, strict=True):
+        assert found.device.type == "cuda"
+        assert found.stride() == known.stride()
+        assert torch.equal(found.cpu(), known)

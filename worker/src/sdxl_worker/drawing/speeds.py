@@ -97,11 +97,13 @@ def choose(
     dtype: torch.dtype,
     room: bool,
     recorder: Recorder | None,
+    watch: Callable[[Any], None] = nothing,
 ) -> Speeds:
     """The UNets that draw; `patcher` has the weights where they stay.
 
     Args:
         room: whether the memory plan has any for the copies in 8 bit.
+        watch: given a second UNet as soon as there is one, and None when it is given up.
     """
     if wanted is DrawSpeed.EXACT:
         return EXACTLY
@@ -114,7 +116,7 @@ def choose(
     if why is None:
         made = _try_fp8(unet, targets, recorder)
         if not isinstance(made, Without):
-            return _with_fp8(unet, made, patcher)
+            return _with_fp8(unet, made, patcher, watch)
         why = made
     log.warning("no_fp8", because=why.value)
     if why is Without.NO_GPU:
@@ -124,11 +126,22 @@ def choose(
     return Speeds((compiled,), ((DrawSpeed.FP8, why),))
 
 
-def _with_fp8(unet: Any, made: tuple[Twin, Fp8Weights], patcher: LoraPatcher) -> Speeds:
+def _with_fp8(
+    unet: Any,
+    made: tuple[Twin, Fp8Weights],
+    patcher: LoraPatcher,
+    watch: Callable[[Any], None],
+) -> Speeds:
     twin, weights = made
     patcher.follow(weights)
+    watch(twin.unet)
     log.info("fp8_copied", layers=len(twin.layers), bytes=weights.nbytes)
-    first = FastUNet(DrawSpeed.FP8, compile_unet(twin.unet), lambda: patcher.follow(None))
+
+    def give_up() -> None:
+        patcher.follow(None)
+        watch(None)
+
+    first = FastUNet(DrawSpeed.FP8, compile_unet(twin.unet), give_up)
     # Compiled when it is called, which it is only where the first one cannot be.
     second = FastUNet(DrawSpeed.COMPILED, compile_unet(unet))
     return Speeds((first, second))
@@ -171,7 +184,12 @@ def compile_unet(unet: Any) -> Callable[..., Any]:
     if hasattr(config, "deterministic"):
         # Kernels are chosen by rule, not by a race that another start might decide otherwise.
         options["deterministic"] = True
+
+    def run(*args: Any, **arguments: Any) -> Any:
+        return unet(*args, **arguments)
+
+    # Not the module itself: torch would leave a mark on it, and it is proven to be as it was.
     compiled: Callable[..., Any] = torch.compile(
-        unet, fullgraph=True, dynamic=False, options=options
+        run, fullgraph=True, dynamic=False, options=options
     )
     return compiled

@@ -21,6 +21,7 @@ from sdxl_worker.lora import ModelCorrupted
 from sdxl_worker.lora.bits import fingerprint
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_TWIN = "unet in 8 bit"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 # Of the parts that the patcher does not know.
 _SEALED = ("vae",)
@@ -43,12 +44,19 @@ class Structure:
         self._modules = [_Module(name, module) for name, module in _modules(pipe)]
         # Most of all containers are a module's hooks: looked at in one go.
         self._empty = [one for known in self._modules for one in known.empty]
+        self._twin: list[_Module] = []
         self._tokens = {name: len(getattr(pipe, name)) for name in self._tokenizers()}
         self._fingerprints: dict[str, bytes] = {}
         self._taking = threading.Thread(target=self._take_fingerprints, name="structure")
         self._taking.start()
         if not later:
             self._taking.join()
+
+    def watch(self, twin: nn.Module | None) -> None:
+        """From here on the structure of a second UNet, too, that draws in the first one's place and
+        shares its parts; None lets go of the one there is."""
+        made = [] if twin is None else list(twin.named_modules())
+        self._twin = [_Module(f"{_TWIN}.{name}" if name else _TWIN, one) for name, one in made]
 
     def difference(self) -> str | None:
         """What of the pipeline is not as it was, as a word for it; None if all is."""
@@ -60,9 +68,14 @@ class Structure:
         for name, count in self._tokens.items():
             if len(getattr(self._pipe, name)) != count:
                 return f"the words of the {name}"
-        if not any(self._empty) and all(known.is_same for known in self._modules):
+        if (
+            not any(self._empty)
+            and all(known.is_same for known in self._modules)
+            and all(known.is_same and not any(known.empty) for known in self._twin)
+        ):
             return None
-        return next((name for one in self._modules if (name := one.difference())), None)
+        everything = (*self._modules, *self._twin)
+        return next((name for one in everything if (name := one.difference())), None)
 
     def verify(self) -> None:
         """Compare the structure: a few milliseconds, after each request.

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sdxl_worker.loading.onto_gpu import Staging
+
 T = TypeVar("T")
 # Libraries make handles, workspaces and plans at their first calls, which none may in a capture.
 _WARM_UPS = 2
 # Steps that a thread may have given to the GPU and that are not done.
 _AHEAD = 2
-# Of pinned memory, twice: large enough that a copy pays, small beside what a LoRA takes.
-_CHUNK_BYTES = 16 << 20
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -153,37 +153,6 @@ class CudaRecorder:
         pool.held -= 1
         if pool.held == 0 and self._pools.get(name) is pool:
             del self._pools[name]
-
-
-class Staging:
-    """Copies bytes to a device by way of pinned memory that is there for good: while one half of it
-    is on its way, the other is filled. One thread at a time, on one stream.
-
-    Args:
-        chunk: bytes of each half.
-    """
-
-    def __init__(self, device: torch.device, chunk: int = _CHUNK_BYTES) -> None:
-        self._device = device
-        self._chunks = [
-            torch.empty(chunk, dtype=torch.uint8, pin_memory=device.type == "cuda")
-            for _ in range(2)
-        ]
-        self._sent: list[Any] = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-
-    def copied(self, source: Tensor) -> Tensor:
-        """`source`, bytes in a row on the CPU, on the device; its end may still be on its way."""
-        found = torch.empty_like(source, device=self._device)
-        step = len(self._chunks[0])
-        for number, start in enumerate(range(0, len(source), step)):
-            half, sent = self._chunks[number % 2], self._sent[number % 2]
-            part = source[start : start + step]
-            # Its last transfer, if there was one, be it of an upload before this one.
-            sent.synchronize()
-            half[: len(part)].copy_(part)
-            found[start : start + step].copy_(half[: len(part)], non_blocking=True)
-            sent.record()
-        return found
 
 
 class Uploads:

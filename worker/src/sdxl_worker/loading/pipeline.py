@@ -19,6 +19,7 @@ from sdxl_contract.errors import ModelLoadFailed
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
 from sdxl_worker.loading.from_folder import pipeline_from_folder
 from sdxl_worker.loading.mapped_weights import MappedFiles
+from sdxl_worker.loading.onto_gpu import move_onto_gpu
 from sdxl_worker.loading.weight_reader import Reading, start_reading
 from sdxl_worker.lora import ModelTargets
 from sdxl_worker.settings import Dtype, Settings
@@ -163,6 +164,10 @@ def move_model(model: LoadedModel, device: torch.device) -> LoadedModel:
 
 
 def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:
+    if device.type == "cuda":
+        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        move_onto_gpu(parts, device)
+    # All that is left: everything, but on a GPU.
     pipe.to(device)
     if channels_last:
         pipe.unet.to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ _BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def as_bits(tensor: Tensor) -> Tensor:
     """The memory of a dense tensor as one row of integers, as wide as its size allows; a view."""
     tensor = tensor.detach()
-    if not _is_dense(tensor):
+    if not is_dense(tensor):
         tensor = tensor.contiguous()
     flat = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
     if flat.is_complex():
@@ -38,7 +38,7 @@ def as_bits(tensor: Tensor) -> Tensor:
     return flat.view(torch.int64) if wide and aligned else flat
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory without gaps or overlap, in any order of axes."""
     sides = sorted(
         (stride, size)
@@ -107,7 +107,7 @@ def copy_checked(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
 
 
 def _copy_one(name: str, to: Tensor, source: Tensor) -> str | None:
-    if _MEMCMP is None or not (_is_dense(to) and to.stride() == source.stride()):
+    if _MEMCMP is None or not (is_dense(to) and to.stride() == source.stride()):
         with torch.no_grad():
             to.copy_(source)
         return None if same_bits(to, source) else name

@@ -1,0 +1,109 @@
+"""From the CPU's memory to a GPU by way of pinned memory: bytes, and a model's weights.
+
+Duty: bytes in a row; every parameter and buffer of a model, in the layout that it had. What is
+pageable goes through the driver's own small pieces, filled by one thread; here all of torch's
+threads fill one half of the pinned memory while the other is on its way.
+Must not know: pipelines, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from sdxl_worker.lora.bits import is_dense
+
+log = structlog.get_logger()
+# Of pinned memory, twice: large enough that a copy pays, small beside what a LoRA takes.
+_CHUNK_BYTES = 16 << 20
+
+
+class Staging:
+    """Copies bytes to a device by way of pinned memory that is there for good: while one half of it
+    is on its way, the other is filled. One thread at a time, on one stream.
+
+    Args:
+        chunk: bytes of each half.
+    """
+
+    def __init__(self, device: torch.device, chunk: int = _CHUNK_BYTES) -> None:
+        self._device = device
+        self._chunks = [
+            torch.empty(chunk, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            for _ in range(2)
+        ]
+        self._sent: list[Any] = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        # Which half is filled next: also small pieces, one after the other, take turns.
+        self._turn = 0
+
+    def copied(self, source: Tensor) -> Tensor:
+        """`source`, bytes in a row on the CPU, on the device; its end may still be on its way."""
+        found = torch.empty_like(source, device=self._device)
+        step = len(self._chunks[0])
+        for start in range(0, len(source), step):
+            half, sent = self._chunks[self._turn], self._sent[self._turn]
+            self._turn = 1 - self._turn
+            part = source[start : start + step]
+            # Its last transfer, if there was one, be it of an upload before this one.
+            sent.synchronize()
+            half[: len(part)].copy_(part)
+            found[start : start + step].copy_(half[: len(part)], non_blocking=True)
+            sent.record()
+        return found
+
+    def wait(self) -> None:
+        """Until all that was copied is on the device."""
+        for sent in self._sent:
+            sent.synchronize()
+
+
+class Copies(Protocol):
+    """Bytes in a row on the CPU → the same on the device; `Staging` is one."""
+
+    def copied(self, source: Tensor) -> Tensor:
+        """Its end may still be on its way."""
+
+    def wait(self) -> None:
+        """Until all of it is there."""
+
+
+def move_onto_gpu(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Move the modules to a GPU; where that fails, some of their tensors stay on the CPU, whole.
+
+    Whoever wants them all there calls `.to` afterwards: it takes what is left, or says why not.
+    """
+    try:
+        with torch.cuda.device(device):
+            move(modules, Staging(device), device)
+    except (RuntimeError, AssertionError) as error:
+        # A computer may have no memory to pin, or the card no room.
+        log.warning("weights_not_staged", error=repr(error)[:300])
+
+
+def move(modules: Iterable[nn.Module], copies: Copies, device: torch.device) -> None:
+    """As `move_onto_gpu`; waits until all bytes are there.
+
+    Raises:
+        RuntimeError: a copy failed.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor
+        if tensor.numel() == 0 or not is_dense(tensor):
+            return tensor.to(device)
+        row = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
+        found = copies.copied(row.view(torch.uint8)).view(tensor.dtype)
+        return torch.as_strided(found, tuple(tensor.shape), tensor.stride())
+
+    try:
+        with torch.no_grad():
+            for module in modules:
+                # What `.to` is made of.
+                module._apply(moved)  # type: ignore[no-untyped-call]
+    finally:
+        copies.wait()
