@@ -5,9 +5,11 @@ Must not know: what is served.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -45,6 +47,14 @@ class _Server(uvicorn.Server):
     waiters: Waiters
     patience: float
     last_resort: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open what is needed and listen."""
+        await super().startup(sockets)
+        # What is there by now stays: looking through it for garbage again would hold every caller
+        # up for a tenth of a second each time.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
