@@ -1,5 +1,6 @@
 """Pictures as dialects hand them out: in another file format, or as base64.
 
+Each file that is made here is signed, as the one is that it was made of.
 Must not know: contents, HTTP.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -16,7 +18,13 @@ QUALITY_DEFAULT = 90
 SMALL_SIDE, SMALL_QUALITY = 512, 80
 
 
-async def encoded(data: bytes, format_name: str, quality: int | None = None) -> bytes:
+# (a stored picture's file, another file of it) → that file with a manifest.
+SignCopy = Callable[[bytes, bytes], bytes]
+
+
+async def encoded(
+    data: bytes, format_name: str, sign: SignCopy, quality: int | None = None
+) -> bytes:
     """The picture `data` as png, jpeg or webp; `data` itself where it is that already.
 
     Args:
@@ -26,10 +34,10 @@ async def encoded(data: bytes, format_name: str, quality: int | None = None) -> 
         return data
     if format_name == "png" and _format_of(data) == "png":
         return data
-    return await in_pool(Duty.IMAGES, _encode, data, format_name, quality)
+    return await in_pool(Duty.IMAGES, _encode, data, format_name, sign, quality)
 
 
-def _encode(data: bytes, format_name: str, quality: int | None) -> bytes:
+def _encode(data: bytes, format_name: str, sign: SignCopy, quality: int | None) -> bytes:
     file = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         if format_name == "png":
@@ -38,21 +46,21 @@ def _encode(data: bytes, format_name: str, quality: int | None) -> bytes:
             image.convert("RGB").save(
                 file, format_name.upper(), quality=QUALITY_DEFAULT if quality is None else quality
             )
-    return file.getvalue()
+    return sign(data, file.getvalue())
 
 
-async def small_jpeg(data: bytes) -> bytes:
+async def small_jpeg(data: bytes, sign: SignCopy) -> bytes:
     """The picture `data` as a JPEG of at most `SMALL_SIDE` px a side."""
-    return await in_pool(Duty.IMAGES, _small, data)
+    return await in_pool(Duty.IMAGES, _small, data, sign)
 
 
-def _small(data: bytes) -> bytes:
+def _small(data: bytes, sign: SignCopy) -> bytes:
     file = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         small = image.convert("RGB")
         small.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS)
         small.save(file, "JPEG", quality=SMALL_QUALITY)
-    return file.getvalue()
+    return sign(data, file.getvalue())
 
 
 def _format_of(data: bytes) -> str:

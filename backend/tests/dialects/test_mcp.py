@@ -18,6 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
 from app.dialects.mcp import tools
+from app.services.marking.reading import read
 from sdxl_client.cli.mcp import Bridge
 from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
@@ -66,6 +67,8 @@ async def test_an_agent_draws_with_a_lora_and_sees_small_pictures(
         for picture in pictures:
             opened = Image.open(io.BytesIO(base64.b64decode(picture.data)))
             assert (opened.format, max(opened.size)) == ("JPEG", 512)
+            manifest = read(base64.b64decode(picture.data), "")["manifest"]
+            assert manifest["facts"]["prompt"] == "a red apple"
         assert facts["id"] in text.text
         assert sum(len(picture.data) for picture in pictures) < 100_000
         again = await client.call_tool("get_image", {"id": facts["id"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from PIL import Image
 from app.core.errors import RateLimited
 from app.core.rates import Rate
 from app.core.settings import Settings
+from app.dialects.pictures import encoded, small_jpeg
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import Facts, Marker
 from app.services.marking.reading import read
@@ -94,10 +96,56 @@ def _jpeg() -> bytes:
     return file.getvalue()
 
 
-def manifests(file: bytes) -> int:
+def manifests(file: bytes, kind: str | None = None) -> int:
     """How many manifests are in a picture: its own, and those of what it was made of."""
-    kind = "image/png" if file.startswith(b"\x89PNG") else "image/webp"
+    kind = kind or ("image/png" if file.startswith(b"\x89PNG") else "image/webp")
     return len(json.loads(c2pa.Reader(kind, io.BytesIO(file)).json())["manifests"])
+
+
+@pytest.mark.parametrize("of", ["words", "a picture"])
+async def test_a_copy_that_is_made_for_a_caller_says_what_the_picture_says(
+    backend: Backend, settings: Settings, of: str
+) -> None:
+    root = (settings.data_dir / "marking" / "root.pem").read_text()
+    more: dict[str, Any] = {}
+    if of == "a picture":
+        more["image"] = {"image_id": (await backend.put_image(_jpeg()))["id"]}
+    content = await backend.generate(prompt="un café", seed=5, **more)
+    [picture] = content["images"]
+    original = (await backend.http.get(picture["url"])).content
+    sign = backend.app.state.services.marking.sign_copy
+    told = read(original, root)["manifest"]
+
+    for file in (
+        await encoded(original, "jpeg", sign),
+        await encoded(original, "webp", sign, 30),
+        await encoded(await encoded(original, "jpeg", sign), "png", sign),
+        await small_jpeg(original, sign),
+    ):
+        report = read(file, root)
+        manifest = report["manifest"]
+        assert (manifest["state"], manifest["problems"]) == ("trusted", [])
+        for same in ("facts", "digital_source_type", "made_at", "made_from_a_picture"):
+            assert manifest[same] == told[same]
+        assert manifests(file, report["media_type"]) == 1
+    bare = without_manifest(original)
+    assert bare is not None
+    assert read(await encoded(bare, "jpeg", sign), root)["manifest"] is None
+
+
+async def test_dialects_that_make_a_file_of_their_own_sign_it(
+    backend: Backend, settings: Settings
+) -> None:
+    root = (settings.data_dir / "marking" / "root.pem").read_text()
+    for asked in ({}, {"output_format": "jpeg"}, {"output_format": "webp"}):
+        for more in ({}, {"stream": True}):
+            answer = await backend.http.post(
+                "/v1/images/generations", json={"prompt": "an apple", **asked, **more}
+            )
+            text = answer.text.rpartition("data: ")[2]
+            told = json.loads(text) if more else answer.json()["data"][0]
+            manifest = read(base64.b64decode(told["b64_json"]), root)["manifest"]
+            assert manifest["state"] == "trusted", (asked, more)
 
 
 async def test_anyone_may_ask_what_a_picture_is(backend: Backend) -> None:

@@ -207,10 +207,10 @@ async def _result(services: Services, content: Content) -> CallToolResult:
         }
         for image in content.images
     ]
-    blocks: list[ContentBlock] = [
-        ImageContent(type="image", data=as_base64(await small_jpeg(data)), mime_type="image/jpeg")
-        for data in await read_images(services, content)
-    ]
+    blocks: list[ContentBlock] = []
+    for data in await read_images(services, content):
+        small = as_base64(await small_jpeg(data, services.marking.sign_copy))
+        blocks.append(ImageContent(type="image", data=small, mime_type="image/jpeg"))
     lines = [f"id {content.id}"]
     lines += [f"seed {image['seed']}: {image['url']}" for image in facts["images"]]
     return CallToolResult(content=[*blocks, _text("\n".join(lines))], structured_content=facts)

@@ -61,9 +61,9 @@ async def images_response(services: Services, content: Content, asked: ImagesIn)
 
 
 async def _texts(services: Services, content: Content, asked: ImagesIn) -> list[str]:
-    wanted = asked.output_format or "png"
+    wanted, sign = asked.output_format or "png", services.marking.sign_copy
     return [
-        as_base64(await encoded(data, wanted, asked.output_compression))
+        as_base64(await encoded(data, wanted, sign, asked.output_compression))
         for data in await read_images(services, content)
     ]
 

@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import c2pa
@@ -22,6 +23,8 @@ from app.services.marking.keys import Identity, UnusableKey
 
 GENERATOR = "modal-sdxl-lora"
 FACTS_LABEL = "org.modal-sdxl-lora.generation"
+_ACTIONS = "c2pa.actions.v2"
+_BY_HASH = "urn:sha256:"
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 # IPTC's terms: made by a trained model; and that, together with somebody's picture.
 CREATED = _SOURCE_TYPES + "trainedAlgorithmicMedia"
@@ -74,6 +77,7 @@ class Facts:
         when: ISO 8601, UTC.
         action: what was done with the source, where there is one.
         watermark: the method and the bits that are in its pixels: `spread-1:0123abcd`.
+        copied: when a copy in another file format was made of it, ISO 8601, UTC.
     """
 
     unsigned_sha256: str
@@ -82,6 +86,7 @@ class Facts:
     action: str = "c2pa.edited"
     watermark: str | None = None
     software: dict[str, str] = field(default_factory=dict)
+    copied: str | None = None
 
 
 def reading_settings(trusted: str) -> c2pa.Settings:
@@ -151,6 +156,43 @@ class Marker:
             source = replace(source, file=None)
         return self._sign(picture, media_type, facts, source)
 
+    def mark_copy(self, original: bytes, media_type: str, copy: bytes, copy_type: str) -> bytes:
+        """`copy`, another file of the picture `original`, signed with what `original` says.
+
+        One whose original has no manifest of ours, drawn while nothing was signed, stays as it is.
+
+        Raises:
+            MarkingFailed: it could not be signed.
+        """
+        try:
+            reader = c2pa.Reader(media_type, io.BytesIO(original), context=self._tools.context)
+            store: dict[str, Any] = json.loads(reader.json())
+        except c2pa.C2paError.ManifestNotFound:
+            return copy
+        except c2pa.C2paError as error:
+            raise MarkingFailed(f"its original cannot be read: {type(error).__name__}") from error
+        manifest = store["manifests"][store["active_manifest"]]
+        told = {one["label"]: one["data"] for one in manifest["assertions"]}
+        if FACTS_LABEL not in told:
+            return copy
+        receipt: dict[str, Any] = told[FACTS_LABEL]
+        made = next(a for a in told[_ACTIONS]["actions"] if "digitalSourceType" in a)
+        facts = Facts(
+            unsigned_sha256=receipt.pop("unsigned_sha256"),
+            receipt=receipt,
+            when=made["when"],
+            action=made["action"],
+            watermark=receipt.get("watermark"),
+            software=made.get("parameters", {}).get("software", {}),
+            copied=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
+        parents = [one for one in manifest.get("ingredients", ()) if "instance_id" in one]
+        source = None
+        if parents:
+            named = parents[0]["instance_id"].removeprefix(_BY_HASH)
+            source = Source(named, parents[0].get("format"))
+        return self.mark(copy, copy_type, facts, source)
+
     def can_keep(self, source: Source) -> bool:
         """Whether a picture that keeps the source's manifest, whoever wrote that, is above doubt.
 
@@ -205,12 +247,15 @@ class Marker:
             block = {"scope": {}, "value": bits}
             data = {"alg": f"org.modal-sdxl-lora.{method}", "blocks": [block]}
             soft_binding.append({"label": "c2pa.soft-binding", "data": data})
+        if facts.copied is not None:
+            copied = {"action": "c2pa.transcoded", "when": facts.copied, "softwareAgent": agent}
+            actions.append(copied)
         return {
             "ingredients": [_ingredient(source)] if source and not source.file else [],
             "claim_generator_info": [agent],
             "format": media_type,
             "assertions": [
-                {"label": "c2pa.actions.v2", "data": {"actions": actions}},
+                {"label": _ACTIONS, "data": {"actions": actions}},
                 {
                     "label": FACTS_LABEL,
                     "data": {"unsigned_sha256": facts.unsigned_sha256} | facts.receipt,
@@ -225,6 +270,6 @@ def _ingredient(source: Source) -> dict[str, str]:
     return {
         "title": "source",
         "relationship": "parentOf",
-        "instance_id": f"urn:sha256:{source.sha256}",
+        "instance_id": f"{_BY_HASH}{source.sha256}",
         **known,
     }

@@ -105,7 +105,7 @@ class Marking:
         """
         if self._marker is None:
             return data
-        media_type = "image/png" if data.startswith(b"\x89PNG") else _sniffed(data)
+        media_type = _sniffed(data)
         facts = Facts(
             unsigned_sha256=image.sha256,
             receipt=receipt(content, result, image),
@@ -117,6 +117,16 @@ class Marking:
         if source is not None and is_small:
             source = replace(source, file=None)
         return await in_pool(Duty.IMAGES, self._marker.mark, data, media_type, facts, source)
+
+    def sign_copy(self, original: bytes, copy: bytes) -> bytes:
+        """`copy`, made for a caller of a stored picture's file, signed as that is; in a thread.
+
+        Raises:
+            MarkingFailed: it could not be signed.
+        """
+        if self._marker is None:
+            return copy
+        return self._marker.mark_copy(original, _sniffed(original), copy, _sniffed(copy))
 
 
 def receipt(content: Content, result: GenerateResult, image: Image) -> dict[str, Any]:
@@ -156,4 +166,6 @@ def _identity(settings: Settings) -> Identity:
 
 
 def _sniffed(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return "image/png"
     return "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
