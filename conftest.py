@@ -9,9 +9,11 @@ each test. It leaves out what is marked `long`, which `make test-all` runs. `mak
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # Before torch is imported. The processes of a run share the cores already: more threads than one in
@@ -24,6 +26,10 @@ import pytest  # noqa: E402
 # Fixtures that start a process or load a model, whoever asks for them.
 STARTS = frozenset({"postgres", "worker", "studio", "browser", "chromium_path", "rig", "any_rig"})
 LONG = frozenset({"slow", "long", "gpu", "browser", "process"})
+# A file that says of itself, as a whole, that it is none of the quick ones.
+WHOLE_FILE_IS_LONG = re.compile(
+    rf"^pytestmark = [^=]*?\bpytest\.mark\.(?:{'|'.join(sorted(LONG))})\b", re.MULTILINE
+)
 TAKES_LONG = "takes long: make test-all runs it"
 PLUGINS = {
     "pytest_timeout": ("timeout",),
@@ -72,6 +78,13 @@ def longest_files_first(items: list[pytest.Item]) -> None:
     """Files with slow tests begin, so that no process ends a run alone with one of them."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `--quick` a file without a quick test is not even imported: that takes longest."""
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return bool(WHOLE_FILE_IS_LONG.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.hookimpl(trylast=True)

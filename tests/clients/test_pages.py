@@ -40,8 +40,11 @@ RUN = [
 
 
 @pytest.mark.parametrize("example", RUN, ids=lambda one: one.name)
-def test_a_pages_lines_run(example: Example, stack: Stack, tmp_path: Path) -> None:
+def test_a_pages_lines_run(
+    example: Example, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     command, environment = _command(example), dict(os.environ)
+    stack: Stack = request.getfixturevalue("stack")  # not started for a client that is not there
     code = example.pointed(stack.url, stack.key)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "apple.png")
     with contextlib.ExitStack() as opened:
