@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from app.startup import Prepared
 FILE = Path(__file__).resolve().parents[1] / "docs" / "openapi.json"
 
 
+@functools.cache
 def document() -> str:
     """The document as the file holds it; no server and no database is needed."""
     # Never connected to: the app is only asked what it would answer.

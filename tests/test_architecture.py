@@ -6,6 +6,7 @@ Imports are read from the source (`ast`), so a lazy import inside a function cou
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -32,13 +33,20 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
+def imports(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Every import in `source`, inside functions too; parsed once, however many tests ask."""
+    nodes = ast.walk(ast.parse(source))
+    return tuple(node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
 def imported(source: str) -> set[str]:
     """Top-level names of the packages that `source` imports absolutely."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in imports(source):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        elif node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
     return names
 
@@ -117,10 +125,10 @@ def modules_of(package: str, source: Path) -> dict[str, Path]:
 def imported_modules(source: str, known: Collection[str]) -> set[str]:
     """Which of the known modules `source` imports, inside functions too."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in imports(source):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 names.add(inner if inner in known else node.module)
@@ -174,6 +182,7 @@ def cycles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
     return found
 
 
+@functools.cache
 def graph_of(package: str) -> dict[str, set[str]]:
     """Each module's imports of modules of the same package; the package itself left out."""
     known = modules_of(package, PACKAGES[package])
@@ -260,7 +269,7 @@ def test_no_test_imports_from_another_test() -> None:
     found = [
         f"{path.name} ← {node.module}"
         for path in python_files()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in imports(path.read_text())
         if isinstance(node, ast.ImportFrom) and is_a_test(node.module or "")
     ]
     assert found == []

@@ -5,6 +5,7 @@ The settings are read by importing every module of the backend, so a new class o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import subprocess
@@ -52,6 +53,7 @@ def entries(text: str) -> list[Entry]:
     return found
 
 
+@functools.cache
 def settings_classes(package: str) -> set[type[BaseSettings]]:
     """Every settings class that a module of `package` defines."""
     root = importlib.import_module(package)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import eight_bits, exactness, features, inputs
+from benchmarks.gpu_check import eight_bits, exactness, features, inputs, processes
 from benchmarks.gpu_check.inputs import KINDS, LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.report import AIMS, LEAST, Report
 from benchmarks.gpu_check.service import Service, fresh, lora_server
@@ -274,7 +274,7 @@ def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
 
     monkeypatch.setattr("subprocess.run", run)
     with pytest.raises(RuntimeError):
-        command.gpu_tests()
+        processes.gpu_tests()
     names = {Path(one).name for one in asked[0] if one.endswith(".py")}
     assert names == {
         "test_devices.py", "test_grouped.py", "test_gpu_generate.py", "test_on_gpu.py",
