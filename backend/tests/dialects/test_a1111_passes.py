@@ -139,7 +139,15 @@ async def test_webuiapi_asks_what_there_is_to_hold_a_drawing(
 ) -> None:
     def use() -> dict[str, Any]:
         api = webuiapi.WebUIApi(baseurl=f"{served.url}{API}", username="x", password=served.key)
-        maps = api.controlnet_detect([Image.new("RGB", (64, 48), "teal")], module="none")
+        teal = Image.new("RGB", (64, 48), "teal")
+        maps = api.controlnet_detect([teal], module="none")
+        half = teal.copy()
+        half.paste("white", (0, 0, 32, 48))
+        [edges] = api.controlnet_detect([half], module="canny", processor_res=96).images
+        assert edges.size == (128, 96)
+        columns = [x for x in range(128) if edges.convert("L").getpixel((x, 48))]
+        # One line, where the colours meet.
+        assert columns in ([63], [64])
         return {
             "version": api.controlnet_version(),
             "models": api.controlnet_model_list(),
@@ -162,9 +170,16 @@ async def test_webuiapi_asks_what_there_is_to_hold_a_drawing(
     assert (await http.get("/controlnet/settings")).json() == {"control_net_unit_count": 4}
     details = (await http.get("/controlnet/module_list")).json()["module_detail"]
     assert [one and one["value"] for one in details["canny"]["sliders"]] == [None, 100, 200]
+    canny = {"controlnet_module": "canny", "controlnet_input_images": [as_base64(png())]}
     for body, field in (
-        ({"controlnet_module": "canny"}, "controlnet_module"),
         ({"controlnet_module": "openpose"}, "controlnet_module"),
+        (canny | {"controlnet_processor_res": 63}, "controlnet_processor_res"),
+        (canny | {"controlnet_processor_res": 1e9}, "controlnet_processor_res"),
+        (canny | {"controlnet_threshold_b": 2001}, "controlnet_threshold_b"),
+        (canny | {"controlnet_threshold_a": 1e300}, "controlnet_threshold_a"),
+        (canny | {"controlnet_threshold_a": 201}, "low above high"),
+        (canny | {"controlnet_threshold_a": "x"}, "controlnet_threshold_a"),
+        (canny | {"controlnet_input_images": [as_base64(b"no picture")]}, "The file"),
         ({"controlnet_input_images": []}, "controlnet_input_images"),
         ({"controlnet_input_images": [as_base64(png())] * 5}, "controlnet_input_images"),
         ({"controlnet_input_images": [as_base64(b"no picture")]}, "The file"),

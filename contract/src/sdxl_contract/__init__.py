@@ -1,1 +1,2 @@
-"""What the backend and the worker agree on. Depends on pydantic only."""
+"""What the backend and the worker agree on. Depends on pydantic only; `drawing.edges`
+alone needs NumPy and Pillow, and is imported by whoever has them."""

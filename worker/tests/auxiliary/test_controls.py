@@ -16,11 +16,11 @@ import torch
 from diffusers import ControlNetModel
 from PIL import Image
 
+from sdxl_contract.drawing.edges import canny
 from sdxl_contract.limits import ControlKind
 from sdxl_worker.auxiliary.provided import find_controls
 from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.drawing.controls import Held, as_map, as_pixels
-from sdxl_worker.pictures.edges import canny
 from testkit.auxiliary.controls import adapter_for, awake, controls_folder, union_for
 from testkit.auxiliary.denoised import SIDE, SOURCE, ours, theirs, tiny_pipe
 from testkit.worker import (

@@ -1,7 +1,7 @@
 """`/controlnet`: what clients of A1111's ControlNet extension ask before they send its units.
 
 Says what is true of this server: the networks are those of the worker that was seen, and what makes
-a map of a picture is Canny, while it is drawn.
+a map of a picture is Canny.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.deps import CallerDep, RightsDep, Services, ServicesDep
 from app.core.pools import Duty, in_pool
-from app.dialects.a1111.values import OFF
-from app.dialects.asking import read_as, read_json
+from app.dialects.a1111.values import OFF, Number
+from app.dialects.asking import fields_called, read_as, read_json
 from app.dialects.from_pictures import picture_of
 from app.dialects.pictures import as_base64
 from app.dialects.subapp import json_body
 from app.schemas.common import Storable
+from app.services.inputs.edges import edges_of
 from app.services.inputs.reading import look_at
 from sdxl_contract.drawing.controls import CONTROLS_MAX, Canny
 from sdxl_contract.errors import ImageLoadFailed, InvalidRequest
@@ -27,6 +28,11 @@ from sdxl_contract.limits import AdapterInfo, ControlInfo
 _VERSION = 2  # of the extension's API: units are objects in alwayson_scripts
 _NONE, _CANNY, _ADAPTER = "none", "canny", "ip-adapter-auto"
 _CANNY_MOST = 255  # of the extension's sliders
+_RES, _RES_LEAST, _RES_MOST = 512, 64, 2048  # px, of the extension's slider
+# Both: where one is above the other.
+_THRESHOLDS = {
+    "": "controlnet_threshold_a", "low": "controlnet_threshold_a", "high": "controlnet_threshold_b",
+}  # fmt: skip
 # How the extension calls what union networks call otherwise.
 _TITLES = {"normal": "NormalMap", "segment": "Segmentation", "repaint": "Inpaint"}
 router = APIRouter()
@@ -123,29 +129,27 @@ class DetectIn(BaseModel):
     controlnet_module: Storable | None = _NONE
     controlnet_input_images: list[Any] | None = None
     controlnet_images: list[Any] | None = None  # as webuiapi calls them
+    controlnet_processor_res: Number = None
+    controlnet_threshold_a: Number = None
+    controlnet_threshold_b: Number = None
 
 
 @router.post("/detect", openapi_extra=json_body(DetectIn))
 async def detect(request: Request, caller: CallerDep, rights: RightsDep) -> dict[str, Any]:
-    """Maps of pictures: of ready ones themselves.
+    """Maps of pictures: ready ones as they are, or edges.
 
-    Edges are found by the worker while it draws, at the drawing's size: no map of them is made
-    before.
+    What is drawn has its edges found anew, at the drawing's size.
     """
     asked = read_as(DetectIn, await read_json(request))
     await rights.check()
     field = "controlnet_module"
     module = (asked.controlnet_module or _NONE).strip().lower()
-    if module == _CANNY:
-        raise InvalidRequest(
-            f"{field}: edges are found while a picture is drawn: send module canny in its unit",
-            details={"field": field, "allowed": [_NONE]},
-        )
-    if module not in OFF:
+    if module != _CANNY and module not in OFF:
         raise InvalidRequest(
             f"{field}: Module not available: is none or canny: send a map that is ready",
-            details={"field": field, "allowed": [_NONE]},
+            details={"field": field, "allowed": [_NONE, _CANNY]},
         )
+    edges = _edges(asked) if module == _CANNY else None
     field = "controlnet_images" if asked.controlnet_images else "controlnet_input_images"
     sent = getattr(asked, field) or []
     if not 1 <= len(sent) <= CONTROLS_MAX:
@@ -160,5 +164,28 @@ async def detect(request: Request, caller: CallerDep, rights: RightsDep) -> dict
         except ImageLoadFailed as error:
             error.details = {**(error.details or {}), "field": f"{field}[{place}]"}
             raise
+        if edges is not None:
+            data = await in_pool(Duty.IMAGES, edges_of, data, *edges)
         maps.append(as_base64(data))
     return {"images": maps, "info": "Success"}
+
+
+def _edges(asked: DetectIn) -> tuple[int, Canny]:
+    """The map's shorter side and where edges begin and end.
+
+    Raises:
+        InvalidRequest: one is out of bounds; the message names its field.
+    """
+    field = "controlnet_processor_res"
+    # Below 0 the extension means its own.
+    sent = asked.controlnet_processor_res
+    side = _RES if sent is None or sent < 0 else round(sent)
+    if not _RES_LEAST <= side <= _RES_MOST:
+        raise InvalidRequest(
+            f"{field}: must be {_RES_LEAST} to {_RES_MOST}",
+            details={"field": field, "minimum": _RES_LEAST, "maximum": _RES_MOST},
+        )
+    sides = {"low": asked.controlnet_threshold_a, "high": asked.controlnet_threshold_b}
+    with fields_called(_THRESHOLDS):
+        values = {name: round(one) for name, one in sides.items() if one is not None and one >= 0}
+        return side, read_as(Canny, values)

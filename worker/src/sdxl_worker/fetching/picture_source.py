@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from sdxl_contract.drawing.edges import canny
 from sdxl_contract.errors import ImageDownloadFailed, LoraDownloadFailed
 from sdxl_contract.limits import ModelLimits
 from sdxl_contract.pictures import PictureRef
@@ -21,7 +22,6 @@ from sdxl_worker.fetching.budget import Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.pictures.canvas import Canvas, make_canvas
 from sdxl_worker.pictures.decoding import as_mask, decode_picture, opaque
-from sdxl_worker.pictures.edges import canny
 from sdxl_worker.run import Run
 
 # Each may hold a few times a picture's pixels for a moment.

@@ -2,7 +2,7 @@
 
 Duty: Sobel's gradients of the grey picture by their sum |x| + |y|, thinned to their ridges; kept
 where they are above `high`, or above `low` and joined to such. No blur before: that is the caller's
-picture. Must not know: files, requests.
+picture. Here, so that backend and worker find the same ones. Must not know: files, requests.
 """
 
 from __future__ import annotations
