@@ -78,6 +78,8 @@ class InputImage(Base):
     height: Mapped[int]
     media_type: Mapped[str]
     object_key: Mapped[str]
+    # None: none that tells it apart, or it came before this was kept.
+    likeness: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[Created]
     used_at: Mapped[Moment]  # by the newest content that was accepted with it
 

@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from pydantic import SecretStr
 from sqlalchemy import URL
 
 from app.core.db import migrate
-from app.services.inputs.likeness import NEAR_BITS, as_hex, from_hex, is_telling, likeness
+from app.services.inputs.likeness import (
+    NEAR_BITS,
+    as_hex,
+    from_hex,
+    is_telling,
+    likeness,
+    mirrored,
+)
+from app.services.inputs.reading import look_at
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import Backend, StartBackend, migrate_down
 from testkit.lora_bytes import kohya_lora
@@ -199,6 +207,65 @@ async def test_a_copy_of_what_was_taken_down_is_not_taken_in_to_draw_from(
         assert await sent(backend, _file(Image.new("I;16", (64, 64), 40_000))) == 201
 
 
+@pytest.mark.parametrize("kind", ["content", "picture", "near", "an upload's hash"])
+async def test_near_copies_that_were_uploaded_before_the_order_go_with_it(
+    start_backend: StartBackend, patterned: None, kind: str
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        file = (await backend.http.get(first["image_url"])).content
+        small = Image.open(io.BytesIO(file)).convert("RGB").resize((200, 200))
+        copy = await backend.put_image(_file(small, "WEBP"))
+        mirror = await backend.put_image(_file(ImageOps.mirror(small), "JPEG", quality=80))
+        other = await backend.put_image(_file(_drawn(5)))
+        value = {
+            "content": first["id"],
+            "picture": first["images"][0]["sha256"],
+            "near": as_hex(likeness(file)),
+            "an upload's hash": copy["sha256"],
+        }[kind]
+        await order(backend, kind="picture" if kind.startswith("an") else kind, value=value)
+
+        left = (await backend.http.get("/api/v1/images")).json()["items"]
+        assert [one["id"] for one in left] == [other["id"]]
+        for gone in (copy, mirror):
+            assert (await backend.http.get(gone["url"])).status_code == 404
+            answer = await backend.http.post(
+                "/api/v1/content/generate", json={"prompt": "x", "image": {"image_id": gone["id"]}}
+            )
+            assert answer.status_code == 404
+        answer = await backend.http.get(f"/api/v1/content/{first['id']}")
+        assert answer.status_code == 404
+
+
+def test_a_picture_is_known_again_as_it_is_seen() -> None:
+    """However its file says it: turned by Exif, in transparency, with 16 bits, mirrored."""
+    picture = _drawn(1).convert("L")
+    mine = likeness(_file(picture))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned right by a quarter
+    dark = Image.new("LA", picture.size, 0)
+    dark.putalpha(ImageOps.invert(picture))
+    deep = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    files = (
+        _file(picture.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=turned),
+        _file(dark),
+        _file(dark.convert("RGBA"), "WEBP", lossless=True),
+        _file(deep),
+    )
+    for file in files:
+        found = look_at(file).likeness
+        assert found is not None
+        assert bits_apart(found, mine) <= 1
+    assert bits_apart(likeness(_file(ImageOps.mirror(picture))), mirrored(mine)) <= 1
+    assert mirrored(mirrored(mine)) == mine
+    assert bits_apart(mirrored(mine), mine) > NEAR_BITS
+
+
+def bits_apart(one: int, other: int) -> int:
+    return ((one ^ other) % (1 << 64)).bit_count()
+
+
 async def sent(backend: Backend, picture: bytes) -> int:
     answer = await backend.http.post("/api/v1/images", files={"file": ("a.png", picture)})
     assert answer.status_code < 300 or "was taken down" in answer.json()["detail"], answer.text
@@ -253,9 +320,9 @@ def test_a_likeness_survives_what_people_do_to_a_picture_and_tells_others_apart(
         _file(ImageEnhance.Brightness(picture).enhance(0.9), "WEBP", quality=70),
     ]
     for copy in same:
-        assert ((likeness(copy) ^ mine) % (1 << 64)).bit_count() <= NEAR_BITS
+        assert bits_apart(likeness(copy), mine) <= NEAR_BITS
     others = [likeness(_file(_drawn(seed))) for seed in range(2, 302)]
-    assert min(((other ^ mine) % (1 << 64)).bit_count() for other in others) > NEAR_BITS
+    assert min(bits_apart(other, mine) for other in others) > NEAR_BITS
     assert is_telling(mine)
     assert from_hex(as_hex(mine)) == mine
     assert not is_telling(likeness(_file(Image.new("RGB", (64, 64), (200, 10, 10)))))

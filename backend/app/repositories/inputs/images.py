@@ -173,9 +173,30 @@ async def remove_unused_before(session: AsyncSession, moment: datetime, limit: i
     return [one.object_key for one in old]
 
 
-async def remove_with_hash(session: AsyncSession, sha256: str) -> list[str]:
-    """Remove every owner's with these bytes; their objects' keys."""
+async def likenesses_with(session: AsyncSession, sha256: str) -> list[int]:
+    """By what every owner's picture with these bytes is known again."""
     rows = await session.scalars(
-        delete(InputImage).where(InputImage.sha256 == sha256).returning(InputImage.object_key)
+        select(InputImage.likeness).where(
+            InputImage.sha256 == sha256, InputImage.likeness.is_not(None)
+        )
+    )
+    return [value for value in rows if value is not None]
+
+
+async def remove_like(
+    session: AsyncSession, hashes: Sequence[str], likenesses: Sequence[int], bits: int
+) -> list[str]:
+    """Remove every owner's that has one of `hashes`, or is near one of `likenesses`; their
+    objects' keys."""
+    alike: list[ColumnElement[bool]] = [InputImage.sha256.in_(hashes)]
+    for number, value in enumerate(likenesses):
+        name = f"value_{number}"
+        near = text(f"bit_count((input_image.likeness # :{name})::bit(64)) <= :bits")
+        alike.append(near.bindparams(bindparam(name, value, BigInteger), bits=bits))
+    rows = await session.scalars(
+        delete(InputImage)
+        .where(or_(*alike))
+        .returning(InputImage.object_key)
+        .execution_options(synchronize_session=False)
     )
     return list(rows)

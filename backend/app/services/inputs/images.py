@@ -80,6 +80,7 @@ class InputImageService:
                 height=look.height,
                 media_type=look.media_type,
                 object_key=key,
+                likeness=look.likeness,
                 created_at=now,
                 used_at=now,
             )

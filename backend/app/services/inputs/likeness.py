@@ -1,7 +1,8 @@
 """A picture's likeness: 64 bits that change little where the picture does.
 
 Difference hash (N. Krawetz, 2013): shrunk to 9 x 8 grey pixels, a bit for each pixel that is darker
-than its right neighbour. Survives scaling and recompression; not cropping or mirroring.
+than its right neighbour. Survives scaling and recompression, not cropping; a mirror image's follows
+from the picture's own.
 Must not know: storage, the database.
 """
 
@@ -42,6 +43,16 @@ def likeness_of(picture: Image.Image) -> int:
         for column in range(_WIDTH - 1):
             place = row * _WIDTH + column
             bits = bits << 1 | (pixels[place] < pixels[place + 1])
+    return bits - (1 << 64) if bits & _SIGN else bits
+
+
+def mirrored(value: int) -> int:
+    """The likeness of the same picture with left and right exchanged."""
+    bits = 0
+    for row in range(_HEIGHT):
+        for column in range(_WIDTH - 1):
+            # The same two pixels, met from the other side.
+            bits = bits << 1 | (~value >> (8 * (_HEIGHT - 1 - row) + column) & 1)
     return bits - (1 << 64) if bits & _SIGN else bits
 
 

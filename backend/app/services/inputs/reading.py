@@ -11,7 +11,8 @@ import io
 import warnings
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from app.services.inputs.likeness import likeness_of, telling
 from sdxl_contract.errors import ImageLoadFailed
@@ -66,8 +67,26 @@ def look_at(data: bytes) -> Look:
             raise _failed("is damaged or incomplete", "damaged") from None
         near = None
         with contextlib.suppress(OSError, ValueError):  # of a mode that has no way to grey
-            near = telling(likeness_of(opened))
+            near = telling(likeness_of(_as_seen(opened)))
     return Look(hashlib.sha256(data).hexdigest(), width, height, media_type, near)
+
+
+def _as_seen(picture: Image.Image) -> Image.Image:
+    """A picture as people and models see it: upright, on white, with 8 bits.
+
+    Raises:
+        OSError, ValueError: of a mode that has no way there.
+    """
+    with contextlib.suppress(Exception):  # broken Exif; readers raise of every kind
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        deep = np.asarray(picture).astype(np.float32) / 257
+        return Image.fromarray(deep.clip(0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    seen = Image.new("RGBA", picture.size, "white")
+    seen.alpha_composite(picture.convert("RGBA"))
+    return seen
 
 
 def _too_large(size: tuple[int, int] | None) -> ImageLoadFailed:

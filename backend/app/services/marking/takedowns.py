@@ -18,10 +18,10 @@ from app.models import GenerationRecord, Image
 from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
 from app.repositories.access.limits import LimitRepository
-from app.repositories.inputs.images import remove_with_hash
+from app.repositories.inputs.images import likenesses_with, remove_like
 from app.repositories.takedowns import TakedownRepository
 from app.services.contents.waiters import Waiters
-from app.services.inputs.likeness import NEAR_BITS, from_hex, is_telling
+from app.services.inputs.likeness import NEAR_BITS, from_hex, is_telling, mirrored
 from app.services.limits import day_start
 from app.services.storage import Storage
 from sdxl_contract.errors import InvalidRequest
@@ -64,11 +64,12 @@ class TakedownService:
                 elif kind is Kind.PICTURE:
                     hashes, likenesses = _known_by(await repository.pictures_with(value))
                     hashes.append(value)
+                    likenesses += await likenesses_with(session, value)
                 else:
                     likenesses = [from_hex(value)]
+                likenesses += [mirrored(one) for one in likenesses]
                 ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
-                for digest in hashes:
-                    keys += await remove_with_hash(session, digest)
+                keys += await remove_like(session, hashes, likenesses, NEAR_BITS)
             removed = await repository.remove(ids)
             for content, of_content in removed:
                 keys += of_content
