@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     String,
+    TextClause,
     bindparam,
     cast,
     delete,
@@ -188,7 +189,7 @@ async def remove_like(
 ) -> list[str]:
     """Remove every owner's that has one of `hashes`, or is near one of `likenesses`; their
     objects' keys."""
-    alike: list[ColumnElement[bool]] = [InputImage.sha256.in_(hashes)]
+    alike: list[ColumnElement[bool] | TextClause] = [InputImage.sha256.in_(hashes)]
     for number, value in enumerate(likenesses):
         name = f"value_{number}"
         near = text(f"bit_count((input_image.likeness # :{name})::bit(64)) <= :bits")
