@@ -350,7 +350,13 @@ def test_a_request_over_its_own_timeout_is_stopped(
     client: httpx2.Client, files: FileServer, lora_data: bytes
 ) -> None:
     status, body = refused(
-        client, steps=100, timeout=1, width=256, height=256, lora_url=files.add(lora_data)
+        client,
+        steps=100,
+        num_images=4,  # longer than that even on a quick machine
+        timeout=1,
+        width=256,
+        height=256,
+        lora_url=files.add(lora_data),
     )
 
     assert (status, body["error_code"]) == (504, "TIMEOUT")
@@ -384,7 +390,8 @@ def test_a_cancelled_request_stops_and_says_so(
 def test_a_client_that_goes_away_stops_the_work(
     client: httpx2.Client, worker: RunningWorker, files: FileServer, lora_data: bytes
 ) -> None:
-    body = BASE | {"steps": 100, "width": 256, "height": 256, "lora_url": files.add(lora_data)}
+    long = {"steps": 100, "num_images": 4, "width": 256, "height": 256}
+    body = BASE | long | {"lora_url": files.add(lora_data)}
     with pytest.raises(httpx2.ReadTimeout), httpx2.Client(base_url=worker.url, timeout=1) as hasty:
         hasty.post("/generate-image", json=body)
 
