@@ -25,7 +25,6 @@ import { forgetGallery } from './state/galleryPlace';
 import { mayShowForm } from './takeOver';
 import { CreateView, fetchStage } from './views/create';
 import { SignInView } from './views/signIn';
-import { clearGrids } from './drafting/grids';
 
 const fetchContent = () => import('./views/content');
 const fetchGallery = () => import('./views/gallery');
@@ -48,7 +47,6 @@ const RETRY_MS = 3_000;
 /** What one key's user left in this browser is not for the next one. */
 function forgetWork(): void {
   clearDraft();
-  clearGrids();
   clearBatches();
   clearHistory();
   clearPresets();

@@ -171,22 +171,122 @@ def test_each_reason_of_a_refusal_has_a_sentence_with_its_facts(language: str) -
         assert text != words[f"error.{error}"], (error, reason)
 
 
+_AXES = """
+const store = load('state/store.ts');
+const axes = load('drafting/axes.ts');
+const range = (minimum, maximum) => ({ minimum, maximum });
+const limits = {
+  prompt_max_chars: 500, min_side: 64, max_side: 256, multiple_of: 8, native_size: 128,
+};
+const by = {
+  limits, steps: range(1, 100), cfg: range(0, 30), lora_scale: range(-2, 2), schedulers: [],
+};
+store.loras.value = [{ id: 'ink', name: 'Ink', default_scale: 0.8 }];
+"""
+
+
 def test_a_grids_values_are_read_as_they_are_written() -> None:
-    code = """
-    const { readValues, valuesProblem } = load('drafting/grids.ts');
-    const range = (minimum, maximum) => ({ minimum, maximum });
-    const by = { steps: range(1, 100), cfg: range(0, 30), lora_scale: range(-2, 2) };
+    code = (
+        _AXES
+        + """
+    const { valuesProblem, pairProblem } = axes;
+    const written = (parameter, text) => axes.valuesOf({ parameter, text, chosen: [] });
+    const axis = (parameter, ...values) => ({ parameter, values });
+    const pair = (x, y, prompt = '') =>
+      ['x', 'y'].map((name) => pairProblem(name, { x, y }, prompt) !== null);
+    const ink = { lora_model_id: 'ink', scale: 1 };
     return {
-      read: given.map(readValues),
+      read: given.map((text) => written('cfg', text)),
+      words: written('words', 'red; a pear, ripe ;; blue'),
+      prompts: written('prompt', 'a pear, ripe\\n\\n a fig; blue \\n'),
       wrong: [['cfg', []], ['cfg', [3, 3]], ['cfg', [31]], ['steps', [1.5]], ['seed', [-1]],
-        ['lora:x', [2.1]], ['cfg', [NaN]]].map(([p, v]) => valuesProblem(p, v, by) !== null),
-      right: [['cfg', [3.5]], ['steps', [1, 100]], ['seed', [2 ** 32 - 1]], ['lora:x', [-2, 0]]]
+        ['lora:x', [2.1]], ['cfg', [NaN]], ['lora', [-3]], ['prompt', ['x'.repeat(501)]],
+        ['size', ['64x63']], ['size', ['512x64']], ['which_lora', [null, { lora_model_id: 'x' }]],
+        ['which_lora', [ink, ink]]].map(([p, v]) => valuesProblem(p, v, by) !== null),
+      right: [['cfg', [3.5]], ['steps', [1, 100]], ['seed', [2 ** 32 - 1]], ['lora:x', [-2, 0]],
+        ['prompt', ['a', 'b']], ['size', ['64x256', '256x64']], ['which_lora', [null, ink]]]
         .map(([p, v]) => valuesProblem(p, v, by)),
+      pairs: [
+        pair(axis('cfg', 3), axis('cfg', 5)),
+        pair(axis('words', 'red', 'blue'), axis('words', 'apple'), 'a red, apple'),
+        pair(axis('words', 'red', 'blue'), axis('words', 'red'), 'a red, apple'),
+        pair(axis('words', 'red'), axis('cfg', 3), 'a hundred árboles'),
+        pair(axis('words', 'rbol'), axis('cfg', 3), 'árbol'),
+        pair(axis('words', 'c++ (x)'), axis('cfg', 3), 'in c++ (x), of'),
+        pair(axis('words', 'red'), axis('prompt', 'a red pear', 'a fig'), 'red'),
+        pair(axis('lora:ink', 1), axis('which_lora', null, ink)),
+      ],
     };
     """
+    )
     given = ["0..1 x5", "0,5..1,5 x3", "1; 2..4 x2", "3,5; 7", "x"]
     found = in_page(code, languages=["es-ES"], given=given)
 
     assert found["read"] == [[0, 0.25, 0.5, 0.75, 1], [0.5, 1, 1.5], [1, 2, 4], [3.5, 7], [None]]
-    assert all(found["wrong"])
-    assert found["right"] == [None] * 4
+    assert found["words"] == ["red", "a pear, ripe", "blue"]
+    assert found["prompts"] == ["a pear, ripe", "a fig; blue"]
+    assert all(found["wrong"]), found["wrong"]
+    assert found["right"] == [None] * 7
+    assert found["pairs"] == [
+        [False, True],
+        [False, False],
+        [False, True],
+        [True, False],
+        [True, False],
+        [False, False],
+        [True, False],
+        [True, False],
+    ]
+
+
+def test_a_grids_labels_stay_short_and_its_sizes_have_their_prices() -> None:
+    code = (
+        _AXES
+        + """
+    const { differing, valueLabels } = axes;
+    const { estimateGrid } = load('drafting/grids.ts');
+    const drawn = {
+      id: 'one', status: 'succeeded', prompt: 'a', images: [], loras: [],
+      parameters: { width: 64, height: 64, steps: 10, num_images: 1 },
+      timings: { denoise: 1 }, cost: { usd: 0.01, seconds: 1 },
+    };
+    store.keep(drawn);
+    store.feed.value = ['one'];
+    const whole = { width: 64, height: 64, steps: 10, num_images: 1, source: null, hires: null };
+    const axis = (parameter, ...values) => ({ parameter, values });
+    const ink = { lora_model_id: 'ink', scale: 0.8 };
+    const which = [null, ink, { lora_model_id: 'gone', scale: 1 }, { name: 'by name' }];
+    return {
+      short: given.map(differing),
+      loras: [false, true].map((isScaled) =>
+        valueLabels({ parameter: 'which_lora', values: which, names: { gone: 'Old' } }, isScaled)),
+      others: [axis('size', '64x128'), axis('words', 'red', ''), axis('cfg', 5.5)].map((one) =>
+        valueLabels(one)),
+      price: estimateGrid(whole, axis('size', '64x64', '128x128'), axis('steps', 10, 20)),
+    };
+    """
+    )
+    tail = ", studio light, " + "very detailed and sharp, " * 15
+    given = [
+        ["a pear", "a fig"],
+        [f"a red apple on a table{tail}", f"a green apple on a table{tail}"],
+        [f"a dog{tail}", f"a dog{tail} at night"],
+        [
+            "one thing, quite another one and a third",
+            "something else altogether and nothing like it",
+        ],
+    ]
+    found = in_page(code, languages=["en"], given=given)
+
+    assert found["short"][0] == given[0]
+    assert found["short"][1] == ["… red …", "… green …"]
+    assert found["short"][2] == ["… sharp,", "… sharp, at night"]
+    assert found["short"][3] == given[3]
+    assert found["loras"] == [
+        ["None", "Ink · 0.8", "Old", "by name"],
+        ["None", "Ink", "Old", "by name"],
+    ]
+    assert found["others"] == [["64 × 128"], ["red", "–"], ["5.5"]]
+    # A picture of four times the pixels takes four times as long, one of twice the steps twice.
+    assert found["price"]["seconds"] == pytest.approx((1 + 4) * (1 + 2))
+    assert found["price"]["usd"] == pytest.approx((1 + 4) * (1 + 2) * 0.01)

@@ -98,6 +98,7 @@ def content_out(
         written=None if content.written is None else WrittenOut.model_validate(content.written),
         avatar_id=content.avatar_id,
         batch_id=content.batch_id,
+        batch_place=content.batch_place,
         image_url=images[0].url if images else None,
         images=images,
         parameters=ParametersOut.model_validate(content.parameters),

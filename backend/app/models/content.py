@@ -88,6 +88,7 @@ class Content(Base):
     batch_id: Mapped[uuid.UUID | None] = mapped_column(
         ForeignKey("batch.id", ondelete="SET NULL"), index=True
     )
+    batch_place: Mapped[int | None]  # in the batch, from 0; of a grid, row by row
     prompt: Mapped[LongText]
     negative_prompt: Mapped[LongText]
     # prompt, negative_prompt, styles, before these and wildcards became words; None: nothing did.

@@ -235,6 +235,7 @@ class ContentOut(BaseModel):
     )
     avatar_id: uuid.UUID | None
     batch_id: uuid.UUID | None
+    batch_place: int | None = Field(description="in its batch, from 0; of a grid, row by row")
     image_url: str | None = Field(description="of the first picture; signed anew on each read")
     images: list[ImageOut]
     parameters: ParametersOut

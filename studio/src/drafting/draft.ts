@@ -143,7 +143,7 @@ export const usedLoras = computed<{ lora: Lora; scale: number; isAvatars: boolea
   return [{ lora: own, scale: avatar.value?.lora_scale ?? 1, isAvatars: true }, ...chosen];
 });
 
-function sideProblem(side: number, { limits }: Model): string | null {
+export function sideProblem(side: number, { limits }: Model): string | null {
   const { min_side, max_side, multiple_of } = limits;
   if (Number.isInteger(side) && side >= min_side && side <= max_side && side % multiple_of === 0)
     return null;

@@ -1381,7 +1381,7 @@ export interface components {
          * @description `POST /content/batch`: every prompt `count` times; a given seed counts upwards.
          *
          *     With `grid` it is one prompt's pictures for each pair of two parameters' values, all else, the
-         *     seed included, being the same in each.
+         *     seed included, being the same in each. Where its prompts are an axis, `prompts` is left out.
          */
         BatchIn: {
             /** @description weights if unset: (words:1.3) alone; a1111 also reads (words), [words], BREAK, [from:to:0.5] and [one|other] */
@@ -1432,8 +1432,11 @@ export interface components {
              * @description 0 if unset; models with zero terminal SNR want about 0.7
              */
             guidance_rescale?: number | null;
-            /** Prompts */
-            prompts: string[];
+            /**
+             * Prompts
+             * @description at least one, unless prompts are an axis of `grid`
+             */
+            prompts?: string[] | null;
             /**
              * Count
              * @description prompts x count is at most 500
@@ -1520,7 +1523,7 @@ export interface components {
              * @description the first ones, shortened
              */
             prompts: string[];
-            /** @description its axes: a content's own `parameters` and `loras` say in which cell it is */
+            /** @description its axes: a content's `batch_place` says in which cell it is, row by row */
             grid: components["schemas"]["Grid"] | null;
             /**
              * Created At
@@ -1718,6 +1721,11 @@ export interface components {
             avatar_id: string | null;
             /** Batch Id */
             batch_id: string | null;
+            /**
+             * Batch Place
+             * @description in its batch, from 0; of a grid, row by row
+             */
+            batch_place: number | null;
             /**
              * Image Url
              * @description of the first picture; signed anew on each read
@@ -2267,7 +2275,14 @@ export interface components {
         };
         /**
          * GridAxis
-         * @description A parameter and its values; `lora` is the scale of the LoRA with this id.
+         * @description A parameter and its values.
+         *
+         *     - `prompt`: whole prompts. The batch then has no `prompts`.
+         *     - `words`: the first value is looked for in the prompt, as whole words, and each value takes its
+         *       place, the first one included.
+         *     - `size`: WIDTHxHEIGHT.
+         *     - `which_lora`: LoRAs as in `loras`, or null for none. A cell has this one, none of the others.
+         *     - `lora`: scales of the LoRA with this id; without an id, of the one that `which_lora` chooses.
          */
         GridAxis: {
             parameter: components["schemas"]["GridParameter"];
@@ -2277,14 +2292,14 @@ export interface components {
              */
             lora_model_id?: string | null;
             /** Values */
-            values: number[];
+            values: (number | string | components["schemas"]["LoraUse"] | null)[];
         };
         /**
          * GridParameter
          * @description What may differ from cell to cell.
          * @enum {string}
          */
-        GridParameter: "seed" | "steps" | "cfg" | "lora";
+        GridParameter: "prompt" | "words" | "seed" | "steps" | "cfg" | "scheduler" | "size" | "which_lora" | "lora";
         /**
          * HiresIn
          * @description A second, larger pass; what is left out is the first pass's, prompts included.

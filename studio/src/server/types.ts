@@ -34,6 +34,7 @@ export type PromptSyntax = Shapes['PromptSyntax'];
 export type Fill = Shapes['Fill'];
 export type BatchBody = Shapes['BatchIn'];
 export type GridAxis = Shapes['GridAxis'];
+export type LoraUse = Shapes['LoraUse'];
 export type BatchAccepted = Shapes['BatchAccepted'];
 export type Batch = Shapes['BatchOut'];
 export type CostGroup = Shapes['CostGroup'];

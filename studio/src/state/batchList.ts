@@ -1,8 +1,9 @@
-// The list of batches, page by page.
+// The lists of batches, page by page, and of grids; and what stands in the form of the next grid.
 
 import { signal } from '@preact/signals';
 import { api } from '../server/api';
 import { tellProblem } from './store';
+import type { Axes } from '../drafting/axes';
 import type { Batch, Content } from '../server/types';
 
 const SHOWN_AT_ONCE = 20;
@@ -30,9 +31,25 @@ export async function listAnew(): Promise<void> {
   await listMore();
 }
 
+const GRIDS = 12;
+/** The newest grids, as the backend lists them; null until it has. */
+export const grids = signal<Batch[] | null>(null);
+/** What is written for the next grid; null: nothing yet. */
+export const gridForm = signal<Axes | null>(null);
+
+export async function listGrids(): Promise<void> {
+  try {
+    grids.value = (await api.batches(GRIDS, null, true)).items;
+  } catch (error) {
+    tellProblem(error);
+  }
+}
+
 export function clearBatches(): void {
   listed.value = null;
   next.value = null;
+  grids.value = null;
+  gridForm.value = null;
 }
 
 const PAGE = 200;

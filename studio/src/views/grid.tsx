@@ -1,39 +1,38 @@
 // X/Y grids: two parameters, their values, and the labelled result.
 
 import { useEffect, useState } from 'preact/hooks';
-import { api, asProblem } from '../server/api';
-import { check, draft, usedLoras, whole } from '../drafting/draft';
-import { explain } from '../server/explain';
-import { save } from '../device/files';
-import { drawGrid } from '../drafting/gridPicture';
+import { asProblem } from '../server/api';
 import {
-  axesOf,
-  axisOf,
-  estimateGrid,
-  grids,
+  begun,
   labelOf,
-  listGrids,
-  loadGrid,
-  MAX_CELLS,
-  noteNew,
-  parametersOf,
-  readValues,
-  startGrid,
+  offeredOn,
+  pairProblem,
+  turned,
+  valuesOf,
   valuesProblem,
-  type Grid,
+  type Axes,
+  type Axis,
+  type Name,
   type Parameter,
-} from '../drafting/grids';
-import { duration, listed, moment, number, plain, plural, t, usd } from '../i18n';
-import { Thumb } from '../parts/pictures/picture';
+  type Written,
+} from '../drafting/axes';
+import { check, draft, usedLoras, whole, type Whole } from '../drafting/draft';
+import { explain } from '../server/explain';
+import { axesOf, estimateGrid, isSaid, loadGrid, MAX_CELLS, noteNew, startGrid, type Grid } from '../drafting/grids';
+import { duration, moment, plural, t, usd } from '../i18n';
+import { AxisField } from '../parts/grid/axisField';
+import { GridResult } from '../parts/grid/result';
 import { SettingsLine } from '../parts/composer/settingsLine';
-import { Button, Empty, Field, Loading } from '../parts/ui';
+import { Button, Empty, Loading } from '../parts/ui';
+import { gridForm, grids, listGrids } from '../state/batchList';
 import { go } from '../state/route';
-import { contentOf, keep, model, reached, tellProblem } from '../state/store';
-import { isFinal } from '../server/types';
+import { model, reached, tellProblem } from '../state/store';
+import type { Model } from '../server/types';
 
 export function GridView({ id }: { id: string | undefined }) {
   useEffect(() => void listGrids(), [id, reached.value]);
   const earlier = grids.value?.filter((one) => one.batch_id !== id) ?? [];
+  const [now, by] = [whole.value, model.value];
   return (
     <div class="page grid-page">
       <header class="page-head">
@@ -44,7 +43,7 @@ export function GridView({ id }: { id: string | undefined }) {
           </a>
         )}
       </header>
-      {id ? <Kept key={id} id={id} /> : <Form />}
+      {id ? <Kept key={id} id={id} /> : now && by ? <Form of={now} by={by} /> : <Loading />}
       {earlier.length > 0 && (
         <section class="stack">
           <h2>{t('grid.earlier')}</h2>
@@ -79,89 +78,92 @@ function Kept({ id }: { id: string }) {
     // Also when the server is there again.
   }, [id, reached.value]);
   if (isGone) return <Empty icon="grid" title={t('grid.gone')} />;
-  return grid ? <Result grid={grid} /> : <Loading />;
+  return grid ? <GridResult grid={grid} /> : <Loading />;
 }
 
-function Form() {
-  const now = whole.value;
-  const by = model.value;
-  const loras = usedLoras.value.map(({ lora }) => lora);
-  const offered = parametersOf(loras);
-  const [x, setX] = useState<Parameter>(loras[0] ? `lora:${loras[0].id}` : 'cfg');
-  const [y, setY] = useState<Parameter>('seed');
-  const [xText, setXText] = useState(() => (loras[0] ? [0, 0.5, 1] : [3, 5.5, 8]).map(plain).join('; '));
-  const [yText, setYText] = useState('1; 2; 3');
-  const [isBusy, setBusy] = useState(false);
-  const [error, setError] = useState<string | null>(null);
-  if (!now || !by) return <Loading />;
-  const axes = { x: readValues(xText), y: readValues(yText) };
-  const cells = axes.x.length * axes.y.length;
-  // The prompt is written on the page of the form: without it the button says so when pressed.
-  const { prompt: noPrompt, ...wrong } = check(now, by);
-  const problems = {
-    x: valuesProblem(x, axes.x, by),
-    y: x === y ? t('grid.same') : valuesProblem(y, axes.y, by),
+/** What stands in the form; a parameter that is not offered any more gives way to the first one. */
+function writtenAxes(of: Whole, by: Model): Axes {
+  const used = chosenLoras();
+  const first = used[0];
+  const kept = gridForm.value ?? {
+    x: begun(first ? `lora:${first.id}` : 'cfg', of, by, used),
+    y: begun('seed', of, by, used),
   };
+  const settled = (name: Name, otherwise: Parameter): Written =>
+    offeredOn(name, kept, used, by).includes(kept[name].parameter)
+      ? kept[name]
+      : begun(otherwise, of, by, used);
+  return { x: settled('x', 'cfg'), y: settled('y', 'seed') };
+}
+
+/** The avatar's own is in every picture: it is no value to choose among. */
+const chosenLoras = () => usedLoras.value.filter((one) => !one.isAvatars).map(({ lora }) => lora);
+
+/** What was refused: by an axis, or as a whole. */
+type Refusal = { axis: Name | null; text: string };
+
+function Form({ of, by }: { of: Whole; by: Model }) {
+  const [isBusy, setBusy] = useState(false);
+  const [refusal, setRefusal] = useState<Refusal | null>(null);
+  const written = writtenAxes(of, by);
+  const axisOf = ({ parameter, ...rest }: Written): Axis => ({
+    parameter,
+    values: valuesOf({ parameter, ...rest }),
+  });
+  const axes = { x: axisOf(written.x), y: axisOf(written.y) };
+  const cells = axes.x.values.length * axes.y.values.length;
+  // The prompt is written on the page of the form: without it the button says so when pressed.
+  const { prompt: prompted, ...wrong } = check(of, by);
+  const noPrompt = isSaid(axes) ? undefined : prompted;
+  const problemOf = (name: Name) =>
+    valuesProblem(axes[name].parameter, axes[name].values, by) ??
+    pairProblem(name, axes, of.prompt);
+  const problems = { x: problemOf('x'), y: problemOf('y') };
   const form = Object.values(wrong)[0] ?? null;
   const tooMany = cells > MAX_CELLS ? t('grid.tooMany', { max: MAX_CELLS }) : null;
   const canStart = !problems.x && !problems.y && !form && !tooMany && !isBusy;
-  const all = canStart ? estimateGrid(now, axisOf(x, axes.x), axisOf(y, axes.y)) : null;
+  const all = canStart ? estimateGrid(of, axes.x, axes.y) : null;
+  const set = (name: Name, next: Written) => {
+    setRefusal(null);
+    gridForm.value = { ...written, [name]: next };
+  };
   const start = async () => {
-    setError(noPrompt ?? null);
+    setRefusal(noPrompt ? { axis: null, text: noPrompt } : null);
     if (noPrompt) return;
     setBusy(true);
     try {
-      const id = await startGrid(draft.value, axisOf(x, axes.x), axisOf(y, axes.y));
+      const id = await startGrid(draft.value, axes.x, axes.y);
       const grid = await loadGrid(id);
       if (grid) noteNew(grid);
       go(`grid/${id}`);
-    } catch (problem) {
-      setError(explain(asProblem(problem)));
+    } catch (error) {
+      const problem = asProblem(error);
+      const named = /^grid\.([xy])\b/.exec(problem.field ?? '')?.[1] as Name | undefined;
+      setRefusal({ axis: named ?? null, text: explain(problem) });
     } finally {
       setBusy(false);
     }
   };
-  const axis = (
-    name: 'x' | 'y',
-    parameter: Parameter,
-    setParameter: (chosen: Parameter) => void,
-    text: string,
-    setText: (text: string) => void,
-  ) => (
-    <fieldset class="axis">
-      <legend class="unseen">{t(`grid.${name}`)}</legend>
-      <Field label={t(`grid.${name}`)}>
-        {(attributes) => (
-          <select
-            {...attributes}
-            value={parameter}
-            onChange={(e) => setParameter(e.currentTarget.value as Parameter)}
-          >
-            {offered.map((choice) => (
-              <option key={choice.parameter} value={choice.parameter}>
-                {choice.label}
-              </option>
-            ))}
-          </select>
-        )}
-      </Field>
-      <Field
-        label={t('grid.values')}
-        error={problems[name]}
-        hint={`${plural('grid.read', axes[name].length)}: ${listed(axes[name].map((one) => number(one, 4)))}. ${t('grid.valuesHint')}`}
-      >
-        {(attributes) => (
-          <input
-            {...attributes}
-            type="text"
-            inputMode="text"
-            value={text}
-            onInput={(e) => setText(e.currentTarget.value)}
-          />
-        )}
-      </Field>
-    </fieldset>
+  const axis = (name: Name) => (
+    <AxisField
+      name={name}
+      written={written[name]}
+      offered={offeredOn(name, written, chosenLoras(), by)}
+      of={of}
+      model={by}
+      // Nothing is found fault with before somebody wrote.
+      problem={
+        refusal?.axis === name
+          ? refusal.text
+          : axes[name].values.length || written[name].touched
+            ? problems[name]
+            : null
+      }
+      onTurn={(parameter) => set(name, turned(written[name], parameter, of, by, chosenLoras()))}
+      onChange={(changes) => set(name, { ...written[name], ...changes })}
+    />
   );
+  const whole = form ?? tooMany ?? (refusal && !refusal.axis ? refusal.text : null);
   return (
     <form
       class="panel"
@@ -171,14 +173,14 @@ function Form() {
         if (canStart) void start();
       }}
     >
-      <SettingsLine of={now} />
+      <SettingsLine of={of} axes={[axes.x, axes.y]} />
       <div class="axes">
-        {axis('x', x, setX, xText, setXText)}
-        {axis('y', y, setY, yText, setYText)}
+        {axis('x')}
+        {axis('y')}
       </div>
-      {(form ?? tooMany ?? error) && (
+      {whole && (
         <p class="field-error" role="alert">
-          {form ?? tooMany ?? error}
+          {whole}
         </p>
       )}
       <footer class="row between">
@@ -192,99 +194,5 @@ function Form() {
         </Button>
       </footer>
     </form>
-  );
-}
-
-function Result({ grid }: { grid: Grid }) {
-  const [isBusy, setBusy] = useState(false);
-  const ids = grid.cells.flat().filter((id) => id !== null);
-  const done = ids.filter((id) => contentOf(id).value?.images.length).length;
-  const open = ids.filter((id) => {
-    const content = contentOf(id).value;
-    return content !== null && !isFinal(content.status);
-  });
-  const cells = grid.x.values.length * grid.y.values.length;
-  const stop = async () => {
-    try {
-      await api.cancelBatch(grid.id);
-      for (const id of open) api.content(id).then(keep, () => {});
-    } catch (error) {
-      tellProblem(error);
-    }
-  };
-  const repeat = async () => {
-    try {
-      go(`grid/${(await api.repeatBatch(grid.id)).batch_id}`);
-    } catch (error) {
-      tellProblem(error);
-    }
-  };
-  const download = async () => {
-    setBusy(true);
-    try {
-      save(await drawGrid(grid), `grid-${grid.id}.png`);
-    } catch (error) {
-      tellProblem(error);
-    } finally {
-      setBusy(false);
-    }
-  };
-  return (
-    <section class="stack">
-      <div class="row between">
-        <p class="prompt-text">{grid.prompt}</p>
-        <div class="row">
-          <span class="muted num" role="status">
-            {t('grid.done', { done: number(done), all: number(cells) })}
-          </span>
-          {open.length > 0 && (
-            <Button icon="close" onClick={() => void stop()}>
-              {t('grid.stop')}
-            </Button>
-          )}
-          <Button icon="download" disabled={!done || isBusy} onClick={() => void download()}>
-            {t('grid.download')}
-          </Button>
-          {open.length === 0 && (
-            <Button icon="again" onClick={() => void repeat()}>
-              {t('batch.repeat')}
-            </Button>
-          )}
-        </div>
-      </div>
-      <div class="xy-scroll" tabIndex={0} role="region" aria-label={t('nav.grid')}>
-        <table class="xy">
-          <thead>
-            <tr>
-              <td>
-                <span class="label">{labelOf(grid.y)} ↓</span>
-              </td>
-              <td colSpan={grid.x.values.length}>
-                <span class="label">{labelOf(grid.x)} →</span>
-              </td>
-            </tr>
-            <tr>
-              <td />
-              {grid.x.values.map((value) => (
-                <th scope="col" key={value}>
-                  {number(value, 4)}
-                </th>
-              ))}
-            </tr>
-          </thead>
-          <tbody>
-            {grid.y.values.map((value, row) => (
-              <tr key={value}>
-                <th scope="row">{number(value, 4)}</th>
-                {grid.x.values.map((other, column) => {
-                  const id = grid.cells[row]?.[column];
-                  return <td key={other}>{id ? <Thumb id={id} /> : null}</td>;
-                })}
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
-    </section>
   );
 }

@@ -44,7 +44,7 @@ from app.services.marking.forbidden_words import ForbiddenWords
 from app.services.storage import Storage
 from app.services.worker.base_model import BaseModel
 from app.services.worker.inference import Inference
-from sdxl_contract.errors import ContentRefused, InvalidPrompt
+from sdxl_contract.errors import ContentRefused, InvalidPrompt, InvalidRequest
 from sdxl_contract.limits import SEED_MAX
 
 Beside = Callable[[DriverConnection, Content], Awaitable[None]]
@@ -205,19 +205,17 @@ class ContentService(ContentReading):
         )
         contents: list[Content] = []
         expected_usd = 0.0
-        for field, one, copies in members_of(asked, self._draw_seed):
+        for member in members_of(asked, self._draw_seed):
             try:
-                draft = await self._draft(owner, one)
-            except (InvalidPrompt, ContentRefused) as error:
-                raise type(error)(
-                    f"{field}: {error.message}", details={**(error.details or {}), "field": field}
-                ) from error
-            for _ in range(copies):
+                draft = await self._draft(owner, member.asked)
+            except (InvalidPrompt, ContentRefused, InvalidRequest, NotFound) as error:
+                raise member.named(error) from error
+            for _ in range(member.copies):
                 seed = None
                 if asked.seed is not None and asked.grid is None:
                     seed = (asked.seed + len(contents)) % (SEED_MAX + 1)
                 content = draft.content(seed, digest, None)
-                content.batch_id = batch.id
+                content.batch_id, content.batch_place = batch.id, len(contents)
                 contents.append(content)
                 expected_usd += draft.estimated_usd or 0.0
         async with self._database.session() as session:

@@ -11,14 +11,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from app.core.db import Database
+from app.core.errors import NotFound
 from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
 from app.repositories.contents import ContentRepository, ContentStatements
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
+from app.schemas.grid import Cell, Grid
 from app.services.contents.resolve import (
     as_request,
     check_limits,
@@ -30,9 +35,9 @@ from app.services.inputs.embeddings import find_embeddings
 from app.services.inputs.using import find_pictures
 from app.services.inputs.words import may_vary, with_words, written_words
 from app.services.worker.base_model import BaseModel
-from sdxl_contract.errors import InvalidRequest
+from sdxl_contract.errors import ContractError, InvalidRequest
 from sdxl_contract.limits import SEED_MAX
-from sdxl_contract.request import GenerateRequest
+from sdxl_contract.request import GenerateRequest, explain_validation
 
 
 def digest_of(asked: GenerateIn | BatchIn) -> str:
@@ -42,11 +47,24 @@ def digest_of(asked: GenerateIn | BatchIn) -> str:
 
 
 class Member(NamedTuple):
-    """A part of a batch: its place in the request, what it asks, and how often."""
+    """A part of a batch: what it asks, how often, and by what name the request knows its fields."""
 
-    field: str
     asked: GenerateIn
     copies: int
+    name_of: Callable[[str], str]
+
+    def named(self, error: ContractError | NotFound) -> ContractError | NotFound:
+        """`error` by the batch's own name of the field that it is about."""
+        if isinstance(error, NotFound):
+            error.field = error.field and self.name_of(error.field)
+            return error
+        details = error.details or {}
+        own = str(details.get("field", "" if isinstance(error, InvalidRequest) else "prompt"))
+        field = self.name_of(own)
+        if field == own:
+            return error
+        message = error.message.removeprefix(f"{own}: ")
+        return type(error)(f"{field}: {message}", details={**details, "field": field})
 
 
 def members_of(asked: BatchIn, draw_seed: Callable[[], int]) -> Iterator[Member]:
@@ -54,20 +72,33 @@ def members_of(asked: BatchIn, draw_seed: Callable[[], int]) -> Iterator[Member]
     common = asked.model_dump(exclude={"prompts", "count", "grid"}, exclude_unset=True)
     if asked.grid is None:
         for number, prompt in enumerate(asked.prompts):
-            field, one = f"prompts[{number}]", GenerateIn(prompt=prompt, **common)
+            one = GenerateIn(prompt=prompt, **common)
+            name_of = partial(_in_batch, number)
             if not may_vary(one):
-                yield Member(field, one, asked.count)
+                yield Member(one, asked.count, name_of)
                 continue
             # Words that a seed may draw: each copy has its own seed before it has its words.
             for copy in range(asked.count):
                 seed = draw_seed()
                 if asked.seed is not None:
                     seed = (asked.seed + number * asked.count + copy) % (SEED_MAX + 1)
-                yield Member(field, one.model_copy(update={"seed": seed}), 1)
+                yield Member(one.model_copy(update={"seed": seed}), 1, name_of)
         return
     common.setdefault("seed", draw_seed())
-    for cell in asked.grid.cells(GenerateIn(prompt=asked.prompts[0], **common)):
-        yield Member("prompts[0]", cell, 1)
+    first = asked.prompts[0] if asked.prompts else None
+    try:
+        for cell in asked.grid.cells(GenerateIn(prompt=first, **common)):
+            yield Member(cell.asked, 1, partial(_in_grid, asked.grid, cell))
+    except ValidationError as error:
+        raise explain_validation([dict(item) for item in error.errors()]) from None
+
+
+def _in_batch(number: int, field: str) -> str:
+    return f"prompts[{number}]" if field == "prompt" else field
+
+
+def _in_grid(grid: Grid, cell: Cell, field: str) -> str:
+    return grid.field_of(cell, field) or _in_batch(0, field)
 
 
 @dataclass(frozen=True)
