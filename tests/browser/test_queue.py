@@ -1,14 +1,16 @@
-"""What waits: a queue that is paused, and what is told of it and of other things on each view."""
+"""What waits, and what many are asked for at once: a paused queue, grids over all their axes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2
 import pytest
 from playwright.sync_api import expect
 
-from testkit.browser import OpenPage, Studio, Watch
+from testkit.browser import OpenPage, Studio, Watch, fitting_lora
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -21,6 +23,24 @@ def undecided(studio: Studio) -> str:
         headers={"Prefer": "respond-async"},
     )
     return str(answer.raise_for_status().json()["id"])
+
+
+@pytest.fixture
+def upload(studio: Studio) -> Iterator[Callable[[str], str]]:
+    """Puts a LoRA into the library and gives its id; other tests do not find it there."""
+    models = f"{studio.url}/api/v1/loras/models"
+    ids = []
+
+    def upload_(name: str) -> str:
+        data = fitting_lora(studio.worker_url, trigger=name[:20])
+        files = {"file": ("x.safetensors", data)}
+        answer = httpx2.post(f"{models}/upload", files=files, data={"name": name}, timeout=60)
+        ids.append(str(answer.raise_for_status().json()["id"]))
+        return ids[-1]
+
+    yield upload_
+    for one in ids:
+        httpx2.delete(f"{models}/{one}").raise_for_status()
 
 
 def test_a_paused_queue_is_told_on_every_view_and_goes_on_from_there(
@@ -110,3 +130,72 @@ def test_what_waits_is_cancelled_all_at_once_and_a_grid_and_a_batch_alone(
         expect(card).to_contain_text("2 cancelled")
     finally:
         httpx2.post(f"{studio.url}/api/v1/queue/resume").raise_for_status()
+
+
+def test_a_grid_over_words_and_sizes_then_over_which_lora_and_its_scale(
+    studio: Studio, open_page: OpenPage, upload: Callable[[str], str]
+) -> None:
+    tail = ", studio light" + ", soft shadow and sharp focus" * 14
+    long_name = "sdxl_character-sheet_watercolour_" + "v3_final_" * 12
+    ink, _ = upload("a grid's ink"), upload(long_name)
+    draft = {"prompt": f"a red apple{tail}", "loras": [{"id": ink, "scale": 0.7}]}
+    page = open_page(studio.url, path="#/grid", draft=draft)
+    x, y = page.get_by_role("group", name="Across (X)"), page.get_by_role("group", name="Down (Y)")
+    start = page.get_by_role("button", name="Generate the grid")
+
+    x.get_by_role("combobox").select_option("words")
+    # Nothing is found fault with before anything is written.
+    expect(x.locator(".field-error")).to_have_count(0)
+    words = x.get_by_label("Values")
+    words.fill("pear; fig")
+    expect(x.locator(".field-error")).to_have_text("“pear” is not in the prompt.")
+    expect(start).to_be_disabled()
+    words.fill("red apple; green pear")
+    y.get_by_role("combobox").select_option("size")
+    for ratio in ("1:1", "2:3", "3:2", "9:16"):
+        chosen = y.get_by_role("button", name=ratio, exact=True)
+        was = chosen.get_attribute("aria-pressed") == "true"
+        if was != (ratio in ("1:1", "9:16")):
+            chosen.click()
+    expect(page.locator(".expected")).to_contain_text("4 pictures")
+    # What is written for a grid is there again after a look at the form.
+    page.goto(f"{studio.url}/#/create")
+    page.goto(f"{studio.url}/#/grid")
+    expect(words).to_have_value("red apple; green pear")
+    with page.expect_request("**/content/batch") as request:
+        start.click()
+    body: Any = request.value.post_data_json
+    assert body["grid"]["x"] == {"parameter": "words", "values": ["red apple", "green pear"]}
+    expect(page.locator(".xy td img:not(.preview)")).to_have_count(4)
+    expect(page.locator(".xy th[scope=col]")).to_have_text(["red apple", "green pear"])
+    ids = [thumb.get_attribute("data-id") or "" for thumb in page.locator(".xy .thumb").all()]
+    made = [studio.content(one) for one in ids]
+    assert [one["prompt"].removesuffix(tail) for one in made] == ["a red apple", "a green pear"] * 2
+    sizes = [f"{one['parameters']['width']}x{one['parameters']['height']}" for one in made]
+    assert sizes == [size for size in body["grid"]["y"]["values"] for _ in range(2)]
+    assert len(set(sizes)) == 2
+
+    page.goto(f"{studio.url}/#/grid")
+    y.get_by_role("combobox").select_option("which_lora")
+    for box in y.get_by_role("checkbox", checked=True).all()[::-1]:
+        box.uncheck()
+    expect(y.locator(".field-error")).to_have_text("Give at least one value.")
+    for name in ("None", "a grid's ink", long_name):
+        y.get_by_role("checkbox", name=name).check()
+    x.get_by_role("combobox").select_option("lora")
+    x.get_by_label("Values").fill("0.5")
+    start.click()
+    expect(page.locator(".xy td img:not(.preview)")).to_have_count(3)
+    rows = page.locator(".xy th[scope=row]")
+    expect(rows).to_have_text(["None", "a grid's ink", long_name])
+    # A long name takes no more room than others do.
+    assert rows.last.evaluate("(one) => one.offsetWidth <= 200 && one.offsetHeight <= 210")
+    ids = [thumb.get_attribute("data-id") or "" for thumb in page.locator(".xy .thumb").all()]
+    used = [[(use["name"], use["scale"]) for use in studio.content(one)["loras"]] for one in ids]
+    assert used == [[], [("a grid's ink", 0.5)], [(long_name, 0.5)]]
+    # A cell that is deleted leaves its place empty, in this browser and in any other.
+    httpx2.delete(f"{studio.url}/api/v1/content/{ids[1]}").raise_for_status()
+    other = open_page(studio.url, path=page.url.removeprefix(f"{studio.url}/"))
+    cells = other.locator(".xy tbody td")
+    expect(cells.nth(2).locator(f".thumb[data-id='{ids[2]}']")).to_be_visible()
+    expect(cells.nth(1).locator(".thumb")).to_have_count(0)

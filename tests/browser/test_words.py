@@ -10,7 +10,8 @@ import httpx2
 import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
-from testkit.browser import OpenPage, Studio, check_accessibility
+from testkit.browser import OpenPage, Studio, Watch, check_accessibility
+from testkit.lora_bytes import safetensors_bytes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -170,6 +171,49 @@ def test_a_style_that_is_removed_is_told_before_it_is_missed(
     dialog.get_by_role("button", name="Close").click()
     expect(page.locator("fieldset.styles")).to_have_count(0)
     assert words.get(f"{WORDS}/styles").json()["items"] == []
+
+
+def test_an_embedding_is_uploaded_meant_by_its_word_and_removed(
+    studio: Studio, words: httpx2.Client, open_page: OpenPage, watch: Watch
+) -> None:
+    watch.expected.append("status of 422")
+    page = open_page(studio.url, draft={"prompt": "a fig"}, reduced_motion="reduce")
+    dialog = open_manager(page)
+    dialog.get_by_role("button", name="Embeddings").click()
+    add = dialog.get_by_role("button", name="Add the embedding")
+
+    def choose(data: bytes) -> None:
+        file = {"name": "fig_style.safetensors", "mimeType": "", "buffer": data}
+        dialog.get_by_label("File").set_input_files(file)  # type: ignore[arg-type]
+
+    choose(b"no such thing")
+    expect(dialog.get_by_label("Word")).to_have_value("fig_style")
+    add.click()
+    # Why, beside the field, and the file and its word are not lost over it.
+    expect(dialog.get_by_label("File")).to_have_attribute("aria-invalid", "true")
+    expect(dialog.get_by_label("Word")).to_have_value("fig_style")
+    choose(safetensors_bytes({"clip_l": (2, 64), "clip_g": (2, 96)}, {"tag": "fig"}))
+    add.click()
+    remove = dialog.get_by_role("button", name="Remove fig_style")
+    expect(remove).to_be_visible()
+    expect(dialog.get_by_label("Word")).to_have_value("")
+    check_accessibility(page, "an embedding")
+    dialog.get_by_role("button", name="Put fig_style into the prompt").click()
+    expect(dialog).to_have_count(0)
+    expect(prompt_of(page)).to_have_value("a fig fig_style")
+    made = drawn(studio, page)
+    assert [one["token"] for one in made["parameters"]["embeddings"]] == ["fig_style"]
+
+    dialog = open_manager(page)
+    dialog.get_by_role("button", name="Embeddings").click()
+    remove.click()
+    sure = page.get_by_role("dialog", name="Remove fig_style?")
+    sure.get_by_role("button", name="Delete").click()
+    expect(remove).to_have_count(0)
+    assert words.get("/api/v1/embeddings").json()["items"] == []
+    dialog.get_by_role("button", name="Close").click()
+    # The form no longer means it: the word is a word like any other.
+    assert not drawn(studio, page)["parameters"].get("embeddings")
 
 
 def test_it_holds_in_spanish_on_a_phone(

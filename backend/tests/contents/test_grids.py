@@ -67,8 +67,9 @@ def prompts_of(cells: list[dict[str, Any]]) -> list[str]:
 
 async def test_prompts_and_sizes_are_axes_too(start_backend: StartBackend) -> None:
     async with start_backend() as backend:
-        x = {"parameter": "prompt", "values": ["a pear", "a fig, ripe"]}
-        y = {"parameter": "size", "values": ["512x512", "768x1024"]}
+        texts, sizes = ["a pear", "a fig, ripe"], ["512x512", "768x1024"]
+        x = {"parameter": "prompt", "values": texts}
+        y = {"parameter": "size", "values": sizes}
         answer = await backend.http.post(BATCH, json={"grid": {"x": x, "y": y}})
         assert answer.status_code == 202, answer.text
         made = answer.json()
@@ -76,12 +77,12 @@ async def test_prompts_and_sizes_are_axes_too(start_backend: StartBackend) -> No
         assert [
             (one["prompt"], one["parameters"]["width"], one["parameters"]["height"])
             for one in cells
-        ] == [(text, *size) for size in ((512, 512), (768, 1024)) for text in x["values"]]
+        ] == [(text, *size) for size in ((512, 512), (768, 1024)) for text in texts]
         assert [one["batch_place"] for one in cells] == [0, 1, 2, 3]
         assert len({one["parameters"]["seed"] for one in cells}) == 1
         shown = (await backend.http.get(f"{BATCH}/{made['batch_id']}")).json()
-        assert shown["prompts"] == x["values"]
-        assert shown["grid"]["y"]["values"] == y["values"]
+        assert shown["prompts"] == texts
+        assert shown["grid"]["y"]["values"] == sizes
 
         # A deleted cell leaves its place empty, and a repeated grid has it again.
         await backend.http.delete(f"/api/v1/content/{made['content_ids'][1]}")
@@ -89,7 +90,7 @@ async def test_prompts_and_sizes_are_axes_too(start_backend: StartBackend) -> No
         assert sorted(one["batch_place"] for one in left.json()["items"]) == [0, 2, 3]
         again = await backend.http.post(f"{BATCH}/{made['batch_id']}/repeat")
         repeated = await contents_of(backend, again.json()["content_ids"])
-        assert prompts_of(repeated) == x["values"] * 2
+        assert prompts_of(repeated) == texts * 2
 
 
 async def test_words_of_the_prompt_are_replaced_as_whole_words(backend: Backend) -> None:

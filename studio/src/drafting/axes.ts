@@ -269,7 +269,7 @@ export function valueLabels({ parameter, values, names }: Axis, isScaled = false
   if (parameter === 'prompt') return differing(values.map(String));
   return values.map((value) => {
     if (typeof value === 'number') return number(value, 4);
-    if (typeof value === 'string') return parameter === 'size' ? value.replace('x', ' × ') : value || '–';
+    if (typeof value === 'string') return parameter === 'size' ? value.replace('x', '\u00a0×\u00a0') : value || '–';
     if (value === null) return t('grid.none');
     const name = value.name ?? nameOf(value.lora_model_id ?? '', names);
     const scale = value.scale ?? 1;

@@ -38,7 +38,9 @@ export function SettingsLine({ of, withoutPrompt, axes = [] }: Props) {
     <div class="settings-line">
       <div>
         {!withoutPrompt && isFixed('prompt') && (
-          <p class="prompt-text">{of.prompt || t('picture.noPrompt')}</p>
+          <p class="prompt-text" title={of.prompt}>
+            {of.prompt || t('picture.noPrompt')}
+          </p>
         )}
         <p class="muted small num">{parts.join(' · ')}</p>
       </div>

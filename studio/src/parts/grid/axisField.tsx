@@ -85,7 +85,8 @@ function hintOf(parameter: Parameter, values: Value[]): string {
     case 'words':
       return `${values.length ? `${count}: ${readBack({ parameter, values })}. ` : ''}${t('grid.wordsHint')}`;
     case 'choice':
-      return `${count}: ${readBack({ parameter, values })}`;
+      // Its own list says which LoRAs and samplers.
+      return parameter === 'size' ? `${count}: ${readBack({ parameter, values })}` : count;
     default:
       return `${count}: ${readBack({ parameter, values })}. ${t('grid.valuesHint')}`;
   }

@@ -50,7 +50,9 @@ export function GridResult({ grid }: { grid: Grid }) {
   return (
     <section class="stack">
       <div class="row between grid-head">
-        <p class="prompt-text">{grid.prompt}</p>
+        <p class="prompt-text" title={grid.prompt ?? undefined}>
+          {grid.prompt}
+        </p>
         <div class="row">
           <span class="muted num" role="status">
             {t('grid.done', { done: number(done), all: number(cells) })}

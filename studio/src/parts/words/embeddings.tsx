@@ -7,7 +7,8 @@ import { api, asProblem, uploadEmbedding } from '../../server/api';
 import { explain } from '../../server/explain';
 import type { Embedding } from '../../server/types';
 import { tellProblem } from '../../state/store';
-import { Button, Confirm, Field, Loading } from '../ui';
+import { Button, Field, Loading } from '../ui';
+import { Rows } from './rows';
 
 /** Have `name` mean its embedding: read as A1111 reads them, words do so by themselves. */
 function use(name: string): void {
@@ -17,50 +18,36 @@ function use(name: string): void {
   change({ beyond: { ...beyond, embeddings: [...used, { name }] } });
 }
 
+/** A form that still asked for what is gone would be refused. */
+function forget(name: string): void {
+  const { embeddings, ...beyond } = draft.value.beyond;
+  const left = embeddings?.filter((one) => one.name !== name) ?? [];
+  change({ beyond: left.length ? { ...beyond, embeddings: left } : beyond });
+}
+
 export function Embeddings({ onInsert }: { onInsert: (word: string) => void }) {
   const [all, setAll] = useState<Embedding[] | null>(null);
-  const [asked, setAsked] = useState<Embedding | null>(null);
   const read = () => api.embeddings().then((found) => setAll(found.items), tellProblem);
   useEffect(() => void read(), []);
   const remove = async (one: Embedding) => {
-    await api.deleteEmbedding(one.id).catch(tellProblem);
-    await read();
+    await api.deleteEmbedding(one.id);
+    forget(one.name);
   };
   if (!all) return <Loading />;
   return (
     <>
       <p class="field-hint">{t('words.embeddingsText')}</p>
-      <ul class="choices">
-        {all.map((one) => (
-          <li key={one.id} class="words-row">
-            <strong>{one.name}</strong>
-            <Button
-              icon="plus"
-              kind="quiet"
-              iconOnly
-              onClick={() => {
-                use(one.name);
-                onInsert(one.name);
-              }}
-            >
-              {t('words.insert', { name: one.name })}
-            </Button>
-            <Button icon="trash" kind="quiet" iconOnly onClick={() => setAsked(one)}>
-              {t('preset.remove', { name: one.name })}
-            </Button>
-          </li>
-        ))}
-      </ul>
+      <Rows
+        all={all}
+        onInsert={({ name }) => {
+          use(name);
+          onInsert(name);
+        }}
+        removeText={t('lora.deleteText')}
+        onRemove={remove}
+        onChanged={read}
+      />
       <Upload onDone={read} />
-      {asked && (
-        <Confirm
-          title={t('words.removeTitle', { name: asked.name })}
-          text={t('lora.deleteText')}
-          action={t('action.delete')}
-          onConfirm={() => void remove(asked)}
-          onClose={() => setAsked(null)}
-        />
-      )}
     </>
   );
 }

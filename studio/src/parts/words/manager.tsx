@@ -6,11 +6,11 @@ import { insertInPrompt } from '../../drafting/editText';
 import { t } from '../../i18n';
 import { api } from '../../server/api';
 import type { Style, Wildcard } from '../../server/types';
-import { tellProblem } from '../../state/store';
 import { refreshWords, styles, wildcards, wordsChanged } from '../../state/words';
-import { Button, Confirm, Dialog, Loading } from '../ui';
+import { Button, Dialog, Loading } from '../ui';
 import { Embeddings } from './embeddings';
 import { StyleForm, WildcardForm } from './forms';
+import { Rows } from './rows';
 
 type Kind = 'styles' | 'wildcards' | 'embeddings';
 
@@ -82,7 +82,9 @@ function Styles({ onDirty }: { onDirty: (isDirty: boolean) => void }) {
         all={all}
         textOf={(one) => [one.prompt, one.negative_prompt].filter(Boolean).join(' · ')}
         onChoose={setEdited}
+        removeText={t('words.removeText')}
         onRemove={remove}
+        onChanged={wordsChanged}
       />
       <footer class="row end">
         <Button icon="plus" onClick={() => setEdited('new')}>
@@ -123,66 +125,15 @@ function Wildcards({ onDirty, onInsert }: WildcardsProps) {
         textOf={(one) => one.lines.join(' · ')}
         onChoose={setEdited}
         onInsert={(one) => onInsert(`__${one.name}__`)}
+        removeText={t('words.removeText')}
         onRemove={(one) => api.deleteWildcard(one.name)}
+        onChanged={wordsChanged}
       />
       <footer class="row end">
         <Button icon="plus" onClick={() => setEdited('new')}>
           {t('words.newWildcard')}
         </Button>
       </footer>
-    </>
-  );
-}
-
-interface RowsProps<T> {
-  all: T[];
-  textOf: (one: T) => string;
-  onChoose: (one: T) => void;
-  onInsert?: (one: T) => void;
-  onRemove: (one: T) => Promise<void>;
-}
-
-function Rows<T extends { name: string }>({ all, textOf, onChoose, onInsert, onRemove }: RowsProps<T>) {
-  const [asked, setAsked] = useState<T | null>(null);
-  const remove = async (one: T) => {
-    try {
-      await onRemove(one);
-    } catch (error) {
-      tellProblem(error);
-    }
-    await wordsChanged();
-  };
-  return (
-    <>
-      <ul class="choices">
-        {all.map((one) => (
-          <li key={one.name} class="words-row">
-            <button type="button" onClick={() => onChoose(one)}>
-              <span class="choice-words">
-                <strong>{one.name}</strong>
-                <span class="muted small clamp">{textOf(one)}</span>
-              </span>
-            </button>
-            {onInsert && (
-              <Button icon="plus" kind="quiet" iconOnly onClick={() => onInsert(one)}>
-                {t('words.insert', { name: one.name })}
-              </Button>
-            )}
-            <Button icon="trash" kind="quiet" iconOnly onClick={() => setAsked(one)}>
-              {t('preset.remove', { name: one.name })}
-            </Button>
-          </li>
-        ))}
-      </ul>
-      {asked && (
-        <Confirm
-          title={t('words.removeTitle', { name: asked.name })}
-          text={t('words.removeText')}
-          action={t('action.delete')}
-          onConfirm={() => void remove(asked)}
-          onClose={() => setAsked(null)}
-        />
-      )}
     </>
   );
 }
