@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import uuid
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fastapi import Request
+from PIL import Image
 
 from app.api.deps import Caller, Services
 from app.core.errors import NotFound, TooLarge
@@ -46,6 +48,12 @@ def is_picture(head: bytes) -> bool:
         or head[8:12] == b"WEBP"
         or head[4:12] in (b"ftypavif", b"ftypavis")
     )
+
+
+def can_be_clear(picture: bytes) -> bool:
+    """Whether a picture that was kept can be clear anywhere; read from its header."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        return bool(opened.has_transparency_data)
 
 
 async def kept_picture(

@@ -61,6 +61,17 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     (TXT2IMG, {"s_churn": 0.5}, 422, "s_churn"),
     (TXT2IMG, {"sampler_name": "Restart"}, 404, "Sampler not found"),
     (TXT2IMG, {"sampler_name": "DPM++ 2M Karras", "scheduler": "Exponential"}, 422, "scheduler"),
+    (TXT2IMG, {"batch_size": 0}, 422, "batch_size: must be at least 1"),
+    (TXT2IMG, {"batch_size": -1, "n_iter": -1}, 422, "batch_size: must be at least 1"),
+    (TXT2IMG, {"n_iter": 0}, 422, "n_iter: must be at least 1"),
+    (TXT2IMG, {"width": 0}, 422, "width"),
+    (TXT2IMG, {"eta": 0.5}, 422, "eta"),
+    (TXT2IMG, {"s_min_uncond": 1}, 422, "s_min_uncond"),
+    (TXT2IMG, {"infotext": "a pear\nSteps: 9"}, 422, "infotext"),
+    (TXT2IMG, {"firstpass_image": RED}, 422, "firstpass_image"),
+    (IMG2IMG, {"init_images": [RED], "latent_mask": RED}, 422, "latent_mask"),
+    (IMG2IMG, {"init_images": [RED], "initial_noise_multiplier": 0.5}, 422, "initial_noise"),
+    (IMG2IMG, {"init_images": [RED], "mask": RED, "mask_blur_x": 9}, 422, "mask_blur_x"),
     (IMG2IMG, {"init_images": []}, 422, "init_images"),
     (IMG2IMG, {"init_images": [RED, RED]}, 422, "init_images"),
     (IMG2IMG, {"init_images": ["http://example.com/x.png"]}, 422, "init_images"),
@@ -76,6 +87,8 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     (FAL, {"loras": [{"path": "Nobody"}]}, 404, "Nobody"),
     (FAL, {"loras": [{"path": "Ink", "scale": "0.5"}]}, 422, "body.loras.0.scale"),
     (FAL, {"image_url": RED}, 422, "body.image_url"),
+    (FAL, {"ic_light_model_url": "https://example.com/x"}, 422, "body.ic_light_model_url"),
+    (FAL, {"rescale_betas_snr_zero": True}, 422, "body.rescale_betas_snr_zero"),
 ]
 
 
@@ -106,7 +119,8 @@ DRAWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (TXT2IMG, {"sampler_name": "DPM++ 2M Karras", "scheduler": "SGM Uniform"},
         {"scheduler": "dpmpp_2m_trailing"}),
     (IMG2IMG, {"init_images": [f"data:image/png;base64,{RED}"], "mask": RED,
-        "inpainting_fill": "1"}, {"num_images": 1}),
+        "inpainting_fill": "1", "initial_noise_multiplier": 1, "eta": 1.0, "latent_mask": None},
+        {"num_images": 1}),
     (FAL, {"image_size": {"width": 768, "height": 1024}, "loras": None, "scheduler": ""},
         {"width": 768, "height": 1024}),
 ]  # fmt: skip
@@ -152,3 +166,40 @@ async def test_a_form_writes_a_list_of_loras_in_any_way(
     for wrong in ({"loras[a][name]": "Ink"}, {"loras[0][weight]": "1"}):
         answer = await edit(wrong)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "loras")
+
+
+async def test_a_form_passes_nothing_over(served: Served, inference: InferenceDouble) -> None:
+    file = ("a.png", png(), "image/png")
+    text, image = ("prompt", (None, "x")), ("image", file)
+    for parts, param in (
+        ([text, image, ("prompt", (None, "y"))], "prompt"),
+        ([text, image, ("strength", (None, "0.1")), ("strength", (None, "0.9"))], "strength"),
+        ([text, image, ("mask", file), ("mask", file)], "mask"),
+        ([text, image, ("mask", (None, ""))], "mask"),
+        ([text, image, ("mask", file)], "mask"),  # without transparency
+        ([text, image, ("image", (None, "x"))], "image"),
+        ([image, ("prompt", file)], "prompt"),
+        ([text, image, ("loras", file)], "loras"),
+        ([text, image, ("stream", (None, "zzz"))], "stream"),
+    ):
+        answer = await served.backend.http.post("/v1/images/edits", files=parts)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), parts
+    answer = await served.backend.http.post("/v1/images/edits", json={"prompt": "x"})
+    assert "multipart/form-data" in answer.json()["error"]["message"]
+    assert inference.requests == []
+    for stream, kind in (("yes", "text/event-stream"), ("0", "application/json")):
+        answer = await served.backend.http.post(
+            "/v1/images/edits", files=[text, image, ("stream", (None, stream))]
+        )
+        assert answer.headers["content-type"].startswith(kind), answer.text
+
+
+async def test_a_prediction_needs_its_input_and_a_model_s_name(served: Served) -> None:
+    path = "/replicate/v1/predictions"
+    for body in ({"prompt": "x"}, {}, {"input": None}):
+        answer = await served.backend.http.post(path, json={"version": "stability-ai/sdxl", **body})
+        assert (answer.status_code, answer.json()["field"]) == (422, "input")
+    for owner in ("%00", "%20", "a%0Ab"):
+        place = f"/replicate/v1/models/{owner}/sdxl/predictions"
+        answer = await served.backend.http.post(place, json={"input": {}})
+        assert (answer.status_code, answer.json()["field"]) == (404, "model")

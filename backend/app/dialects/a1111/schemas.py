@@ -24,6 +24,9 @@ STEPS_DEFAULT, CFG_DEFAULT = 50, 7.0
 _STRENGTH = 0.75
 _SAME = frozenset({"", "use same sampler"})
 _SCALES_DIFFER = 0.02
+# What clients send of themselves: left out, of samplers that add no noise, of those that do.
+_ETAS = (None, 0.0, 1.0)
+_BLUR = 4
 
 
 class Txt2ImgIn(BaseModel):
@@ -67,7 +70,11 @@ class Txt2ImgIn(BaseModel):
     seed_resize_from_h: Whole = -1
     seed_resize_from_w: Whole = -1
     s_churn: Number = 0.0
+    s_min_uncond: Number = 0.0
+    eta: Number = None
     refiner_checkpoint: Storable | None = None
+    firstpass_image: Any = None
+    infotext: Any = None
     alwayson_scripts: dict[str, Any] | None = None
 
     def check_offered(self) -> None:
@@ -78,10 +85,12 @@ class Txt2ImgIn(BaseModel):
         """
         for field in (
             "restore_faces", "tiling", "script_name", "subseed_strength", "s_churn",
-            "refiner_checkpoint",
+            "refiner_checkpoint", "s_min_uncond", "firstpass_image", "infotext",
         ):  # fmt: skip
             if getattr(self, field) not in OFF:
                 raise not_offered(field)
+        if self.eta not in _ETAS:
+            raise not_offered("eta")
         if (self.seed_resize_from_h or 0) > 0 and (self.seed_resize_from_w or 0) > 0:
             raise not_offered("seed_resize_from_h")
         if (self.override_settings or {}).get("sd_vae") not in (*OFF, "Automatic"):
@@ -110,12 +119,12 @@ class Txt2ImgIn(BaseModel):
             "prompt_syntax": PromptSyntax.A1111,
             # Clients say "none" in each of these ways.
             "styles": [name for name in self.styles or () if name not in (None, "", "None")],
-            "width": self.width or None,
-            "height": self.height or None,
+            "width": self.width,
+            "height": self.height,
             "steps": STEPS_DEFAULT if self.steps is None else self.steps,
             "cfg": CFG_DEFAULT if self.cfg_scale is None else self.cfg_scale,
             "seed": None if self.seed is None or self.seed < 0 else self.seed,
-            "num_images": (self.batch_size or 1) * (self.n_iter or 1),
+            "num_images": _count("batch_size", self.batch_size) * _count("n_iter", self.n_iter),
             "scheduler": joined(self.sampler_name or self.sampler_index, self.scheduler),
         }
         if self.enable_hr:
@@ -171,17 +180,26 @@ class Img2ImgIn(Txt2ImgIn):
     mask: Any = None
     denoising_strength: Number = _STRENGTH
     resize_mode: Whole = 0
-    mask_blur: Whole = 4
+    mask_blur: Whole = None
+    mask_blur_x: Whole = _BLUR
+    mask_blur_y: Whole = _BLUR
     inpainting_fill: Whole = 0
     inpaint_full_res: bool | None = True
     inpaint_full_res_padding: Whole = 0
     inpainting_mask_invert: Whole = 0
+    latent_mask: Any = None
+    initial_noise_multiplier: Number = None
 
     def check_offered(self) -> None:
         """Likewise; a second pass is of drawings from words."""
         super().check_offered()
-        if self.enable_hr:
-            raise not_offered("enable_hr")
+        for field in ("enable_hr", "latent_mask"):
+            if getattr(self, field) not in OFF:
+                raise not_offered(field)
+        if self.initial_noise_multiplier not in (None, 1.0):
+            raise not_offered("initial_noise_multiplier")
+        if self.mask_blur is None and self.mask_blur_x != self.mask_blur_y:
+            raise not_offered("mask_blur_x")
 
     @property
     def source(self) -> bytes:
@@ -221,10 +239,14 @@ class Img2ImgIn(Txt2ImgIn):
             values["inpaint"] = {
                 "area": "whole" if self.inpaint_full_res is False else "masked",
                 "padding": self.inpaint_full_res_padding or 0,
-                "blur": 4 if self.mask_blur is None else self.mask_blur,
+                "blur": self._blur(),
                 "fill": fills[fill],
             }
         return read_as(GenerateIn, values)
+
+    def _blur(self) -> int:
+        blur = self.mask_blur_x if self.mask_blur is None else self.mask_blur
+        return _BLUR if blur is None else blur
 
 
 class ExtrasIn(BaseModel):
@@ -264,6 +286,12 @@ class ExtrasIn(BaseModel):
         scale = 2.0 if self.upscaling_resize is None else self.upscaling_resize
         values = {"image": image, "upscale": {"upscaler": name, "scale": scale}}
         return read_as(GenerateIn, values)
+
+
+def _count(field: str, value: int | None) -> int:
+    if value is not None and value < 1:
+        raise InvalidRequest(f"{field}: must be at least 1", details={"field": field})
+    return 1 if value is None else value
 
 
 def _upscaler(name: str | None) -> str:

@@ -38,7 +38,8 @@ _TRAILING = "(trailing timesteps)"
 # What would change the picture and is not offered.
 _NOT_OFFERED = (
     "controlnets", "controlnet_guess_mode", "ip_adapter", "embeddings",
-    "expand_prompt", "clip_skip", "unet_name",
+    "expand_prompt", "clip_skip", "unet_name", "ic_light_model_url", "ic_light_image_url",
+    "rescale_betas_snr_zero",
 )  # fmt: skip
 
 
@@ -118,6 +119,9 @@ class InputIn(BaseModel):
     expand_prompt: Any = None
     clip_skip: Any = None
     unet_name: Any = None
+    ic_light_model_url: Any = None
+    ic_light_image_url: Any = None
+    rescale_betas_snr_zero: Any = None
 
     def wishes(self) -> list[LoraWish]:
         """The LoRAs that are asked for, other than by a tag of the prompt."""

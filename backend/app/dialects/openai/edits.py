@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.api.deps import CallerDep, RightsDep, ServicesDep
 from app.dialects.asking import failure_of, fields_called, read_as, submit, until_ended
-from app.dialects.from_pictures import kept_picture
+from app.dialects.from_pictures import can_be_clear, kept_picture
 from app.dialects.openai.answers import images_response, request_id, stream
 from app.dialects.openai.errors import REQUEST_ID, as_openai
 from app.dialects.openai.routes import FIELDS, RETRY_COUNT, check_model
@@ -27,6 +27,9 @@ _NESTED = re.compile(r"loras\[(\d{0,2})\]\[(name|scale|lora_model_id)\]")
 # Other ways to write a list: each LoRA by its name alone, and places in it.
 _NAMED = re.compile(r"loras(\[\d{0,2}\])?")
 _IMAGE = re.compile(r"image(\[\d{0,2}\])?")
+_FILE = re.compile(rf"mask|{_IMAGE.pattern}")
+_KNOWN = frozenset({*ImagesIn.model_fields, _STRENGTH})
+_TRUTH = {"true": True, "1": True, "false": False, "0": False, "": None}
 _FORM = {
     "requestBody": {
         "required": True,
@@ -54,21 +57,28 @@ async def edit(
     request: Request, caller: CallerDep, services: ServicesDep, rights: RightsDep
 ) -> Response:
     """Draw over a picture, or over what a mask leaves clear."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InvalidRequest(
+            "request: must be a form with a file: multipart/form-data", details={"field": "request"}
+        )
     async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
         await rights.check()
         with fields_called(FIELDS):
+            _check_parts(form)
             asked = read_as(ImagesIn, _fields(form))
             await check_model(services, asked.model)
             values = asked.as_asked().model_dump(exclude_unset=True, mode="json")
             image, mask = await _files(form)
             values["image"] = await kept_picture(services, caller, image, "image")
             if mask is not None:
-                # Clear (alpha 0) is drawn anew.
-                values["mask"] = {
-                    **await kept_picture(services, caller, mask, "mask"),
-                    "channel": "alpha",
-                    "invert": True,
-                }
+                kept = await kept_picture(services, caller, mask, "mask")
+                if not can_be_clear(mask):
+                    raise InvalidRequest(
+                        "mask: must be clear (alpha 0) where the picture is drawn anew: it has no "
+                        "transparency",
+                        details={"field": "mask"},
+                    )
+                values["mask"] = {**kept, "channel": "alpha", "invert": True}
             if isinstance(strength := form.get(_STRENGTH), str):
                 values[_STRENGTH] = _number(_STRENGTH, strength)
             joins = request.headers.get(RETRY_COUNT, "0") != "0"
@@ -99,9 +109,26 @@ async def _files(form: FormData) -> tuple[bytes, bytes | None]:
             f"image: must be one file; {len(images)} came", details={"field": "image"}
         )
     mask = form.get("mask")
-    if mask is not None and not isinstance(mask, UploadFile):
-        raise InvalidRequest("mask: must be a file", details={"field": "mask"})
-    return await images[0].read(), None if mask is None else await mask.read()
+    return await images[0].read(), await mask.read() if isinstance(mask, UploadFile) else None
+
+
+def _check_parts(form: FormData) -> None:
+    """Refuse what would be passed over: a second part of a name, a text for a file, or the other
+    way round.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    seen: set[str] = set()
+    for name, value in form.multi_items():
+        is_file, wants_file = isinstance(value, UploadFile), bool(_FILE.fullmatch(name))
+        if wants_file != is_file and (wants_file or name in _KNOWN):
+            raise InvalidRequest(
+                f"{name}: must be a {'file' if wants_file else 'text'}", details={"field": name}
+            )
+        if name in seen and (name == "mask" or name in _KNOWN):
+            raise InvalidRequest(f"{name}: came more than once", details={"field": name})
+        seen.add(name)
 
 
 def _fields(form: FormData) -> dict[str, Any]:
@@ -129,7 +156,7 @@ def _fields(form: FormData) -> dict[str, Any]:
         elif name in _NUMBERS:
             found[name] = _number(name, value)
         elif name == "stream":
-            found[name] = value.lower() in ("true", "1")
+            found[name] = _TRUTH.get(value.strip().lower(), value)
         else:
             found[name] = value
     if loras:

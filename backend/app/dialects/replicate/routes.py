@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ _CANCEL_SECONDS = 2.0
 _NATIVE_SIDE = 1024  # where no worker has been seen yet
 # What a version is one of, where that is all that a call says.
 _USUAL_MODEL = "stability-ai/sdxl"
+_MODEL = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}")
 router = APIRouter()
 
 
@@ -46,6 +48,8 @@ async def _create(
     until = time.monotonic() + wait_seconds(request.headers.get("prefer", ""))
     sent = read_as(PredictionIn, await read_json(request))
     model, version = _named(model, sent.version)
+    if not _MODEL.fullmatch(model):
+        raise NotFound("There is no model of this name: it is owner/name.", field="model")
     await check_model(services, model)
     try:
         wish = read_as(InputIn, sent.input)

@@ -193,7 +193,7 @@ class PredictionIn(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     version: Annotated[Storable, Field(max_length=300)] | None = None
-    input: dict[str, Any] = Field(default_factory=dict)
+    input: dict[str, Any]
     webhook: Storable | None = None
     webhook_completed: Storable | None = None
     webhook_events_filter: list[Event] | None = Field(default=None, max_length=20)
