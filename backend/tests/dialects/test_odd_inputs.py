@@ -171,7 +171,7 @@ async def test_a_form_writes_a_list_of_loras_in_any_way(
 async def test_a_form_passes_nothing_over(served: Served, inference: InferenceDouble) -> None:
     file = ("a.png", png(), "image/png")
     text, image = ("prompt", (None, "x")), ("image", file)
-    for parts, param in (
+    odd: list[tuple[list[Any], str]] = [
         ([text, image, ("prompt", (None, "y"))], "prompt"),
         ([text, image, ("strength", (None, "0.1")), ("strength", (None, "0.9"))], "strength"),
         ([text, image, ("mask", file), ("mask", file)], "mask"),
@@ -181,7 +181,8 @@ async def test_a_form_passes_nothing_over(served: Served, inference: InferenceDo
         ([image, ("prompt", file)], "prompt"),
         ([text, image, ("loras", file)], "loras"),
         ([text, image, ("stream", (None, "zzz"))], "stream"),
-    ):
+    ]
+    for parts, param in odd:
         answer = await served.backend.http.post("/v1/images/edits", files=parts)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), parts
     answer = await served.backend.http.post("/v1/images/edits", json={"prompt": "x"})
