@@ -56,6 +56,12 @@ SEEN_IMAGES_ARE_THERE = """() => [...document.images].every((image) => {
 })"""
 
 
+STYLES = {
+    "Ink drawing": "ink drawing of {prompt}, fine lines, white paper",
+    "Studio": "{prompt}, studio portrait, softbox, shallow depth of field",
+}
+
+
 class Maker:
     """Makes what the views show, over HTTP as any client does."""
 
@@ -86,6 +92,10 @@ class Maker:
     def patch(self, path: str, body: dict[str, Any]) -> None:
         """A PATCH, which must succeed."""
         self._http.patch(path, json=body).raise_for_status()
+
+    def put(self, path: str, body: dict[str, Any]) -> None:
+        """A PUT, which must succeed."""
+        self._http.put(path, json=body).raise_for_status()
 
     def draw(self, thing: str, colour: str, **values: Any) -> dict[str, Any]:
         """A finished picture of a thing on a background."""
@@ -129,6 +139,9 @@ def make_all(base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
     starred = [contents[3]["images"][0]["id"], contents[-1]["images"][2]["id"]]
     maker.post("/content/star", {"image_ids": starred, "starred": True})
     maker.post("/boards", {"name": "Cover ideas, autumn"})
+    for name, text in STYLES.items():
+        maker.put(f"/words/styles/{name}", {"prompt": text, "negative_prompt": "text, logo"})
+    maker.put("/words/wildcards/tone", {"lines": ["deep red", "pale green", "warm grey"]})
     for lora_id, content in zip(loras, contents[2:], strict=False):
         maker.patch(
             f"/loras/models/{lora_id}",
@@ -183,7 +196,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
         "steps": 10,
         "loras": [{"id": one, "scale": 0.7} for one in loras[:2]],
     }
-    grid = ""
+    grids = ["", ""]
     for colours in BOTH:
         with opened(browser, url, colours, draft, viewport=DESKTOP) as page:
             page.locator(".strip .thumb img").first.wait_for()
@@ -208,18 +221,15 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             page.goto(f"{url}/#/compare/{before}/{after}")
             page.locator(".split img").first.wait_for()
             shoot(page, "compare", colours)
-            page.goto(grid or f"{url}/#/grid")
-            if not grid:
-                page.get_by_role("button", name="Generate the grid").click()
-            expect(page.locator(".xy td img:not(.preview)")).to_have_count(9, timeout=300_000)
-            grid = page.url
-            shoot(page, "grid", colours)
+            grids = shoot_grids(page, url, grids, colours)
             page.goto(f"{url}/#/batches")
             page.get_by_label("Prompts").fill("a teapot, green background\na fox, white background")
             page.get_by_role("button", name="Generate them all").click()
             page.locator(".card").first.wait_for()
             shoot(page, "batches", colours)
             page.get_by_text("2 finished").first.wait_for(timeout=120_000)
+            shoot_words(page, url, colours)
+            shoot_pause(page, url, colours)
         phone = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
         with opened(browser, url, colours, draft, **phone) as page:
             page.locator(".strip .thumb img").first.wait_for()
@@ -228,6 +238,9 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             shoot(page, "phone-picture", colours)
             page.goto(f"{url}/#/gallery")
             shoot(page, "phone-gallery", colours)
+            page.goto(grids[1])
+            page.locator(".xy td img").first.wait_for()
+            shoot(page, "phone-grid", colours)
     laptop = {"viewport": {"width": 1280, "height": 720}, "locale": "es-MX"}
     with opened(browser, url, "light", draft, **laptop) as page:
         page.locator(".strip .thumb img").first.wait_for()
@@ -237,6 +250,55 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
     with opened(browser, url, "light", draft, **{**phone, "locale": "es-MX"}) as page:
         page.locator(".strip .thumb img").first.wait_for()
         shoot(page, "phone-es", "light")
+
+
+def shoot_grids(page: Page, url: str, grids: list[str], colours: Colours) -> list[str]:
+    """A LoRA's scale by seed, then words of the prompt by which LoRA; `grids` are there already."""
+    made = []
+    for name, cells, there in (("grid", 9, grids[0]), ("grid-loras", 6, grids[1])):
+        page.goto(there or f"{url}/#/grid")
+        if not there:
+            if name == "grid-loras":
+                page.get_by_label("Across (X)").last.select_option("words")
+                page.get_by_label("Values").first.fill("cute panda; sleepy fox")
+                page.get_by_label("Down (Y)").last.select_option("which_lora")
+                shoot(page, "grid-form", colours)
+            page.get_by_role("button", name="Generate the grid").click()
+        expect(page.locator(".xy td img:not(.preview)")).to_have_count(cells, timeout=300_000)
+        made.append(page.url)
+        shoot(page, name, colours)
+    return made
+
+
+def shoot_words(page: Page, url: str, colours: Colours) -> None:
+    """The form's styles, and where they are kept."""
+    page.goto(f"{url}/#/create")
+    styles = page.locator("fieldset.styles")
+    styles.get_by_role("button", name=next(iter(STYLES))).click()
+    styles.scroll_into_view_if_needed()
+    shoot(page, "styles", colours)
+    styles.get_by_role("button", name="Own styles and wildcards").click()
+    page.get_by_role("dialog", name="Own styles and wildcards").wait_for()
+    shoot(page, "words", colours)
+    page.keyboard.press("Escape")
+    styles.get_by_role("button", name=next(iter(STYLES))).click()
+
+
+def shoot_pause(page: Page, url: str, colours: Colours) -> None:
+    """A queue that is paused, with what waits in it."""
+    queue = f"{url}/api/v1/queue"
+    httpx2.post(f"{queue}/pause").raise_for_status()
+    try:
+        for _ in range(3):
+            with page.expect_response("**/content/generate"):
+                page.get_by_role("button", name="Generate", exact=False).first.click()
+        page.get_by_role("button", name="3 in progress").click()
+        page.locator(".queue .thumb").nth(2).wait_for()
+        shoot(page, "queue", colours)
+        page.get_by_role("button", name="Cancel all").click()
+        page.get_by_role("dialog").wait_for(state="detached")
+    finally:
+        httpx2.post(f"{queue}/resume").raise_for_status()
 
 
 def shoot_source(page: Page, colours: Colours) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -290,3 +291,29 @@ def test_a_grids_labels_stay_short_and_its_sizes_have_their_prices() -> None:
     # A picture of four times the pixels takes four times as long, one of twice the steps twice.
     assert found["price"]["seconds"] == pytest.approx((1 + 4) * (1 + 2))
     assert found["price"]["usd"] == pytest.approx((1 + 4) * (1 + 2) * 0.01)
+
+
+def test_a_picture_copied_as_a_call_asks_a_shell_for_just_that_picture() -> None:
+    code = """
+    const { asCurl } = load('state/actions.ts');
+    const store = load('state/store.ts');
+    store.loras.value = [{ id: 'ink', name: 'Ink' }];
+    store.avatars.value = [];
+    const content = {
+      id: 'one', prompt: given, negative_prompt: 'a "blur"', avatar_id: null, written: null,
+      loras: [{ lora_model_id: 'ink', name: 'Ink', scale: 0.7 }],
+      images: [{ seed: 7 }, { seed: 8 }],
+      parameters: { width: 64, height: 96, steps: 9, cfg: 5.5, seed: 7, num_images: 2 },
+    };
+    return asCurl(content, 1);
+    """
+    prompt = "Vermeer's $HOME `ls` \\ girl,\nsecond line; 'quoted' !"
+    called = shlex.split(in_page(code, languages=["en"], given=prompt).replace("\\\n", " "))
+
+    assert called[:4] == ["curl", "-X", "POST", "http://127.0.0.1/api/v1/content/generate"]
+    body = json.loads(called[called.index("-d") + 1])
+    assert (body["prompt"], body["negative_prompt"]) == (prompt, 'a "blur"')
+    # The second picture of two is one picture with the seed that made it.
+    assert (body["seed"], body["num_images"]) == (8, 1)
+    assert body["loras"] == [{"lora_model_id": "ink", "scale": 0.7}]
+    assert (body["width"], body["height"], body["steps"], body["cfg"]) == (64, 96, 9, 5.5)

@@ -29,6 +29,8 @@ def test_a_batch_draws_every_prompt_and_the_gallery_shows_only_it(
     expect(card).to_contain_text("4 finished")
     card.get_by_role("button", name="Show in the gallery").click()
     expect(page.locator(".virtual-grid .thumb img")).to_have_count(4)
+    today = "new Intl.DateTimeFormat('en-GB', {weekday: 'long', day: 'numeric', month: 'long'})"
+    expect(page.locator(".gallery-day")).to_have_text(page.evaluate(f"() => {today}.format()"))
     page.get_by_role("button", name="One batch only").click()
     expect(page.locator(".virtual-grid .thumb img")).not_to_have_count(4)
 
@@ -115,6 +117,8 @@ def test_costs_are_shown_by_day_and_by_lora(studio: Studio, open_page: OpenPage)
     page.get_by_role("button", name="Pictures").click()
     drawn = page.locator(".tiles div", has_text="Pictures").locator("dd").inner_text()
     assert int(drawn) >= 1
+    # Those without a LoRA have a row of their own: the rows add up.
+    expect(page.locator(".ranking li", has_text=re.compile("^None")).first).to_be_visible()
 
 
 def test_thousands_of_pictures_are_scrolled_without_losing_one(

@@ -17,7 +17,7 @@ from sqlalchemy import and_, delete, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.core.db import DriverConnection, fetch_rows, fetch_value
+from app.core.db import DriverConnection, fetch_rows
 from app.models import PAUSED, Content, Image, Status
 from app.models.base import utc_now
 from app.models.filters import ContentFilter
@@ -65,9 +65,13 @@ _GET = f"""
     WHERE g.id = %(content_id)s AND g.owner = %(owner)s
     ORDER BY p.position
 """
-_USUAL_USD = f"""
-    SELECT sum(usd) / nullif(sum(images), 0) FROM (
-        SELECT cost_usd AS usd, coalesce((parameters ->> 'num_images')::int, 1) AS images
+_USUAL = f"""
+    SELECT (sum(usd) / nullif(sum(images), 0))::float AS usd,
+        avg(width * height)::float AS pixels, avg(steps)::float AS steps
+    FROM (
+        SELECT cost_usd AS usd, coalesce((parameters ->> 'num_images')::int, 1) AS images,
+            (parameters ->> 'width')::float AS width, (parameters ->> 'height')::float AS height,
+            (parameters ->> 'steps')::float AS steps
         FROM generation WHERE owner = %(owner)s AND cost_usd IS NOT NULL
         AND status = '{Status.SUCCEEDED}'
         ORDER BY created_at DESC LIMIT 50
@@ -81,6 +85,14 @@ class Line(NamedTuple):
     paused_at: datetime | None
     queued: int
     running: int
+
+
+class Usual(NamedTuple):
+    """A picture as an owner usually has them drawn; None: not known."""
+
+    usd: float
+    pixels: float | None = None
+    steps: float | None = None
 
 
 class ContentStatements:
@@ -126,10 +138,10 @@ class ContentStatements:
             ],
         )
 
-    async def usual_usd(self) -> float | None:
-        """Mean USD per picture of the owner's last priced contents; None where none was priced."""
-        mean = await fetch_value(self._connection, _USUAL_USD, {"owner": self._owner})
-        return None if mean is None else float(mean)
+    async def usual(self) -> Usual | None:
+        """The mean of the owner's last priced contents; None where none was priced."""
+        rows = await fetch_rows(self._connection, _USUAL, {"owner": self._owner})
+        return None if rows[0]["usd"] is None else Usual(**rows[0])
 
 
 def as_generation(row: dict[str, Any], images: list[Image]) -> Content:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import pytest
+
 from testkit.backend import Backend, StartBackend
 from testkit.lora_bytes import kohya_lora
 
@@ -91,6 +93,17 @@ async def test_prompts_and_sizes_are_axes_too(start_backend: StartBackend) -> No
         again = await backend.http.post(f"{BATCH}/{made['batch_id']}/repeat")
         repeated = await contents_of(backend, again.json()["content_ids"])
         assert prompts_of(repeated) == texts * 2
+
+
+async def test_larger_cells_count_for_more_before_they_are_drawn(backend: Backend) -> None:
+    await backend.generate(prompt="a pear", width=512, height=512, steps=20)
+    await backend.http.post("/api/v1/queue/pause")
+    asked = grid(on("size", "512x512", "1024x1024"), on("steps", 20, 40))
+    await backend.http.post(BATCH, json=asked)
+    total = (await backend.http.get("/api/v1/costs/summary")).json()["total"]
+
+    expected = (1 + 4) * (1 + 2) * total["actual_usd"]
+    assert total["estimated_usd"] - total["actual_usd"] == pytest.approx(expected)
 
 
 async def test_words_of_the_prompt_are_replaced_as_whole_words(backend: Backend) -> None:

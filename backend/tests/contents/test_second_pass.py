@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.repositories.contents import Usual
 from app.services.contents.drafts import estimate
 from app.services.worker.answer import check_size
 from sdxl_contract.errors import GenerationFailed
@@ -72,10 +73,12 @@ async def test_a_forbidden_word_is_found_in_its_prompt(
     assert answer.json()["field"] == "hires.prompt"
 
 
-def test_the_estimate_counts_what_a_second_pass_costs() -> None:
+def test_the_estimate_counts_what_a_second_pass_a_size_and_more_steps_cost() -> None:
+    usual = Usual(0.01)
+
     def usd(hires: dict[str, Any] | None, **more: Any) -> float:
         values = {"prompt": "x", "steps": 28, "hires": hires} | more
-        found = estimate(GenerateRequest.model_validate(values), 0.01)
+        found = estimate(GenerateRequest.model_validate(values), usual)
         assert found is not None
         return found
 
@@ -84,6 +87,11 @@ def test_the_estimate_counts_what_a_second_pass_costs() -> None:
     assert usd({"steps": 20}) == pytest.approx(0.01 * (1 + 20 * 5.28 / 28), rel=1e-2)
     assert usd({}, num_images=2) == pytest.approx(0.02 * (1 + 5.28), rel=1e-2)
     assert estimate(GenerateRequest(prompt="x"), None) is None
+    # Four times the pixels and twice the steps of the usual picture; what is left open is as usual.
+    usual = Usual(0.01, pixels=512 * 512, steps=14)
+    assert usd(None, width=1024, height=1024) == pytest.approx(0.01 * 4 * 2)
+    assert usd(None, num_images=3) == pytest.approx(0.01 * 3 * 2)
+    assert estimate(GenerateRequest(prompt="x"), usual) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ class ContentService(ContentReading):
             request.check_prompts()
             self._forbidden.check_request(request)
             await check_limits(request, self._base_model)
-            usual = await repository.usual_usd()
+            usual = await repository.usual()
             asked, now = asked_again(old), utc_now()
             content = Content(
                 id=uuid.uuid4(),

@@ -20,7 +20,7 @@ from app.core.db import Database
 from app.core.errors import NotFound
 from app.models import Content, LoraModel, Status
 from app.models.base import utc_now
-from app.repositories.contents import ContentRepository, ContentStatements
+from app.repositories.contents import ContentRepository, ContentStatements, Usual
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
 from app.schemas.grid import Cell, Grid
@@ -198,7 +198,7 @@ async def draft_content(
             details=details | {"field": "avatar_id"},
         ) from None
     async with database.direct() as connection:
-        usual = await ContentStatements(connection, owner).usual_usd()
+        usual = await ContentStatements(connection, owner).usual()
     return Draft(
         owner=owner,
         avatar_id=avatar.id if avatar else None,
@@ -212,13 +212,21 @@ async def draft_content(
     )
 
 
-def estimate(request: GenerateRequest, usual: float | None) -> float | None:
-    """USD that `request` may cost where a picture of one pass costs `usual`."""
+def estimate(request: GenerateRequest, usual: Usual | None) -> float | None:
+    """USD that `request` may cost where a picture of one pass is `usual`.
+
+    What was left open is taken to be as usual.
+    """
     if usual is None:
         return None
     if request.upscale is not None:
-        return usual  # no more than a picture, mostly
-    return usual * request.num_images * request.cost() / request.steps_to_draw()
+        return usual.usd  # no more than a picture, mostly
+    usd = usual.usd * request.num_images * request.cost() / request.steps_to_draw()
+    if usual.pixels and request.width and request.height:
+        usd *= request.width * request.height / usual.pixels
+    if usual.steps and "steps" in request.model_fields_set:
+        usd *= request.steps_to_draw() / usual.steps
+    return usd
 
 
 # A client without an idempotency key repeats a call whose answer was lost.
