@@ -227,7 +227,7 @@ def shoot_all(browser: Browser, url: str, contents: list[dict[str, Any]], loras:
             page.get_by_role("button", name="Generate them all").click()
             page.locator(".card").first.wait_for()
             shoot(page, "batches", colours)
-            page.get_by_text("2 finished").first.wait_for(timeout=120_000)
+            page.get_by_text("2 finished").first.wait_for(timeout=600_000)
             shoot_words(page, url, colours)
             shoot_pause(page, url, colours)
         phone = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
@@ -264,7 +264,7 @@ def shoot_grids(page: Page, url: str, grids: list[str], colours: Colours) -> lis
                 page.get_by_label("Down (Y)").last.select_option("which_lora")
                 shoot(page, "grid-form", colours)
             page.get_by_role("button", name="Generate the grid").click()
-        expect(page.locator(".xy td img:not(.preview)")).to_have_count(cells, timeout=300_000)
+        expect(page.locator(".xy td img:not(.preview)")).to_have_count(cells, timeout=600_000)
         made.append(page.url)
         shoot(page, name, colours)
     return made
@@ -333,9 +333,9 @@ def shoot_live(browser: Browser, url: str) -> None:
             page.locator(".frame img.preview").wait_for(timeout=60_000)
             nearly_done = re.compile("^(8[5-9]|9[0-9])")
             bar = page.locator(".frame [aria-valuenow]").first
-            expect(bar).to_have_attribute("aria-valuenow", nearly_done, timeout=120_000)
+            expect(bar).to_have_attribute("aria-valuenow", nearly_done, timeout=600_000)
             shoot(page, "live", colours)
-            page.locator(".frame[data-status=succeeded]").wait_for(timeout=300_000)
+            page.locator(".frame[data-status=succeeded]").wait_for(timeout=600_000)
 
 
 def main() -> int:

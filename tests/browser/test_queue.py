@@ -52,6 +52,12 @@ def test_a_paused_queue_is_told_on_every_view_and_goes_on_from_there(
         page.get_by_label("Prompt", exact=True).fill("a fig that waits")
         page.keyboard.press("Control+Enter")
         expect(page.get_by_text("The queue is paused", exact=True).first).to_be_visible()
+        # This page did not pause it, and offers to go on all the same.
+        expect(page.get_by_role("status").get_by_role("button", name="Resume")).to_be_visible()
+        page.get_by_role("button", name=re.compile(r"^\d+ in progress$")).click()
+        dialog = page.get_by_role("dialog", name="In progress")
+        expect(dialog.get_by_role("button", name="Resume")).to_be_visible()
+        dialog.get_by_role("button", name="Close").click()
         # Nothing of it is decided yet.
         waiting = undecided(studio)
         other = page.context.new_page()

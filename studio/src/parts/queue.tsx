@@ -1,10 +1,10 @@
 // What waits and what is being drawn, in its order; each can be cancelled, or all of it.
 
-import { useState } from 'preact/hooks';
+import { useEffect, useState } from 'preact/hooks';
 import { cancel } from '../state/actions';
 import { percent, plural, t } from '../i18n';
 import { active, partDone, progressOf } from '../server/live';
-import { contentOf, focus, pausedAt, pauseQueue } from '../state/store';
+import { contentOf, focus, pausedAt, pauseQueue, refreshQueue } from '../state/store';
 import { Thumb } from './pictures/picture';
 import { Button, Dialog } from './ui';
 
@@ -23,6 +23,7 @@ export function QueueButton() {
 
 function QueueDialog({ onClose }: { onClose: () => void }) {
   const ids = active.value;
+  useEffect(() => void refreshQueue(), []);
   const stopAll = async () => {
     // The last ones first, so that nothing begins meanwhile.
     for (const id of [...ids].reverse()) await cancel(id);

@@ -11,9 +11,11 @@ import {
   forget,
   gate,
   keep,
+  pausedAt,
   prependToFeed,
   reached,
   refreshLibrary,
+  refreshQueue,
 } from '../state/store';
 import { readEvents, type ServerEvent } from './sse';
 import { onNews } from '../state/tabs';
@@ -159,10 +161,15 @@ function take(id: string, event: ServerEvent): boolean {
   const now = progressOf(id);
   const read = <K extends keyof Events>(_: K): Events[K] => JSON.parse(event.data) as Events[K];
   switch (event.type) {
-    case 'queued':
-      now.value = { ...NOTHING, position: read('queued').position, waits: reasonIn(read('queued')) };
+    case 'queued': {
+      const waits = reasonIn(read('queued'));
+      now.value = { ...NOTHING, position: read('queued').position, waits };
+      // Paused or resumed by another program of the same person's.
+      if ((waits === 'queue_paused') !== (pausedAt.peek() !== null)) void refreshQueue();
       return false;
+    }
     case 'started':
+      if (pausedAt.peek() !== null) void refreshQueue();
       now.value = { ...now.value, position: null };
       mark(id);
       return false;
