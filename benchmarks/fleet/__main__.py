@@ -93,9 +93,14 @@ def write_all(options: argparse.Namespace) -> dict[str, object]:
         for download in studies.DOWNLOADS_MB_S:
             points = studies.candidates(rate, _LORAS, options.scale, download, max(P95_S))
             answers = studies.run(points, options.seed, options.processes)
+            usual = studies.without_gpu_snapshots(answers)
             choices += [
-                report.Choice(rate, p95, download, studies.cheapest(answers, p95)) for p95 in P95_S
-            ]
+                report.Choice(
+                    rate, p95, download,
+                    studies.cheapest(answers, p95), studies.cheapest(usual, p95),
+                )
+                for p95 in P95_S
+            ]  # fmt: skip
     choices.sort(key=lambda one: (one.per_minute, one.p95_s))
     results = report.Results(options.seed, options.scale, choices, found)
     options.results.write_text(results.dump())

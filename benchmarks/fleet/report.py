@@ -92,27 +92,46 @@ def own_table(answers: Sequence[Answer]) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The cheapest answer to one wish; None where none of those tried will do."""
+    """The cheapest answer to one wish; None where none of those tried will do.
+
+    Attributes:
+        usual: the cheapest of those that need no GPU's memory in a snapshot.
+    """
 
     per_minute: float
     p95_s: float
     download_mb_s: float
     answer: Answer | None
+    usual: Answer | None
 
 
 def choice_table(choices: Sequence[Choice]) -> str:
-    """The cheapest setting for each wish."""
+    """The cheapest setting for each wish, and beside it the cheapest without a GPU snapshot."""
     words = next((list(one.answer.labels) for one in choices if one.answer), [])
     rows = []
     for one in choices:
         asked = [f"{one.per_minute:g}", f"{one.p95_s:g}", f"{one.download_mb_s:g}"]
         if one.answer is None:
-            rows.append([*asked, "none of those tried", *[""] * (len(words) + 2)])
+            rows.append([*asked, "none of those tried", *[""] * (len(words) + 3)])
             continue
         numbers = [form.format(one.answer.row[key]) for _, key, form in _NUMBERS[:3]]
-        rows.append([*asked, *(_cell(value) for value in one.answer.labels.values()), *numbers])
+        labels = (_cell(value) for value in one.answer.labels.values())
+        rows.append([*asked, *labels, *numbers, _beside(one)])
     header = ["requests/min", "p95 wanted, s", "download, MB/s", *words]
-    return markdown_table([*header, *(title for title, _, _ in _NUMBERS[:3])], rows)
+    titles = (title for title, _, _ in _NUMBERS[:3])
+    return markdown_table([*header, *titles, "without a GPU snapshot"], rows)
+
+
+def _beside(one: Choice) -> str:
+    """The cheapest without a GPU snapshot, in a few words."""
+    if one.usual == one.answer:
+        return "the same"
+    if one.usual is None:
+        return "none of those tried"
+    labels, row = one.usual.labels, one.usual.row
+    kept = _cell(labels["min containers"])
+    p95, usd = row["p95_s"], row["usd_per_image"]
+    return f"{labels['GPU']}, {kept} kept warm: {p95:.1f} s, {usd:.4f} USD"
 
 
 def sources_table() -> str:
@@ -142,7 +161,7 @@ class Results:
         """What `dump` wrote."""
         raw = json.loads(text)
         choices = [
-            Choice(**{**one, "answer": one["answer"] and Answer(**one["answer"])})
+            Choice(**one | {k: one[k] and Answer(**one[k]) for k in ("answer", "usual")})
             for one in raw["choices"]
         ]
         studies = {

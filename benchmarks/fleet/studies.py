@@ -252,6 +252,12 @@ def cheapest(answers: Sequence[Answer], p95_s: float) -> Answer | None:
     return min(good, key=lambda answer: answer.row["usd_per_image"], default=None)
 
 
+def without_gpu_snapshots(answers: Sequence[Answer]) -> list[Answer]:
+    """Those whose containers begin in a way that Modal does not call an experiment."""
+    alpha = ColdStart.GPU_SNAPSHOT.value
+    return [answer for answer in answers if answer.labels["weights from"] != alpha]
+
+
 def _answer(point: Point, seed: int) -> Answer:
     outcome: Outcome = simulate(point.load, point.fleet, seed)
     return Answer(dict(point.labels), outcome.row())

@@ -149,6 +149,15 @@ def test_the_page_answers_every_wish() -> None:
     }
     for one in results.choices:
         assert one.answer is None or one.answer.row["p95_s"] <= one.p95_s
+        if one.usual is not None:
+            assert one.answer is not None
+            assert one.answer.row["usd_per_image"] <= one.usual.row["usd_per_image"]
+            assert one.usual.labels["weights from"] == "snapshot"
+            assert one.usual.row["p95_s"] <= one.p95_s
+    beside = report.choice_table(results.choices)
+    # Where it is the cheapest itself, where it is dearer, and where nothing else will do.
+    assert "the same |" in beside
+    assert "kept warm: " in beside
 
 
 def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
