@@ -58,6 +58,11 @@ def test_litellm(python: str, stack: Stack, drive: Drive) -> None:
     assert told.facts == {"edited": True, "error": "AuthenticationError"}
 
 
+def test_langchain(python: str, drive: Drive) -> None:
+    told = drive(python, "python/with_langchain.py")
+    assert told.facts == {"as_asked": True, "error": "AuthenticationError"}
+
+
 def test_webuiapi(python: str, stack: Stack, drive: Drive) -> None:
     told = drive(python, "python/with_webuiapi.py")
     assert told.pictures == [stack.styled]
