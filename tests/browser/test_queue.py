@@ -139,7 +139,7 @@ def test_what_waits_is_cancelled_all_at_once_and_a_grid_and_a_batch_alone(
 
 
 def test_a_grid_over_words_and_sizes_then_over_which_lora_and_its_scale(
-    studio: Studio, open_page: OpenPage, upload: Callable[[str], str]
+    studio: Studio, open_page: OpenPage, upload: Callable[[str], str], watch: Watch
 ) -> None:
     tail = ", studio light" + ", soft shadow and sharp focus" * 14
     long_name = "sdxl_character-sheet_watercolour_" + "v3_final_" * 12
@@ -148,6 +148,16 @@ def test_a_grid_over_words_and_sizes_then_over_which_lora_and_its_scale(
     page = open_page(studio.url, path="#/grid", draft=draft)
     x, y = page.get_by_role("group", name="Across (X)"), page.get_by_role("group", name="Down (Y)")
     start = page.get_by_role("button", name="Generate the grid")
+
+    # A lost line is told by the banner, and by nothing that stays after it.
+    watch.expected.append("ERR_FAILED")
+    page.route("**/content/batch", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        start.click()
+    page.unroute("**/content/batch")
+    expect(start).to_be_enabled()
+    expect(page.locator(".field-error")).to_have_count(0)
+    expect(page.locator(".banner")).to_have_count(0)
 
     x.get_by_role("combobox").select_option("words")
     # Nothing is found fault with before anything is written.

@@ -95,6 +95,8 @@ function Form() {
       : all > MAX_CONTENTS
         ? t('batch.tooMany', { max: MAX_CONTENTS })
         : null;
+  const isWrong = !!promptProblem || !!countProblem || !!form;
+  const canStart = prompts.length > 0 && !isWrong && !isBusy && reached.value;
   const one = estimate({ ...now, num_images: now.count });
   const start = async () => {
     setBusy(true);
@@ -104,8 +106,10 @@ function Form() {
     try {
       await takeUp((await api.batch(body)).batch_id);
       setText('');
-    } catch (problem) {
-      setError(explain(asProblem(problem)));
+    } catch (error) {
+      const problem = asProblem(error);
+      // A lost connection is told by the banner as long as it lasts, not by a text that stays.
+      if (problem.status !== 0) setError(explain(problem));
     } finally {
       setBusy(false);
     }
@@ -116,7 +120,7 @@ function Form() {
       noValidate
       onSubmit={(e) => {
         e.preventDefault();
-        if (prompts.length && !promptProblem && !countProblem && !form && !isBusy) void start();
+        if (canStart) void start();
       }}
     >
       <div class="batch-fields">
@@ -158,7 +162,7 @@ function Form() {
           type="submit"
           kind="accent"
           icon="batches"
-          disabled={!prompts.length || !!promptProblem || !!countProblem || !!form || isBusy}
+          disabled={!canStart}
         >
           {t('batch.start')}
         </Button>

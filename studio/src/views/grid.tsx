@@ -121,7 +121,7 @@ function Form({ of, by }: { of: Whole; by: Model }) {
   const problems = { x: problemOf('x'), y: problemOf('y') };
   const form = Object.values(wrong)[0] ?? null;
   const tooMany = cells > MAX_CELLS ? t('grid.tooMany', { max: MAX_CELLS }) : null;
-  const canStart = !problems.x && !problems.y && !form && !tooMany && !isBusy;
+  const canStart = !problems.x && !problems.y && !form && !tooMany && !isBusy && reached.value;
   const all = canStart ? estimateGrid(of, axes.x, axes.y) : null;
   const set = (name: Name, next: Written) => {
     setRefusal(null);
@@ -138,6 +138,8 @@ function Form({ of, by }: { of: Whole; by: Model }) {
       go(`grid/${id}`);
     } catch (error) {
       const problem = asProblem(error);
+      // A lost connection is told by the banner as long as it lasts, not by a text that stays.
+      if (problem.status === 0) return;
       const named = /^grid\.([xy])\b/.exec(problem.field ?? '')?.[1] as Name | undefined;
       setRefusal({ axis: named ?? null, text: explain(problem) });
     } finally {
