@@ -287,7 +287,7 @@ def test_a_grids_labels_stay_short_and_its_sizes_have_their_prices() -> None:
         ["None", "Ink · 0.8", "Old", "by name"],
         ["None", "Ink", "Old", "by name"],
     ]
-    assert found["others"] == [["64 × 128"], ["red", "–"], ["5.5"]]
+    assert found["others"] == [["64\u00a0×\u00a0128"], ["red", "–"], ["5.5"]]
     # A picture of four times the pixels takes four times as long, one of twice the steps twice.
     assert found["price"]["seconds"] == pytest.approx((1 + 4) * (1 + 2))
     assert found["price"]["usd"] == pytest.approx((1 + 4) * (1 + 2) * 0.01)
