@@ -106,6 +106,21 @@ def test_a_changed_byte_is_found(marker: Marker, identity: Identity, kind: str, 
     assert "refused" in report or report["manifest"]["state"] == "invalid"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])  # a PNG's checksums find it
+def test_what_is_written_where_no_signature_covers_it_is_found(
+    marker: Marker, identity: Identity, kind: str
+) -> None:
+    signed = marker.mark(picture(kind), MEDIA[kind], facts(picture(kind)))
+    padding = signed.index(b"cpad", signed.rindex(b"c2pa.signature\0")) + 7
+    for place in (padding, padding + 500):
+        changed = bytearray(signed)
+        changed[place] ^= 1
+        manifest = read(bytes(changed), identity.root)["manifest"]
+        assert manifest["state"] == "invalid"
+        assert "changed after it was signed" in manifest["problems"][0]
+        assert not manifest["receipt_is_signed"]
+
+
 def test_a_removed_manifest_is_not_there(marker: Marker, identity: Identity) -> None:
     signed = marker.mark(picture(), "image/png", facts(picture()))
     again = io.BytesIO()

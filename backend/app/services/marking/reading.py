@@ -44,6 +44,9 @@ _NO_PICTURE = (
     Image.DecompressionBombError,
 )  # fmt: skip
 _OTHER_PICTURE, _UNTRUSTED = "assertion.dataHash.mismatch", "signingCredential.untrusted"
+_CHANGED = "claimSignature.mismatch"
+_SIGNATURE_BOX, _PADDING, _NEXT_SEGMENT = b"c2pa.signature\x00", b"\x63pad", b"\xff\xeb"
+_SIGNATURE_BYTES = 65_536
 _MAX_PIXELS = 2**26
 _TEXT_CHARS = 20_000
 _MEMORY_BYTES = 2 * 2**30
@@ -163,13 +166,14 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
         (a.get("digitalSourceType") for a in reversed(actions) if "digitalSourceType" in a), None
     )
     generator = (active.get("claim_generator_info") or [{}])[0]
-    codes = {problem.get("code") for problem in store.get("validation_status", [])}
+    told = [problem.get("code", "unknown") for problem in store.get("validation_status", [])]
+    if not _is_padding_empty(picture):
+        state = "invalid"
+        told.append(_CHANGED)
+    codes = set(told)
     return {
         "state": state,
-        "problems": [
-            _MEANINGS.get(problem.get("code", ""), f"C2PA: {problem.get('code', 'unknown')}.")
-            for problem in store.get("validation_status", [])
-        ],
+        "problems": [_MEANINGS.get(code, f"C2PA: {code}.") for code in told],
         "codes": sorted(str(code) for code in codes),
         "signed_by": signer.get("issuer"),
         "signed_at": signer.get("time"),
@@ -185,6 +189,28 @@ def _manifest(picture: bytes, media_type: str, trusted: str) -> dict[str, Any] |
             for ingredient in active.get("ingredients", [])
         ),
     }
+
+
+def _is_padding_empty(picture: bytes) -> bool:
+    """Whether the room that a signature left over holds nothing.
+
+    No signature covers it, so that C2PA's readers pass over what is written there; it is to be
+    of zeros.
+    """
+    begins = picture.rfind(_SIGNATURE_BOX)
+    found = picture.find(_PADDING, begins, begins + _SIGNATURE_BYTES) if begins >= 0 else -1
+    if found < 0:
+        return True
+    head = found + len(_PADDING)
+    # A byte string of CBOR whose length has one or two bytes; shorter ones are not written.
+    extra = {b"\x58": 1, b"\x59": 2}.get(picture[head : head + 1])
+    if extra is None:
+        return True
+    start = head + 1 + extra
+    size = int.from_bytes(picture[head + 1 : start], "big")
+    padding = picture[start : start + size]
+    # A JPEG's next segment may begin in it: nothing is known of that.
+    return not any(padding) or _NEXT_SEGMENT in padding
 
 
 def can_be_kept(picture: bytes, media_type: str) -> bool:
