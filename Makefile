@@ -13,6 +13,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 CLIENTS := .venv-clients
 INSTALLED := $(VENV)/.installed
 MEMBERS := contract worker backend client
+# Tests start dozens of processes, each of which would compile the same files again.
+unexport PYTHONDONTWRITEBYTECODE
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help

@@ -243,11 +243,11 @@ def test_a_text_encoder_s_layers_are_not_taken_for_a_language_model_s() -> None:
         inspect(build(plain("base_model.model.model.layers.0.mlp.up_proj", (64, 64))))
 
 
-def test_three_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
+def test_a_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
     layers = kohya("sdxl", endings=("to_q", "to_k", "to_v", "to_out.0"))
 
     def seconds_of(layers: dict[str, Any]) -> float:
-        patterns = {"unet.alpha_pattern": {f"layer_{number}": 1 for number in range(300_000)}}
+        patterns = {"unet.alpha_pattern": {f"layer_{number}": 1 for number in range(100_000)}}
         stated = {"lora_adapter_metadata": json.dumps(patterns | {"unet.lora_alpha": 4})}
         data = build(layers, stated)
         return min(seconds(lambda: inspect(data)) for _ in range(2))
@@ -264,7 +264,7 @@ def test_three_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
         (lambda n: {"modelspec.trigger_phrase": ",".join(f"word{i}" for i in range(n))}, 800_000),
         (
             lambda n: {"ss_tag_frequency": json.dumps({"a": {f"tag {i}": 1 for i in range(n)}})},
-            400_000,
+            100_000,
         ),
         (
             lambda n: {"ss_tag_frequency": json.dumps({f"f{i}": {"t": i} for i in range(n)})},

@@ -22,6 +22,7 @@ worker, and a worker that is really down, over real HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -110,6 +111,9 @@ async def test_a_worker_that_is_down_is_waited_for(
     async with start_backend(inference=inference) as backend:
         asked = await backend.generate(expected=202, headers={"Prefer": "wait=1"}, **SMALL)
         assert (asked["status"], asked["error"]) == ("queued", None)
+        while not asked["waiting_for"]:
+            await asyncio.sleep(0.05)
+            asked = (await backend.http.get(f"/api/v1/content/{asked['id']}")).json()
         assert asked["waiting_for"]["reason"] == "worker_unreachable"
         async with ModalEdgeDouble() as up:
             inference._primary = inference_of(up.url)._primary

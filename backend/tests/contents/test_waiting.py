@@ -278,7 +278,7 @@ async def test_a_wait_for_the_answer_gives_202_while_the_worker_is_away(
     async with start_backend() as backend:
         asked = await backend.generate(expected=202, headers={"Prefer": "wait=1"})
         assert asked["status"] == "queued"
-        assert asked["waiting_for"]["reason"] == "worker_unreachable"
+        await seen_waiting(backend, asked["id"], "worker_unreachable")
         model = (await backend.http.get("/api/v1/model")).json()
         assert model["known"] is False
         assert model["waiting_for"]["reason"] == "worker_unreachable"
@@ -341,7 +341,7 @@ async def test_what_waits_for_the_store_says_so_and_can_be_cancelled(
         assert (await seen_waiting(backend, asked["id"], "storage"))["status"] == "running"
         await backend.http.post(f"{CONTENT}/{asked['id']}/cancel")
         assert (await ended(backend, asked["id"]))["status"] == "cancelled"
-        late = await backend.generate(headers={"Prefer": "wait=10"}, deadline_seconds=1)
+        late = await backend.generate(headers={"Prefer": "wait=20"}, deadline_seconds=4)
         assert late["error"]["code"] == "STORAGE_FAILED"
 
 
@@ -359,12 +359,12 @@ async def test_what_was_used_is_charged_whatever_the_end(
         await backend.http.post(f"{CONTENT}/{cancelled['id']}/cancel")
         done = await ended(backend, cancelled["id"])
         assert done["status"] == "cancelled"
-        assert 0.5 <= done["cost"]["seconds"] < 10
+        assert 0.5 <= done["cost"]["seconds"] < 60
         assert done["cost"]["gpu"] == "L4"
         assert done["cost"]["usd"] > 0
         assert (await backend.http.delete(f"{CONTENT}/{deleted['id']}")).status_code == 204
         inference.gate.set()
-        for _ in range(100):
+        for _ in range(1000):
             async with backend.app.state.services.database.session() as session:
                 charged = await session.scalar(text("SELECT sum(usd) FROM removed_cost"))
             if charged:
