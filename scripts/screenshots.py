@@ -299,6 +299,10 @@ def shoot_pause(page: Page, url: str, colours: Colours) -> None:
         page.get_by_role("dialog").wait_for(state="detached")
     finally:
         httpx2.post(f"{queue}/resume").raise_for_status()
+    # Of no use to the views that come after.
+    api = f"{url}/api/v1/content"
+    for content in httpx2.get(api, params={"status": "cancelled"}).json()["items"]:
+        httpx2.delete(f"{api}/{content['id']}").raise_for_status()
 
 
 def shoot_source(page: Page, colours: Colours) -> None:
@@ -322,6 +326,7 @@ def shoot_source(page: Page, colours: Colours) -> None:
     shoot(page, "mask", colours)
     painter.get_by_role("button", name="Use this mask").click()
     panel.get_by_role("button", name="Take the picture out").click()
+    page.get_by_role("button", name="Dismiss").click()
 
 
 def shoot_live(browser: Browser, url: str) -> None:
