@@ -8,7 +8,7 @@ import { NO_FILTER, pathOf } from '../state/galleryFilter';
 import { bytes, moment, number, plural, t } from '../i18n';
 import { LoraCover } from '../parts/pictures/cover';
 import { CoverDialog } from '../parts/pictures/coverDialog';
-import { chooseLora, FilePicker, isSought } from '../parts/composer/loraPicker';
+import { chooseLora, FilePicker, isSought, LoraSearch } from '../parts/composer/loraPicker';
 import { takeFiles, UploadRows, uploads } from '../parts/composer/uploads';
 import { Button, Confirm, Dialog, Empty, Field, Loading, Slider } from '../parts/ui';
 import { go } from '../state/route';
@@ -24,15 +24,7 @@ export function LorasView() {
     <div class="page loras">
       <header class="page-head sticky">
         <h1>{t('nav.loras')}</h1>
-        {(all?.length ?? 0) > 6 && (
-          <input
-            type="search"
-            placeholder={t('form.searchLora')}
-            aria-label={t('form.searchLora')}
-            value={sought}
-            onInput={(e) => setSought(e.currentTarget.value)}
-          />
-        )}
+        <LoraSearch among={all?.length ?? 0} sought={sought} onSought={setSought} />
         <FilePicker onFiles={(files) => void takeFiles(files)} />
       </header>
       <UploadRows rows={uploads.value} />

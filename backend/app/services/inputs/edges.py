@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from app.services.inputs.reading import as_seen
 from sdxl_contract.drawing.controls import Canny
 from sdxl_contract.drawing.edges import canny
 from sdxl_contract.limits import IMAGE_MAX_SIDE
 
 # Of a map: what a thread and its memory bear.
 _PIXELS_MAX = 1 << 21
-# Between a 16-bit level of grey and the 8-bit one that looks the same.
-_LEVELS = 257
 
 
 def edges_of(data: bytes, side: int, asked: Canny) -> bytes:
@@ -27,12 +26,7 @@ def edges_of(data: bytes, side: int, asked: Canny) -> bytes:
         side: px of the map's shorter side, less where the map would be too large.
     """
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "AVIF")) as opened:
-        picture = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith("I"):
-        # 16 bits of grey, which a conversion would cut off.
-        picture = picture.point(lambda level: level * (1 / _LEVELS)).convert("L")
-    clear = picture.has_transparency_data
-    picture = picture.convert("RGBA" if clear else "RGB")
+        picture = as_seen(opened).convert("RGB")
     width, height = picture.size
     times = min(
         side / min(width, height),
@@ -42,8 +36,6 @@ def edges_of(data: bytes, side: int, asked: Canny) -> bytes:
     size = (max(1, round(width * times)), max(1, round(height * times)))
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    if clear:
-        picture = Image.alpha_composite(Image.new("RGBA", size, "white"), picture)
     file = io.BytesIO()
     canny(picture, asked.low, asked.high).save(file, "PNG")
     return file.getvalue()

@@ -67,11 +67,11 @@ def look_at(data: bytes) -> Look:
             raise _failed("is damaged or incomplete", "damaged") from None
         near = None
         with contextlib.suppress(OSError, ValueError):  # of a mode that has no way to grey
-            near = telling(likeness_of(_as_seen(opened)))
+            near = telling(likeness_of(as_seen(opened)))
     return Look(hashlib.sha256(data).hexdigest(), width, height, media_type, near)
 
 
-def _as_seen(picture: Image.Image) -> Image.Image:
+def as_seen(picture: Image.Image) -> Image.Image:
     """A picture as people and models see it: upright, on white, with 8 bits.
 
     Raises:

@@ -93,6 +93,27 @@ export function LoraPicker({ errors }: { errors: FieldErrors }) {
   );
 }
 
+// Fewer are seen at a glance.
+const SEARCHED_FROM = 7;
+
+/** The field in which LoRAs are looked for, once there are so many. */
+export function LoraSearch(props: {
+  among: number;
+  sought: string;
+  onSought: (words: string) => void;
+}) {
+  if (props.among < SEARCHED_FROM) return null;
+  return (
+    <input
+      type="search"
+      placeholder={t('form.searchLora')}
+      aria-label={t('form.searchLora')}
+      value={props.sought}
+      onInput={(e) => props.onSought(e.currentTarget.value)}
+    />
+  );
+}
+
 function LibraryDialog(props: { onClose: () => void }) {
   const [sought, setSought] = useState('');
   const all = loras.value ?? [];
@@ -100,15 +121,7 @@ function LibraryDialog(props: { onClose: () => void }) {
   const chosen = new Set(usedLoras.value.map(({ lora }) => lora.id));
   return (
     <Dialog title={t('form.addLora')} onClose={props.onClose}>
-      {all.length > 6 && (
-        <input
-          type="search"
-          placeholder={t('form.searchLora')}
-          aria-label={t('form.searchLora')}
-          value={sought}
-          onInput={(e) => setSought(e.currentTarget.value)}
-        />
-      )}
+      <LoraSearch among={all.length} sought={sought} onSought={setSought} />
       <ul class="choices">
         {found.map((lora) => (
           <li key={lora.id}>

@@ -19,7 +19,7 @@ import { usedLoras, type Whole } from '../../drafting/draft';
 import { number, plural, t } from '../../i18n';
 import { loras as library } from '../../state/store';
 import type { Model } from '../../server/types';
-import { isSought } from '../composer/loraPicker';
+import { isSought, LoraSearch } from '../composer/loraPicker';
 import { LoraCover } from '../pictures/cover';
 import { Field } from '../ui';
 
@@ -161,8 +161,6 @@ function Sizes({ of, model, has, toggle }: ListProps & { model: Model }) {
   );
 }
 
-const SEARCHED_FROM = 7;
-
 function WhichLoras({ of, chosen, has, toggle }: ListProps & { chosen: Value[] }) {
   const [sought, setSought] = useState('');
   // The avatar's own is in every picture.
@@ -174,15 +172,7 @@ function WhichLoras({ of, chosen, has, toggle }: ListProps & { chosen: Value[] }
     chosen.find((one) => (one as { lora_model_id?: string } | null)?.lora_model_id === id);
   return (
     <>
-      {all.length >= SEARCHED_FROM && (
-        <input
-          type="search"
-          placeholder={t('form.searchLora')}
-          aria-label={t('form.searchLora')}
-          value={sought}
-          onInput={(e) => setSought(e.currentTarget.value)}
-        />
-      )}
+      <LoraSearch among={all.length} sought={sought} onSought={setSought} />
       <ul class="picks">
         {!sought && (
           <li>
