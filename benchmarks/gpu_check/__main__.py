@@ -1,6 +1,7 @@
 """Everything that only a GPU can show, on a bare machine, offline; the last line is JSON.
 
     python -m benchmarks.gpu_check [--json FILE] [--requests N] [--compiled] [--fp8]
+    python -m benchmarks.gpu_check --only http,ours         some sections again
     python -m benchmarks.gpu_check --small --device cpu     the same code on the small model
 
 Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src before it.
@@ -34,7 +35,7 @@ import diffusers
 import torch
 
 from benchmarks.full_size import FULL_BYTES, SMALL
-from benchmarks.gpu_check import eight_bits, exactness, features
+from benchmarks.gpu_check import eight_bits, exactness, features, own_kernels
 from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.processes import gpu_tests, peer_start
 from benchmarks.gpu_check.report import Report
@@ -49,6 +50,9 @@ from benchmarks.gpu_check.service import (
 from benchmarks.gpu_check.speeds import CFG, SCALE, SEED, Ours, Rows, Theirs, release
 from sdxl_worker.settings import DrawSpeed
 
+# What a run is made of, in its order; those of `_ASKED` by their own option alone.
+SECTIONS = ("tests", "http", "compiled", "fp8", "fp8_quality", "start", "ours", "diffusers")
+_ASKED = ("compiled", "fp8")
 # Of the place for model and LoRAs.
 _ROOM_BYTES = FULL_BYTES + 3 * 10**9
 
@@ -129,17 +133,19 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     """All sections, in order."""
     device, small = options.device, options.small
     report.leave_out(_left_out(options))
-    model = SMALL if small else folder / "model"
+    wanted = _wanted(options)
+    model = SMALL if small else (options.folder or folder) / "model"
     side, steps = (64, 2) if small else (1024, 28)
     runs = 2 if small else 5
     pictures, made = Pictures(), list[LoraFiles]()
-    if device == "cuda":
+    if "tests" in wanted:
         report.part("tests", gpu_tests)
 
     def make() -> Rows:
         started = time.perf_counter()
-        if not small:
-            model.mkdir()
+        # Its last file: where it is, all of the model is.
+        if not (model / "model_index.json").exists():
+            model.mkdir(parents=True)
             write_model(model, device)
         made.append(write_loras(folder, module_shapes(model), 4 if small else 32))
         return {"made_s": round(time.perf_counter() - started, 1)}
@@ -170,33 +176,50 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
                 )
         return {"s": round(time.perf_counter() - started, 1)}
 
-    report.part("http_run", lambda: served("http"))
-    if options.compiled:
+    if "http" in wanted:
+        report.part("http_run", lambda: served("http"))
+    if "compiled" in wanted:
         report.part(
             "compiled_run", lambda: served("compiled", COMPILED_START_S, DRAW_SPEED="compiled")
         )
-    if options.fp8:
+    if "fp8" in wanted:
         report.part("fp8_run", lambda: served("fp8", COMPILED_START_S, DRAW_SPEED="fp8"))
-        report.part("fp8", lambda: pictures.fp8_apart(report.rows.get("fp8", {}).get("speed")))
-    report.part("fp8_quality", lambda: eight_bits.quality(device, 4 if small else 100))
-    if not small:
+        if "http" in wanted:
+            drawn = report.rows.get("fp8", {})
+            report.part("fp8", lambda: pictures.fp8_apart(drawn.get("speed")))
+    if "fp8_quality" in wanted:
+        report.part("fp8_quality", lambda: eight_bits.quality(device, 4 if small else 100))
+    if "start" in wanted:
         report.part("start", lambda: peer_start(model, device))
-    _in_one_process(report, files, paths, pictures, (model, device, side, steps, runs))
+    _in_one_process(report, files, paths, pictures, wanted, (model, device, side, steps, runs))
     report.part("compared", report.compare)
 
 
 def _left_out(options: argparse.Namespace) -> dict[str, str]:
-    """Row → why it is not there, of those that this run does not ask for."""
+    """Section or row → why it is not there, of what this run does not do."""
     found: dict[str, str] = {}
     if options.device != "cuda":
         found["tests"] = "of a GPU alone"
     if options.small:
         found["start"] = found["compared.start_of_diffusers"] = "of the full-size model alone"
         found["compared.hotswap_cycle_times_ours"] = "compiles only the full-size model"
-    for name in ("compiled", "fp8"):
-        if not getattr(options, name):
+    for name in SECTIONS:
+        if options.only and name not in options.only:
+            found.setdefault(name, "not among --only")
+        elif name in _ASKED and not options.only and not getattr(options, name):
             found[name] = f"asked for by --{name}"
     return found
+
+
+def _sections(text: str) -> set[str]:
+    found = set(text.split(","))
+    if unknown := found - set(SECTIONS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: one of {SECTIONS}")
+    return found
+
+
+def _wanted(options: argparse.Namespace) -> set[str]:
+    return set(SECTIONS) - _left_out(options).keys()
 
 
 def _started(worker: Service) -> Rows:
@@ -234,6 +257,7 @@ def _in_one_process(
     files: LoraFiles,
     paths: list[Path],
     pictures: Pictures,
+    wanted: set[str],
     size: tuple[Path, str, int, int, int],
 ) -> None:
     """Our parts, then diffusers'; each model is gone before the next one comes."""
@@ -256,23 +280,29 @@ def _in_one_process(
     def equal() -> Rows:
         """Plain diffusers' pictures: of the base, and with the LoRA merged by the same rule."""
         merged = held[0].draw_merged(paths[0])
-        found = {
-            "base_picture_is_ours": held[0].draw() == pictures.ours,
-            "lora_picture_is_ours": merged == pictures.ours_lora,
-            "lora_picture_is_the_one_over_http": merged == pictures.http_lora,
-        }
+        found = {}
+        if "ours" in wanted:
+            found["base_picture_is_ours"] = held[0].draw() == pictures.ours
+            found["lora_picture_is_ours"] = merged == pictures.ours_lora
+        if "http" in wanted:
+            found["lora_picture_is_the_one_over_http"] = merged == pictures.http_lora
         report.failed.extend(f"diffusers.{name}" for name, same in found.items() if not same)
         return found
 
-    report.part("ours", lambda: made(Ours))
+    if "ours" in wanted:
+        report.part("ours", lambda: made(Ours))
     if held:
         report.part("ours_exactness", exact)
         report.part("ours", lambda: held[0].rows(paths, runs))
+        report.part("own_kernels", lambda: own_kernels.rows(held[0], runs))
+        if report.rows["own_kernels"].get("same_bits") is False:
+            report.failed.append("own_kernels.same_bits")
         report.part("features", lambda: _features(report, held[0], small=model == SMALL))
         report.part("fp8_parts", lambda: eight_bits.parts(held[0], paths, runs))
     held.clear()
     release()
-    report.part("diffusers", lambda: made(Theirs))
+    if "diffusers" in wanted:
+        report.part("diffusers", lambda: made(Theirs))
     if held:
         report.part("diffusers_exactness", equal)
         report.part("diffusers", lambda: held[0].fused(files, runs))
@@ -316,6 +346,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200, help="in random order")
     parser.add_argument("--compiled", action="store_true", help="DRAW_SPEED=compiled, too: minutes")
     parser.add_argument("--fp8", action="store_true", help="DRAW_SPEED=fp8, too: minutes")
+    parser.add_argument("--folder", type=Path, help="of the model: made unless it is there, kept")
+    parser.add_argument("--only", type=_sections, help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--json", type=Path, help="also write the last line there")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -32,19 +32,20 @@ from testkit.lora import MAKERS, Randomness, kohya_stem, save
 KINDS = ("lora", "lora", "lora", "loha", "lokr", "dora-in", "full", "loha")
 # Weights this large keep activations finite through all of a random model's layers.
 _SPREAD = 0.6
+_KINDS = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 # Of each factor of a LoRA that changes all of attention: about half of the weights' own size.
 _WHOLE = 0.45
 
 
 def write_model(folder: Path, device: str) -> None:
     """The full-size pipeline in half precision, drawn on `device`, into `folder`."""
-    config = transformers.CLIPTextConfig
+    stated = transformers.CLIPTextConfig
     builders: dict[str, Callable[[], Any]] = {
         "unet": lambda: diffusers.UNet2DConditionModel(**UNET),
         "vae": lambda: diffusers.AutoencoderKL(**VAE),
-        "text_encoder": lambda: transformers.CLIPTextModel(config(**TEXT_ENCODER)),
+        "text_encoder": lambda: transformers.CLIPTextModel(stated(**TEXT_ENCODER)),
         "text_encoder_2": lambda: transformers.CLIPTextModelWithProjection(
-            config(**TEXT_ENCODER_2)
+            stated(**TEXT_ENCODER_2)
         ),
     }
     scheduler: Any = diffusers.EulerDiscreteScheduler
@@ -58,14 +59,37 @@ def write_model(folder: Path, device: str) -> None:
         with torch.no_grad():
             for key, tensor in (*module.named_parameters(), *module.named_buffers()):
                 _fill(key, tensor)
-        module.to("cpu").save_pretrained(folder / name, max_shard_size="100GB", variant="fp16")
         library = "transformers" if name.startswith("text") else "diffusers"
+        if library == "transformers":
+            module.config.architectures = [type(module).__name__]
+            module.config.save_pretrained(folder / name)
+        else:
+            module.save_config(folder / name)
+        stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+        _write_weights(module, folder / name / f"{stem}.fp16.safetensors")
         classes[name] = [library, type(module).__name__]
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(SMALL / name, folder / name, dirs_exist_ok=True)
         classes[name] = ["transformers", "CLIPTokenizer"]
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     (folder / "model_index.json").write_text(json.dumps(index | classes))
+
+
+def _write_weights(module: torch.nn.Module, path: Path) -> None:
+    """As safetensors, one tensor at a time: memory that is touched first is slow on some clouds."""
+    tensors = {name: one.contiguous() for name, one in module.state_dict().items()}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        kind = _KINDS[tensor.dtype]
+        offsets = [end, end + tensor.nbytes]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": offsets}
+        end += tensor.nbytes
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.flatten().view(torch.uint8).cpu().numpy().data)
 
 
 def _fill(name: str, tensor: torch.Tensor) -> None:

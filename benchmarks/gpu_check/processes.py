@@ -38,6 +38,7 @@ def gpu_tests() -> Rows:
         if re.search(r"^ *@?pytest\.mark\.gpu", path.read_text(), re.MULTILINE)
     ]  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
+               "-p", "no:warnings", "--tb=short",
                "-c", os.devnull, "--rootdir", str(REPOSITORY), "--import-mode=importlib",
                *files]  # fmt: skip
     paths = os.pathsep.join(filter(None, [*IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]))
@@ -50,7 +51,10 @@ def gpu_tests() -> Rows:
     )  # fmt: skip
     last = (done.stdout.strip().splitlines() or [""])[-1]
     if done.returncode or "passed" not in last:
-        raise RuntimeError((done.stdout + done.stderr)[-1200:])
+        # What failed, and how it began: a row has no place for all of it.
+        print(done.stdout + done.stderr, flush=True)
+        told = re.findall(r"^(?:E  |FAILED|ERROR).*", done.stdout, re.MULTILINE)
+        raise RuntimeError("\n".join([*told[:12], last]) if told else done.stderr[-1200:])
     return {"summary": last}
 
 

@@ -237,7 +237,7 @@ def test_a_part_that_fails_is_a_row_and_no_end() -> None:
 
 def test_a_row_without_a_value_says_why() -> None:
     report = Report()
-    options = argparse.Namespace(device="cuda", small=False, compiled=False, fp8=True)
+    options = argparse.Namespace(only=None, device="cuda", small=False, compiled=False, fp8=True)
     report.leave_out(command._left_out(options))
     nothing: dict[str, Any] = {}
     report.part("fp8_run", lambda: nothing["x"])
@@ -247,7 +247,7 @@ def test_a_row_without_a_value_says_why() -> None:
     assert aims["compiled.cached_lora_ms"]["because"] == "asked for by --compiled"
     assert aims["fp8.cached_lora_ms"]["because"] == "KeyError: 'x'"
     assert aims["ours.text_ms"]["because"] == "KeyError: 'y'"
-    small = argparse.Namespace(device="cpu", small=True, compiled=True, fp8=True)
+    small = argparse.Namespace(only=None, device="cpu", small=True, compiled=True, fp8=True)
     assert set(command._left_out(small)) == {
         "tests", "start", "compared.start_of_diffusers", "compared.hotswap_cycle_times_ours",
     }  # fmt: skip
@@ -278,7 +278,7 @@ def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
     names = {Path(one).name for one in asked[0] if one.endswith(".py")}
     assert names == {
         "test_devices.py", "test_grouped.py", "test_gpu_generate.py", "test_on_gpu.py",
-        "test_fp8_on_gpu.py",
+        "test_fp8_on_gpu.py", "test_kernels_on_gpu.py",
     }  # fmt: skip
     # Not this project's settings, which ask for plugins that a bare machine has not.
     assert asked[0][asked[0].index("-c") + 1] == "/dev/null"

@@ -32,6 +32,7 @@ from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.fetching.picture_source import PictureSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
 from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.kernels.modules import quicken_on
 from sdxl_worker.loading.budgets import MemoryPlan
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, plan_for
 from sdxl_worker.loading.identity import LaterIdentity, weights_identity
@@ -105,6 +106,8 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     roomy = plan is None or plan.pristine > 0
     if not roomy:
         log.warning("small_gpu", kept_on_the_cpu=["pristine copy", "LoRAs"])
+    if settings.quick_kernels:
+        quicken_on(model.device, model.dtype, (pipe.unet, pipe.vae))
     later = model.device.type == "cpu"
     # On a GPU it takes milliseconds, and the weights' block is made of them afterwards.
     weights = None if later else weights_identity(pipe)
@@ -126,7 +129,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
     # After the patcher, which moves the weights.
     speeds = choose(
         settings.draw_speed,
-        pipe.unet,
+        pipe,
         targets,
         patcher,
         dtype=model.dtype,

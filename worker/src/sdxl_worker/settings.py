@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         description="of CUDA graphs of other shapes than the native size; 0: no graphs at all; "
         "unset: by the GPU's memory",
     )
+    quick_kernels: bool = Field(
+        default=True,
+        description="on a GPU, compute what torch is slow at by kernels of our own, where they "
+        "give its very bits",
+    )
     images_per_batch: int = Field(
         default=1,
         ge=1,

@@ -128,7 +128,7 @@ def _started(
 
     monkeypatch.setattr(starting, "CompiledCode", Code)
     # What is compiled is not the matter here, and would take a minute.
-    monkeypatch.setattr(speeds, "compile_unet", lambda unet: unet)
+    monkeypatch.setattr(speeds, "compile_whole", lambda unet: unet)
     deployment = _deployment(volume)
     own = Settings(device="cpu", dtype=Dtype.FLOAT32, base_model=str(volume), **settings)
     started = starting.go_on(starting.begin(deployment, own), deployment, own)

@@ -235,9 +235,56 @@ def test_the_compiled_unet_draws_what_its_rule_covers_and_exact_the_rest(ready: 
     assert draw(drawer) == expected
     assert report().speed == "compiled"
     # By the shape alone: neither order nor company may decide.
-    for fields in ({"prompt": "apple, " * 60}, {"side": 2 * SIDE}):
+    for fields in ({"prompt": "apple, " * 60}, {"side": 2 * SIDE}, {"cfg": 1.0}):
         asked.clear()
         draw(drawer, **fields)
         assert (report().speed, asked) == ("exact", [])
-    draw(drawer, cfg=1.0)
-    assert report().speed == "compiled"
+
+
+def decoding(ready: Any, decode: Callable[..., Any]) -> Drawer:
+    """A drawer whose UNet and decoder are fast ones."""
+    pipe = ready.model.pipe
+    speeds = Speeds((compiled_by(pipe.unet),), decode=decode)
+    static = StaticCalls(FakeRecorder(), 10_000)
+    return Drawer(ready.model, calls=ModelCalls(pipe, static, speeds, native_side=SIDE))
+
+
+def test_the_fast_decoder_decodes_what_fast_unets_drew_and_nothing_else(ready: Any) -> None:
+    vae, exact, asked = ready.model.pipe.vae, Drawer(ready.model), list[int]()
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        pixels: torch.Tensor = vae.decode(latents, return_dict=False)[0] + 0.02
+        return pixels
+
+    drawer = decoding(ready, decode)
+    for _ in range(2):
+        asked.clear()
+        assert draw(drawer) != draw(exact)
+        assert asked == [1]
+    for fields in ({"prompt": "apple, " * 60}, {"side": 2 * SIDE}, {"cfg": 1.0}):
+        asked.clear()
+        assert draw(drawer, **fields) == draw(exact, **fields)
+        assert asked == []
+
+
+def test_a_decoder_that_fails_or_gives_other_pixels_is_tried_once(ready: Any) -> None:
+    vae, exact, asked = ready.model.pipe.vae, Drawer(ready.model), list[int]()
+
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        raise RuntimeError("no compiler here")
+
+    def upside_down(latents: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        pixels: torch.Tensor = -vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+    for decode in (broken, upside_down):
+        asked.clear()
+        drawer = decoding(ready, decode)
+        for _ in range(2):
+            expected = draw(exact)
+            assert draw(drawer) == expected
+            assert report().speed == "compiled"
+        assert asked == [1]

@@ -34,7 +34,7 @@ def ready(worker: RunningWorker) -> Any:
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speeds, "compile_unet", lambda unet: unet)
+    monkeypatch.setattr(speeds, "compile_whole", lambda unet: unet)
 
 
 def chosen(ready: Any, wanted: DrawSpeed = DrawSpeed.FP8, **options: Any) -> Any:
@@ -42,7 +42,7 @@ def chosen(ready: Any, wanted: DrawSpeed = DrawSpeed.FP8, **options: Any) -> Any
     values: dict[str, Any] = {"dtype": BF16, "room": True, "recorder": None}
     found = choose(
         wanted,
-        ready.model.pipe.unet,
+        ready.model.pipe,
         ready.patcher._targets,
         patcher,  # type: ignore[arg-type]
         **(values | options),

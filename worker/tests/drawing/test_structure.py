@@ -13,7 +13,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from sdxl_worker.drawing.drawer import Drawer
-from sdxl_worker.drawing.speeds import compile_unet, make_fp8
+from sdxl_worker.drawing.speeds import compile_whole, make_fp8
 from sdxl_worker.drawing.structure import Structure
 from sdxl_worker.lora import ModelCorrupted
 from sdxl_worker.run import Run
@@ -206,7 +206,7 @@ def test_what_was_left_behind_on_the_unet_in_8_bit_is_found_and_named(
 
 def test_compiling_leaves_nothing_on_the_unet(pipe: Any, structure: Structure) -> None:
     """torch marks a module that it compiles; nothing is compiled before the first call."""
-    compile_unet(pipe.unet)
+    compile_whole(pipe.unet)
     assert structure.difference() is None
 
 

@@ -61,7 +61,7 @@ def test_a_compiled_layer_gives_nearly_what_the_eager_one_does() -> None:
     x = torch.randn(2, 1024, 640, device=DEVICE, dtype=BF16)
     with torch.no_grad():
         eager = normed(x)
-        compiled = speeds.compile_unet(normed)(x)
+        compiled = speeds.compile_whole(normed)(x)
         exact = torch.nn.functional.linear(normed[0](x), weight, bias)
     for found in (eager, compiled):
         assert float((found - exact).float().norm() / exact.float().norm()) < 0.1
@@ -71,7 +71,7 @@ def test_a_compiled_layer_gives_nearly_what_the_eager_one_does() -> None:
 def ready() -> Iterator[Assembly]:
     """A worker's parts that draw in 8 bit, but for the compiler."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(speeds, "compile_unet", lambda unet: unet)
+    patch.setattr(speeds, "compile_whole", lambda unet: unet)
     settings = Settings(base_model=str(MODEL), device="cuda", draw_speed=DrawSpeed.FP8)
     yield assemble(settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1)))
     patch.undo()

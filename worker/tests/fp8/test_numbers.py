@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdxl_worker.fp8 import unet
 from sdxl_worker.fp8.numbers import E4M3, multiplies_by_rows, product, quantised, row_scales
 
 CPU = torch.device("cpu")
@@ -56,19 +57,19 @@ def test_a_product_is_that_of_the_quantised_rows(by_rows: bool) -> None:
     assert float(error.max()) < 0.005
 
 
-def test_a_device_without_products_by_rows_multiplies_the_scales_in_afterwards(
+def test_a_device_that_takes_scales_of_rows_alone_multiplies_them_in_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert multiplies_by_rows(CPU, torch.bfloat16, SHAPES) is True
+    assert multiplies_by_rows(CPU, torch.bfloat16, SHAPES) is False
     plain = torch._scaled_mm
 
-    def tensorwise(*args: Any, **options: Any) -> Tensor:
-        if options["scale_a"].numel() > 1:
-            raise RuntimeError("Rowwise scaling is not supported on this device")
+    def rowwise(*args: Any, **options: Any) -> Tensor:
+        if options["scale_a"].numel() == 1:
+            raise RuntimeError("Tensorwise scaling is not supported on this device")
         return plain(*args, **options)
 
-    monkeypatch.setattr(torch, "_scaled_mm", tensorwise)
-    assert multiplies_by_rows(CPU, torch.bfloat16, SHAPES) is False
+    monkeypatch.setattr(torch, "_scaled_mm", rowwise)
+    assert multiplies_by_rows(CPU, torch.bfloat16, SHAPES) is True
 
 
 def test_wrong_random_and_missing_products_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +94,22 @@ def test_wrong_random_and_missing_products_are_not_used(monkeypatch: pytest.Monk
     for broken in (one_scale_for_all, random, none, last_column_missing):
         monkeypatch.setattr(torch, "_scaled_mm", broken)
         assert multiplies_by_rows(CPU, torch.float32, SHAPES) is None, broken
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_multiplies_rows_that_lie_in_a_row_however_its_input_does(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture whose channels come first, as the UNet hands it over: a GPU refuses anything else,
+    the CPU does not."""
+    taken: list[bool] = []
+
+    def seen(left: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        taken.append(left.is_contiguous())
+        return product(left, *arguments, **options)
+
+    monkeypatch.setattr(unet, "product", seen)
+    layer = unet.Fp8Linear(rows(48, 64).bfloat16(), None, by_rows=False)
+    x = rows(count * 64, 16 * 16).bfloat16().view(count, 64, 256).transpose(1, 2)
+    assert torch.equal(layer(x), layer(x.contiguous()))
+    assert taken == [True, True]

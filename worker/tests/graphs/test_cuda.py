@@ -32,7 +32,7 @@ def called(calls: StaticCalls, size: int) -> list[tuple[str, str | None]]:
 
 
 def test_after_a_capture_that_cuda_refuses_to_end_all_goes_on(cuda: CudaDouble) -> None:
-    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 30)
     assert called(calls, 1) == [("captured", None)]
     cuda.invalid = True
     assert called(calls, 2) == [("eager", "capture_failed")]
@@ -52,7 +52,7 @@ def test_what_a_failed_capture_leaves_behind_in_torch_is_what_the_double_shows(
 ) -> None:
     """The control: without the repair nothing could be recorded or given back any more."""
     monkeypatch.setattr(CudaRecorder, "_break_off", lambda *_: None)
-    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 30)
     cuda.invalid = True
     called(calls, 1)
 
@@ -71,7 +71,7 @@ def test_memory_that_runs_out_in_a_capture_is_no_failed_capture(cuda: CudaDouble
             raise torch.OutOfMemoryError("CUDA out of memory")
         return x * 2
 
-    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 20)
+    calls = StaticCalls(CudaRecorder(DEVICE), 1 << 30)
     calls.call("cramped", cramped, {"x": torch.ones(1)})
     assert [why and why.value for _, _, why in calls.take_counts()] == ["memory"]
     assert (cuda.underway, set(cuda.counts.values())) == ([], {0})

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 UNET = "unet"
 _FAST = {DrawSpeed.COMPILED: "unet_compiled", DrawSpeed.FP8: "unet_fp8"}
 _WINDOW = 77
+# Of guidance: with the prompt and without.
+_SIDES = 2
 # Of the prediction's own size; 8 bits are off by some hundredths, a wrong kernel by all of it.
 _FAR = 0.5
 
@@ -61,6 +63,8 @@ class ModelCalls:
         self.static = StaticCalls(None) if static is None else static
         self._fast = list(speeds.fast)
         self._works = False
+        self._fast_decoder = speeds.decode
+        self._decoder_works = False
         self._without = dict(speeds.without)
         self._whole_pixels = whole_pixels
         self._native = native_side // pipe.vae_scale_factor
@@ -137,6 +141,10 @@ class ModelCalls:
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (1, 3, H, W) in [-1, 1] of latents (1, C, h, w)."""
         vae = self._pipe.vae
+        if self._fast_decoder is not None and self._drawn_fast(latents):
+            found = self._try_fast_decoder(self._fast_decoder, unscaled(latents, vae))
+            if found is not None:
+                return found
         # Its kernels are long: a graph saves nothing (measured), and would hold gigabytes.
         size = latents.shape[2] * latents.shape[3] * self._pipe.vae_scale_factor**2
         with upcast_where_needed(vae), tiled_where_large(vae, size, self._whole_pixels):
@@ -176,12 +184,15 @@ class ModelCalls:
         )
 
     def _covers(self, inputs: StepInputs) -> bool:
-        """Whether a fast UNet draws a step: one picture, native size, one window of text.
+        """Whether a fast UNet draws a step: one picture with guidance, native size, one window of
+        text.
 
         By the shape alone: what was compiled until now, or is recorded, must not show in pictures.
+        Not without guidance: that would be compiled for minutes more at each start, for the half
+        of a step's gain.
         """
         return (
-            inputs.sample.shape[0] <= 2
+            inputs.sample.shape[0] == _SIDES
             and tuple(inputs.sample.shape[2:]) == (self._native, self._native)
             and inputs.embeds.shape[1] == _WINDOW
             and inputs.timestep_cond is None
@@ -212,6 +223,41 @@ class ModelCalls:
                     self._give_up(fast, Without.WRONG)
                     return None
                 self._works = True
+        return found
+
+    def _drawn_fast(self, latents: Tensor) -> bool:
+        """Whether no step of this request was drawn exactly: what was is decoded so, too."""
+        return (
+            bool(self._speeds)
+            and self._speeds[DrawSpeed.EXACT.value] == 0
+            and latents.shape[0] == 1
+            and tuple(latents.shape[2:]) == (self._native, self._native)
+            and not self._pipe.vae.use_tiling
+        )
+
+    def _try_fast_decoder(
+        self, decoder: Callable[[Tensor], Tensor], latents: Tensor
+    ) -> Tensor | None:
+        """Its pixels; None where it cannot decode, in which case it is tried never again."""
+
+        def run(z: Tensor) -> Tensor:
+            return decoder(z)
+
+        try:
+            found: Tensor = self.static.run(run, {"z": latents})
+            if not self._decoder_works:
+                exact = self.static.run(self._run_decoder, {"z": latents})
+                if bool(torch.isfinite(exact).all()):
+                    if not _alike(found, exact):
+                        raise RuntimeError("its pixels are other ones")
+                    self._decoder_works = True
+        except Exception as error:
+            if self._decoder_works:
+                raise
+            log.warning("decoder_not_compiled", error=repr(error)[:500])
+            let_go(error)
+            self._fast_decoder = None
+            return None
         return found
 
     def _give_up(self, fast: FastUNet, why: Without) -> None:

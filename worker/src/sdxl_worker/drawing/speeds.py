@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 import torch
+from torch import Tensor
 
 from sdxl_worker.fp8.numbers import multiplies_by_rows
 from sdxl_worker.fp8.unet import Twin, copy_bytes, shapes, twin_of
@@ -62,10 +63,12 @@ class Speeds:
     Attributes:
         fast: tried in this order; the first that works draws what all of them cover.
         without: speeds that the setting asks for and that do not draw, and why.
+        decode: the VAE's decoder for what they drew, (1, C, h, w) → (1, 3, H, W); None: its own.
     """
 
     fast: tuple[FastUNet, ...] = ()
     without: tuple[tuple[DrawSpeed, Without], ...] = ()
+    decode: Callable[[Tensor], Tensor] | None = None
 
 
 EXACTLY = Speeds()
@@ -90,7 +93,7 @@ def fp8_bytes(wanted: DrawSpeed, unet: Any, device: torch.device, dtype: torch.d
 
 def choose(
     wanted: DrawSpeed,
-    unet: Any,
+    pipe: Any,
     targets: ModelTargets,
     patcher: LoraPatcher,
     *,
@@ -107,8 +110,10 @@ def choose(
     """
     if wanted is DrawSpeed.EXACT:
         return EXACTLY
+    unet = pipe.unet
+    decode = _compiled_decoder(pipe.vae)
     if wanted is DrawSpeed.COMPILED:
-        return Speeds((FastUNet(DrawSpeed.COMPILED, compile_unet(unet)),))
+        return Speeds((FastUNet(DrawSpeed.COMPILED, compile_whole(unet)),), decode=decode)
     device = unet.conv_in.weight.device
     why = why_no_fp8(device, dtype)
     if why is None and not room:
@@ -116,14 +121,14 @@ def choose(
     if why is None:
         made = _try_fp8(unet, targets, recorder)
         if not isinstance(made, Without):
-            return _with_fp8(unet, made, patcher, watch)
+            return _with_fp8(unet, made, patcher, watch, decode)
         why = made
     log.warning("no_fp8", because=why.value)
     if why is Without.NO_GPU:
         # Where compiling takes minutes and gains nothing that was asked for.
         return Speeds(without=((DrawSpeed.FP8, why),))
-    compiled = FastUNet(DrawSpeed.COMPILED, compile_unet(unet))
-    return Speeds((compiled,), ((DrawSpeed.FP8, why),))
+    compiled = FastUNet(DrawSpeed.COMPILED, compile_whole(unet))
+    return Speeds((compiled,), ((DrawSpeed.FP8, why),), decode)
 
 
 def _with_fp8(
@@ -131,6 +136,7 @@ def _with_fp8(
     made: tuple[Twin, Fp8Weights],
     patcher: LoraPatcher,
     watch: Callable[[Any], None],
+    decode: Callable[[Tensor], Tensor] | None,
 ) -> Speeds:
     twin, weights = made
     patcher.follow(weights)
@@ -141,10 +147,10 @@ def _with_fp8(
         patcher.follow(None)
         watch(None)
 
-    first = FastUNet(DrawSpeed.FP8, compile_unet(twin.unet), give_up)
+    first = FastUNet(DrawSpeed.FP8, compile_whole(twin.unet), give_up)
     # Compiled when it is called, which it is only where the first one cannot be.
-    second = FastUNet(DrawSpeed.COMPILED, compile_unet(unet))
-    return Speeds((first, second))
+    second = FastUNet(DrawSpeed.COMPILED, compile_whole(unet))
+    return Speeds((first, second), decode=decode)
 
 
 def _try_fp8(
@@ -175,8 +181,22 @@ def make_fp8(
     return twin, Fp8Weights(layers, live, recorder)
 
 
-def compile_unet(unet: Any) -> Callable[..., Any]:
-    """The UNet compiled as a whole, once for each shape that it meets; its own weights."""
+def _compiled_decoder(vae: Any) -> Callable[[Tensor], Tensor] | None:
+    """None where it would gain nothing, or where the VAE changes its precision to decode."""
+    if vae.device.type != "cuda" or vae.dtype is not torch.bfloat16:
+        return None
+
+    def decode(latents: Tensor) -> Tensor:
+        if vae.post_quant_conv is not None:
+            latents = vae.post_quant_conv(latents)
+        pixels: Tensor = vae.decoder(latents)
+        return pixels
+
+    return compile_whole(decode)
+
+
+def compile_whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A module or function compiled as a whole, once for each shape that it meets."""
     options: dict[str, Any] = {}
     # Imported late: only who compiles needs it.
     from torch._inductor import config
@@ -186,7 +206,7 @@ def compile_unet(unet: Any) -> Callable[..., Any]:
         options["deterministic"] = True
 
     def run(*args: Any, **arguments: Any) -> Any:
-        return unet(*args, **arguments)
+        return function(*args, **arguments)
 
     # Not the module itself: torch would leave a mark on it, and it is proven to be as it was.
     compiled: Callable[..., Any] = torch.compile(

@@ -85,11 +85,14 @@ def product(
 def multiplies_by_rows(
     device: torch.device, dtype: torch.dtype, shapes: Iterable[tuple[int, int]]
 ) -> bool | None:
-    """How `device` multiplies weights (N, K) of these shapes, by trying: True with scales of rows,
-    False with them afterwards, None if neither is right or gives the same bits twice.
+    """How `device` multiplies weights (N, K) of these shapes, by trying: False with the rows'
+    scales afterwards, True with them within, None if neither is right or gives the same bits twice.
+
+    Afterwards first: once compiled it costs no pass of its own, and the product is quicker (on an
+    H200 for SDXL's layers by 1.5 ms a step).
     """
     shapes = sorted(set(shapes))
-    for by_rows in (True, False):
+    for by_rows in (False, True):
         try:
             if all(_is_right(device, dtype, shape, by_rows=by_rows) for shape in shapes):
                 return by_rows

@@ -54,7 +54,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) → (..., N)."""
-        rows, scale = quantised(x.reshape(-1, x.shape[-1]))
+        # The product takes rows that lie in a row, which a transposed picture's do not.
+        rows, scale = quantised(x.reshape(-1, x.shape[-1]).contiguous())
         found = product(rows, scale, self.weight8, self.scale, by_rows=self.by_rows, dtype=x.dtype)
         # Not within the product: what follows it is one kernel with it once compiled.
         if self.bias is not None:

@@ -24,6 +24,8 @@ T = TypeVar("T")
 _WARM_UPS = 2
 # Steps that a thread may have given to the GPU and that are not done.
 _AHEAD = 2
+# Of a graph itself, outside of its pool: tens of megabytes.
+_OUTSIDE_BYTES = 32 << 20
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -88,7 +90,8 @@ class CudaRecorder:
         with torch.cuda.device(self._device), _ONE_AT_A_TIME:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            free = torch.cuda.mem_get_info()[0]
+            # This process's: what the device has left changes by what others do there, too.
+            reserved = torch.cuda.memory_reserved()
             before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
             try:
@@ -103,7 +106,7 @@ class CudaRecorder:
                 before.wait_stream(self._stream)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            taken = free - torch.cuda.mem_get_info()[0]
+            taken = torch.cuda.memory_reserved() - reserved + _OUTSIDE_BYTES
             held = self._pools[pool]
             held.held += 1
             return CudaRecording(

@@ -1,0 +1,112 @@
+"""Compiles the kernels for a GPU and launches them.
+
+Duty: tensors → launches, for the shapes and layouts that the kernels take.
+Must not know: modules, whether the result is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdxl_worker.kernels.source import CHAINS, CHAINS_PER_BLOCK, NAMES, SOURCE, THREADS, VECTOR
+
+# Where torch gives each group a whole block of threads; below it sums in another order.
+_LEAST_OF_GROUP = CHAINS
+_MOST_OF_GROUP = 1 << 30
+_ALIGNED = 16
+# Ampere, the first that rounds to BF16 by itself.
+_CAPABILITY = (8, 0)
+
+
+class Kernels(Protocol):
+    """Operations by kernels of our own; None for what they do not take."""
+
+    def group_norm(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | None:
+        """(N, C, …) normalised over each group of channels of a sample; `weight`, `bias`: (C)."""
+
+    def geglu(self, x: Tensor) -> Tensor | None:
+        """(…, 2·D) → (…, D): the first half of the last side times GELU of the second."""
+
+
+class CudaKernels:
+    """`Kernels` on one GPU.
+
+    Raises:
+        RuntimeError: they cannot be compiled there, or the device is too old.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if torch.cuda.get_device_capability(device) < _CAPABILITY:
+            raise RuntimeError("no BF16 on this device")
+        with torch.cuda.device(device):
+            # torch's own way to NVRTC, which comes with it; no compiler is needed.
+            compiled = torch.cuda._compile_kernel
+            self._launch: dict[str, Any] = {name: compiled(SOURCE, name) for name in NAMES}
+
+    def __deepcopy__(self, _: Any) -> CudaKernels:
+        # What a copied module calls is the same.
+        return self
+
+    def group_norm(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | None:
+        """See `Kernels`."""
+        if x.dim() < 3:
+            return None
+        samples, channels = x.shape[:2]
+        pixels = x[0, 0].numel() if samples else 0
+        size = pixels * (channels // groups)
+        if not (
+            _LEAST_OF_GROUP <= size < _MOST_OF_GROUP
+            and pixels % VECTOR == 0
+            and all(_is_plain(one) for one in (x, weight, bias))
+        ):
+            return None
+        found = torch.empty_like(x)
+        count = samples * groups
+        chains = torch.empty(count, CHAINS, 2, dtype=torch.float32, device=x.device)
+        moments = torch.empty(count, 2, dtype=x.dtype, device=x.device)
+        # torch rounds it to the tensor's precision, too.
+        rounded = torch.tensor(eps, dtype=x.dtype).item()
+        self._launch["moments_of_chains"](
+            (count, CHAINS // CHAINS_PER_BLOCK, 1), (CHAINS_PER_BLOCK, 1, 1), [x, chains, size]
+        )
+        self._launch["moments_of_groups"](
+            (count, 1, 1), (CHAINS, 1, 1), [chains, moments, size, rounded]
+        )
+        vectors = pixels // VECTOR
+        self._launch["normalised"](
+            (samples * channels, -(-vectors // THREADS), 1),
+            (THREADS, 1, 1),
+            [x, moments, weight, bias, found, channels, channels // groups, vectors],
+        )
+        return found
+
+    def geglu(self, x: Tensor) -> Tensor | None:
+        """See `Kernels`."""
+        half = x.shape[-1] // 2
+        if x.shape[-1] % 2 or half % VECTOR or x.numel() == 0 or not _is_plain(x):
+            return None
+        found = torch.empty(*x.shape[:-1], half, dtype=x.dtype, device=x.device)
+        vectors = half // VECTOR
+        self._launch["gated"](
+            (found.numel() // half, -(-vectors // THREADS), 1),
+            (THREADS, 1, 1),
+            [x, found, vectors],
+        )
+        return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """BF16 in a row on a GPU, where 16 bytes can be read at once."""
+    return (
+        tensor.dtype is torch.bfloat16
+        and tensor.is_cuda
+        and tensor.is_contiguous()
+        and tensor.data_ptr() % _ALIGNED == 0
+    )

@@ -1,0 +1,189 @@
+"""Layers by kernels of our own: used where they give torch's bits, and found out where not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdxl_worker.kernels import modules as modules_
+from sdxl_worker.kernels.modules import (
+    Quick,
+    QuickGEGLU,
+    QuickGroupNorm,
+    gated,
+    quicken,
+    quicken_on,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def every_size_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules_, "_EAGERLY_FROM", 0)
+
+
+class TorchKernels:
+    """A double that computes by torch itself; `off_by` is added to what it gives."""
+
+    def __init__(self, off_by: float = 0.0) -> None:
+        self.off_by, self.calls = off_by, 0
+
+    def group_norm(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | None:
+        self.calls += 1
+        if not x.is_contiguous():
+            return None
+        return self._off(functional.group_norm(x, groups, weight, bias, eps))
+
+    def geglu(self, x: Tensor) -> Tensor | None:
+        self.calls += 1
+        return self._off(gated(x))
+
+    def _off(self, found: Tensor) -> Tensor:
+        # Not 0.0, which makes another number of -0.0.
+        return found + self.off_by if self.off_by else found
+
+
+def quick(kernels: Any, *, capturing: bool = False) -> Quick:
+    return Quick(kernels, lambda: capturing)
+
+
+def layers() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"norm": nn.GroupNorm(4, 16), "feed": GEGLU(16, 8)}).requires_grad_(False)
+
+
+def called(modules: nn.ModuleDict, size: int = 8) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(size)
+    return modules["norm"](torch.randn(2, 16, size, 4)), modules["feed"](torch.randn(2, size, 16))
+
+
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_a_shape_is_compared_once_and_then_comes_from_the_kernels() -> None:
+    plain, modules, kernels = layers(), layers(), TorchKernels()
+    made = quick(kernels)
+    assert quicken([modules], made) == 2
+    assert isinstance(modules["norm"], QuickGroupNorm)
+    assert isinstance(modules["feed"], QuickGEGLU)
+    for _ in range(3):
+        assert same(called(modules), called(plain))
+    assert (kernels.calls, made.off) == (6, {})
+    kernels.off_by = 1.0  # what is known as right is not computed by torch any more
+    assert not same(called(modules), called(plain))
+    assert same(called(modules, 12), called(plain, 12))
+    assert sorted(made.off) == ["geglu", "group_norm"]
+
+
+def test_a_kernel_that_is_off_by_one_bit_is_never_used() -> None:
+    plain, modules, kernels = layers(), layers(), TorchKernels(off_by=2**-20)
+    made = quick(kernels)
+    quicken([modules], made)
+    for _ in range(3):
+        assert same(called(modules), called(plain))
+    assert made.off == dict.fromkeys(["group_norm", "geglu"], "its bits differ")
+    assert kernels.calls == 2
+
+
+def test_a_kernel_that_fails_is_never_used() -> None:
+    class Failing(TorchKernels):
+        def geglu(self, x: Tensor) -> Tensor | None:
+            raise RuntimeError("no such function")
+
+    plain, modules = layers(), layers()
+    made = quick(Failing())
+    quicken([modules], made)
+    for _ in range(2):
+        assert same(called(modules), called(plain))
+    assert made.off == {"geglu": "RuntimeError('no such function')"}
+
+
+def test_within_a_recording_nothing_is_compared_and_torchs_way_is_recorded() -> None:
+    modules, kernels = layers(), TorchKernels(off_by=1.0)
+    made = quick(kernels, capturing=True)
+    quicken([modules], made)
+    assert same(called(modules), called(layers()))
+    assert (kernels.calls, made.off) == (0, {})
+
+
+def test_a_small_group_norm_comes_from_the_kernels_in_recordings_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(modules_, "_EAGERLY_FROM", 1 << 20)
+    now = [False]
+    kernels = TorchKernels()
+    modules = layers()
+    quicken([modules], Quick(kernels, lambda: now[0]))
+    x = torch.randn(2, 16, 8, 4)
+    for capturing, calls in ((False, 1), (False, 1), (True, 2), (False, 2), (True, 3)):
+        now[0] = capturing
+        modules["norm"](x)
+        assert kernels.calls == calls
+
+
+def test_what_lies_in_another_way_is_left_to_torch() -> None:
+    modules, kernels = layers(), TorchKernels()
+    quicken([modules], quick(kernels))
+    x = torch.randn(2, 16, 8, 4)
+    turned = x.to(memory_format=torch.channels_last)
+    plain = layers()["norm"]
+    for one in (x, turned, x):
+        assert torch.equal(modules["norm"](one), plain(one))
+
+
+def test_other_classes_stay_and_copies_share_what_is_known() -> None:
+    class Own(nn.GroupNorm):
+        pass
+
+    own = Own(4, 16)
+    modules = nn.ModuleDict({"own": own, "norm": nn.GroupNorm(4, 16)})
+    made = quick(TorchKernels())
+    assert quicken([modules], made) == 1
+    assert type(own) is Own
+    copied: Any = copy.deepcopy(modules)["norm"]
+    assert copied.quick is made
+
+
+def test_numbers_of_all_sizes_are_tried_out() -> None:
+    class CoarseEpsilon(TorchKernels):
+        def group_norm(
+            self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+        ) -> Tensor | None:
+            return super().group_norm(x, groups, weight, bias, 1.01 * eps)
+
+    for kernels, off in ((TorchKernels(), []), (CoarseEpsilon(), ["group_norm"])):
+        made = quick(kernels)
+        made.try_out(CPU, torch.float32)
+        assert list(made.off) == off
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_gpu_nothing_is_changed(dtype: torch.dtype) -> None:
+    modules = layers()
+    assert quicken_on(CPU, dtype, [modules]) is None
+    assert type(modules["norm"]) is nn.GroupNorm
+
+
+def test_it_is_compiled_as_the_layers_it_stands_for() -> None:
+    modules, kernels = layers(), TorchKernels()
+    quicken([modules], quick(kernels))
+    norm: Any = modules["norm"]
+
+    def called_so(x: Tensor) -> Tensor:
+        found: Tensor = norm(x)
+        return found
+
+    compiled = torch.compile(called_so, fullgraph=True, backend="eager")
+    x = torch.randn(2, 16, 8, 4)
+    assert torch.equal(compiled(x), layers()["norm"](x))
+    assert kernels.calls == 0
