@@ -176,6 +176,21 @@ def test_weights_that_cannot_be_read_are_a_load_failure_without_a_path(
     assert str(folder.parent) not in caught.value.message
 
 
+def test_a_model_that_was_made_for_inpainting_is_refused_by_its_channels(folder: Path) -> None:
+    """It would load, and then fail at every drawing: nothing here gives it a mask's channels."""
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, torch.zeros(first.shape[0], 5, 3, 3)], 1)
+    safetensors.torch.save_file(weights, path)
+
+    with pytest.raises(ModelLoadFailed, match="for inpainting.*takes 9 channels") as caught:
+        load_model(settings(base_model=str(folder)))
+    assert caught.value.details == {"base_model": folder.name, "channels": 9}
+
+
 def test_channels_last_is_a_setting() -> None:
     plain = load_model(settings()).pipe.unet.conv_in.weight
     last = load_model(settings(channels_last=True)).pipe.unet.conv_in.weight

@@ -95,8 +95,22 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
             f"the base model {name} could not be loaded ({type(error).__name__})",
             details={"base_model": name},
         ) from error
+    _check_channels(pipe, name)
     mapped = reading.mapped if reading is not None and device.type == "cpu" else None
     return LoadedModel(pipe, name, device, dtype, limits, settings.channels_last, mapped)
+
+
+def _check_channels(pipe: Any, name: str) -> None:
+    """A UNet that wants more than latents loads, and would fail at every drawing."""
+    takes, latents = int(pipe.unet.config.in_channels), int(pipe.vae.config.latent_channels)
+    if takes != latents:
+        purpose = "inpainting" if takes == 2 * latents + 1 else "something else"
+        raise ModelLoadFailed(
+            f"the base model {name} was made for {purpose}: its UNet takes {takes} "
+            f"channels, and a drawing has {latents}; BASE_MODEL must be a text-to-image model "
+            "(masks are drawn with any)",
+            details={"base_model": name, "channels": takes},
+        )
 
 
 def _load(
