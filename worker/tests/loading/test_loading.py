@@ -186,7 +186,7 @@ def test_a_model_that_was_made_for_inpainting_is_refused_by_its_channels(folder:
     weights["conv_in.weight"] = torch.cat([first, torch.zeros(first.shape[0], 5, 3, 3)], 1)
     safetensors.torch.save_file(weights, path)
 
-    with pytest.raises(ModelLoadFailed, match="for inpainting.*takes 9 channels") as caught:
+    with pytest.raises(ModelLoadFailed, match=r"for inpainting.*takes 9 channels") as caught:
         load_model(settings(base_model=str(folder)))
     assert caught.value.details == {"base_model": folder.name, "channels": 9}
 
