@@ -55,7 +55,7 @@ test-browser: $(INSTALLED) ## Every test of the page, in a real Chromium
 	@$(PY) -m pytest --all tests/browser $(SIDE_BY_SIDE)
 
 .PHONY: setup-clients
-setup-clients: ## Other services' clients, pinned, for test-clients (Node 20, 1.2 GB, two minutes)
+setup-clients: ## Clients that .venv has not, pinned, for test-clients (Node 20, a minute)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found. Set PYTHON=/path/to/python3.11"; exit 1; }
 	@command -v npm >/dev/null || { echo "npm is needed: install Node.js 20.19 or newer"; exit 1; }
 	@$(PYTHON) -m venv $(CLIENTS) && $(CLIENTS)/bin/pip --disable-pip-version-check install -qq \

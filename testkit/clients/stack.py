@@ -1,7 +1,8 @@
 """The real stack that clients call, what its picture looks like, and what a client's script tells.
 
-Nothing is installed here: `make setup-clients` did that before. Without it the tests are left out
-with a word on why; `make test-clients` fails instead.
+Nothing is installed here. Python clients are in the project's own environment, but for one; that
+one and JavaScript's are there once `make setup-clients` was run. Without it their tests are left
+out with a word on why; `make test-clients` fails instead.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from testkit.processes import REPOSITORY
 HERE = REPOSITORY / "tests" / "clients"
 MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 LORA_FILE = REPOSITORY / "demo_model" / "loras" / "line-art.safetensors"
+# Of what cannot live beside the others.
 CLIENTS_PYTHON = REPOSITORY / ".venv-clients" / "bin" / "python"
 # Set by `make test-clients`.
 REQUIRED = "REQUIRE_CLIENTS"

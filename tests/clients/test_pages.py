@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from testkit.clients.pages import NAME, Example, examples
-from testkit.clients.stack import CLIENTS_PYTHON, HERE, Stack, certified, left_out
+from testkit.clients.stack import HERE, Stack, certified, left_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 # Run without processes by backend/tests/dialects/test_client_pages.py; sizes that a client has
@@ -27,9 +28,7 @@ def _command(example: Example) -> list[str]:
         if node is None or not (HERE / "node_modules" / "openai").exists():
             left_out("the JavaScript clients are not there: make setup-clients (needs Node 20)")
         return [str(node), "--input-type=module", "-"]
-    if not CLIENTS_PYTHON.exists():
-        left_out("the Python clients are not there: make setup-clients")
-    return [str(CLIENTS_PYTHON), "-"]
+    return [sys.executable, "-"]
 
 
 RUN = [
