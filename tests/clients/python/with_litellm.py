@@ -8,6 +8,7 @@ from typing import Any
 
 import litellm
 from asked import KEY, PROMPT, SIZE, TAG, URL, WANTED, tell
+from litellm.exceptions import AuthenticationError
 
 where: Any = {"model": "openai/gpt-image-1", "api_base": f"{URL}/v1", "api_key": KEY}
 ours = {name: WANTED[name] for name in ("seed", "steps", "cfg")}
@@ -20,6 +21,6 @@ edited = litellm.image_edit(image=file, prompt=PROMPT, size=SIZE, **where)
 try:
     litellm.image_generation(prompt=PROMPT, **{**where, "api_key": "sdxl_wrong"})
     error = ""
-except litellm.AuthenticationError as refused:
+except AuthenticationError as refused:
     error = type(refused).__name__
 tell([picture], edited=len(base64.b64decode(edited.data[0].b64_json)) > 500, error=error)
