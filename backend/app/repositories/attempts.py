@@ -26,9 +26,10 @@ from sdxl_contract.errors import ErrorCode
 
 _CLAIM_TRIES = 20
 _OPEN = (Status.QUEUED.value, Status.RUNNING.value)
-# The second part looks at each picture that was taken down: microseconds each, and they are few.
+# The last part looks at each picture that was taken down: microseconds each, and they are few.
 _TAKEN_DOWN = """
-    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = ANY(%(hashes)s)) OR EXISTS (
+    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = ANY(%(hashes)s))
+    OR EXISTS (SELECT 1 FROM takedown WHERE kind = 'lora' AND value = ANY(%(weights)s)) OR EXISTS (
         SELECT 1 FROM taken_down_picture t, unnest(%(likenesses)s::bigint[]) AS drawn
         WHERE bit_count((t.likeness # drawn)::bit(64)) <= %(bits)s
     )
@@ -211,11 +212,15 @@ class AttemptRepository:
         return bool(await fetch_value(self._connection, query, {"content_id": content_id}))
 
     async def are_taken_down(
-        self, hashes: Sequence[str], likenesses: Sequence[int], bits: int
+        self,
+        hashes: Sequence[str],
+        likenesses: Sequence[int],
+        bits: int,
+        weights: Sequence[str] = (),
     ) -> bool:
-        """Whether an order names one of these pictures, or one that differs in at most `bits`."""
-        values = {"hashes": list(hashes), "likenesses": list(likenesses), "bits": bits}
-        return bool(await fetch_value(self._connection, _TAKEN_DOWN, values))
+        """Whether an order names a picture of these, or near them, or LoRAs of these `weights`."""
+        lists = {"hashes": [*hashes], "likenesses": [*likenesses], "weights": [*weights]}
+        return bool(await fetch_value(self._connection, _TAKEN_DOWN, {**lists, "bits": bits}))
 
     async def claim(self, job_id: int, together: int = 1) -> Claimed | None:
         """Begin a new attempt at the content that is next; None where nothing can be done now.

@@ -26,12 +26,14 @@ from app.services.inputs.likeness import (
 )
 from app.services.inputs.reading import look_at
 from sdxl_contract.request import GenerateRequest
-from testkit.backend import Backend, StartBackend, migrate_down
+from testkit.backend import Backend, StartBackend, ended, migrate_down
+from testkit.doubles.inference_double import InferenceDouble
 from testkit.lora_bytes import kohya_lora
 
 ADMIN = "/api/v1/admin/takedowns"
 TOKEN = "an-operator-s-token-of-32-characters"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+ASYNC = {"Prefer": "respond-async"}
 
 
 async def order(backend: Backend, expected: int = 201, **body: Any) -> dict[str, Any]:
@@ -326,3 +328,51 @@ def test_a_likeness_survives_what_people_do_to_a_picture_and_tells_others_apart(
     assert is_telling(mine)
     assert from_hex(as_hex(mine)) == mine
     assert not is_telling(likeness(_file(Image.new("RGB", (64, 64), (200, 10, 10)))))
+
+
+@pytest.mark.parametrize(
+    "what", ["an upload", "a near copy", "a drawn picture", "a mask", "a lora"]
+)
+async def test_what_is_drawn_from_something_that_is_taken_down_meanwhile_is_refused(
+    start_backend: StartBackend, patterned: None, inference: InferenceDouble, what: str
+) -> None:
+    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+        first = await backend.generate(prompt="somebody", seed=1)
+        file = (await backend.http.get(first["image_url"])).content
+        upload, other = [await backend.put_image(_file(_drawn(number))) for number in (7, 8)]
+        small = Image.open(io.BytesIO(file)).convert("RGB").resize((200, 200))
+        copy = await backend.put_image(_file(small, "WEBP"))
+        lora = await backend.upload(kohya_lora())
+        drawn = {"kind": "picture", "value": first["images"][0]["sha256"]}
+        asked, ordered = {
+            "an upload": (
+                {"image": {"image_id": upload["id"]}},
+                {"kind": "picture", "value": upload["sha256"]},
+            ),
+            "a near copy": ({"image": {"image_id": copy["id"]}}, drawn),
+            "a drawn picture": ({"image": {"image_id": first["images"][0]["id"]}}, drawn),
+            "a mask": (
+                {"image": {"image_id": other["id"]}, "mask": {"image_id": upload["id"]}},
+                {"kind": "picture", "value": upload["sha256"]},
+            ),
+            "a lora": (
+                {"loras": [{"lora_model_id": lora["id"]}]},
+                {"kind": "lora", "value": lora["sha256"]},
+            ),
+        }[what]
+        inference.gate.clear()
+        waits = {"expected": 202, "headers": ASYNC, "prompt": "another", "seed": 3}
+        before = len(inference.requests)
+        running = await backend.generate(**waits, **asked)
+        untouched = await backend.generate(**(waits | {"seed": 4}))
+        while len(inference.requests) < before + 2:
+            await asyncio.sleep(0.02)
+        await order(backend, **ordered)
+        inference.gate.set()
+
+        done = await ended(backend, running["id"])
+        assert (done["status"], done["error"]["code"]) == ("failed", "CONTENT_REFUSED")
+        assert done["error"]["details"] == {"reason": "taken_down"}
+        stored = await backend.app.state.services.storage.keys("owners")
+        assert [key for key in stored if running["id"] in key] == []
+        assert (await ended(backend, untouched["id"]))["status"] == "succeeded"

@@ -186,18 +186,18 @@ async def likenesses_with(session: AsyncSession, sha256: str) -> list[int]:
 
 async def remove_like(
     session: AsyncSession, hashes: Sequence[str], likenesses: Sequence[int], bits: int
-) -> list[str]:
-    """Remove every owner's that has one of `hashes`, or is near one of `likenesses`; their
-    objects' keys."""
+) -> list[tuple[str, str]]:
+    """Remove every owner's that has one of `hashes`, or is near one of `likenesses`; each one's
+    object's key and hash."""
     alike: list[ColumnElement[bool] | TextClause] = [InputImage.sha256.in_(hashes)]
     for number, value in enumerate(likenesses):
         name = f"value_{number}"
         near = text(f"bit_count((input_image.likeness # :{name})::bit(64)) <= :bits")
         alike.append(near.bindparams(bindparam(name, value, BigInteger), bits=bits))
-    rows = await session.scalars(
+    rows = await session.execute(
         delete(InputImage)
         .where(or_(*alike))
-        .returning(InputImage.object_key)
+        .returning(InputImage.object_key, InputImage.sha256)
         .execution_options(synchronize_session=False)
     )
-    return list(rows)
+    return [(key, sha256) for key, sha256 in rows]

@@ -15,6 +15,7 @@ from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
 from app.repositories.attempts import AttemptRepository, Holds
 from app.services.inputs.likeness import NEAR_BITS, telling
+from app.services.inputs.using import pictures_in
 from sdxl_contract.errors import ContentRefused
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 3.0
@@ -74,18 +75,23 @@ class Ledger:
         """Asked at the last moment, so that hardly an order comes between this and the end.
 
         Raises:
-            ContentRefused: an order names one of these pictures, or one that is nearly the same.
+            ContentRefused: an order names one of these pictures, one that is nearly the same, or
+                what they were drawn from, be it a picture, a LoRA or an embedding.
         """
-        hashes = [image.sha256 for image in images]
+        sources = [use["sha256"] for use in pictures_in(content.parameters).values()]
+        hashes = [*(image.sha256 for image in images), *sources]
+        embeddings = content.parameters.get("embeddings") or ()
+        weights = [one["sha256"] for one in (*content.loras, *embeddings)]
         likenesses = [
             one for one in (telling(image.likeness) for image in images) if one is not None
         ]
         if await self.ask(
-            lambda repository: repository.are_taken_down(hashes, likenesses, NEAR_BITS),
+            lambda repository: repository.are_taken_down(hashes, likenesses, NEAR_BITS, weights),
             lambda: is_late(content),
         ):
             raise ContentRefused(
-                "what was drawn was taken down by the operator, or is nearly the same",
+                "what was drawn, or what it was drawn from, was taken down by the operator, "
+                "or is nearly the same",
                 details={"reason": "taken_down"},
             )
 

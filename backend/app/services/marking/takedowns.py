@@ -69,10 +69,14 @@ class TakedownService:
                     likenesses = [from_hex(value)]
                 likenesses += [mirrored(one) for one in likenesses]
                 ids |= await repository.contents_with(hashes, likenesses, NEAR_BITS)
-                keys += await remove_like(session, hashes, likenesses, NEAR_BITS)
+                # Near copies by their own hashes, too: what is being drawn from one is refused.
+                for key, sha256 in await remove_like(session, hashes, likenesses, NEAR_BITS):
+                    keys.append(key)
+                    hashes.append(sha256)
             removed = await repository.remove(ids)
             for content, of_content in removed:
                 keys += of_content
+                hashes += _known_by(content.images)[0]
                 if content.cost_usd:  # taking down gives no money back
                     day = day_start(content.created_at).date()
                     await LimitRepository(session).keep_cost(content.owner, day, content.cost_usd)
