@@ -344,7 +344,7 @@ async def test_what_is_drawn_from_something_that_is_taken_down_meanwhile_is_refu
         copy = await backend.put_image(_file(small, "WEBP"))
         lora = await backend.upload(kohya_lora())
         drawn = {"kind": "picture", "value": first["images"][0]["sha256"]}
-        asked, ordered = {
+        cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "an upload": (
                 {"image": {"image_id": upload["id"]}},
                 {"kind": "picture", "value": upload["sha256"]},
@@ -359,9 +359,10 @@ async def test_what_is_drawn_from_something_that_is_taken_down_meanwhile_is_refu
                 {"loras": [{"lora_model_id": lora["id"]}]},
                 {"kind": "lora", "value": lora["sha256"]},
             ),
-        }[what]
+        }
+        asked, ordered = cases[what]
         inference.gate.clear()
-        waits = {"expected": 202, "headers": ASYNC, "prompt": "another", "seed": 3}
+        waits: dict[str, Any] = {"expected": 202, "headers": ASYNC, "prompt": "another", "seed": 3}
         before = len(inference.requests)
         running = await backend.generate(**waits, **asked)
         untouched = await backend.generate(**(waits | {"seed": 4}))
