@@ -30,9 +30,9 @@ from peft import LoraConfig
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelTargets, parse_lora
-from testkit.lora import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
-from testkit.lora_oracle import exact_change
-from testkit.lora_spellings import PROCESSOR, SPELLINGS, attention_modules, respelled, text_modules
+from testkit.loras.making import Tensors, TinyModel, kohya_stem, lora_file, save, tiny_model
+from testkit.loras.oracle import exact_change
+from testkit.loras.spellings import PROCESSOR, SPELLINGS, attention_modules, respelled, text_modules
 
 Weights = dict[str, torch.Tensor]
 
@@ -253,7 +253,7 @@ def table() -> str:
         "adapters, ControlLoRA, ControlNet and LLLite, IP-Adapter, AnimateDiff modules, textual",
         "inversions, full checkpoints, VAEs, an α given by a regular expression, and LoRAs for",
         "SD 1, SD 2, the SDXL refiner, SD 3, Flux and other networks",
-        "(`testkit/lora_malformed.py` makes one of each).",
+        "(`testkit/loras/malformed.py` makes one of each).",
         "",
     ])  # fmt: skip
 

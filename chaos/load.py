@@ -18,7 +18,7 @@ import httpx2
 
 from chaos.balance import UNFINISHED, count
 from chaos.scene import LEASE_SECONDS, Scene
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 _ASK_AGAIN_SECONDS = 0.3
 

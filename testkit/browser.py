@@ -21,7 +21,7 @@ from starlette.datastructures import URL
 
 from app.core.security import key_digest, new_api_key
 from scripts.stack import Service
-from testkit.lora_bytes import safetensors_bytes
+from testkit.loras.plain_bytes import safetensors_bytes
 
 OpenPage = Callable[..., Page]
 AXE = Path(__file__).resolve().parents[1] / "tests" / "browser" / "vendor" / "axe.min.js"

@@ -22,7 +22,7 @@ from PIL import Image
 from sdxl_worker.api import create_app
 from sdxl_worker.engine import Engine
 from sdxl_worker.settings import Settings
-from testkit.lora_bytes import build
+from testkit.loras.plain_bytes import build
 
 MODEL = Path(__file__).resolve().parents[1] / "demo_model" / "sdxl-demo"
 SIDE = 64  # px: the smallest that the small model allows

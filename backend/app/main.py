@@ -61,9 +61,8 @@ from app.services.contents.accepting import ContentService
 from app.services.contents.attempt import Drawing
 from app.services.contents.batches import BatchService
 from app.services.contents.events import EventService
-from app.services.contents.listener import Listener
+from app.services.contents.listener import Listener, Waiters
 from app.services.contents.queue import JobQueue
-from app.services.contents.waiters import Waiters
 from app.services.inputs.embeddings import EmbeddingService
 from app.services.inputs.images import InputImageService
 from app.services.inputs.words import WordsService

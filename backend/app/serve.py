@@ -26,7 +26,7 @@ from app.core.logging import configure_logging
 from app.core.settings import Settings, SettingsError, load_settings
 from app.core.tracing import configure_tracing
 from app.main import create_app
-from app.services.contents.waiters import Waiters
+from app.services.contents.listener import Waiters
 from app.startup import Prepared, StartRefused, prepare
 from sdxl_contract.connections import (
     ConnectionGuard,

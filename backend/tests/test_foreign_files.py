@@ -13,7 +13,7 @@ from app.core.pools import Duty, in_pool
 from app.services.foreign_files import ForeignFiles
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
-from testkit.lora_bytes import kohya_lora, safetensors_bytes, sd15_lora
+from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes, sd15_lora
 
 SDXL = BaseModelSignature(
     name="sdxl", family="SDXL", cross_attention_dim=2048, text_encoder_hidden_sizes=(768, 1280)

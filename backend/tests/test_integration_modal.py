@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.services.marking.unsigned import without_manifest
 from testkit.backend import StartBackend, ended
-from testkit.lora_bytes import kohya_lora, sd15_lora
+from testkit.loras.plain_bytes import kohya_lora, sd15_lora
 from testkit.processes import REPOSITORY, backend_process, free_port, s3_server, worker_process
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from benchmarks.full_size import (
     VAE,
 )
 from sdxl_worker.lora import lora_targets
-from testkit.lora import MAKERS, Randomness, kohya_stem, save
+from testkit.loras.making import MAKERS, Randomness, kohya_stem, save
 
 # Eight files of five algorithms; the first two are the rank-32 ones that are timed.
 KINDS = ("lora", "lora", "lora", "loha", "lokr", "dora-in", "full", "loha")

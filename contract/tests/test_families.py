@@ -12,8 +12,8 @@ from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.families import network_of
 from sdxl_contract.lora.header import inspect_lora_file
 from sdxl_contract.lora.topology import family_modules
-from testkit.lora_bytes import build
-from testkit.lora_malformed import plain
+from testkit.loras.malformed import plain
+from testkit.loras.plain_bytes import build
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",

@@ -19,8 +19,8 @@ from sdxl_contract.lora.safetensors import read_header, shown
 from sdxl_contract.lora.topology import FAMILIES, family_modules
 from sdxl_contract.lora.trigger_words import MAX_TRIGGER_WORDS, trigger_words
 from testkit.growth import grows_in_line, seconds
-from testkit.lora_bytes import build, raw
-from testkit.lora_malformed import LINEAR, STEM, Case, corpus, plain
+from testkit.loras.malformed import LINEAR, STEM, Case, corpus, plain
+from testkit.loras.plain_bytes import build, raw
 
 SDXL = BaseModelSignature(
     name="stable-diffusion-xl-base-1.0",

@@ -23,8 +23,8 @@ from sdxl_contract.lora.header import inspect_lora_file
 from sdxl_contract.lora.modules import KeyMap
 from sdxl_contract.lora.spelling import Slot
 from sdxl_contract.lora.topology import family_modules
-from testkit.lora_bytes import SIZES, build, raw
-from testkit.lora_malformed import STEM, corpus, plain
+from testkit.loras.malformed import STEM, corpus, plain
+from testkit.loras.plain_bytes import SIZES, build, raw
 
 MODULES = {n: s for n, s in family_modules("sdxl").items() if ".1.attentions.0" in n or "conv" in n}
 SIGNATURES = [

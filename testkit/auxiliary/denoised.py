@@ -19,7 +19,7 @@ from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.drawing.prompts import Conditioning
 from sdxl_worker.drawing.references import Shown, attached
 from sdxl_worker.drawing.schedulers import build_scheduler
-from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
+from testkit.loras.making import TE1_WIDTH, TE2_WIDTH, tiny_model
 
 OWN: Any = EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
 
 from testkit.browser import OpenPage, Studio, Watch, fitting_lora
-from testkit.lora_bytes import sd15_lora
+from testkit.loras.plain_bytes import sd15_lora
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

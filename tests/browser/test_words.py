@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
 from testkit.browser import OpenPage, Studio, Watch, check_accessibility
-from testkit.lora_bytes import safetensors_bytes
+from testkit.loras.plain_bytes import safetensors_bytes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ import torch
 
 from sdxl_contract.result import GenerateResult, Health
 from sdxl_worker.engine import Engine
-from testkit.lora_bytes import sd15_lora
+from testkit.loras.plain_bytes import sd15_lora
 from testkit.worker import (
     SIDE,
     FileServer,

@@ -16,6 +16,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from app.core.db import DATABASE_LOST, Database
 from app.core.dialect import Dialect, dialect_of
 from app.core.errors import Forbidden
+from app.core.rates import Tries
 from app.core.security import (
     PAGE_HEADER,
     PAGE_HEADER_VALUE,
@@ -23,7 +24,6 @@ from app.core.security import (
     is_foreign_page,
 )
 from app.core.settings import Settings
-from app.core.tries import Tries
 from app.models import LOCAL_OWNER
 from app.services.avatars import AvatarService
 from app.services.callers import is_key_required, key_of

@@ -1,6 +1,6 @@
 """Tables, one file each."""
 
-from app.models.api_key import ApiKey
+from app.models.access import ApiKey, PageSession
 from app.models.avatar import Avatar, PromptStyle, Wildcard
 from app.models.base import LOCAL_OWNER, Base
 from app.models.base_model import SeenBaseModel
@@ -10,7 +10,6 @@ from app.models.content import Content, DialectCall, GenerationEvent, Generation
 from app.models.image import Image, InputImage, SentFile
 from app.models.limits import PAUSED, CallRate, QueueTurn, RemovedCost
 from app.models.lora_model import Embedding, LoraModel, LoraSource
-from app.models.page_session import PageSession
 from app.models.takedown import Takedown, TakenDownPicture
 from app.models.webhook import DeliveryState, Webhook, WebhookAttempt, WebhookDelivery
 

@@ -17,7 +17,7 @@ from app.core.pools import Duty, in_pool
 from app.models import LoraModel
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
-from app.repositories.takedowns import TakedownRepository
+from app.repositories.upkeep.takedowns import TakedownRepository
 from app.schemas.loras import LoraPatch
 from app.services.collection import check_cover
 from app.services.foreign_files import foreign_files

@@ -33,7 +33,7 @@ from app.services.worker.retry import RetryPolicy
 from sdxl_contract.errors import ContractError, LoraDownloadFailed, LoraLoadFailed
 from testkit.backend import Backend, StartBackend, ended
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run
-from testkit.lora_bytes import kohya_lora, sd15_lora
+from testkit.loras.plain_bytes import kohya_lora, sd15_lora
 
 SMALL = {"width": 512, "height": 512, "steps": 20}
 

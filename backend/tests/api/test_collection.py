@@ -14,7 +14,7 @@ from app.services.storage import LocalStorage
 from app.services.upkeep.retention import remove_old
 from testkit.backend import CONTENT, Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 API = "/api/v1"
 NOWHERE = str(uuid.uuid4())

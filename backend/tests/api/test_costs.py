@@ -12,7 +12,7 @@ from sdxl_contract.prices import USD_PER_SECOND
 from sdxl_contract.result import Timings
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 TIMINGS = Timings(
     queue=50.0, download=3.0, parse=0.5, apply=1.0, text_encode=0.5, denoise=8.0, decode=1.0,

@@ -20,7 +20,7 @@ from app.core.settings import load_settings
 from app.schemas.content import GenerateIn
 from app.services.storage import LocalStorage, S3Storage
 from testkit.backend import Backend, StartBackend
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 CONTENT = "/api/v1/content"
 UPLOAD = "/api/v1/loras/models/upload"

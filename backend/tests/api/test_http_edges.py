@@ -31,7 +31,7 @@ from app.api.edge import body_limit
 from app.api.edge.body_limit import BodyLimit
 from app.core.dialect import Dialect, Dialects
 from testkit.backend import Backend
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 CONTENT = "/api/v1/content"
 UPLOAD = "/api/v1/loras/models/upload"

@@ -16,7 +16,7 @@ from app.services.storage import LocalStorage
 from sdxl_contract.limits import BaseModelSignature
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora, safetensors_bytes, sd15_lora
+from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes, sd15_lora
 
 UPLOAD = "/api/v1/loras/models/upload"
 MODELS = "/api/v1/loras/models"

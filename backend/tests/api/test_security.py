@@ -18,7 +18,7 @@ from app.repositories.access.api_keys import ApiKeyRepository
 from app.services.storage import LocalStorage, check_key
 from sdxl_contract.redaction import redact
 from testkit.backend import BASE_URL, Backend, add_key
-from testkit.lora_bytes import kohya_lora, safetensors_bytes
+from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes
 
 
 async def test_with_a_key_made_every_call_needs_one(backend: Backend, database_url: URL) -> None:

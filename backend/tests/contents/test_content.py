@@ -16,7 +16,7 @@ from sdxl_contract.limits import ModelLimits
 from sdxl_contract.prices import USD_PER_SECOND
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 GENERATE = "/api/v1/content/generate"
 

@@ -17,7 +17,7 @@ from app.services.modal_sdxl_lora_client import BuildRequest, InferenceOutcome
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
 from testkit.backend import Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 ASYNC = {"Prefer": "respond-async"}
 CONTENT = "/api/v1/content"

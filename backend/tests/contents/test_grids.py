@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testkit.backend import Backend, StartBackend
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 BATCH = "/api/v1/content/batch"
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from testkit.backend import CONTENT, Backend, StartBackend, ended
 from testkit.doubles.inference_double import SCHEDULERS, InferenceDouble
-from testkit.lora_bytes import kohya_lora, safetensors_bytes
+from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes
 
 ASYNC = {"Prefer": "respond-async"}
 

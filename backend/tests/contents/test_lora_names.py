@@ -12,7 +12,7 @@ from app.core.errors import NotFound
 from app.services.lora_names import find_by_name, free_name
 from sdxl_contract.errors import InvalidRequest
 from testkit.backend import Backend, add_key
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 INK, LINE, LINE_2 = (uuid.UUID(int=number) for number in (1, 2, 3))
 NAMES = {INK: "Ink (2)", LINE: "Line Art", LINE_2: "line-art"}

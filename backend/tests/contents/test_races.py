@@ -18,7 +18,7 @@ from app.services.contents.drafts import Draft, draft_content
 from app.services.storage import LocalStorage
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 AVATARS = "/api/v1/identities/avatars"
 CONTENT = "/api/v1/content"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from app.core.errors import StorageFailed
 from app.core.settings import Settings
+from app.services.contents.storing import make_thumbnail
 from app.services.storage import LocalStorage
-from app.services.thumbnails import make_thumbnail
 from app.services.upkeep.sweep import sweep
 from testkit.backend import Backend, StartBackend
 

@@ -13,7 +13,7 @@ from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
 from testkit.backend import CONTENT, Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 ASYNC = {"Prefer": "respond-async"}
 

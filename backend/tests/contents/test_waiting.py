@@ -34,7 +34,7 @@ from sdxl_contract.result import Phase, ProgressEvent, QueuedEvent
 from testkit.backend import CONTENT, Backend, StartBackend, ended
 from testkit.doubles.bad_worker import good
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 ASYNC = {"Prefer": "respond-async"}
 SMALL = ModelLimits(native_size=128, min_side=64, max_side=256)

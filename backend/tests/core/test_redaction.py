@@ -30,7 +30,7 @@ from testkit.backend import Backend, StartBackend
 from testkit.doubles.http_server import Reply, as_json
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run, modal_http, picture, stream
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 PLANTED = {
     "modal_api_token": "planted plain words token",

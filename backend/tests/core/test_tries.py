@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.core.tries import Tries
+from app.core.rates import Tries
 
 
 def test_after_so_many_failures_a_name_waits_and_others_do_not() -> None:

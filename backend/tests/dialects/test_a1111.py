@@ -22,7 +22,7 @@ from sdxl_contract.request import Scheduler
 from sdxl_contract.result import Phase, PreviewEvent, ProgressEvent
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 API = "/sdapi/v1"
 

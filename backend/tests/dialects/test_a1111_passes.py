@@ -22,7 +22,7 @@ from sdxl_contract.limits import (
 )
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import safetensors_bytes
+from testkit.loras.plain_bytes import safetensors_bytes
 
 API = "/sdapi/v1"
 UPSCALER = UpscalerInfo(name="4x_Pear", sha256="0" * 64, architecture="esrgan", scale=4, bytes=9)

@@ -36,7 +36,7 @@ from testkit.clients.pages import (
 )
 from testkit.documents import REPOSITORY
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 LANGUAGES = {"python", "javascript", "json", "bash", "text"}
 # Here; all others run as processes of their own (tests/clients/test_pages.py).

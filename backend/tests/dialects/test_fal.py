@@ -21,7 +21,7 @@ from sdxl_contract.result import Phase, ProgressEvent
 from testkit.backend import Served, StartBackend, add_key
 from testkit.doubles.inference_double import InferenceDouble
 from testkit.doubles.webhook_receiver import receiving
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 APP = "fal-ai/fast-sdxl"
 QUEUE = f"/fal/queue/{APP}"

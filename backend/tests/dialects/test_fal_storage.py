@@ -18,7 +18,7 @@ from app.services.calls import sent_files
 from sdxl_contract.limits import IMAGE_MAX_BYTES
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 APP = "fal-ai/fast-sdxl"
 BEGIN = "/fal/rest/storage/upload/initiate"

@@ -25,7 +25,7 @@ from sdxl_contract.errors import (
 )
 from testkit.backend import Backend
 from testkit.doubles.http_server import Call, HttpServer, Reply
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 INK = kohya_lora()
 

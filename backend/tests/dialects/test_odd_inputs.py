@@ -12,7 +12,7 @@ from PIL import Image
 
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 
 def png(colour: str = "red") -> bytes:

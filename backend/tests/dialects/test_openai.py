@@ -16,7 +16,7 @@ from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import PreviewEvent
 from testkit.backend import Served, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 GENERATIONS = "/v1/images/generations"
 

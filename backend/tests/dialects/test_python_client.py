@@ -28,7 +28,7 @@ from sdxl_contract.errors import GenerationFailed
 from sdxl_contract.result import Phase, ProgressEvent
 from testkit.backend import Served
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 
 @pytest.fixture

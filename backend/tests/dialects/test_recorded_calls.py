@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from testkit.backend import Served
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 PROGRAMS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "recorded" / "calls.json").read_text()

@@ -18,7 +18,7 @@ from sdxl_contract.errors import ContractError
 from sdxl_contract.limits import ControlInfo, ControlKind, ModelLimits
 from testkit.backend import Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 REPLAYS = "/api/v1/replays"
 RECEIPT: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from app.core.db import Database
 from app.models.base import utc_now
-from app.repositories.maintenance import MaintenanceRepository
+from app.repositories.upkeep.maintenance import MaintenanceRepository
 from app.services.marking.forbidden_words import ForbiddenWords, UnusableWords
 from sdxl_contract.errors import ContentRefused
 from sdxl_contract.result import ImageSafety, SafetyReport

@@ -28,7 +28,7 @@ from app.services.inputs.reading import look_at
 from sdxl_contract.request import GenerateRequest
 from testkit.backend import Backend, StartBackend, ended, migrate_down
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 ADMIN = "/api/v1/admin/takedowns"
 TOKEN = "an-operator-s-token-of-32-characters"

@@ -18,7 +18,7 @@ from sqlalchemy import URL
 from app.core.settings import Settings
 from app.services.upkeep.backup import BackupError, back_up, restore
 from testkit.backend import StartBackend
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 from testkit.processes import BACKEND
 
 

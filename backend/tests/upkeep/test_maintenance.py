@@ -19,7 +19,7 @@ from app.services.upkeep.sweep import Swept, sweep
 from sdxl_contract.prices import USD_PER_SECOND
 from testkit.backend import Backend, StartBackend
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 DAY = 86400.0
 USUAL_USD = 10 * USD_PER_SECOND["L4"]

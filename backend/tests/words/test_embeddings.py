@@ -15,7 +15,7 @@ from sdxl_contract.limits import EMBEDDING_MAX_BYTES
 from sdxl_contract.prompts.embedding_file import count_vectors
 from testkit.backend import CONTENT, Backend, StartBackend, add_key, ended
 from testkit.doubles.inference_double import InferenceDouble
-from testkit.lora_bytes import safetensors_bytes
+from testkit.loras.plain_bytes import safetensors_bytes
 
 EMBEDDINGS = "/api/v1/embeddings"
 WIDTHS = (768, 1280)

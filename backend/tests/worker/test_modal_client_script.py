@@ -10,7 +10,7 @@ from PIL import Image
 
 from testkit.doubles.http_server import Reply
 from testkit.doubles.modal_edge_double import ModalEdgeDouble, Run
-from testkit.lora_bytes import kohya_lora
+from testkit.loras.plain_bytes import kohya_lora
 
 BACKEND = Path(__file__).resolve().parents[2]
 TOKEN = "script-token-123"

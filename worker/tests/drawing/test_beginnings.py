@@ -20,7 +20,7 @@ from sdxl_worker.drawing.beginnings import Ground, from_ground, from_noise
 from sdxl_worker.drawing.denoising import Denoising
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from testkit.auxiliary.denoised import GUIDANCE, OWN, SIDE, SOURCE, STEPS, TOLD
-from testkit.lora import tiny_model
+from testkit.loras.making import tiny_model
 
 pytestmark = pytest.mark.process
 

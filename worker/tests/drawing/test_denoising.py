@@ -16,7 +16,7 @@ from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.prompts import Conditioning
 from sdxl_worker.drawing.schedulers import build_scheduler, scheduler_eta
 from sdxl_worker.run import Run
-from testkit.lora import TE1_WIDTH, TE2_WIDTH, tiny_model
+from testkit.loras.making import TE1_WIDTH, TE2_WIDTH, tiny_model
 from testkit.worker import RunningWorker
 
 pytestmark = pytest.mark.process

@@ -14,7 +14,7 @@ from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
 from sdxl_worker.loading.onto_gpu import Staging
 from sdxl_worker.lora import ParsedLora, parse_lora
 from testkit.doubles.graphs import CudaDouble
-from testkit.lora import lora_file, save, tiny_model
+from testkit.loras.making import lora_file, save, tiny_model
 
 DEVICE = torch.device("cuda")
 

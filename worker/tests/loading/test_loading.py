@@ -15,7 +15,7 @@ from sdxl_contract.errors import ModelLoadFailed
 from sdxl_worker.loading.from_folder import pipeline_from_folder
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.loading.weight_reader import NotThere, Reading, is_plain_sdxl, start_reading
-from testkit.lora_bytes import raw
+from testkit.loras.plain_bytes import raw
 from testkit.worker import MODEL, settings
 
 pytestmark = pytest.mark.process

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from testkit.lora import Rig
+from testkit.loras.making import Rig
 
 
 @pytest.fixture(autouse=True, scope="session")

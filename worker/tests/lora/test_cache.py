@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdxl_worker.lora import DiskTier, LoraCache, ParsedLora, parse_lora
-from testkit.lora import Rig, lora_file, save
+from testkit.loras.making import Rig, lora_file, save
 
 
 def a_lora(rig: Rig, seed: int) -> ParsedLora:

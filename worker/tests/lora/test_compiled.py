@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
-from testkit.lora import TinyModel, lora_file, model_hashes, save, tiny_model
+from testkit.loras.making import TinyModel, lora_file, model_hashes, save, tiny_model
 
 
 def shallow_model() -> TinyModel:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sdxl_worker.lora import LoraPatcher, parse_lora
-from testkit.lora import kohya_stem, lora_file, save, tiny_model
-from testkit.lora_oracle import exact_change, ulps
+from testkit.loras.making import kohya_stem, lora_file, save, tiny_model
+from testkit.loras.oracle import exact_change, ulps
 
 pytestmark = pytest.mark.process
 

@@ -15,7 +15,7 @@ from sdxl_worker.lora.arena import Arena, fits_arena
 from sdxl_worker.lora.grouped import GroupedWrites, prepare
 from sdxl_worker.lora.merge import merge_weight
 from testkit.doubles.graphs import OneRecording
-from testkit.lora import TinyModel, lora_file, model_hashes, save, tiny_model
+from testkit.loras.making import TinyModel, lora_file, model_hashes, save, tiny_model
 
 pytestmark = pytest.mark.process
 

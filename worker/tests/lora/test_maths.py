@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdxl_worker.lora import parse_lora
-from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save
-from testkit.lora_oracle import MANTISSA, exact_change, ulps
+from testkit.loras.making import MAKERS, Rig, Tensors, kohya_stem, lora_file, save
+from testkit.loras.oracle import MANTISSA, exact_change, ulps
 
 
 def worst_ulps(rig: Rig, files: list[tuple[Tensors, float]]) -> float:

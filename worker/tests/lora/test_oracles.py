@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_worker.lora import parse_lora
-from testkit.lora import MAKERS, Rig, Tensors, kohya_stem, lora_file, save, tiny_model
-from testkit.lora_spellings import attention_modules, respelled, text_modules
+from testkit.loras.making import MAKERS, Rig, Tensors, kohya_stem, lora_file, save, tiny_model
+from testkit.loras.spellings import attention_modules, respelled, text_modules
 
 pytestmark = pytest.mark.process
 

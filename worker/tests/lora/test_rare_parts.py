@@ -9,7 +9,7 @@ import torch
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import parse_lora
-from testkit.lora import Rig, Tensors, kohya_stem, lora_file, save
+from testkit.loras.making import Rig, Tensors, kohya_stem, lora_file, save
 
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_OUT = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"

@@ -12,9 +12,9 @@ from sdxl_contract.errors import ErrorCode, LoraLoadFailed
 from sdxl_contract.lora.layout import lay_out
 from sdxl_contract.lora.safetensors import read_header
 from sdxl_worker.lora import parse_lora
-from testkit.lora import Rig, lora_file, save
-from testkit.lora_bytes import raw
-from testkit.lora_malformed import Case, bad_values, corpus
+from testkit.loras.making import Rig, lora_file, save
+from testkit.loras.malformed import Case, bad_values, corpus
+from testkit.loras.plain_bytes import raw
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, SwapKind, parse_lora
-from testkit.lora import MAKERS, Rig, lora_file, model_hashes, save, tiny_model
+from testkit.loras.making import MAKERS, Rig, lora_file, model_hashes, save, tiny_model
 
 pytestmark = pytest.mark.process
 

@@ -11,8 +11,8 @@ from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.lora.modules import KeyMap, sgm_names
 from sdxl_contract.lora.topology import family_modules
 from sdxl_worker.lora import parse_lora
-from testkit.lora import Rig, Tensors, lora_file, save
-from testkit.lora_spellings import (
+from testkit.loras.making import Rig, Tensors, lora_file, save
+from testkit.loras.spellings import (
     PROCESSOR,
     SPELLINGS,
     attention_modules,

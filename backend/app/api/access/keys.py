@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from app.api.deps import Caller, CallerDep, ServicesDep
 from app.core.dialect import dialect_of
 from app.core.errors import Forbidden
+from app.schemas.access import KeyIn, KeyOut, KeyWithSecret
 from app.schemas.common import Page
-from app.schemas.keys import KeyIn, KeyOut, KeyWithSecret
 from app.services import callers
 
 router = APIRouter(prefix="/keys", tags=["keys"])

@@ -11,7 +11,7 @@ from app.core.errors import RateLimited
 from app.core.security import SESSION_COOKIE
 from app.core.settings import Settings
 from app.models.base import utc_now
-from app.schemas.session import SessionOut, SignIn
+from app.schemas.access import SessionOut, SignIn
 from app.services.callers import begin_session, end_session, is_key_required, key_of
 from sdxl_contract.errors import Unauthorized
 

@@ -33,10 +33,10 @@ from app.repositories.loras import LoraRepository
 from app.schemas.batches import BatchIn
 from app.schemas.content import GenerateIn
 from app.services.contents.drafts import Draft, digest_of, draft_content, estimate, members_of
+from app.services.contents.listener import Waiters
 from app.services.contents.queue import JobQueue
 from app.services.contents.reading import ContentReading
 from app.services.contents.resolve import again_request, asked_again, asked_of, check_limits
-from app.services.contents.waiters import Waiters
 from app.services.inputs.embeddings import check_there
 from app.services.inputs.using import find_picture, pictures_in
 from app.services.limits import UNLIMITED, Allowance, admit, admit_directly, day_start

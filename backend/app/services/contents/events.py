@@ -18,7 +18,7 @@ from app.core.db import Database
 from app.models import PAUSED, Status
 from app.repositories.attempts import AttemptRepository
 from app.repositories.events import EventRepository
-from app.services.contents.waiters import Waiters
+from app.services.contents.listener import Waiters
 
 QUEUED = Status.QUEUED.value
 _LOOK_SECONDS = 1.0

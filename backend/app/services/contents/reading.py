@@ -19,7 +19,7 @@ from app.models import Content
 from app.models.filters import ContentFilter
 from app.repositories.attempts import AttemptRepository
 from app.repositories.contents import ContentRepository, ContentStatements
-from app.services.contents.waiters import Waiters
+from app.services.contents.listener import Waiters
 
 _LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
 _STOP_SECONDS = 0.2

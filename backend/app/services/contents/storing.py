@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+
+from PIL import Image as PillowImage
 
 from app.core.errors import StorageFailed, is_disk_full
 from app.core.pools import Duty, in_pool
@@ -19,7 +22,6 @@ from app.models import Content, Image
 from app.models.base import utc_now
 from app.services.inputs.likeness import likeness
 from app.services.storage import Storage
-from app.services.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from sdxl_contract.request import OutputFormat
 from sdxl_contract.result import GenerateResult
 
@@ -28,6 +30,8 @@ _FILES = {
     OutputFormat.JPEG: (".jpg", "image/jpeg"),
     OutputFormat.WEBP: (".webp", "image/webp"),
 }
+THUMBNAIL_SIDE = 256  # px, the longer side
+_THUMBNAIL_QUALITY = 82
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 3.0
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,22 @@ log = logging.getLogger(__name__)
 OnTrouble = Callable[[StorageFailed], Awaitable[None]]
 # A picture's file as it is to be stored, or, where the last argument says so, its small copy's.
 Sign = Callable[[Image, bytes, bool], Awaitable[bytes]]
+
+
+def make_thumbnail(picture: bytes) -> bytes | None:
+    """`picture` as WebP of at most 256 px a side; None where it is that small itself.
+
+    Raises:
+        OSError: the bytes are no picture.
+    """
+    with PillowImage.open(io.BytesIO(picture)) as opened:
+        if max(opened.size) <= THUMBNAIL_SIDE:
+            return None
+        small = opened.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PillowImage.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
+    return file.getvalue()
 
 
 async def store(

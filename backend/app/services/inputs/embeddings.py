@@ -21,7 +21,7 @@ from app.models import Avatar, Embedding
 from app.models.base import utc_now
 from app.repositories.inputs.embeddings import EmbeddingRepository
 from app.repositories.loras import LoraRepository
-from app.repositories.takedowns import TakedownRepository
+from app.repositories.upkeep.takedowns import TakedownRepository
 from app.schemas.content import GenerateIn
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_or_leave

@@ -16,7 +16,7 @@ from app.models import Content, LoraModel, Status
 from app.repositories.inputs.embeddings import EmbeddingRepository
 from app.repositories.inputs.images import InputRepository
 from app.repositories.loras import LoraRepository
-from app.repositories.takedowns import TakedownRepository
+from app.repositories.upkeep.takedowns import TakedownRepository
 from app.services.contents.accepting import ContentService
 from app.services.limits import Allowance
 from app.services.marking.receipts import (

@@ -19,8 +19,8 @@ from app.models.base import utc_now
 from app.models.takedown import Kind, Takedown
 from app.repositories.access.limits import LimitRepository
 from app.repositories.inputs.images import likenesses_with, remove_like
-from app.repositories.takedowns import TakedownRepository
-from app.services.contents.waiters import Waiters
+from app.repositories.upkeep.takedowns import TakedownRepository
+from app.services.contents.listener import Waiters
 from app.services.inputs.likeness import NEAR_BITS, from_hex, is_telling, mirrored
 from app.services.limits import day_start
 from app.services.storage import Storage

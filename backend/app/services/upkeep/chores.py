@@ -14,7 +14,7 @@ from typing import NamedTuple
 from app.core.db import Database
 from app.core.settings import Settings
 from app.models.base import utc_now
-from app.repositories.maintenance import MaintenanceRepository
+from app.repositories.upkeep.maintenance import MaintenanceRepository
 from app.repositories.webhooks import remove_old_deliveries
 from app.services.storage import Storage
 from app.services.upkeep.metrics import Metrics

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from app.core.db import DATABASE_LOST, Database
 from app.models import Status
 from app.models.base import utc_now
-from app.repositories.maintenance import MaintenanceRepository
+from app.repositories.upkeep.maintenance import MaintenanceRepository
 from app.services.limits import day_start
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from app.core.db import Database
 from app.core.errors import StorageFailed
 from app.models.base import utc_now
 from app.repositories.inputs.images import remove_unused_before
-from app.repositories.maintenance import MaintenanceRepository
+from app.repositories.upkeep.maintenance import MaintenanceRepository
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_unnamed
 

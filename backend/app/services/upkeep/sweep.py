@@ -20,7 +20,7 @@ from app.core.db import DATABASE_LOST, Database
 from app.core.errors import StorageFailed
 from app.models.base import utc_now
 from app.repositories.loras import LoraRepository
-from app.repositories.maintenance import MaintenanceRepository
+from app.repositories.upkeep.maintenance import MaintenanceRepository
 from app.services.storage import Storage
 
 # What this backend writes. Anything else in the bucket is somebody else's, a store's own file of a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from testkit.lora import Tensors
+from testkit.loras.making import Tensors
 
 # Bits of mantissa, the hidden one included, and the exponent of the smallest subnormal number.
 MANTISSA = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}

@@ -1,11 +1,11 @@
-"""An API key as the API makes and shows it."""
+"""API keys as the API makes and shows them; signing a page in and out."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from app.models import ApiKey
 from app.schemas.common import In, Name
@@ -44,3 +44,19 @@ class KeyWithSecret(KeyOut):
     """A key that was just made."""
 
     key: str = Field(description="what callers send; shown once, and not kept")
+
+
+class SignIn(In):
+    """`POST /session`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    api_key: SecretStr = Field(min_length=1, max_length=200)
+
+
+class SessionOut(BaseModel):
+    """`GET /session`: who is asking."""
+
+    signed_in: bool = Field(description="this call's key or cookie is valid")
+    keys_required: bool = Field(description="false: no key was made yet, and none is needed")
+    name: str | None = Field(description="the key's name; null where nobody is signed in")

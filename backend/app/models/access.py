@@ -1,4 +1,5 @@
-"""Keys that callers prove themselves with; only their SHA-256 is kept."""
+"""Keys that callers prove themselves with, and pages that signed in with one; of both, and of a
+page's cookie, only the SHA-256 is kept."""
 
 from __future__ import annotations
 
@@ -28,3 +29,18 @@ class ApiKey(Base):
     daily_budget_usd: Mapped[float | None]
     # The key that made it over HTTP: revoked with it, and its calls are counted as that one's.
     made_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id"), index=True)
+
+
+class PageSession(Base):
+    """A page that signed in. Ends at `expires_at`, when it is signed out, or with its key."""
+
+    __tablename__ = "page_session"
+    __table_args__ = (UniqueConstraint("token_sha256"),)
+
+    id: Mapped[UuidPk]
+    api_key_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("api_key.id", ondelete="CASCADE"), index=True
+    )
+    token_sha256: Mapped[str]
+    created_at: Mapped[Created]
+    expires_at: Mapped[Moment]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from testkit.lora import Tensors, TinyModel, kohya_stem, lora_file
+from testkit.loras.making import Tensors, TinyModel, kohya_stem, lora_file
 
 _RESNET = {
     "norm1": "in_layers.0",

@@ -1,6 +1,6 @@
 """Makes the corpus of malformed, hostile and foreign LoRA files, with the refusal each must get.
 
-`python -m testkit.lora_malformed FOLDER` writes them. Files are made for a module table, so that
+`python -m testkit.loras.malformed FOLDER` writes them. Files are made for a module table, so that
 the same corpus tests the inspection by SDXL's table and the worker's parser by a small model's.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from testkit.lora_bytes import Shape, Spec, build, raw
+from testkit.loras.plain_bytes import Shape, Spec, build, raw
 
 LINEAR = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.down_blocks.1.resnets.0.conv1"

@@ -1,0 +1,1 @@
+"""LoRA files of every algorithm, spelling and fault, and what they should do to a weight."""
