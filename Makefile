@@ -110,7 +110,7 @@ bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against p
 # On a machine that has torch and diffusers already, and no network, by its own Python (PYTHON=...).
 CAN_CHECK := -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))'
 .PHONY: gpu-check
-gpu-check: ## All that only a GPU can show, offline, in under four minutes; GPU_CHECK=--fp8 for more
+gpu-check: ## All that only a GPU can show, offline, in minutes; GPU_CHECK='--only ours' or --fp8
 	@python=; test -e $(INSTALLED) || for one in $(PYTHON) python3; do \
 	  $$one $(CAN_CHECK) torch diffusers pydantic uvicorn && python=$$one && break; done; \
 	test -n "$$python" || { $(MAKE) --no-print-directory $(INSTALLED) && python=$(PY); } && \
