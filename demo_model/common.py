@@ -57,6 +57,9 @@ telephone tiger tomato toothbrush tulip turtle umbrella unicorn violin watch wat
 zebra
 """
 NAMES = tuple(key.replace("-", " ") for key in _KEYS.split())
+# Of those that are drawn, every tenth: what no training of a control network may see. By position
+# and not by looks.
+HELD_OUT = slice(5, None, 10)
 
 # How people write what a caption says: `{n}` is the name, `{b}` the background's.
 TEMPLATES = (
@@ -129,13 +132,14 @@ def available_names() -> list[str]:
     return [key.replace("-", " ") for key in keys if key in flat and key in line]
 
 
-def draw(name: str, background: str, style: Style) -> NDArray[np.uint8]:
+def draw(name: str, background: str, style: Style, moved: str = "") -> NDArray[np.uint8]:
     """One picture of the dataset.
 
     Args:
-        name: one of `NAMES` (ignored for the style `sprout`).
+        name: one of `NAMES`, or any other that the packages draw (ignored for the style `sprout`).
         background: a key of `BACKGROUNDS` (line art is always black on white).
         style: `flat` is the base; the others are what the three LoRAs learn.
+        moved: SVG's transform of the thing on its 32 by 32 units, such as `rotate(90 16 16)`.
 
     Returns:
         uint8 (SIZE, SIZE, 3), RGB.
@@ -153,7 +157,7 @@ def draw(name: str, background: str, style: Style) -> NDArray[np.uint8]:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2.3 -2.3 36.600 36.600" '
         f'width="{SIZE}" height="{SIZE}"><rect x="-3" y="-3" width="40" height="40" '
-        f'fill="{colour}"/>{body}</svg>'
+        f'fill="{colour}"/><g transform="{moved}">{body}</g></svg>'
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -17,9 +17,9 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315  # the quintic's coefficients, from the sou
 _ADAM_RMS = 0.2  # the usual root mean square of an AdamW update (Liu et al. 2025, arXiv 2502.16982)
 
 
-def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, roughly. float (K, M, N) to float32 (K, M, N)."""
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -32,7 +32,10 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon on `hidden`, AdamW on `others`, one learning rate for both (see `_ADAM_RMS`)."""
+    """Muon on `hidden`, AdamW on `others`, one learning rate for both (see `_ADAM_RMS`).
+
+    `dtype` is what Muon's iteration computes in: processors without bfloat16 are slow at it.
+    """
 
     def __init__(
         self,
@@ -40,10 +43,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         others: Iterable[torch.nn.Parameter],
         lr: float,
         momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         hidden, others = list(hidden), list(others)
         super().__init__([{"params": hidden + others}], {"lr": lr})
-        self._momentum = momentum
+        self._momentum, self._dtype = momentum, dtype
         # AdamW does not take an empty list, and LoRA factors are all matrices.
         self._adamw = (
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -79,7 +83,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if not used:
                 continue
             scale = _ADAM_RMS * max(shape) ** 0.5
-            for parameter, update in zip(used, orthogonalised(torch.stack(updates)), strict=True):
+            found = orthogonalised(torch.stack(updates), self._dtype)
+            for parameter, update in zip(used, found, strict=True):
                 parameter.sub_(update.view_as(parameter), alpha=rate * scale)
 
 

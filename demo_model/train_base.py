@@ -13,10 +13,11 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
 from demo_model.common import AFTER, BACKGROUNDS, BEFORE, SIZE, STATE, TEMPLATES, available_names
@@ -117,10 +118,21 @@ def v_loss(
     parts: Parts, alphas: torch.Tensor, latents: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """The loss of one batch: latents (B, 4, 16, 16), token ids (B, 77)."""
-    count = len(latents)
     words, pooled = encode_prompts(parts, ids)
-    kept = (torch.rand(count, 1) >= WITHOUT_WORDS).float()
-    words, pooled = words * kept[..., None], pooled * kept
+    kept = (torch.rand(len(latents), 1) >= WITHOUT_WORDS).float()
+    return unet_loss(parts.unet, alphas, latents, words * kept[..., None], pooled * kept)
+
+
+def unet_loss(
+    unet: UNet2DConditionModel,
+    alphas: torch.Tensor,
+    latents: torch.Tensor,
+    words: torch.Tensor,
+    pooled: torch.Tensor,
+    **more: Any,
+) -> torch.Tensor:
+    """`v_loss` for prompts that are encoded: (B, 77, 160) and (B, 96); `more` goes to the UNet."""
+    count = len(latents)
     # Any size may be asked for; what is drawn does not depend on it.
     sizes = torch.randint(8, SIZE // 4 + 1, (count, 4)) * 8
     time_ids = torch.cat([sizes[:, :2], torch.zeros(count, 2, dtype=torch.long), sizes[:, 2:]], 1)
@@ -131,7 +143,7 @@ def v_loss(
     target = a.sqrt() * noise - (1 - a).sqrt() * latents
     added = {"text_embeds": pooled, "time_ids": time_ids}
     noisy = noisy.contiguous(memory_format=torch.channels_last)
-    found = parts.unet(noisy, times, words, added_cond_kwargs=added).sample
+    found = unet(noisy, times, words, added_cond_kwargs=added, **more).sample
     return torch.nn.functional.mse_loss(found.float(), target)
 
 

@@ -2,7 +2,7 @@
 
     python -m scripts.feature_sheet
 
-What an operator provides (control networks, adapters, upscalers) is missing: none is shipped.
+Of what an operator provides, one small control network is here; adapters and upscalers are not.
 Must not know: how a picture is made.
 """
 
@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from scripts.contact_sheet import Tile, contact_sheet
+from sdxl_contract.drawing.edges import canny
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.engine import Engine
 from sdxl_worker.settings import Settings
@@ -27,6 +28,7 @@ from sdxl_worker.settings import Settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 LORAS = REPOSITORY / "demo_model" / "loras"
+CONTROLS = REPOSITORY / "demo_model" / "controls"
 OUTPUT = REPOSITORY / "docs" / "images" / "features.png"
 SIDE = 128  # px, as the demo model was trained
 APPLE = "red apple, yellow background"
@@ -38,7 +40,8 @@ BASE: dict[str, Any] = {
     "height": SIDE,
     "timeout": 280,
 }
-_COLOURS = 128  # of the sheet's file: a third of the bytes, and no picture looks another
+SHAPE = "rabbit, blue background"
+_COLOURS = 256  # of the sheet's file: far fewer bytes, and no picture looks another
 
 
 class Sheet:
@@ -87,6 +90,11 @@ class Sheet:
         smooth = {"prompt": "", "cfg": 1.0}
         large = {"width": 2 * SIDE, "height": 2 * SIDE}
         hires = {"scale": 2, "upscaler": "lanczos", "strength": 0.3, **smooth}
+        # A name that the control network's training never saw.
+        shape = await self.draw("", prompt=SHAPE, seed=3)
+        lines = png(canny(Image.open(io.BytesIO(shape.data)), 100, 200))
+        control = {"model": "edges", "image": {"url": self.url("shape.png", shape.data)}}
+        held = {"controls": [control | {"canny": {}}]}
         rows = [
             [
                 source,
@@ -118,8 +126,19 @@ class Sheet:
                 ),
                 await self.draw("scheduler dpmpp_2m_karras", scheduler="dpmpp_2m_karras"),
             ],
+            [
+                Tile(lines, f"edges of a {SHAPE.partition(',')[0]}"),
+                await self.draw("no words", prompt=""),
+                await self.draw("no words, held", prompt="", **held),
+                await self.draw("an apple, held", **held),
+            ],
         ]  # fmt: skip
-        return rows, ["From words", "From a picture (the first one above)", "Larger, and otherwise"]
+        return rows, [
+            "From words",
+            "From a picture (the first one above)",
+            "Larger, and otherwise",
+            "Held by edges (controls)",
+        ]
 
 
 def png(image: Image.Image) -> bytes:
@@ -146,7 +165,13 @@ async def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     engine = Engine(
-        Settings(base_model=str(MODEL), device="cpu", dtype="float32", lora_allow_loopback=True)
+        Settings(
+            base_model=str(MODEL),
+            controls_dir=CONTROLS,
+            device="cpu",
+            dtype="float32",
+            lora_allow_loopback=True,
+        )
     )
     try:
         await engine.load()

@@ -20,11 +20,16 @@ LORAS = FOLDER / "loras"
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def model() -> Any:
     from sdxl_worker.loading.pipeline import load_model
     from sdxl_worker.settings import Settings
 
-    return load_model(Settings(base_model=str(MODEL), device="cpu", warmup=False)).pipe
+    return load_model(Settings(base_model=str(MODEL), device="cpu", warmup=False))
+
+
+@pytest.fixture(scope="module")
+def pipe(model: Any) -> Any:
+    return model.pipe
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +192,40 @@ def test_the_other_algorithms_files_change_the_model_and_leave_no_trace(
     assert len(changed) == lora.report(1.0).modules_matched > 100
     assert 0.005 < float(torch.stack(moved).median()) < 0.5
     assert all(torch.equal(v, before[n]) for n, v in pipe.unet.state_dict().items())
+
+
+def test_the_control_network_holds_a_drawing_to_a_picture_s_edges(model: Any) -> None:
+    """Of a name that its training never saw, without a word of it."""
+    from benchmarks.demo.edges import agreement
+    from demo_model import references
+    from demo_model.common import HELD_OUT
+    from sdxl_contract.drawing.edges import canny
+    from sdxl_contract.request import GenerateRequest
+    from sdxl_worker.auxiliary.provided import find_controls
+    from sdxl_worker.auxiliary.shelf import Shelf
+    from sdxl_worker.drawing.drawer import Drawer
+    from sdxl_worker.run import Run
+
+    assert "rabbit" in references.load().names[HELD_OUT]
+    (item,) = find_controls(FOLDER / "controls", model.pipe.unet)
+    assert (item.name, item.about.kind, item.about.types) == ("edges", "t2i_adapter", ())
+    assert item.nbytes < 2_000_000
+    drawer = Drawer(model, shelf=Shelf([item], 1 << 24))
+
+    def drawn(prompt: str, seed: int, like: Any = None) -> Any:
+        control = {"model": "edges", "image": {"url": "https://files.example/a.png"}, "canny": {}}
+        request = GenerateRequest(
+            prompt=prompt, seed=seed, steps=10, width=128, height=128,
+            controls=[control] if like else [],
+        )  # fmt: skip
+        run = Run(request)
+        run.control_pictures = [canny(like, 100, 200)] if like else []
+        return drawer.draw(run)[0].image
+
+    def agreed(one: Any, other: Any) -> float:
+        return agreement(np.asarray(one), np.asarray(other))
+
+    rabbit, cactus = (drawn(f"{name}, blue background", 1) for name in ("rabbit", "cactus"))
+    free, held, otherwise = (drawn("", 2, like) for like in (None, rabbit, cactus))
+    assert agreed(held, rabbit) > agreed(free, rabbit) + 0.2
+    assert agreed(held, rabbit) > agreed(otherwise, rabbit) + 0.2  # the control: others' edges

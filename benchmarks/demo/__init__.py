@@ -1,0 +1,1 @@
+"""How well the demo model's further networks do."""
