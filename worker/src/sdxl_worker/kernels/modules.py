@@ -21,9 +21,9 @@ from sdxl_worker.kernels.cuda import CudaKernels, Kernels
 log = structlog.get_logger()
 # Shapes that are remembered as right; a shape that was forgotten is compared again.
 _KNOWN_MAX = 2000
-# Numbers of each group. Outside of a recording our three launches from Python take longer than
-# torch's one takes for fewer (measured on an H200).
-_EAGERLY_FROM = 1 << 20
+# Numbers of each group: all of the VAE's, few of the UNet's. Outside of a recording our three
+# launches from Python take longer than torch's one takes for fewer (measured on an H200).
+_EAGERLY_FROM = 1 << 18
 
 
 class Quick:
