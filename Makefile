@@ -43,7 +43,7 @@ serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKE
 	@exec $(PY) -m scripts.serve
 
 .PHONY: test
-test: $(INSTALLED) ## The tests, lint and types included, file by file on up to four cores (15 minutes on two)
+test: $(INSTALLED) ## The tests, lint and types included, file by file on up to four cores (12 minutes on two)
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: test-all
@@ -67,7 +67,7 @@ setup-clients: ## Clients that .venv has not, pinned, for test-clients (Node 20,
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The real clients against the real backend and worker; none may be missing
-	@REQUIRE_CLIENTS=1 $(PY) -m pytest tests/clients
+	@REQUIRE_CLIENTS=1 $(PY) -m pytest --all tests/clients
 
 .PHONY: test-long
 test-long: $(INSTALLED) ## The outages of the tests in minutes: worker away, backend killed (10 minutes)

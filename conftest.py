@@ -59,6 +59,15 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.addaudithook(_leave_out_processes)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process more than there are cores: a quarter of their time tests wait for others.
+
+    The quick ones wait for nobody, and each process costs the time to import what they test.
+    """
+    return None if config.getoption("--quick") else (os.cpu_count() or 1) + 1
+
+
 def _leave_out_processes(event: str, arguments: tuple[Any, ...]) -> None:
     # pytest names the test that runs; between tests, pytest's own plugins may start what they need.
     if event != "subprocess.Popen" or "PYTEST_CURRENT_TEST" not in os.environ:

@@ -38,6 +38,8 @@ RUN = [
 ]
 
 
+# Long, since `test_real_clients.py` runs the same clients in the same ways.
+@pytest.mark.long
 @pytest.mark.parametrize("example", RUN, ids=lambda one: one.name)
 def test_a_pages_lines_run(
     example: Example, request: pytest.FixtureRequest, tmp_path: Path

@@ -305,6 +305,7 @@ def test_a_package_that_the_control_lacks_is_noticed(tmp_path: Path) -> None:
     assert "fastapi is needed and not in control.txt: run make lock" in problems
 
 
+@pytest.mark.long
 def test_an_image_without_a_compiler_is_noticed(tmp_path: Path) -> None:
     base = "modal.Image.debian_slim(python_version=PYTHON)"
     assert SOURCE.count(base) == 1

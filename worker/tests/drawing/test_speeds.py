@@ -109,6 +109,8 @@ def test_eight_bits_are_tried_first_and_let_go_of_if_they_fail(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speeds, "why_no_fp8", lambda *_: None)
+    # `fp8/test_numbers.py` has it tried: on a CPU, where there are no such products, it is slow.
+    monkeypatch.setattr(speeds, "multiplies_by_rows", lambda *_: False)
     watched: list[Any] = []
     names, without, patcher, found = chosen(ready, watch=watched.append)
     assert (names, without) == (["fp8", "compiled"], {})
