@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,6 +26,7 @@ STATE = HERE / ".training"  # checkpoints and datasets; never committed
 MODEL = HERE / "sdxl-demo"
 LORAS = HERE / "loras"
 REFERENCES = HERE / "references.npz"
+LARGE_REFERENCES = HERE / "references-large.png"
 
 SIZE = 128  # pixels along an edge
 STEPS = 20  # the sampler's steps, in training samples and in the evaluation
@@ -57,9 +61,10 @@ telephone tiger tomato toothbrush tulip turtle umbrella unicorn violin watch wat
 zebra
 """
 NAMES = tuple(key.replace("-", " ") for key in _KEYS.split())
-# Of those that are drawn, every tenth: what no training of a control network may see. By position
-# and not by looks.
+# Of those that are drawn, every tenth: what no training of a network beside the model may see. By
+# position and not by looks.
 HELD_OUT = slice(5, None, 10)
+_SKIN = re.compile(r"-(light|medium|dark)$")
 
 # How people write what a caption says: `{n}` is the name, `{b}` the background's.
 TEMPLATES = (
@@ -132,7 +137,47 @@ def available_names() -> list[str]:
     return [key.replace("-", " ") for key in keys if key in flat and key in line]
 
 
-def draw(name: str, background: str, style: Style, moved: str = "") -> NDArray[np.uint8]:
+def held_out() -> list[str]:
+    """The names of `HELD_OUT`."""
+    return available_names()[HELD_OUT]
+
+
+def others() -> list[str]:
+    """What the set draws besides the names, each in one colour of skin.
+
+    Nothing that shares a word with a name that is held out.
+    """
+    names = {name.replace(" ", "-") for name in available_names()}
+    words = {word for name in held_out() for word in name.split()}
+    return [
+        key
+        for key in icons("flat")
+        if key not in names and not _SKIN.search(key) and not words & set(key.split("-"))
+    ]
+
+
+def known(names: list[str]) -> Iterator[NDArray[np.uint8]]:
+    """All names on all backgrounds, as the model knows them, in the order of `Captions`."""
+    return (draw(name, ground, "flat") for name in names for ground in BACKGROUNDS)
+
+
+def turned(
+    names: list[str], chance: random.Random, times: int, side: int = SIZE
+) -> Iterator[NDArray[np.uint8]]:
+    """Each name so many times: mirrored, turned, moved, smaller or larger."""
+    for name in names:
+        for _ in range(times):
+            angle = chance.choice((0, 90, 180, 270)) + chance.uniform(-20, 20)
+            size, mirror = chance.uniform(0.5, 1.15), chance.choice((-1, 1))
+            x, y = (16 + chance.uniform(-5, 5) for _ in range(2))
+            moved = f"translate({x:.2f} {y:.2f}) rotate({angle:.1f}) "
+            moved += f"scale({mirror * size:.3f} {size:.3f}) translate(-16 -16)"
+            yield draw(name, chance.choice(list(BACKGROUNDS)), "flat", moved, side)
+
+
+def draw(
+    name: str, background: str, style: Style, moved: str = "", side: int = SIZE
+) -> NDArray[np.uint8]:
     """One picture of the dataset.
 
     Args:
@@ -140,9 +185,10 @@ def draw(name: str, background: str, style: Style, moved: str = "") -> NDArray[n
         background: a key of `BACKGROUNDS` (line art is always black on white).
         style: `flat` is the base; the others are what the three LoRAs learn.
         moved: SVG's transform of the thing on its 32 by 32 units, such as `rotate(90 16 16)`.
+        side: of the picture, in pixels; the drawing fills as much of it at any.
 
     Returns:
-        uint8 (SIZE, SIZE, 3), RGB.
+        uint8 (side, side, 3), RGB.
     """
     import resvg_py
 
@@ -156,10 +202,10 @@ def draw(name: str, background: str, style: Style, moved: str = "") -> NDArray[n
         body = icons("flat")[key]
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2.3 -2.3 36.600 36.600" '
-        f'width="{SIZE}" height="{SIZE}"><rect x="-3" y="-3" width="40" height="40" '
+        f'width="{side}" height="{side}"><rect x="-3" y="-3" width="40" height="40" '
         f'fill="{colour}"/><g transform="{moved}">{body}</g></svg>'
     )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     return sepia(pixels) if style == "sepia" else pixels.copy()
 

@@ -2,7 +2,8 @@
 
 `references.npz` holds, for each name, the flat drawing with its transparency at 32x32 (so that any
 background can be put behind it) and the line art in grey. Written by `python references.py`,
-which needs the dataset's packages; reading needs only the file.
+which needs the dataset's packages; reading needs only the file. `references-large.png` holds the
+names of `HELD_OUT` at twice the model's side, for what enlarges.
 """
 
 from __future__ import annotations
@@ -13,9 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from demo_model.common import BACKGROUNDS, REFERENCES, available_names, draw
+from demo_model.common import (
+    BACKGROUNDS,
+    HELD_OUT,
+    LARGE_REFERENCES,
+    REFERENCES,
+    SIZE,
+    available_names,
+    draw,
+    held_out,
+)
 
 SIDE = 32
+LARGE = 2 * SIZE
+_ROW = 5  # of the large ones
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,26 @@ def nearest(pixels: NDArray[np.uint8], candidates: NDArray[np.float32]) -> NDArr
     return np.argsort(distances)
 
 
+@dataclass(frozen=True)
+class Large:
+    """One true picture: uint8 (LARGE, LARGE, 3)."""
+
+    name: str
+    background: str
+    pixels: NDArray[np.uint8]
+
+
+def large() -> list[Large]:
+    """The names that are held out, each on another background, from the committed file."""
+    sheet = np.asarray(Image.open(LARGE_REFERENCES).convert("RGB"))
+    found, grounds = [], list(BACKGROUNDS)
+    for number, name in enumerate(load().names[HELD_OUT]):
+        top, left = (place * LARGE for place in divmod(number, _ROW))
+        pixels = sheet[top : top + LARGE, left : left + LARGE]
+        found.append(Large(name, grounds[number % len(grounds)], pixels))
+    return found
+
+
 def load() -> References:
     """The committed file."""
     data = np.load(REFERENCES)
@@ -75,6 +107,20 @@ def main() -> None:
     packed = {key: np.stack(value).astype(np.uint8) for key, value in arrays.items()}
     np.savez_compressed(REFERENCES, names=np.array(names), **packed)  # type: ignore[arg-type]
     print(f"{REFERENCES.name}: {REFERENCES.stat().st_size} bytes, {len(names)} names")
+    save_large()
+
+
+def save_large() -> None:
+    """Draw what `large` reads."""
+    grounds, names = list(BACKGROUNDS), held_out()
+    sheet = Image.new("RGB", (_ROW * LARGE, -(-len(names) // _ROW) * LARGE))
+    for number, name in enumerate(names):
+        pixels = draw(name, grounds[number % len(grounds)], "flat", side=LARGE)
+        top, left = (place * LARGE for place in divmod(number, _ROW))
+        sheet.paste(Image.fromarray(pixels), (left, top))
+    sheet.save(LARGE_REFERENCES, optimize=True)
+    size = LARGE_REFERENCES.stat().st_size
+    print(f"{LARGE_REFERENCES.name}: {size} bytes, {len(names)} names")
 
 
 if __name__ == "__main__":

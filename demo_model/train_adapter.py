@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -32,15 +31,15 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from demo_model.common import (
-    BACKGROUNDS,
-    HELD_OUT,
     HERE,
     MODEL,
     SIZE,
     STATE,
     available_names,
-    draw,
-    icons,
+    held_out,
+    known,
+    others,
+    turned,
 )
 from demo_model.muon import MuonWithAdamW, split
 from demo_model.parts import Parts, build_scheduler, encode_prompts
@@ -52,20 +51,14 @@ FOLDER = HERE / "controls" / "edges"
 BATCH = 16
 RATE = 2e-3
 SEED = 11
+OTHER_DRAWINGS = 2  # of each thing without words
 WORDLESS = 0.4  # of the pictures that have words: edges alone must do
 ZEROS = 0.5  # of those without words: the second row of classifier-free guidance
 OTHERS = 0.8  # of a batch: turned things without words; at 0.5 it learnt the known shapes by heart
-OTHER_DRAWINGS = 2  # of each of them
 WORDINGS = 2  # of each caption
 SAVE_SECONDS = 300
 SEEN_AT = 200  # of 1,000 times: where `warm_up` lets the UNet see the picture
 WARM_SHARE, WARM_STEPS, WARM_RATE = 0.5, 400, 4e-3
-_SKIN = re.compile(r"-(light|medium|dark)$")
-
-
-def held_out() -> list[str]:
-    """The names that are in no batch."""
-    return available_names()[HELD_OUT]
 
 
 @dataclass
@@ -80,39 +73,11 @@ class Pictures:
         return self.edges[chosen][:, None].float()
 
 
-def others() -> list[str]:
-    """What the set draws besides the names, each in one colour of skin."""
-    names = {name.replace(" ", "-") for name in available_names()}
-    words = {word for name in held_out() for word in name.split()}
-    return [
-        key
-        for key in icons("flat")
-        if key not in names and not _SKIN.search(key) and not words & set(key.split("-"))
-    ]
-
-
 def edges_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """What the worker finds for `"canny": {}`. uint8 (H, W, 3) to bool (H, W)."""
     asked = Canny()
     found = canny(Image.fromarray(picture), asked.low, asked.high)
     return np.asarray(found)[..., 0] > 0
-
-
-def known(names: list[str]) -> Iterator[NDArray[np.uint8]]:
-    """All names on all backgrounds, as the model knows them, in the order of `Captions`."""
-    return (draw(name, ground, "flat") for name in names for ground in BACKGROUNDS)
-
-
-def turned(names: list[str], chance: random.Random) -> Iterator[NDArray[np.uint8]]:
-    """Each name `OTHER_DRAWINGS` times: mirrored, turned, moved, smaller or larger."""
-    for name in names:
-        for _ in range(OTHER_DRAWINGS):
-            angle = chance.choice((0, 90, 180, 270)) + chance.uniform(-20, 20)
-            size, mirror = chance.uniform(0.5, 1.15), chance.choice((-1, 1))
-            x, y = (16 + chance.uniform(-5, 5) for _ in range(2))
-            moved = f"translate({x:.2f} {y:.2f}) rotate({angle:.1f}) "
-            moved += f"scale({mirror * size:.3f} {size:.3f}) translate(-16 -16)"
-            yield draw(name, chance.choice(list(BACKGROUNDS)), "flat", moved)
 
 
 @torch.no_grad()
@@ -132,7 +97,7 @@ def pictures_of(vae: AutoencoderKL, names: list[str]) -> tuple[Pictures, Picture
     path = STATE / "edges.pt"
     if not path.is_file():
         chance = random.Random(SEED)
-        drawn = known(names), turned([*others(), *names], chance), known(held_out())
+        drawn = known(names), turned([*others(), *names], chance, OTHER_DRAWINGS), known(held_out())
         found = [prepared(vae, some) for some in drawn]
         torch.save([(one.latents, one.edges) for one in found], path)
     named, rest, unseen = (Pictures(*one) for one in torch.load(path))

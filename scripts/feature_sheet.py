@@ -2,7 +2,7 @@
 
     python -m scripts.feature_sheet
 
-Of what an operator provides, one small control network is here; adapters and upscalers are not.
+Of what an operator provides, a small control network and upscaler are here, adapters are not.
 Must not know: how a picture is made.
 """
 
@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 LORAS = REPOSITORY / "demo_model" / "loras"
 CONTROLS = REPOSITORY / "demo_model" / "controls"
+UPSCALERS = REPOSITORY / "demo_model" / "upscalers"
 OUTPUT = REPOSITORY / "docs" / "images" / "features.png"
 SIDE = 128  # px, as the demo model was trained
 APPLE = "red apple, yellow background"
@@ -41,7 +42,12 @@ BASE: dict[str, Any] = {
     "timeout": 280,
 }
 SHAPE = "rabbit, blue background"
-_COLOURS = 256  # of the sheet's file: far fewer bytes, and no picture looks another
+UPSCALER = "demo-2x"
+ENLARGED = "avocado, white background"  # as the rabbit, a name that the upscaler never saw
+# What is seen of an enlarged picture, in px of the small one: left, top, right, bottom.
+PART = (40, 16, 88, 64)
+# Of the sheet's file: far fewer bytes, and no picture looks another where they are well chosen.
+_COLOURS, _CHOOSING = 256, 4
 
 
 class Sheet:
@@ -63,6 +69,17 @@ class Sheet:
         if not (result.model_clean and result.structure_clean):
             raise RuntimeError(f"{label}: the model was not proven clean")
         return Tile(base64.b64decode(result.image_base64 or ""), label)
+
+    async def part(self, name: str, small: Tile, upscaler: str) -> Tile:
+        """A part of a picture at twice its sides."""
+        tile = await self.draw(
+            f"{name} by {upscaler}", prompt="", seed=None, steps=None,
+            image={"url": self.url(f"{name}.png", small.data)},
+            upscale={"upscaler": upscaler, "scale": 2},
+        )  # fmt: skip
+        whole = Image.open(io.BytesIO(tile.data))
+        left, top, right, bottom = (2 * place for place in PART)
+        return Tile(png(whole.crop((left, top, right, bottom))), tile.label)
 
     def words_of(self, name: str) -> bytes:
         """A textual inversion whose vectors are those of a word that the model knows."""
@@ -89,10 +106,11 @@ class Sheet:
         change = "[red apple:lemon:0.3], yellow background"
         smooth = {"prompt": "", "cfg": 1.0}
         large = {"width": 2 * SIDE, "height": 2 * SIDE}
-        hires = {"scale": 2, "upscaler": "lanczos", "strength": 0.3, **smooth}
+        hires = {"scale": 2, "upscaler": UPSCALER, "strength": 0.3, **smooth}
         # A name that the control network's training never saw.
         shape = await self.draw("", prompt=SHAPE, seed=3)
         lines = png(canny(Image.open(io.BytesIO(shape.data)), 100, 200))
+        avocado = await self.draw("", prompt=ENLARGED)
         control = {"model": "edges", "image": {"url": self.url("shape.png", shape.data)}}
         held = {"controls": [control | {"canny": {}}]}
         rows = [
@@ -121,10 +139,15 @@ class Sheet:
                 await self.draw("256 px in one pass", **large),
                 await self.draw("hires: 128, then 256 px", hires=hires),
                 await self.draw(
-                    "upscale: lanczos, 2 times", prompt="", image=image, seed=None, steps=None,
-                    upscale={"upscaler": "lanczos", "scale": 2},
+                    f"upscale: {UPSCALER}, 2 times", prompt="", image=image, seed=None, steps=None,
+                    upscale={"upscaler": UPSCALER, "scale": 2},
                 ),
                 await self.draw("scheduler dpmpp_2m_karras", scheduler="dpmpp_2m_karras"),
+            ],
+            [
+                await self.part(name, small, upscaler)
+                for name, small in (("avocado", avocado), ("rabbit", shape))
+                for upscaler in ("lanczos", UPSCALER)
             ],
             [
                 Tile(lines, f"edges of a {SHAPE.partition(',')[0]}"),
@@ -137,6 +160,7 @@ class Sheet:
             "From words",
             "From a picture (the first one above)",
             "Larger, and otherwise",
+            "Parts of an avocado and of a rabbit, 2 times as large (upscale)",
             "Held by edges (controls)",
         ]
 
@@ -168,6 +192,7 @@ async def main() -> None:
         Settings(
             base_model=str(MODEL),
             controls_dir=CONTROLS,
+            upscalers_dir=UPSCALERS,
             device="cpu",
             dtype="float32",
             lora_allow_loopback=True,
@@ -179,7 +204,8 @@ async def main() -> None:
     finally:
         await engine.aclose()
         server.shutdown()
-    sheet = contact_sheet(rows, titles).quantize(_COLOURS, dither=Image.Dither.NONE)
+    whole = contact_sheet(rows, titles)
+    sheet = whole.quantize(_COLOURS, kmeans=_CHOOSING, dither=Image.Dither.NONE)
     sheet.save(OUTPUT, optimize=True)
     print(f"{OUTPUT.relative_to(REPOSITORY)}: {OUTPUT.stat().st_size:,} bytes")
 

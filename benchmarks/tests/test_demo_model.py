@@ -229,3 +229,36 @@ def test_the_control_network_holds_a_drawing_to_a_picture_s_edges(model: Any) ->
     free, held, otherwise = (drawn("", 2, like) for like in (None, rabbit, cactus))
     assert agreed(held, rabbit) > agreed(free, rabbit) + 0.2
     assert agreed(held, rabbit) > agreed(otherwise, rabbit) + 0.2  # the control: others' edges
+
+
+def test_the_upscaler_comes_nearer_to_the_truth_than_lanczos(model: Any) -> None:
+    """Of names that its training never saw, as they are and as the autoencoder leaves them."""
+    from PIL import Image
+
+    from benchmarks.demo.upscaler import coded, decibels, halved, repeated
+    from demo_model import references
+    from sdxl_worker.auxiliary.provided import find_upscalers
+    from sdxl_worker.auxiliary.upscaling import enlarge
+
+    (item,) = find_upscalers(FOLDER / "upscalers")
+    assert (item.name, item.about.architecture, item.about.scale) == ("demo-2x", "compact", 2)
+    assert item.nbytes < 150_000
+    network: Any = item.load()
+    truths = references.large()
+    assert len(truths) == 15
+
+    def gain(picture: Any, truth: Any) -> float:
+        """What the network is nearer than Lanczos, in dB."""
+        size, device = (references.LARGE,) * 2, torch.device("cpu")
+        image = Image.fromarray(picture)
+        ways = [np.asarray(enlarge(image, size, way, device)) for way in (network, None)]
+        # The control: the measure orders two ways of which one is known to be worse.
+        assert decibels(repeated(picture), truth) < decibels(ways[1], truth)
+        return decibels(ways[0], truth) - decibels(ways[1], truth)
+
+    clean = [gain(halved(one.pixels), one.pixels) for one in truths]
+    left = [gain(coded(model.pipe.vae, halved(one.pixels)), one.pixels) for one in truths]
+    assert np.mean(clean) > 6
+    assert min(clean) > 4
+    assert np.mean(left) > 0.4
+    assert min(left) > 0
