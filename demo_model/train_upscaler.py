@@ -2,8 +2,8 @@
 
 `python -m demo_model.train_upscaler MINUTES` trains for that long from the beginning, by the
 processor's time, and writes `upscalers/`; needs the packages of build_dataset.py, what
-references.py wrote, and the committed autoencoder. The network is the worker's own class for
-Real-ESRGAN's compact architecture.
+references.py wrote, and the committed autoencoder. The network is Real-ESRGAN's compact one, with
+its names, as any that the worker reads.
 
 It learns from pictures that are drawn at twice the side and made small again, by one of three
 filters. Half of the small ones went through the autoencoder, as all did that the model draws. The
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
 
 from demo_model import references
 from demo_model.common import (
@@ -43,7 +45,6 @@ from demo_model.common import (
 )
 from demo_model.muon import MuonWithAdamW, split
 from demo_model.train_adapter import committed
-from sdxl_worker.auxiliary.upscaler_networks import Compact
 
 FILE = HERE / "upscalers" / "demo-2x.safetensors"
 SCALE = 2
@@ -107,7 +108,8 @@ def through(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """What the autoencoder makes of pictures: uint8 (N, 3, h, w) to the same."""
     latents = vae.encode(pictures.float() / 127.5 - 1).latent_dist.mean
     decoded = vae.decode(latents).sample
-    return ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    found: torch.Tensor = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return found
 
 
 def prepared(
@@ -142,7 +144,7 @@ def decibels(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def judged(network: Compact, rest: Pairs) -> str:
+def judged(network: Doubling, rest: Pairs) -> str:
     """How near the held out come, made large from the clean and from the drawn ones."""
     wanted = rest.large.float() / 255
     told = []
@@ -159,17 +161,35 @@ def judged(network: Compact, rest: Pairs) -> str:
     return f"held out: clean {told[0]}, drawn {told[1]}"
 
 
-def build() -> Compact:
+class Doubling(nn.Module):
+    """Convolutions that find what is to be added to each pixel four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for into, out in pairwise([3, *[WIDTH] * (CONVS + 1)]):
+            layers += [nn.Conv2d(into, out, 3, padding=1), nn.PReLU(out)]
+        last = nn.Conv2d(WIDTH, 3 * SCALE**2, 3, padding=1)
+        self.body = nn.Sequential(*layers, last)
+
+    def forward(self, small: torch.Tensor) -> torch.Tensor:
+        """(B, 3, h, w) in 0..1 to (B, 3, 2 h, 2 w)."""
+        plain = small.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+        return functional.pixel_shuffle(self.body(small), SCALE) + plain
+
+
+def build() -> Doubling:
     """The untrained network: what it adds is nothing at first.
 
     By torch's own beginning each layer hands on less than it gets, and nine of them nearly nothing.
     """
-    network = Compact(WIDTH, CONVS, SCALE)
-    for layer in network.body:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, a=0.25)  # PReLU's slope at first
-            torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.zeros_(network.body[-1].weight)
+    network = Doubling()
+    layers = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, a=0.25)  # PReLU's slope at first
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layers[-1].weight)
     return network
 
 
@@ -179,7 +199,8 @@ def main(minutes: float) -> None:
     torch.set_num_threads(1)
     kept_back = held_out()
     seen, rest = pairs_of(committed()[1], [n for n in available_names() if n not in kept_back])
-    network = build().to(memory_format=torch.channels_last)
+    network = build()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = sum(p.numel() for p in network.parameters())
     print(f"{count} parameters, {len(seen.large)} pictures, {len(rest.large)} held out", flush=True)
     optimizer = MuonWithAdamW(*split([network]), lr=RATE, dtype=torch.float32)
@@ -191,7 +212,7 @@ def main(minutes: float) -> None:
         # A part may be flat, and a root has no slope at nothing.
         loss = ((found - large).square().mean(dim=(1, 2, 3)) + LEAST).sqrt().mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         step, total = step + 1, total + loss.item()
         if step % 500 == 0:

@@ -58,7 +58,8 @@ def coded(vae: Any, picture: Pixels) -> Pixels:
     """What the autoencoder leaves of a picture."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     found = vae.decode(vae.encode(pixels).latent_dist.mean).sample[0]
-    return ((found + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    left: Pixels = ((found + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return left
 
 
 class Enlarging:
