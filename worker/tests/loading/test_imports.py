@@ -1,14 +1,26 @@
-"""The collector is paused while the libraries are imported, and only then."""
+"""What is arranged for the libraries before they are imported, and undone afterwards."""
 
 from __future__ import annotations
 
 import builtins
 import gc
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from sdxl_worker.loading.imports import import_libraries
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """A failure planted into their first import would leave them half there for all other tests."""
+    import_libraries()
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -42,3 +54,19 @@ def test_the_collector_is_paused_during_the_imports_and_left_as_it_was(
     finally:
         gc.unfreeze()
         gc.enable()
+
+
+@pytest.mark.parametrize(("own", "turns"), [(None, 0), ("active", 30_000_000_000)])
+def test_threads_that_wait_leave_the_core_to_others(own: str | None, turns: int) -> None:
+    """As OpenMP's own library says how long it spins, when torch loads it."""
+    told = {} if own is None else {"OMP_WAIT_POLICY": own}
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "from sdxl_worker.loading.imports import import_libraries; import_libraries()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=others | told | {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr
