@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import uuid
 from enum import StrEnum
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Created, JsonList, LongText, UuidPk
+
+# By how much a picture's proportions may differ from those that it is known by.
+SHAPE_SLACK = 0.022
+
+
+def shape_of(width: float, height: float) -> float:
+    """Proportions, however the picture is turned: the longer side by the shorter one."""
+    return max(width, height) / min(width, height)
+
+
+class Known(NamedTuple):
+    """By what a picture is known again: near this likeness and, where given, of this shape."""
+
+    likeness: int
+    bits: int  # that may differ
+    shape: float | None = None  # None: any
 
 
 class Kind(StrEnum):
@@ -41,7 +58,7 @@ class Takedown(Base):
 class TakenDownPicture(Base):
     """What is kept of a picture that an order named: by either value it is known again.
 
-    `likeness` only where it tells pictures apart.
+    `likeness` only where it tells pictures apart; `bits` and `shape` as in `Known`.
     """
 
     __tablename__ = "taken_down_picture"
@@ -54,3 +71,5 @@ class TakenDownPicture(Base):
     takedown_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("takedown.id", ondelete="CASCADE"))
     sha256: Mapped[str | None]  # before it was signed, or of its signed file
     likeness: Mapped[int | None] = mapped_column(BigInteger)
+    bits: Mapped[int] = mapped_column(server_default="5")
+    shape: Mapped[float | None]

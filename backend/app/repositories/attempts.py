@@ -22,18 +22,11 @@ from app.models.base import utc_now
 from app.repositories.columns import GENERATION, PIECE, as_values, listed, parameters, typed
 from app.repositories.contents import as_generation
 from app.repositories.events import CHANNEL, END, PASSING
+from app.repositories.upkeep.near import TAKEN_DOWN
 from sdxl_contract.errors import ErrorCode
 
 _CLAIM_TRIES = 20
 _OPEN = (Status.QUEUED.value, Status.RUNNING.value)
-# The last part looks at each picture that was taken down: microseconds each, and they are few.
-_TAKEN_DOWN = """
-    SELECT EXISTS (SELECT 1 FROM taken_down_picture WHERE sha256 = ANY(%(hashes)s))
-    OR EXISTS (SELECT 1 FROM takedown WHERE kind = 'lora' AND value = ANY(%(weights)s)) OR EXISTS (
-        SELECT 1 FROM taken_down_picture t, unnest(%(likenesses)s::bigint[]) AS drawn
-        WHERE bit_count((t.likeness # drawn)::bit(64)) <= %(bits)s
-    )
-"""
 # What a ticket of the queue is for: the content that its dead runner left running; else the next
 # one of the owner whose turn it is. The ticket's own content then gets the ticket of that one, so
 # that each open content keeps one. `queue_turn` says how turns are counted.
@@ -214,13 +207,20 @@ class AttemptRepository:
     async def are_taken_down(
         self,
         hashes: Sequence[str],
-        likenesses: Sequence[int],
-        bits: int,
+        seen: Sequence[tuple[int, float]],
         weights: Sequence[str] = (),
     ) -> bool:
-        """Whether an order names a picture of these, or near them, or LoRAs of these `weights`."""
-        lists = {"hashes": [*hashes], "likenesses": [*likenesses], "weights": [*weights]}
-        return bool(await fetch_value(self._connection, _TAKEN_DOWN, {**lists, "bits": bits}))
+        """Whether an order names a picture of these, or near them, or LoRAs of these `weights`.
+
+        `seen`: likenesses and shapes of pictures.
+        """
+        lists = {
+            "hashes": [*hashes],
+            "likenesses": [likeness for likeness, _ in seen],
+            "shapes": [shape for _, shape in seen],
+            "weights": [*weights],
+        }
+        return bool(await fetch_value(self._connection, TAKEN_DOWN, lists))
 
     async def claim(self, job_id: int, together: int = 1) -> Claimed | None:
         """Begin a new attempt at the content that is next; None where nothing can be done now.

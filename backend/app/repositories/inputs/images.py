@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Float,
     String,
-    TextClause,
     bindparam,
     cast,
     delete,
@@ -28,9 +28,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.models import Content, Image, InputImage
-from app.models.takedown import TakenDownPicture
+from app.models.takedown import Known, TakenDownPicture
+from app.repositories.upkeep.near import near_any, near_row
 
-_NEAR = text("bit_count((taken_down_picture.likeness # :value)::bit(64)) <= :bits")
+_NEAR = text(near_row(":value", ":shape"))
 # Where a content's request names pictures: fields, and lists whose members' `image` is one.
 FIELDS = ("image", "mask")
 LISTS = ("controls", "references")
@@ -130,11 +131,13 @@ class InputRepository:
             or 0
         )
 
-    async def is_taken_down(self, sha256: str, likeness: int | None, bits: int) -> bool:
-        """Whether this picture, or one that differs in at most `bits`, was taken down."""
+    async def is_taken_down(self, sha256: str, likeness: int | None, shape: float) -> bool:
+        """Whether this picture, or one that it is near, was taken down."""
         known: ColumnElement[bool] = TakenDownPicture.sha256 == sha256
         if likeness is not None:
-            near = _NEAR.bindparams(bindparam("value", likeness, BigInteger), bits=bits)
+            near = _NEAR.bindparams(
+                bindparam("value", likeness, BigInteger), bindparam("shape", shape, Float)
+            )
             known = or_(known, near)
         return bool(await self._session.scalar(select(exists().where(known))))
 
@@ -174,29 +177,22 @@ async def remove_unused_before(session: AsyncSession, moment: datetime, limit: i
     return [one.object_key for one in old]
 
 
-async def likenesses_with(session: AsyncSession, sha256: str) -> list[int]:
-    """By what every owner's picture with these bytes is known again."""
+async def uploads_with(session: AsyncSession, sha256: str, limit: int) -> Sequence[InputImage]:
+    """Pictures with these bytes, whoever's: at most `limit`."""
     rows = await session.scalars(
-        select(InputImage.likeness).where(
-            InputImage.sha256 == sha256, InputImage.likeness.is_not(None)
-        )
+        select(InputImage).where(InputImage.sha256 == sha256).order_by(InputImage.id).limit(limit)
     )
-    return [value for value in rows if value is not None]
+    return rows.all()
 
 
 async def remove_like(
-    session: AsyncSession, hashes: Sequence[str], likenesses: Sequence[int], bits: int
+    session: AsyncSession, hashes: Sequence[str], known: Sequence[Known]
 ) -> list[tuple[str, str]]:
-    """Remove every owner's that has one of `hashes`, or is near one of `likenesses`; each one's
+    """Remove every owner's that has one of `hashes`, or is near one of `known`; each one's
     object's key and hash."""
-    alike: list[ColumnElement[bool] | TextClause] = [InputImage.sha256.in_(hashes)]
-    for number, value in enumerate(likenesses):
-        name = f"value_{number}"
-        near = text(f"bit_count((input_image.likeness # :{name})::bit(64)) <= :bits")
-        alike.append(near.bindparams(bindparam(name, value, BigInteger), bits=bits))
     rows = await session.execute(
         delete(InputImage)
-        .where(or_(*alike))
+        .where(or_(InputImage.sha256.in_(hashes), near_any(InputImage, known)))
         .returning(InputImage.object_key, InputImage.sha256)
         .execution_options(synchronize_session=False)
     )

@@ -6,16 +6,14 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import BigInteger, bindparam, delete, exists, or_, select, text
+from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.models import Content, Embedding, GenerationRecord, Image, LoraModel, Webhook
-from app.models.takedown import Takedown, TakenDownPicture
+from app.models.takedown import Known, Takedown, TakenDownPicture
+from app.repositories.upkeep.near import near_any
 from app.repositories.webhooks import new_delivery
-
-# Bits in which two likenesses differ; PostgreSQL counts them in a bit string.
-_NEAR = text("bit_count((content_piece.likeness # :value)::bit(64)) <= :bits")
 
 
 class TakedownRepository:
@@ -30,21 +28,19 @@ class TakedownRepository:
             await self._session.scalars(select(Image).where(Image.generation_id == content_id))
         ).all()
 
-    async def contents_with(
-        self, hashes: Sequence[str], likenesses: Sequence[int], bits: int
-    ) -> set[uuid.UUID]:
-        """Ids of contents of which a picture is one of `hashes` or near one of `likenesses`."""
-        found = set(
+    async def contents_with(self, hashes: Sequence[str], known: Sequence[Known]) -> set[uuid.UUID]:
+        """Ids of contents of which a picture is one of `hashes` or near one of `known`."""
+        return set(
             await self._session.scalars(
                 select(Image.generation_id).where(
-                    or_(Image.sha256.in_(hashes), Image.file_sha256.in_(hashes))
+                    or_(
+                        Image.sha256.in_(hashes),
+                        Image.file_sha256.in_(hashes),
+                        near_any(Image, known),
+                    )
                 )
             )
         )
-        for value in likenesses:
-            near = _NEAR.bindparams(bindparam("value", value, BigInteger), bits=bits)
-            found |= set(await self._session.scalars(select(Image.generation_id).where(near)))
-        return found
 
     async def remove(self, ids: set[uuid.UUID]) -> list[tuple[Content, list[str]]]:
         """Remove these contents; each with its objects' keys."""
@@ -143,16 +139,14 @@ class TakedownRepository:
         )
         return [(content_id, owner) for content_id, owner in rows]
 
-    async def add(
-        self, takedown: Takedown, hashes: Sequence[str], likenesses: Sequence[int]
-    ) -> None:
+    async def add(self, takedown: Takedown, hashes: Sequence[str], known: Sequence[Known]) -> None:
         """Keep the record, and by what its pictures are known again."""
         self._session.add(takedown)
         await self._session.flush()
         for sha256 in dict.fromkeys(hashes):
             self._session.add(_picture(takedown, sha256=sha256))
-        for value in dict.fromkeys(likenesses):
-            self._session.add(_picture(takedown, likeness=value))
+        for one in dict.fromkeys(known):
+            self._session.add(_picture(takedown, **one._asdict()))
 
     async def latest(self, limit: int) -> Sequence[Takedown]:
         """The newest records."""
@@ -163,5 +157,5 @@ class TakedownRepository:
         ).all()
 
 
-def _picture(takedown: Takedown, **known: str | int) -> TakenDownPicture:
+def _picture(takedown: Takedown, **known: str | float | None) -> TakenDownPicture:
     return TakenDownPicture(id=uuid.uuid4(), takedown_id=takedown.id, **known)

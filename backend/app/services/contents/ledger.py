@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from app.core.db import DATABASE_LOST, Database
 from app.models import Content, GenerationRecord, Image
 from app.models.base import utc_now
+from app.models.takedown import shape_of
 from app.repositories.attempts import AttemptRepository, Holds
-from app.services.inputs.likeness import NEAR_BITS, telling
+from app.services.inputs.likeness import telling
 from app.services.inputs.using import pictures_in
 from sdxl_contract.errors import ContentRefused
 
@@ -82,11 +83,13 @@ class Ledger:
         hashes = [*(image.sha256 for image in images), *sources]
         embeddings = content.parameters.get("embeddings") or ()
         weights = [one["sha256"] for one in (*content.loras, *embeddings)]
-        likenesses = [
-            one for one in (telling(image.likeness) for image in images) if one is not None
+        seen = [
+            (one, shape_of(image.width, image.height))
+            for image in images
+            if (one := telling(image.likeness)) is not None
         ]
         if await self.ask(
-            lambda repository: repository.are_taken_down(hashes, likenesses, NEAR_BITS, weights),
+            lambda repository: repository.are_taken_down(hashes, seen, weights),
             lambda: is_late(content),
         ):
             raise ContentRefused(

@@ -15,8 +15,8 @@ from app.core.errors import Conflict, NotFound, TooLarge
 from app.core.pools import Duty, in_pool
 from app.models import Image, InputImage
 from app.models.base import utc_now
+from app.models.takedown import shape_of
 from app.repositories.inputs.images import InputRepository
-from app.services.inputs.likeness import NEAR_BITS
 from app.services.inputs.reading import look_at
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_or_leave
@@ -57,7 +57,8 @@ class InputImageService:
         key = f"owners/{owner}/inputs/{look.sha256}.{look.ending}"
         async with self._database.session() as session:
             repository = InputRepository(session, owner)
-            if await repository.is_taken_down(look.sha256, look.likeness, NEAR_BITS):
+            shape = shape_of(look.width, look.height)
+            if await repository.is_taken_down(look.sha256, look.likeness, shape):
                 raise ImageLoadFailed(
                     "This picture, or one that is nearly the same, was taken down and cannot be "
                     "used here.",

@@ -2,7 +2,7 @@
 
 Difference hash (N. Krawetz, 2013): shrunk to 9 x 8 grey pixels, a bit for each pixel that is darker
 than its right neighbour. Survives scaling and recompression, not cropping; a mirror image's follows
-from the picture's own.
+from the picture's own, but for neighbours that are equally bright. `crops` knows cropped ones.
 Must not know: storage, the database.
 """
 
@@ -30,13 +30,13 @@ def likeness(picture: bytes) -> int:
         return likeness_of(opened)
 
 
-def likeness_of(picture: Image.Image) -> int:
-    """The hash of a picture.
+def likeness_of(picture: Image.Image, box: tuple[float, float, float, float] | None = None) -> int:
+    """The hash of a picture, or of its part `box`: left, top, right, bottom in pixels.
 
     Raises:
         OSError, ValueError: it cannot be read.
     """
-    small = picture.convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
+    small = picture.convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS, box)
     pixels = small.tobytes()
     bits = 0
     for row in range(_HEIGHT):

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ class Look(NamedTuple):
         return _ENDINGS[self.media_type]
 
 
-def look_at(data: bytes) -> Look:
-    """What `data` is.
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture in `data`, decoded.
 
     Raises:
         ImageLoadFailed: no picture that can be drawn from.
@@ -47,27 +49,38 @@ def look_at(data: bytes) -> Look:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "AVIF"))
+            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "AVIF"))
     except Image.DecompressionBombError:
         raise _too_large(None) from None
     except MemoryError:
         raise
     except Exception:  # Pillow's plug-ins raise what they like on damaged files
         raise _failed("is not a PNG, JPEG, WebP or AVIF picture", "format") from None
-    with opened:
-        width, height = opened.size
+    with picture:
+        width, height = picture.size
         if width * height > IMAGE_MAX_PIXELS or max(width, height) > IMAGE_MAX_SIDE:
             raise _too_large((width, height))
-        media_type = _TYPES[opened.format or "PNG"]
         try:
-            opened.load()
+            picture.load()
         except MemoryError:
             raise
         except Exception:  # Pillow's readers raise of every kind on what is broken
             raise _failed("is damaged or incomplete", "damaged") from None
+        yield picture
+
+
+def look_at(data: bytes) -> Look:
+    """What `data` is.
+
+    Raises:
+        ImageLoadFailed: no picture that can be drawn from.
+    """
+    with opened(data) as picture:
+        width, height = picture.size
+        media_type = _TYPES[picture.format or "PNG"]
         near = None
         with contextlib.suppress(OSError, ValueError):  # of a mode that has no way to grey
-            near = telling(likeness_of(as_seen(opened)))
+            near = telling(likeness_of(as_seen(picture)))
     return Look(hashlib.sha256(data).hexdigest(), width, height, media_type, near)
 
 
