@@ -71,7 +71,7 @@ def scene(seed: int) -> Image.Image:
         ("#fff", 50),
         ("#000", 60),
     ):
-        x, y = draw.integers(0, 384 - size), draw.integers(0, 256 - size)
+        x, y = int(draw.integers(0, 384 - size)), int(draw.integers(0, 256 - size))
         pen.ellipse((x, y, x + size, y + size * 0.8), fill=colour)
     return picture.filter(ImageFilter.GaussianBlur(1.5))
 
