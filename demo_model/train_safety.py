@@ -85,8 +85,12 @@ class Pictures:
         )
         return self.changed(chosen), self._bites[chosen].long()
 
-    def changed(self, chosen: Tensor) -> Tensor:
-        """These pictures on backgrounds by chance, each moved, scaled, mirrored and blurred."""
+    def changed(self, chosen: Tensor, grounds: Tensor | None = None) -> Tensor:
+        """These pictures, each moved, scaled, mirrored and blurred.
+
+        Args:
+            grounds: the number of each one's background; by chance unless given.
+        """
         count = len(chosen)
         scale = 0.85 + 0.35 * self._random(count)
         turn = 0.3 * (self._random(count) - 0.5)
@@ -100,8 +104,9 @@ class Pictures:
         grid = F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
         ink = F.grid_sample(self._ink[chosen], grid, align_corners=False)
         hidden = F.grid_sample(1 - self._clear[chosen], grid, align_corners=False)
-        ground = self._grounds[(self._random(count) * len(self._grounds)).long()]
-        pictures = ink + (1 - hidden) * ground
+        if grounds is None:
+            grounds = (self._random(count) * len(self._grounds)).long()
+        pictures = ink + (1 - hidden) * self._grounds[grounds]
         soft = F.avg_pool2d(pictures, 3, 1, 1)
         share = 0.7 * self._random(count, 1, 1, 1)
         noise = 0.06 * (self._random(*pictures.shape) - 0.5)

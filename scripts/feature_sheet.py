@@ -2,7 +2,7 @@
 
     python -m scripts.feature_sheet
 
-Of what an operator provides, a small control network and upscaler are here, adapters are not.
+What an operator provides, the demo model has in small: a control network, an upscaler, an adapter.
 Must not know: how a picture is made.
 """
 
@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 LORAS = REPOSITORY / "demo_model" / "loras"
 CONTROLS = REPOSITORY / "demo_model" / "controls"
+ADAPTERS = REPOSITORY / "demo_model" / "adapters"
 UPSCALERS = REPOSITORY / "demo_model" / "upscalers"
 OUTPUT = REPOSITORY / "docs" / "images" / "features.png"
 SIDE = 128  # px, as the demo model was trained
@@ -42,6 +43,7 @@ BASE: dict[str, Any] = {
     "timeout": 280,
 }
 SHAPE = "rabbit, blue background"
+SHOWN = "owl, orange background"
 UPSCALER = "demo-2x"
 ENLARGED = "avocado, white background"  # as the rabbit, a name that the upscaler never saw
 # What is seen of an enlarged picture, in px of the small one: left, top, right, bottom.
@@ -113,6 +115,8 @@ class Sheet:
         avocado = await self.draw("", prompt=ENLARGED)
         control = {"model": "edges", "image": {"url": self.url("shape.png", shape.data)}}
         held = {"controls": [control | {"canny": {}}]}
+        owl = await self.draw("", prompt=SHOWN, seed=3)
+        like = {"adapter": "pictures", "image": {"url": self.url("owl.png", owl.data)}}
         rows = [
             [
                 source,
@@ -155,6 +159,12 @@ class Sheet:
                 await self.draw("no words, held", prompt="", **held),
                 await self.draw("an apple, held", **held),
             ],
+            [
+                Tile(owl.data, "shown"),
+                await self.draw("no words", prompt="", seed=5),
+                await self.draw("no words, shown it", prompt="", seed=5, references=[like]),
+                await self.draw("an apple, shown it", references=[like | {"scale": 0.6}]),
+            ],
         ]  # fmt: skip
         return rows, [
             "From words",
@@ -162,6 +172,7 @@ class Sheet:
             "Larger, and otherwise",
             "Parts of an avocado and of a rabbit, 2 times as large (upscale)",
             "Held by edges (controls)",
+            "Shown a picture (references)",
         ]
 
 
@@ -193,6 +204,7 @@ async def main() -> None:
             base_model=str(MODEL),
             controls_dir=CONTROLS,
             upscalers_dir=UPSCALERS,
+            adapters_dir=ADAPTERS,
             device="cpu",
             dtype="float32",
             lora_allow_loopback=True,

@@ -262,3 +262,47 @@ def test_the_upscaler_comes_nearer_to_the_truth_than_lanczos(model: Any) -> None
     assert min(clean) > 4
     assert np.mean(left) > 0.4
     assert min(left) > 0
+
+
+def test_the_adapter_draws_what_a_picture_shows_without_a_word(model: Any) -> None:
+    """The pictures smaller, moved, on other backgrounds and one mirrored."""
+    from PIL import Image
+
+    from benchmarks.demo.references import ground_of, reference
+    from demo_model import references
+    from sdxl_contract.request import GenerateRequest
+    from sdxl_worker.auxiliary.adapters import find_adapters
+    from sdxl_worker.auxiliary.shelf import Shelf
+    from sdxl_worker.drawing.drawer import Drawer
+    from sdxl_worker.run import Run
+
+    items = find_adapters(FOLDER / "adapters", model.pipe.unet)
+    assert [item.name for item in items] == ["image_encoder", "pictures"]
+    assert (items[1].about.kind, items[1].about.encoder_sha256) == ("ip_adapter", items[0].sha256)
+    assert sum(item.nbytes for item in items) < 3_000_000
+    drawer, known = Drawer(model, shelf=Shelf(items, 1 << 24)), references.load()
+
+    def drawn(like: Any = None) -> Any:
+        asked = [{"adapter": "pictures", "image": {"url": "https://files.example/a.png"}}]
+        request = GenerateRequest(
+            prompt="", seed=5, steps=10, width=128, height=128,
+            references=asked if like is not None else [],
+        )  # fmt: skip
+        run = Run(request)
+        run.reference_pictures = [Image.fromarray(like)] if like is not None else []
+        return np.asarray(drawer.draw(run)[0].image)
+
+    free, right, same_ground = drawn(), 0, 0
+    pairs = (
+        *(("red apple", "grey"), ("owl", "orange"), ("church", "blue")),
+        *(("sunflower", "white"), ("zebra", "yellow")),
+    )
+    for name, ground in pairs:
+        index = known.names.index(name)
+        picture = drawn(reference(known, index, ground))
+        right += references.nearest(picture, known.flat(ground))[0] == index
+        same_ground += ground_of(picture) == ground
+        # The control: the same seed without the picture.
+        assert references.nearest(free, known.flat(ground))[0] != index
+    assert right >= 4
+    assert same_ground >= 3
