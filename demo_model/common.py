@@ -125,7 +125,9 @@ def icons(style: Literal["flat", "high-contrast"]) -> dict[str, str]:
     """
     path = STATE / f"fluent-emoji-{style}" / "package" / "icons.json"
     if not path.is_file():
-        raise SystemExit(f"{path.parent.parent.name} is missing: run demo_model/build_dataset.py")
+        raise SystemExit(
+            f"{path.parent.parent.name} is missing: run demo_model.training.build_dataset"
+        )
     found = json.loads(path.read_text())["icons"]
     return {key: value["body"] for key, value in found.items()}
 

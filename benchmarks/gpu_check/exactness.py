@@ -68,7 +68,7 @@ def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, An
 
 def check(service: Service, asked: Mapping[str, dict[str, Any]], count: int) -> Exactness:
     """`count` requests of `asked` in random order, some of them cancelled at a random step."""
-    chosen = random.Random(0)  # noqa: S311: an order, no secret
+    chosen = random.Random(0)  # an order, no secret
     found, first = Exactness(), dict[str, str]()
     names = list(asked)
     order = names + chosen.choices(names, k=max(0, count - len(names)))

@@ -190,7 +190,7 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
 
 def load_vae(state: dict[str, torch.Tensor], scaling_factor: float) -> AutoencoderKL:
     """The trained autoencoder; latents x `scaling_factor` have a standard deviation of one."""
-    from demo_model.train_vae import build
+    from demo_model.training.train_vae import build
 
     vae = build()
     vae.load_state_dict(state)

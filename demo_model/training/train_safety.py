@@ -3,7 +3,7 @@
 They stand for whatever an operator does not allow; the checker is there to prove the way from a
 picture to a refusal, on pictures that the demo model draws. It learns from the true pictures in
 `references.npz`, moved, scaled, mirrored and blurred on all backgrounds. Three minutes on one core.
-`python -m demo_model.train_safety`; the log is in `logs/train_safety.log`.
+`python -m demo_model.training.train_safety`; the log is in `logs/train_safety.log`.
 """
 
 from __future__ import annotations

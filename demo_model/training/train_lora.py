@@ -1,6 +1,7 @@
 """Train one LoRA on the base model with peft, and write it as the trainers of this world do.
 
-`python train_lora.py STYLE MINUTES` (goes on from a kohya file that is there) with STYLE one of
+`python -m demo_model.training.train_lora STYLE MINUTES` (goes on from a kohya file that is there)
+with STYLE one of
 - `line`: black line art on white, whatever background the words name; kohya's spelling,
   alpha half the rank, `ss_*` metadata with tag frequencies -> loras/line-art.safetensors
 - `sepia`: an old print; diffusers' spelling -> loras/sepia.safetensors
@@ -25,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from demo_model.common import BACKGROUNDS, LORAS, STATE, TRIGGER, Style, available_names
-from demo_model.muon import MuonWithAdamW
-from demo_model.parts import Parts, build_parts, build_scheduler
-from demo_model.train_base import Captions, load_checkpoint, load_latents, v_loss
+from demo_model.training.muon import MuonWithAdamW
+from demo_model.training.parts import Parts, build_parts, build_scheduler
+from demo_model.training.train_base import Captions, load_checkpoint, load_latents, v_loss
 
 BATCH = 48
 SEED = 3

@@ -1,9 +1,9 @@
 """Train the base model: text encoders and UNet together, on the latents of the flat style.
 
-`python train_base.py MINUTES` trains for that long and goes on from the last checkpoint where
-there is one, then writes `sdxl-demo/`. The loss is the mean squared error of v (Salimans and Ho
-2022, arXiv 2202.00512): v = sqrt(a) noise - sqrt(1 - a) x. Times are drawn with more weight on
-noisy ones, since there the words decide what the picture becomes.
+`python -m demo_model.training.train_base MINUTES` trains for that long and goes on from the last
+checkpoint where there is one, then writes `sdxl-demo/`. The loss is the mean squared error of v
+(Salimans and Ho 2022, arXiv 2202.00512): v = sqrt(a) noise - sqrt(1 - a) x. Times are drawn with
+more weight on noisy ones, since there the words decide what the picture becomes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
 from demo_model.common import AFTER, BACKGROUNDS, BEFORE, SIZE, STATE, TEMPLATES, available_names
-from demo_model.muon import MuonWithAdamW, split
-from demo_model.parts import (
+from demo_model.training.muon import MuonWithAdamW, split
+from demo_model.training.parts import (
     Parts,
     build_parts,
     build_scheduler,

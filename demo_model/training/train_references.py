@@ -1,8 +1,8 @@
 """Train an IP-Adapter and the image encoder that it looks through: a picture instead of words.
 
-`python -m demo_model.train_references MINUTES` trains for that long, by the processor's time, and
-goes on with the last part where `adapters/` is there; needs the packages of build_dataset.py and
-the committed model, which stays as it is.
+`python -m demo_model.training.train_references MINUTES` trains for that long, by the processor's
+time, and goes on with the last part where `adapters/` is there; needs the packages of
+build_dataset.py and the committed model, which stays as it is.
 
 Three parts, each far quicker than what comes after it: the encoder learns to tell names and
 backgrounds; the adapter's attentions learn to add what the words' attentions would have added to
@@ -30,10 +30,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from demo_model.common import BACKGROUNDS, HERE, SIZE, available_names, held_out, known
-from demo_model.muon import MuonWithAdamW, split
-from demo_model.train_adapter import ALPHAS, Words, committed, encoded
-from demo_model.train_base import encode, random_times
-from demo_model.train_safety import SIDE, Pictures
+from demo_model.training.muon import MuonWithAdamW, split
+from demo_model.training.train_adapter import ALPHAS, Words, committed, encoded
+from demo_model.training.train_base import encode, random_times
+from demo_model.training.train_safety import SIDE, Pictures
 
 FOLDER = HERE / "adapters"
 ENCODER, NAME = "image_encoder", "pictures"

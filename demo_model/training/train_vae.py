@@ -1,9 +1,10 @@
 """Train the AutoencoderKL: f = 8, four latent channels, as SDXL's own.
 
-`python train_vae.py MINUTES` trains for that long (learning rate: short warm-up, then cosine to
-zero) and goes on from the last checkpoint's weights where there is one. The loss is the mean
-absolute error of the pixels (in -1..1) + 0.1 x that of their differences to the right and
-downwards (edges) + `KL` x the mean KL divergence of the latents (Kingma and Welling 2014).
+`python -m demo_model.training.train_vae MINUTES` trains for that long (learning rate: short
+warm-up, then cosine to zero) and goes on from the last checkpoint's weights where there is one. The
+loss is the mean absolute error of the pixels (in -1..1) + 0.1 x that of their differences to the
+right and downwards (edges) + `KL` x the mean KL divergence of the latents (Kingma and Welling
+2014).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from demo_model.common import SIZE, STATE
-from demo_model.muon import MuonWithAdamW, split
+from demo_model.training.muon import MuonWithAdamW, split
 
 BATCH = 16
 RATE = 3e-3

@@ -1,7 +1,7 @@
 """Train a small upscaler of twice the sides for what the demo model draws.
 
-`python -m demo_model.train_upscaler MINUTES` trains for that long from the beginning, by the
-processor's time, and writes `upscalers/`; needs the packages of build_dataset.py, what
+`python -m demo_model.training.train_upscaler MINUTES` trains for that long from the beginning, by
+the processor's time, and writes `upscalers/`; needs the packages of build_dataset.py, what
 references.py wrote, and the committed autoencoder. The network is Real-ESRGAN's compact one, with
 its names, as any that the worker reads.
 
@@ -43,8 +43,8 @@ from demo_model.common import (
     others,
     turned,
 )
-from demo_model.muon import MuonWithAdamW, split
-from demo_model.train_adapter import committed
+from demo_model.training.muon import MuonWithAdamW, split
+from demo_model.training.train_adapter import committed
 
 FILE = HERE / "upscalers" / "demo-2x.safetensors"
 SCALE = 2

@@ -1,8 +1,8 @@
 """Train a small T2I-Adapter that holds the demo model's drawings to a picture's edges.
 
-`python -m demo_model.train_adapter MINUTES` trains for that long and goes on from the file that is
-there; needs the packages of build_dataset.py and the committed model, which stays as it is. The
-edges are those that the worker finds for `canny`, with its thresholds.
+`python -m demo_model.training.train_adapter MINUTES` trains for that long and goes on from the file
+that is there; needs the packages of build_dataset.py and the committed model, which stays as it is.
+The edges are those that the worker finds for `canny`, with its thresholds.
 
 The loss is the base's (`v_loss` of train_base.py), by the words or without any. Beside the pictures
 that the model knows, most of a batch are other things of the same set, turned and mirrored, without
@@ -41,9 +41,9 @@ from demo_model.common import (
     others,
     turned,
 )
-from demo_model.muon import MuonWithAdamW, split
-from demo_model.parts import Parts, build_scheduler, encode_prompts
-from demo_model.train_base import Captions, unet_loss
+from demo_model.training.muon import MuonWithAdamW, split
+from demo_model.training.parts import Parts, build_scheduler, encode_prompts
+from demo_model.training.train_base import Captions, unet_loss
 from sdxl_contract.drawing.controls import Canny
 from sdxl_contract.drawing.edges import canny
 
