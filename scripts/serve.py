@@ -1,7 +1,8 @@
 """`make serve`: keep worker and backend running on 127.0.0.1 until Ctrl-C.
 
-Reads PORT (8000), WORKER_PORT (8001), DATA_DIR (.data) and BASE_MODEL (the small model). A worker
-that dies is started again: the backend's jobs wait for it and lose nothing.
+Reads PORT (8000), WORKER_PORT (8001), DATA_DIR (.data) and BASE_MODEL (the small model, with the
+networks that are made for it). A worker that dies is started again: the backend's jobs wait for it
+and lose nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from scripts.stack import REPOSITORY, StackError, build_stack, port_is_taken
+from scripts.stack import (
+    DEMO_MODEL,
+    DEMO_NETWORKS,
+    REPOSITORY,
+    StackError,
+    build_stack,
+    port_is_taken,
+)
 
 RESTART_PAUSE_S = 2.0
 
@@ -24,6 +32,13 @@ def port_from(name: str, default: int) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         sys.exit(f"{name} is {text!r}: it must be a port number from 1 to 65535")
     return int(text)
+
+
+def networks() -> dict[str, str]:
+    """Where the small model's own networks are, but for those that the environment names."""
+    if (os.environ.get("BASE_MODEL") or str(DEMO_MODEL)) != str(DEMO_MODEL):
+        return {}
+    return {name: str(place) for name, place in DEMO_NETWORKS.items() if name not in os.environ}
 
 
 def main() -> int:
@@ -43,7 +58,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
 
-    stack = build_stack(port=port, worker_port=worker_port, data_dir=data_dir)
+    stack = build_stack(port=port, worker_port=worker_port, data_dir=data_dir, extra=networks())
     try:
         print(f"Starting worker and backend; data in {data_dir} ...", flush=True)
         stack.start(should_stop=lambda: stopping)

@@ -25,6 +25,12 @@ import httpx2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
+# The small model's own networks, by the worker's settings.
+DEMO_NETWORKS = {
+    "CONTROLS_DIR": REPOSITORY / "demo_model" / "controls",
+    "UPSCALERS_DIR": REPOSITORY / "demo_model" / "upscalers",
+    "ADAPTERS_DIR": REPOSITORY / "demo_model" / "adapters",
+}
 LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 

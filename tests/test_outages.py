@@ -126,6 +126,9 @@ def test_the_readme_s_first_picture_comes_though_its_worker_is_late(
             content = until(partial(ended, f"{api}/api/v1/content/{accepted_id}"), 120)
             assert content["status"] == "succeeded", content
             assert sides(content) == (NATIVE_SIDE, NATIVE_SIDE)
+        limits = httpx2.get(f"{api}/api/v1/model", timeout=30).json()["limits"]
+        for kind in ("controls", "upscalers", "adapters"):
+            assert len(limits[kind]) == 1, "make serve brings the small model's own networks"
         assert serve.stop() == 0, serve.output()[-3000:]
     finally:
         serve.stop()

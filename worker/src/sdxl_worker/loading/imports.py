@@ -19,8 +19,8 @@ def import_libraries() -> None:
 
     OpenMP's threads then sleep while they wait for each other. As they are by themselves they spin,
     which on cores that others use too keeps from the core whom they wait for: the small model, two
-    threads on two busy cores, drew 8 steps in 50 s, and in 1 s with this; on idle ones in 0.8 s and
-    0.7 s. `OMP_WAIT_POLICY`, where it is set, stays.
+    threads on two busy cores, drew 8 steps in 50 s, and in 1 s with this; on idle ones in 0.45 s
+    and 0.53 s. `OMP_WAIT_POLICY`, where it is set, stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     enabled = gc.isenabled()
