@@ -269,6 +269,7 @@ async def test_a_cropped_copy_does_not_name_what_it_was_cut_from(
         assert answer.status_code == 200
 
 
+@pytest.mark.slow
 def test_crops_know_the_demo_s_pictures_again_and_nothing_that_the_whole_does_not() -> None:
     pictures = [tile(number) for number in (*range(6), *range(24, 30))]
     found = seen = 0
@@ -285,6 +286,7 @@ def test_crops_know_the_demo_s_pictures_again_and_nothing_that_the_whole_does_no
     assert found >= 0.96 * seen
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_same_thing_elsewhere_is_no_crop_of_it() -> None:
     """As another seed draws it: what is in it lies as in a crop, and its proportions tell."""
     wide = tile(8).resize((400, 384))  # a dog
