@@ -102,7 +102,10 @@ function prefetch(): void {
 
 async function readFeed(): Promise<void> {
   const page = await api.contents({ limit: FIRST_PAGE });
-  store.feed.value = page.items.map((content) => content.id);
+  const read = page.items.map((content) => content.id);
+  // What was asked for meanwhile is not among them.
+  const made = (store.feed.value ?? []).filter((id) => !read.includes(id));
+  store.feed.value = [...made, ...read];
   // Oldest first, as they will be drawn.
   follow(...page.items.reverse());
 }

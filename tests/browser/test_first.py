@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from testkit.browser import WAIT_MS, OpenPage, Studio, Watch
 
@@ -152,3 +152,24 @@ def test_a_part_of_the_page_that_was_lost_on_the_way_comes_by_itself(
     root = page.locator("html.live")
     expect(root).to_have_css("box-shadow", "none")
     expect(root).to_have_css("padding", "0px")
+
+
+def test_a_picture_that_is_asked_for_while_the_first_list_is_read_is_among_the_recent_ones(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    page = open_page(studio.url)
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/api/v1/content?*", lambda route: held.append((route, route.fetch())))
+    page.reload()
+    page.get_by_label("Prompt", exact=True).fill("an apple before the list")
+    while not held:
+        page.wait_for_timeout(20)
+    with page.expect_response("**/content/generate") as answer:
+        page.get_by_role("button", name="Generate", exact=False).first.click()
+    drawn = answer.value.json()["id"]
+    for route, response in held:
+        route.fulfill(response=response)
+    page.unroute("**/api/v1/content?*")
+    expect(page.locator(".stage .frame")).to_have_attribute("data-status", "succeeded")
+
+    expect(page.locator(f".strip .thumb.chosen[data-id='{drawn}']")).to_be_visible()
