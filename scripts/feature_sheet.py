@@ -13,24 +13,19 @@ import base64
 import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from safetensors.torch import save
 
 from scripts.contact_sheet import Tile, contact_sheet
+from scripts.stack import DEMO_MODEL, DEMO_NETWORKS, REPOSITORY
 from sdxl_contract.drawing.edges import canny
 from sdxl_contract.request import GenerateRequest
 from sdxl_worker.engine import Engine
 from sdxl_worker.settings import Settings
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-MODEL = REPOSITORY / "demo_model" / "sdxl-demo"
 LORAS = REPOSITORY / "demo_model" / "loras"
-CONTROLS = REPOSITORY / "demo_model" / "controls"
-ADAPTERS = REPOSITORY / "demo_model" / "adapters"
-UPSCALERS = REPOSITORY / "demo_model" / "upscalers"
 OUTPUT = REPOSITORY / "docs" / "images" / "features.png"
 SIDE = 128  # px, as the demo model was trained
 APPLE = "red apple, yellow background"
@@ -201,10 +196,10 @@ async def main() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     engine = Engine(
         Settings(
-            base_model=str(MODEL),
-            controls_dir=CONTROLS,
-            upscalers_dir=UPSCALERS,
-            adapters_dir=ADAPTERS,
+            base_model=str(DEMO_MODEL),
+            controls_dir=DEMO_NETWORKS["CONTROLS_DIR"],
+            upscalers_dir=DEMO_NETWORKS["UPSCALERS_DIR"],
+            adapters_dir=DEMO_NETWORKS["ADAPTERS_DIR"],
             device="cpu",
             dtype="float32",
             lora_allow_loopback=True,

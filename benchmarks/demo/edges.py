@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.demo.drawing import Pixels, drawing, save_sheet
 from benchmarks.evaluate_demo_model import rank_of
 from demo_model import references
-from demo_model.common import BACKGROUNDS, HELD_OUT, HERE, MODEL, SIZE, STEPS, caption
+from demo_model.common import BACKGROUNDS, HELD_OUT, HERE, caption
 from sdxl_contract.drawing.edges import canny
-from sdxl_contract.request import GenerateRequest
-from sdxl_worker.engine import Engine
-from sdxl_worker.settings import Settings
-from testkit.worker import FileServer, file_server
 
 NEAR = 2  # px
 FIRST_SEED, OTHER_SEED = 20260101, 20260501
-Pixels = NDArray[np.uint8]
 Marks = NDArray[np.bool_]
 
 
@@ -61,71 +55,34 @@ def agreement(found: Pixels, wanted: Pixels) -> float:
     return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
-class Drawing:
-    """Asks one engine for pictures."""
-
-    def __init__(self, engine: Engine, files: FileServer) -> None:
-        self._engine, self._files = engine, files
-
-    async def draw(self, prompt: str, seed: int, like: Pixels | None = None) -> Pixels:
-        """One picture, held by the edges of `like` if that is given."""
-        fields: dict[str, Any] = {}
-        if like is not None:
-            file = io.BytesIO()
-            Image.fromarray(like).save(file, "PNG")
-            image = {"url": self._files.add(file.getvalue(), f"/{seed}.png")}
-            fields["controls"] = [{"model": "edges", "image": image, "canny": {}}]
-        request = GenerateRequest(
-            prompt=prompt, seed=seed, steps=STEPS, width=SIZE, height=SIZE, timeout=280, **fields
-        )
-        result = await self._engine.submit(request).result()
-        data = base64.b64decode(result.image_base64 or "")
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
 async def evaluate(controls: Path, sheet: Path | None) -> dict[str, Any]:
     """Draw and compare."""
     known = references.load()
     grounds = list(BACKGROUNDS)
-    config = Settings(
-        base_model=str(MODEL),
-        controls_dir=controls,
-        device="cpu",
-        dtype="float32",
-        lora_allow_loopback=True,
-        warmup=False,
-    )
-    engine = Engine(config)
     columns: list[list[Pixels]] = []
     agreements: dict[str, list[float]] = {"free": [], "held": [], "named": [], "both": []}
     right: dict[str, int] = dict.fromkeys(agreements, 0)
-    with file_server() as files:
-        try:
-            await engine.load()
-            drawing = Drawing(engine, files)
-            for number, name in enumerate(known.names[HELD_OUT]):
-                ground = grounds[number % len(grounds)]
-                words, seed = caption(name, ground), OTHER_SEED + number
-                source = await drawing.draw(words, FIRST_SEED + number)
-                drawn = {
-                    "free": await drawing.draw("", seed),
-                    "held": await drawing.draw("", seed, source),
-                    "named": await drawing.draw(words, seed),
-                    "both": await drawing.draw(words, seed, source),
-                }
-                columns.append([source, *drawn.values()])
-                truth = known.names.index(name)
-                for kind, picture in drawn.items():
-                    agreements[kind].append(agreement(picture, source))
-                    order = references.nearest(picture, known.flat(ground))
-                    right[kind] += rank_of(truth, order) == 0
-                scores = ", ".join(f"{kind} {each[-1]:.2f}" for kind, each in agreements.items())
-                print(f"{words}: {scores}", flush=True)
-        finally:
-            await engine.aclose()
-    if sheet is not None:
-        rows = np.concatenate([np.concatenate(column) for column in columns], axis=1)
-        Image.fromarray(rows).save(sheet, optimize=True)
+    async with drawing(controls_dir=controls) as worker:
+        for number, name in enumerate(known.names[HELD_OUT]):
+            ground = grounds[number % len(grounds)]
+            words, seed = caption(name, ground), OTHER_SEED + number
+            source = await worker.draw(words, FIRST_SEED + number)
+            control = {"model": "edges", "image": worker.source(source), "canny": {}}
+            drawn = {
+                "free": await worker.draw("", seed),
+                "held": await worker.draw("", seed, controls=[control]),
+                "named": await worker.draw(words, seed),
+                "both": await worker.draw(words, seed, controls=[control]),
+            }
+            columns.append([source, *drawn.values()])
+            truth = known.names.index(name)
+            for kind, picture in drawn.items():
+                agreements[kind].append(agreement(picture, source))
+                order = references.nearest(picture, known.flat(ground))
+                right[kind] += rank_of(truth, order) == 0
+            scores = ", ".join(f"{kind} {each[-1]:.2f}" for kind, each in agreements.items())
+            print(f"{words}: {scores}", flush=True)
+    save_sheet(columns, sheet)
     count = len(columns)
     return {
         "names": count,

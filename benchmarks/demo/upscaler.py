@@ -12,28 +12,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.demo.drawing import Pixels, drawing, save_sheet
 from demo_model import references
-from demo_model.common import HERE, MODEL, SIZE, STEPS, caption
-from sdxl_contract.request import GenerateRequest
-from sdxl_worker.engine import Engine
-from sdxl_worker.settings import Settings
-from testkit.worker import FileServer, file_server
+from demo_model.common import HERE, caption
 
 SEED = 20260601
 NETWORK, LANCZOS, PIXELS = "demo-2x", "lanczos", "pixels"
 KINDS = ("clean", "coded", "drawn")
-Pixels = NDArray[np.uint8]
 
 
 def decibels(found: Pixels, wanted: Pixels) -> float:
@@ -62,75 +55,36 @@ def coded(vae: Any, picture: Pixels) -> Pixels:
     return left
 
 
-class Enlarging:
-    """Asks one engine for pictures."""
-
-    def __init__(self, engine: Engine, files: FileServer) -> None:
-        self._engine, self._files = engine, files
-
-    async def _answer(self, **fields: Any) -> Pixels:
-        request = GenerateRequest(timeout=280, **fields)
-        result = await self._engine.submit(request).result()
-        data = base64.b64decode(result.image_base64 or "")
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-    async def draw(self, prompt: str, seed: int) -> Pixels:
-        """One picture from words."""
-        return await self._answer(prompt=prompt, seed=seed, steps=STEPS, width=SIZE, height=SIZE)
-
-    async def enlarge(self, picture: Pixels, upscaler: str) -> Pixels:
-        """Twice the sides."""
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        image = {"url": self._files.add(file.getvalue(), "/small.png")}
-        return await self._answer(
-            prompt="", image=image, upscale={"upscaler": upscaler, "scale": 2}
-        )
-
-
 async def evaluate(upscalers: Path, sheet: Path | None) -> dict[str, Any]:
     """Make small, enlarge and compare."""
-    config = Settings(
-        base_model=str(MODEL),
-        upscalers_dir=upscalers,
-        device="cpu",
-        dtype="float32",
-        lora_allow_loopback=True,
-        warmup=False,
-    )
-    engine = Engine(config)
     columns: list[list[Pixels]] = []
     found: dict[str, dict[str, list[float]]] = {
         kind: {way: [] for way in (PIXELS, LANCZOS, NETWORK)} for kind in KINDS
     }
-    with file_server() as files:
-        try:
-            await engine.load()
-            assert engine._ready is not None
-            vae, enlarging = engine._ready.model.pipe.vae, Enlarging(engine, files)
-            for number, truth in enumerate(references.large()):
-                words, clean = caption(truth.name, truth.background), halved(truth.pixels)
-                drawn = await enlarging.draw(words, SEED + number)
-                column: list[Pixels] = []
-                small = dict(zip(KINDS, (clean, coded(vae, clean), drawn), strict=True))
-                for kind, picture in small.items():
-                    ways = {PIXELS: repeated(picture)}
-                    for way in (LANCZOS, NETWORK):
-                        ways[way] = await enlarging.enlarge(picture, way)
-                    for way, large in ways.items():
-                        found[kind][way].append(decibels(large, truth.pixels))
-                    column = [*ways.values(), truth.pixels, *column]
-                columns.append(column)
-                told = ", ".join(
-                    f"{kind} {ways[NETWORK][-1]:.1f} dB ({LANCZOS} {ways[LANCZOS][-1]:.1f})"
-                    for kind, ways in found.items()
-                )
-                print(f"{words}: {told}", flush=True)
-        finally:
-            await engine.aclose()
-    if sheet is not None:
-        rows = np.concatenate([np.concatenate(column) for column in columns], axis=1)
-        Image.fromarray(rows).save(sheet, optimize=True)
+    async with drawing(upscalers_dir=upscalers) as worker:
+        for number, truth in enumerate(references.large()):
+            words, clean = caption(truth.name, truth.background), halved(truth.pixels)
+            drawn = await worker.draw(words, SEED + number)
+            column: list[Pixels] = []
+            small = dict(zip(KINDS, (clean, coded(worker.vae, clean), drawn), strict=True))
+            for kind, picture in small.items():
+                ways = {PIXELS: repeated(picture)}
+                for way in (LANCZOS, NETWORK):
+                    ways[way] = await worker.ask(
+                        prompt="",
+                        image=worker.source(picture),
+                        upscale={"upscaler": way, "scale": 2},
+                    )
+                for way, large in ways.items():
+                    found[kind][way].append(decibels(large, truth.pixels))
+                column = [*ways.values(), truth.pixels, *column]
+            columns.append(column)
+            told = ", ".join(
+                f"{kind} {ways[NETWORK][-1]:.1f} dB ({LANCZOS} {ways[LANCZOS][-1]:.1f})"
+                for kind, ways in found.items()
+            )
+            print(f"{words}: {told}", flush=True)
+    save_sheet(columns, sheet)
     gains = {
         kind: [one - other for one, other in zip(ways[NETWORK], ways[LANCZOS], strict=True)]
         for kind, ways in found.items()

@@ -268,7 +268,7 @@ def test_the_adapter_draws_what_a_picture_shows_without_a_word(model: Any) -> No
     """The pictures smaller, moved, on other backgrounds and one mirrored."""
     from PIL import Image
 
-    from benchmarks.demo.references import ground_of, reference
+    from benchmarks.demo.adapter import ground_of, reference
     from demo_model import references
     from sdxl_contract.request import GenerateRequest
     from sdxl_worker.auxiliary.adapters import find_adapters

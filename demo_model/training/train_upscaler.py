@@ -44,7 +44,7 @@ from demo_model.common import (
     turned,
 )
 from demo_model.training.muon import MuonWithAdamW, split
-from demo_model.training.train_adapter import committed
+from demo_model.training.train_control import committed
 
 FILE = HERE / "upscalers" / "demo-2x.safetensors"
 SCALE = 2

@@ -1,6 +1,6 @@
 """Train a small T2I-Adapter that holds the demo model's drawings to a picture's edges.
 
-`python -m demo_model.training.train_adapter MINUTES` trains for that long and goes on from the file
+`python -m demo_model.training.train_control MINUTES` trains for that long and goes on from the file
 that is there; needs the packages of build_dataset.py and the committed model, which stays as it is.
 The edges are those that the worker finds for `canny`, with its thresholds.
 

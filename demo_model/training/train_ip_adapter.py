@@ -1,6 +1,6 @@
 """Train an IP-Adapter and the image encoder that it looks through: a picture instead of words.
 
-`python -m demo_model.training.train_references MINUTES` trains for that long, by the processor's
+`python -m demo_model.training.train_ip_adapter MINUTES` trains for that long, by the processor's
 time, and goes on with the last part where `adapters/` is there; needs the packages of
 build_dataset.py and the committed model, which stays as it is.
 
@@ -31,8 +31,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from demo_model.common import BACKGROUNDS, HERE, SIZE, available_names, held_out, known
 from demo_model.training.muon import MuonWithAdamW, split
-from demo_model.training.train_adapter import ALPHAS, Words, committed, encoded
 from demo_model.training.train_base import encode, random_times
+from demo_model.training.train_control import ALPHAS, Words, committed, encoded
 from demo_model.training.train_safety import SIDE, Pictures
 
 FOLDER = HERE / "adapters"
@@ -154,15 +154,15 @@ class Seen:
 def learn_names(encoder: CLIPVisionModelWithProjection, seen: Seen) -> None:
     """Names and backgrounds from the summary, by two layers that are thrown away."""
     count, grounds = len(seen.latents), len(BACKGROUNDS)
-    heads = nn.Linear(SUMMARY, count // grounds), nn.Linear(SUMMARY, grounds)
-    optimizer = MuonWithAdamW(*split([encoder, *heads]), lr=NAMING_RATE, dtype=torch.float32)
+    readers = nn.Linear(SUMMARY, count // grounds), nn.Linear(SUMMARY, grounds)
+    optimizer = MuonWithAdamW(*split([encoder, *readers]), lr=NAMING_RATE, dtype=torch.float32)
     right = torch.zeros(2)
     for step in range(1, NAMING_STEPS + 1):
         optimizer.set_rate(NAMING_RATE * (1 - (step - 1) / NAMING_STEPS))
         chosen = torch.randint(count, (NAMING_BATCH,))
         summary = encoder(seen.references(chosen)).image_embeds
         wanted = chosen // grounds, chosen % grounds
-        said = [head(summary) for head in heads]
+        said = [reader(summary) for reader in readers]
         losses = [functional.cross_entropy(*pair) for pair in zip(said, wanted, strict=True)]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
