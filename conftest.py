@@ -30,6 +30,7 @@ LONG = frozenset({"slow", "long", "gpu", "browser", "process"})
 WHOLE_FILE_IS_LONG = re.compile(
     rf"^pytestmark = [^=]*?\bpytest\.mark\.(?:{'|'.join(sorted(LONG))})\b", re.MULTILINE
 )
+PAGE = "tests/browser/"
 TAKES_LONG = "takes long: make test-all runs it"
 PLUGINS = {
     "pytest_timeout": ("timeout",),
@@ -57,6 +58,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """Under `--quick` a test that starts a process all the same is left out as it does."""
     if config.getoption("--quick"):
         sys.addaudithook(_leave_out_processes)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What is left of the page's tests in `make test` is run by one process: its files share one
+    server and one worker, whose start takes longer than most of them do. Otherwise as told."""
+    if config.getoption("dist") != "loadfile" or config.getoption("--all"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneForThePage(LoadFileScheduling):
+        """A file's tests go to one process, the page's all to the same."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return PAGE if file.startswith(PAGE) else file
+
+    return OneForThePage(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -63,6 +63,7 @@ def test_progress_and_a_preview_are_seen_before_the_end_and_survive_a_reload(
     assert studio.content(drawn)["status"] == "cancelled"
 
 
+@pytest.mark.long
 def test_an_answer_to_cancel_that_comes_after_the_end_does_not_undo_it(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_answer_to_cancel_that_comes_after_the_end_does_not_undo_it(
     expect(page).to_have_title("Create · Studio")
 
 
+@pytest.mark.long
 def test_a_second_click_on_cancel_presses_nothing_else_and_the_end_is_said(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_second_click_on_cancel_presses_nothing_else_and_the_end_is_said(
     assert page.evaluate("() => document.activeElement.closest('.actions')") is None
 
 
+@pytest.mark.long
 def test_what_an_accepted_picture_waits_for_is_said_in_the_pages_words(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -138,6 +141,7 @@ def test_what_an_accepted_picture_waits_for_is_said_in_the_pages_words(
     expect(frame).not_to_contain_text("raw words")
 
 
+@pytest.mark.long
 def test_several_are_drawn_at_once_and_each_comes_to_its_end(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -150,6 +154,7 @@ def test_several_are_drawn_at_once_and_each_comes_to_its_end(
     assert {studio.content(one)["status"] for one in ids} == {"succeeded"}
 
 
+@pytest.mark.long
 def test_a_lost_stream_is_taken_up_after_the_last_event_that_came(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -250,6 +255,7 @@ def test_a_dropped_lora_is_inspected_used_and_reported_and_a_bad_one_explained(
     assert used["prompt"] == "an apple, inkstyle"
 
 
+@pytest.mark.long
 def test_a_lora_file_can_be_dropped_onto_the_form(studio: Studio, open_page: OpenPage) -> None:
     page = open_page(studio.url)
     transfer = page.evaluate_handle(
@@ -265,6 +271,7 @@ def test_a_lora_file_can_be_dropped_onto_the_form(studio: Studio, open_page: Ope
     expect(page.get_by_role("button", name="dropword")).to_be_visible()
 
 
+@pytest.mark.long
 def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -292,6 +299,7 @@ def test_an_avatar_brings_its_prompt_and_use_these_settings_takes_it_out_again(
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.long
 def test_what_nobody_chose_is_left_out_of_the_request_and_a_sampler_can_be_chosen(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -329,6 +337,7 @@ def test_what_nobody_chose_is_left_out_of_the_request_and_a_sampler_can_be_chose
     assert avatars[0]["scheduler"] == "euler_trailing"
 
 
+@pytest.mark.long
 def test_a_picture_can_be_downloaded_and_its_link_opens_it(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -341,6 +350,7 @@ def test_a_picture_can_be_downloaded_and_its_link_opens_it(
     assert download.value.suggested_filename.endswith(f"-{made['parameters']['seed']}.png")
 
 
+@pytest.mark.long
 def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
     studio: Studio, open_page: OpenPage, watch: Watch
 ) -> None:
@@ -358,6 +368,7 @@ def test_when_the_server_goes_away_the_page_says_so_and_comes_back(
     expect_status(page, "succeeded")
 
 
+@pytest.mark.long
 def test_a_dropped_picture_s_file_gives_the_same_picture_again(
     studio: Studio, open_page: OpenPage
 ) -> None:

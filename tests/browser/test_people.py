@@ -74,6 +74,7 @@ def test_a_wrong_key_is_refused_and_a_right_one_leads_from_the_first_run_to_a_pi
     expect(page.get_by_text("Your API key is not valid any more.")).to_be_visible()
 
 
+@pytest.mark.long
 def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -131,6 +132,7 @@ def test_everything_of_the_main_way_works_with_the_keyboard_alone(
     expect(page).to_have_url(re.compile("#/create$"))
 
 
+@pytest.mark.long
 def test_what_is_chosen_is_seen_where_the_system_chooses_the_colours(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -162,6 +164,7 @@ def test_axe_finds_nothing_on_any_view(studio: Studio, open_page: OpenPage, colo
     check_accessibility(page, f"dialog ({colours})")
 
 
+@pytest.mark.long
 def test_axe_finds_nothing_at_the_gate(keyed: Studio, open_page: OpenPage) -> None:
     keyed.make_key("gate")
     page = open_page(keyed.url)
@@ -179,6 +182,7 @@ def test_axe_itself_would_complain(studio: Studio, open_page: OpenPage) -> None:
         check_accessibility(page, "control")
 
 
+@pytest.mark.long
 def test_on_a_phone_nothing_is_wider_than_the_screen(studio: Studio, open_page: OpenPage) -> None:
     made = studio.draw("a small apple")
     page = open_page(studio.url, **PHONE)
@@ -206,6 +210,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(studio: Studio, open_page: 
     expect(page.get_by_role("heading", name="X/Y grid")).to_be_visible()
 
 
+@pytest.mark.long
 def test_the_browsers_language_is_spoken_until_another_is_chosen(
     studio: Studio, open_page: OpenPage
 ) -> None:
@@ -218,6 +223,7 @@ def test_the_browsers_language_is_spoken_until_another_is_chosen(
     expect(page.locator("html")).to_have_attribute("lang", "en")
 
 
+@pytest.mark.long
 def test_a_chosen_theme_overrides_the_system(studio: Studio, open_page: OpenPage) -> None:
     page = open_page(studio.url, color_scheme="light")
     background = "() => getComputedStyle(document.body).backgroundColor"

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from testkit.browser import OpenPage, Studio, Watch, fitting_lora
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 def undecided(studio: Studio) -> str:

@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, Request, expect
 from testkit.browser import OpenPage, Studio, Watch, check_accessibility
 from testkit.loras.plain_bytes import safetensors_bytes
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 WORDS = "/api/v1/words"
 

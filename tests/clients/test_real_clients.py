@@ -22,7 +22,13 @@ from testkit.clients.stack import (
     left_out,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
+# `make test` has the same calls in backend/tests/dialects; `make test-clients` runs the clients.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.process,
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="session")

@@ -12,25 +12,33 @@ from testkit.loras.making import MAKERS, Rig, Tensors, kohya_stem, lora_file, sa
 from testkit.loras.oracle import MANTISSA, exact_change, ulps
 
 
+def of_modules(tensors: Tensors) -> dict[str, Tensors]:
+    """A file's tensors by the stem of their module, which has no dot, and what follows it."""
+    modules: dict[str, Tensors] = {}
+    for key, tensor in tensors.items():
+        stem, _, part = key.partition(".")
+        modules.setdefault(stem, {})[part] = tensor
+    return modules
+
+
 def worst_ulps(rig: Rig, files: list[tuple[Tensors, float]]) -> float:
     """The worst error over all weights after applying `files` with their scales."""
     loras = [(parse_lora(save(tensors), rig.targets), scale) for tensors, scale in files]
     live = {name: t.weight for name, t in rig.targets.modules.items()}
     before = {name: weight.detach().clone() for name, weight in live.items()}
+    by_stem = [(of_modules(tensors), scale) for tensors, scale in files]
     worst = 0.0
     with rig.patcher.applied(loras):
         for name, weight in live.items():
-            stem = kohya_stem(name)
-            exact, floor = before[name].double(), before[name].double().abs()
-            for tensors, scale in files:
-                parts = {
-                    key.removeprefix(f"{stem}."): tensor
-                    for key, tensor in tensors.items()
-                    if key.startswith(f"{stem}.")
-                }
-                if parts:
-                    change = scale * exact_change(parts, before[name])
-                    exact, floor = exact + change, floor + change.abs()
+            stem, old = kohya_stem(name), before[name]
+            changed = [(modules[stem], scale) for modules, scale in by_stem if stem in modules]
+            if not changed:
+                assert torch.equal(weight, old), f"{name} is in none of the files"
+                continue
+            exact, floor = old.double(), old.double().abs()
+            for parts, scale in changed:
+                change = scale * exact_change(parts, old)
+                exact, floor = exact + change, floor + change.abs()
             worst = max(worst, ulps(weight.detach(), exact, floor))
     assert rig.is_pristine()
     return worst
