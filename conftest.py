@@ -68,14 +68,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class OneForThePage(LoadFileScheduling):
-        """A file's tests go to one process, the page's all to the same."""
-
-        def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
-            return PAGE if file.startswith(PAGE) else file
-
-    return OneForThePage(config, log)
+    scheduling = LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda test: PAGE if test.startswith(PAGE) else file_of(test)
+    return scheduling
 
 
 @pytest.hookimpl(optionalhook=True)
