@@ -63,7 +63,7 @@ class Ours:
         self.ready: Assembly = assemble(
             settings, load_model(settings), Fetcher(FetchPolicy(max_bytes=1))
         )
-        self._files: dict[Path, tuple[bytes, str]] = {}
+        self._files: dict[Path, tuple[bytearray, str]] = {}
         self._uploads = Uploads(self.ready.model.device) if device == "cuda" else None
         self.static: StaticCalls = self.ready.drawer._calls.static
         if device != "cuda":
@@ -74,10 +74,11 @@ class Ours:
         """The LoRA in `path`, where the patcher wants it; as in the service its bytes are there and
         were hashed as they came, but for the first time."""
         if path not in self._files:
-            data = path.read_bytes()
+            data = bytearray(path.read_bytes())
             self._files[path] = data, hashlib.sha256(data).hexdigest()
         data, sha256 = self._files[path]
-        lora = parse_lora(data, self.ready.patcher._targets, sha256=sha256)
+        on_gpu = self._uploads is not None
+        lora = parse_lora(data, self.ready.patcher._targets, sha256=sha256, given_away=on_gpu)
         if self._uploads is None:
             return lora
         return moved_to(self.ready.model.device, self._uploads, lora)

@@ -331,3 +331,40 @@ def test_a_header_of_the_format_s_bound_takes_little_more_memory_than_itself() -
     assert len(data) > 60 << 20
     assert found.metadata == {"ss_output_name": "hero"}
     assert peak < 1.5 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (f"{STEM}.boft_blocks", "BOFT"),
+        (f"{STEM}.boftR.weight", "BOFT"),
+        (f"{STEM}.oft_diag", "OFT"),
+        (f"{STEM}.oft_r", "OFT"),
+        (f"{STEM}.oft_R.weight", "OFT"),
+        (f"{STEM}.glora_A", "GLoRA"),
+        (f"{STEM}.bm.weight", "GLoRA"),
+        (f"{STEM}.b2", "GLoRA"),
+        (f"{STEM}.on_input", "IA³"),
+        ("x.lora_controlnet", "ControlLoRA"),
+        ("controlnet_lora.x", "ControlLoRA"),
+        (f"{STEM}.p_layer.weight", "T-LoRA"),
+        (f"{STEM}.lambda_layer", "T-LoRA"),
+        ("base_model.model.x.vera_lambda_b", "PEFT"),
+        ("base_model.model.x.pvera_lambda_b", "PEFT"),
+        ("base_model.model.x.lora_embedding_B.default", "PEFT"),
+        ("base_model.model.x.tinylora_v", "PEFT"),
+        ("ip_adapter.1.x", "IP-Adapter"),
+        ("x.to_v_ip.weight", "IP-Adapter"),
+        ("zero_convs.0.weight", "ControlNet"),
+        ("control_model.x", "ControlNet"),
+        ("input_hint_block.0.weight", "ControlNet"),
+        ("x.motion_module.y", "AnimateDiff"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_known_by_any_of_its_names(key: str, says: str) -> None:
+    """Also by one alone among a good LoRA's."""
+    spec = kohya("sdxl") | {key: ("F16", (8, 8))}
+    with pytest.raises(LoraLoadFailed, match=says) as caught:
+        inspect(build(spec))
+    assert caught.value.details is not None
+    assert caught.value.details["reason"] == "unsupported_kind"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.header import inspect_lora_file
+from sdxl_contract.lora.header_json import split_at_once, split_by_hand
 from sdxl_contract.lora.modules import KeyMap
 from sdxl_contract.lora.spelling import Slot
 from sdxl_contract.lora.topology import family_modules
@@ -44,6 +45,7 @@ QUICK = settings(
 def survives(data: bytes, size: int | None = None) -> bool:
     """Whether `data` is accepted; anything but a clean refusal propagates."""
     accepted = False
+    check_both_ways(data[8 : 8 + int.from_bytes(data[:8], "little")])
     for signature in SIGNATURES:
         try:
             found = inspect_lora_file(
@@ -55,6 +57,13 @@ def survives(data: bytes, size: int | None = None) -> bool:
             accepted = True
             found.model_dump_json().encode()
     return accepted
+
+
+def check_both_ways(header: bytes) -> None:
+    """What is read at once is read so by hand, too."""
+    at_once = split_at_once(header) if header.startswith(b"{") else None
+    if at_once is not None:
+        assert split_by_hand(header) == at_once
 
 
 def check(refusal: LoraLoadFailed) -> None:
@@ -145,8 +154,33 @@ def test_a_good_file_with_some_bytes_changed(data: st.DataObject) -> None:
 
 
 def test_the_unchanged_file_is_accepted() -> None:
-    assert survives(build(plain(STEM, (640, 640), rank=1)))
+    good = build(plain(STEM, (640, 640), rank=1))
+    assert survives(good)
+    assert split_at_once(good[8 : 8 + int.from_bytes(good[:8], "little")]) is not None
     assert KeyMap(MODULES).resolve(STEM) is not None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": 1, "a": 2}',
+        b'{"a": {"b": 1, "b": 2}}',
+        b'{"a": NaN}',
+        b'{"a": 1} x',
+        b'{"\xff": 1}',
+        b'{"a": "\n"}',
+        b'{"__metadata__": {"a": 1}}',
+        b'{"__metadata__": {"a": "b"}, "__metadata__": {}}',
+        b'{"__metadata__": []}',
+        b'{"' + b"a" * 1025 + b'": 1}',
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a": "' + b"b" * (1 << 20) + b'"}',
+        '{"a": 1}'.encode("utf-16"),
+    ],
+    ids=lambda header: header[:24],
+)
+def test_what_is_unusual_is_left_to_reading_by_hand(header: bytes) -> None:
+    assert split_at_once(header) is None
 
 
 @pytest.mark.skipif("LORA_FUZZ_SECONDS" not in os.environ, reason="set LORA_FUZZ_SECONDS to run")

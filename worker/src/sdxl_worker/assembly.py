@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -172,9 +171,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         else None
     )
     on_gpu = roomy and model.device.type == "cuda"
-    move: Callable[[ParsedLora], ParsedLora] = (
-        partial(moved_to, model.device, Uploads(model.device)) if on_gpu else (lambda lora: lora)
-    )
+    move = partial(moved_to, model.device, Uploads(model.device)) if on_gpu else None
     budget = ByteBudget(settings.lora_bytes_in_flight)
     source = LoraSource(fetcher, cache, targets, disk, move, budget)
     gpu = settings.gpu_name or gpu_name(model.device)

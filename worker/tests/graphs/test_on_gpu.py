@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.assembly import Assembly, assemble
+from sdxl_worker.assembly import Assembly, assemble, moved_to
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
@@ -21,6 +21,7 @@ from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
+from testkit.loras.making import lora_file, save, tiny_model
 from testkit.worker import MODEL, SIDE, kohya_lora
 
 DEVICE = torch.device("cuda")
@@ -119,6 +120,23 @@ def test_bytes_by_way_of_pinned_memory_are_whole_however_many() -> None:
         found = uploads.run(lambda source=source: uploads.staged(source), lambda one: [one])  # type: ignore[misc]
         assert torch.equal(found.cpu(), source)
     assert uploads._staging is not None
+
+
+def test_a_lora_whose_bytes_are_given_away_is_the_same_on_the_gpu() -> None:
+    model = tiny_model()
+    targets = model.targets()
+    data = save(lora_file(model, "lora"))
+    expected = parse_lora(data, targets)
+    there = bytearray(data)
+    found = moved_to(DEVICE, Uploads(DEVICE), parse_lora(there, targets, given_away=True))
+    # The file's own memory is not needed any more.
+    there[:] = bytes(len(there))
+    for name, layer in expected.layers.items():
+        assert found.layers[name].bound == layer.bound
+        for slot, tensor in layer.tensors.items():
+            other = found.layers[name].tensors[slot]
+            assert other.device.type == "cuda"
+            assert torch.equal(other.cpu(), tensor)
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,9 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     ready = assembly.assemble(settings(), model, worker.engine._fetcher)
     moved: list[object] = []
     lora: Any = SimpleNamespace(to=lambda device, _: moved.append(device))
-    ready.source._prepare(lora)
+    prepare = ready.source._prepare
+    if prepare is not None:
+        prepare(lora)
 
     assert placed == [expected]
     assert moved == ([torch.device("cuda")] if roomy else [])

@@ -11,7 +11,7 @@ import torch
 from sdxl_contract.errors import ErrorCode, LoraLoadFailed
 from sdxl_contract.lora.layout import lay_out
 from sdxl_contract.lora.safetensors import read_header
-from sdxl_worker.lora import parse_lora
+from sdxl_worker.lora import ParsedLora, parse_lora
 from testkit.loras.making import Rig, lora_file, save
 from testkit.loras.malformed import Case, bad_values, corpus
 from testkit.loras.plain_bytes import raw
@@ -86,6 +86,48 @@ def test_changing_the_bytes_handed_in_does_not_change_the_lora(rig: Rig) -> None
     for name, layer in expected.layers.items():
         for slot, tensor in layer.tensors.items():
             assert torch.equal(lora.layers[name].tensors[slot], tensor)
+
+
+def test_bytes_that_are_given_away_are_the_lora_s_own_memory(rig: Rig) -> None:
+    made = lora_file(rig.model, "lora", share=0.05)
+    data = bytearray(save(made))
+    expected = parse_lora(bytes(data), rig.targets)
+    lora = parse_lora(data, rig.targets, given_away=True)
+    first = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
+
+    def is_within(one: ParsedLora) -> set[bool]:
+        return {
+            first <= tensor.data_ptr() < first + len(data)
+            for layer in one.layers.values()
+            for tensor in layer.tensors.values()
+        }
+
+    assert is_within(lora) == {True}
+    # Control: else they are copied, also where they lie at odd addresses or may not be written.
+    end = 8 + int.from_bytes(data[:8], "little")
+    odd = bytearray(raw(bytes(data[8:end]) + b" ", bytes(data[end:])))
+    assert is_within(parse_lora(data, rig.targets)) == {False}
+    assert is_within(parse_lora(bytes(data), rig.targets, given_away=True)) == {False}
+    first = torch.frombuffer(odd, dtype=torch.uint8).data_ptr()
+    copied = parse_lora(odd, rig.targets, given_away=True)
+    assert is_within(copied) == {False}
+    for found in (lora, copied, lora.to("cpu", torch.clone), copied.to("cpu", torch.clone)):
+        assert found.nbytes >= sum(tensor.nbytes for tensor in made.values() if tensor.ndim)
+        for name, layer in expected.layers.items():
+            for slot, tensor in layer.tensors.items():
+                assert torch.equal(found.layers[name].tensors[slot], tensor)
+                assert found.layers[name].tensors[slot].is_contiguous()
+            assert found.layers[name].bound == layer.bound  # of the largest of all values
+
+
+@pytest.mark.parametrize("given_away", [False, True])
+def test_what_is_not_finite_is_refused_wherever_the_bytes_lie(rig: Rig, given_away: bool) -> None:
+    made = lora_file(rig.model, "lora", share=0.05)
+    name = next(name for name in made if name.endswith("lora_up.weight"))
+    made[name] = made[name].clone()
+    made[name].view(-1)[-1] = float("nan")
+    with pytest.raises(LoraLoadFailed, match="NaN"):
+        parse_lora(bytearray(save(made)), rig.targets, given_away=given_away)
 
 
 def test_a_bias_that_the_model_lacks_is_refused(rig: Rig) -> None:

@@ -6,7 +6,9 @@ every caption's tags into the metadata: one string of tens of megabytes.
 Must not know: what the entries mean.
 
 The header is an object of small objects (the tensors) and of one object of strings
-(`__metadata__`): that is read by hand, piece by piece. Each piece that is kept goes through `json`.
+(`__metadata__`). One of usual size goes through `json` as a whole, in a sixth of the time; one that
+is larger or has anything unusual is read by hand, piece by piece, which also says what is wrong.
+Each piece of that which is kept goes through `json`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _METADATA_PAIRS = 100_000
 # Longer values are bookkeeping that nobody here reads; together they stay in bounds, too.
 _VALUE_BYTES, _KEPT_BYTES = 16 * 2**20, 48 * 2**20
 _DECODE_BYTES = 1 << 20
+# Read as a whole up to here: some 10 ms, in which no other thread runs, and 50 MB at most.
+_USUAL_BYTES, _USUAL_KEY_CHARS = 1 << 20, 1024
 # Without this a LoRA would be applied at another strength.
 _NEEDED = frozenset({"lora_adapter_metadata"})
 
@@ -75,6 +79,11 @@ def split_header(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         LoraLoadFailed: it is no JSON object of that kind, or names a key twice.
     """
+    return split_at_once(raw) or split_by_hand(raw)
+
+
+def split_by_hand(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """`split_header` of any header, piece by piece."""
     _check_utf8(raw)
     reader = _Reader(raw)
     tensors: dict[str, Any] = {}
@@ -94,6 +103,25 @@ def split_header(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         tensors[key] = reader.entry()
     reader.end()
     return tensors, metadata or {}
+
+
+def split_at_once(raw: bytes) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """`split_header` of a usual header; None where anything is too much or not as it should be."""
+    if len(raw) > _USUAL_BYTES:
+        return None
+    try:
+        tensors = _ENTRY.decode(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+    metadata = tensors.pop("__metadata__", {})
+    if (
+        not isinstance(metadata, dict)
+        or len(tensors) > LORA_MAX_TENSORS
+        or any(len(key) > _USUAL_KEY_CHARS for key in (*tensors, *metadata))
+        or not all(isinstance(value, str) for value in metadata.values())
+    ):
+        return None
+    return tensors, metadata
 
 
 def _check_utf8(raw: bytes) -> None:

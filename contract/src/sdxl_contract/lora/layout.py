@@ -23,7 +23,7 @@ from sdxl_contract.lora.identify import (
     listed,
     name_base_model,
 )
-from sdxl_contract.lora.modules import UNET, KeyMap, is_idle, looks_like_layer
+from sdxl_contract.lora.modules import UNET, KeyMap, NamedModule, is_idle, looks_like_layer
 from sdxl_contract.lora.safetensors import FACTOR_DTYPES, SafetensorsHeader, load_failed, shown
 from sdxl_contract.lora.shapes import Algorithm, Misfit, ModulePlan, Shape, plan_module
 from sdxl_contract.lora.spelling import Slot, SpelledKey, spell
@@ -96,17 +96,15 @@ def lay_out(
     strays: list[str] = []
     unresolved: list[str] = []
     spelling = {key: spell(key) for key in header.tensors}
-    changed = _changed(spelling.values(), key_map)
+    # Each stem once: it has several tensors.
+    named = {one.stem: key_map.resolve(one.stem) for one in spelling.values() if one is not None}
+    passed_over = _passed_over(spelling.values(), named, key_map)
     for key, entry in header.tensors.items():
         spelled = spelling[key]
-        found = None if spelled is None else key_map.resolve(spelled.stem)
-        if spelled is not None and (
-            (found.module if found else spelled.stem) not in changed
-            or is_idle(spelled.stem, key_map)
-        ):
-            # Left behind where a tool took the rest out, or of a part that this model never asks.
+        if spelled is not None and spelled.stem in passed_over:
             strays.append(key)
             continue
+        found = None if spelled is None else named[spelled.stem]
         if spelled is None or found is None:
             # A key that looks like a layer's is a part of the change that would be lost.
             lost = looks_like_layer(key) or (spelled is not None and spelled.slot is not Slot.ALPHA)
@@ -141,11 +139,22 @@ def lay_out(
     )
 
 
-def _changed(spelled: Iterable[SpelledKey | None], key_map: KeyMap) -> set[str]:
-    """The modules, or the stems that name none, for which there is more than a factor."""
-    stems = {one.stem for one in spelled if one is not None and one.slot not in _FACTORS}
-    found = {stem: key_map.resolve(stem) for stem in stems}
-    return {module.module if module else stem for stem, module in found.items()}
+def _passed_over(
+    spelled: Iterable[SpelledKey | None], named: Mapping[str, NamedModule | None], key_map: KeyMap
+) -> set[str]:
+    """The stems of which only a factor was left behind, where a tool took the rest out, and those
+    of a part that this model never asks.
+
+    Args:
+        named: each stem's module.
+    """
+
+    def name(stem: str) -> str:
+        found = named[stem]
+        return stem if found is None else found.module
+
+    changed = {name(one.stem) for one in spelled if one is not None and one.slot not in _FACTORS}
+    return {stem for stem in named if name(stem) not in changed or is_idle(stem, key_map)}
 
 
 def refuse_foreign(header: SafetensorsHeader) -> None:
@@ -167,13 +176,18 @@ def _plan(
 ) -> dict[str, LayerTensors]:
     planned: dict[str, LayerTensors] = {}
     misfits: list[str] = []
+    # Hundreds of layers have the same shapes.
+    alike: dict[object, ModulePlan] = {}
     for name, gathered in layers.items():
         shapes = {slot: header.tensors[key].shape for slot, key in gathered.keys.items()}
-        try:
-            plan = plan_module(shapes, modules[name])
-        except Misfit as misfit:
-            misfits.append(f"{name}: {misfit}")
-            continue
+        kind = (*shapes.items(), modules[name])
+        plan = alike.get(kind)
+        if plan is None:
+            try:
+                plan = alike[kind] = plan_module(shapes, modules[name])
+            except Misfit as misfit:
+                misfits.append(f"{name}: {misfit}")
+                continue
         planned[name] = LayerTensors(gathered.keys, plan)
     if misfits:
         seems = name_base_model(group_by_stem(header.tensors))

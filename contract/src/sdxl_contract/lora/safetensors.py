@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import LORA_HEADER_MAX_BYTES
@@ -42,8 +42,7 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 FACTOR_DTYPES = frozenset({"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor of the header. `start` and `end` are bytes from the start of the data."""
 
     dtype: str
@@ -159,6 +158,10 @@ def _is_count(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
+def _are_offsets(start: Any, end: Any) -> bool:
+    return _is_count(start, 0, 2**62) and _is_count(end, 0, 2**62)
+
+
 def _entry(name: str, fields: Any) -> TensorEntry:
     if not name or len(name) > NAME_MAX_CHARS or not name.isprintable():
         raise load_failed(
@@ -175,13 +178,11 @@ def _entry(name: str, fields: Any) -> TensorEntry:
         raise load_failed(f"'{shown(name)}' has a dtype {said}.", "dtype")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise load_failed(f"'{shown(name)}' has a shape that is not a short list.", "shape")
-    if not all(_is_count(side, 1, MAX_SIDE) for side in shape):
-        raise load_failed(f"'{shown(name)}' has a side that is not a positive number.", "shape")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(_is_count(offset, 0, 2**62) for offset in offsets)
-    ):
+    # Written out, here and below: files have thousands of tensors, and generators cost the most.
+    for side in shape:
+        if not _is_count(side, 1, MAX_SIDE):
+            raise load_failed(f"'{shown(name)}' has a side that is not a positive number.", "shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_offsets(*offsets):
         raise load_failed(f"'{shown(name)}' has offsets that are not two numbers.", "offsets")
     needed = prod(shape) * DTYPE_BYTES[dtype]
     start, end = offsets

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -83,9 +84,12 @@ _ADAPTER_NAMED = {
     ("lora_B", "bias"): Slot.UP_BIAS,
     ("lora_magnitude_vector", "weight"): Slot.MAGNITUDE,
 }
+# Files of one trainer spell the same layers: those of a few of them. 10 MB of the longest names.
+_REMEMBERED = 16_384
 _PROCESSOR_SIDES = {"down": Slot.DOWN, "up": Slot.UP}
 
 
+@lru_cache(_REMEMBERED)
 def spell(key: str) -> SpelledKey | None:
     """`key` taken apart, or None where its ending is none of an adapter that is read."""
     parts = key.rsplit(".", 4)

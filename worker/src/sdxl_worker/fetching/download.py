@@ -8,10 +8,10 @@ Must not know: what a LoRA is.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urljoin
@@ -20,6 +20,7 @@ import httpx2
 
 from sdxl_contract.errors import LoraDownloadFailed
 from sdxl_worker.fetching.addresses import Resolver, resolve
+from sdxl_worker.fetching.body import Body, FileBytes
 from sdxl_worker.fetching.budget import Share
 from sdxl_worker.fetching.connection import Connections
 from sdxl_worker.fetching.proof import Piece
@@ -27,6 +28,7 @@ from sdxl_worker.fetching.urls import Place, has_expired, refused
 
 MAX_REDIRECTS = 3
 _SLOW_AFTER_S = 5.0
+_HASHING_THREADS = 4
 _ERROR_BODY_BYTES = 4096
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # What an ETag may be made of; others could not be sent back.
@@ -51,11 +53,20 @@ class FetchPolicy:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded file: its bytes, their SHA-256 (hex) and the server's ETag, if well-formed."""
+    """A downloaded file: its bytes, their SHA-256 (hex) and the server's ETag, if well-formed.
 
-    data: bytearray
+    Nobody else holds or changes the bytes.
+    """
+
+    data: FileBytes
     sha256: str
     etag: str | None
+
+
+def _cut(host: str, promised: int, sent: int) -> LoraDownloadFailed:
+    return refused(
+        f"{host} promised {promised} bytes and sent {sent}", "truncated", host, status=502
+    )
 
 
 class _AnotherFile(Exception):
@@ -106,6 +117,7 @@ class Fetcher:
 
     def __init__(self, policy: FetchPolicy, resolver: Resolver = resolve) -> None:
         self.policy = policy
+        self._hashing = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="hash")
         self._connections = Connections(
             allow_loopback=policy.allow_loopback,
             allowed_hosts=policy.allowed_hosts,
@@ -115,6 +127,7 @@ class Fetcher:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._connections.aclose()
+        self._hashing.shutdown(wait=False)
 
     async def download(
         self,
@@ -320,34 +333,31 @@ class Fetcher:
 
     async def _read(
         self, response: httpx2.Response, host: str, share: Share | None, most: int
-    ) -> tuple[bytearray, str]:
+    ) -> tuple[FileBytes, str]:
         self._check_encoding(response, host)
         length_text = response.headers.get("content-length")
         length = int(length_text) if length_text and length_text.isdigit() else None
         if length is not None and length > most:
             raise self._too_large(host, most)
-        data, digest, started = bytearray(), hashlib.sha256(), time.monotonic()
+        body = Body(length, self._hashing)
+        started = time.monotonic()
         try:
             async for chunk in response.aiter_raw():
-                if len(data) + len(chunk) > most:
+                if body.count + len(chunk) > most:
                     raise self._too_large(host, most)
+                if length is not None and body.count + len(chunk) > length:
+                    raise _cut(host, length, body.count + len(chunk))
                 if share is not None:
                     share.take(len(chunk))
-                data += chunk
-                digest.update(chunk)
-                self._check_speed(len(data), time.monotonic() - started, host)
-            if length is not None and len(data) != length:
-                raise refused(
-                    f"{host} promised {length} bytes and sent {len(data)}",
-                    "truncated",
-                    host,
-                    status=502,
-                )
+                await body.add(chunk)
+                self._check_speed(body.count, time.monotonic() - started, host)
+            if length is not None and body.count != length:
+                raise _cut(host, length, body.count)
+            return body.data, await body.sha256()
         except BaseException:
             if share is not None:
-                share.give_back(len(data))
+                share.give_back(body.count)
             raise
-        return data, digest.hexdigest()
 
     def _check_speed(self, count: int, elapsed: float, host: str) -> None:
         if elapsed > _SLOW_AFTER_S and count < elapsed * self.policy.min_bytes_per_second:

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 from sdxl_contract.request import LoraRef
 from sdxl_contract.result import Phase
 from sdxl_contract.routing.object_key import object_key
+from sdxl_worker.fetching.body import FileBytes
 from sdxl_worker.fetching.budget import ByteBudget, Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.proof import Proof
@@ -34,7 +35,7 @@ class _Held(NamedTuple):
 
     sha256: str
     parsed: ParsedLora | None
-    data: bytes | None
+    data: bytearray | None
 
 
 class LoraSource:
@@ -42,7 +43,8 @@ class LoraSource:
 
     Args:
         targets: the model that the LoRAs must fit.
-        prepare: called on a freshly parsed LoRA, for example to move it to the GPU.
+        prepare: moves a freshly parsed LoRA to where it is kept, such as the GPU; without it, a
+            LoRA gets memory of its own in the computer.
         budget: bytes of files that may be on their way at once; without a bound unless given.
 
     Attributes:
@@ -55,7 +57,7 @@ class LoraSource:
         cache: LoraCache,
         targets: ModelTargets,
         disk: DiskTier | None = None,
-        prepare: Callable[[ParsedLora], ParsedLora] = lambda lora: lora,
+        prepare: Callable[[ParsedLora], ParsedLora] | None = None,
         budget: ByteBudget | None = None,
     ) -> None:
         self.budget = budget or ByteBudget(1 << 62)
@@ -157,15 +159,19 @@ class LoraSource:
             _remember(self._aliases, key, (fetched.etag, fetched.sha256))
         return RunLora(ref, parsed, "miss")
 
-    def _remember_proof(self, sha256: str, data: bytes | bytearray) -> None:
+    def _remember_proof(self, sha256: str, data: FileBytes) -> None:
         if sha256 not in self._proofs:
             _remember(self._proofs, sha256, Proof.of(data))
 
-    async def _parse(self, data: bytes | bytearray, sha256: str, run: Run) -> ParsedLora:
+    def _read(self, data: FileBytes, sha256: str) -> ParsedLora:
+        """The LoRA in `data`, which nobody writes to any more, where it is kept."""
+        if self._prepare is None:
+            return parse_lora(data, self._targets, sha256=sha256)
+        return self._prepare(parse_lora(data, self._targets, sha256=sha256, given_away=True))
+
+    async def _parse(self, data: FileBytes, sha256: str, run: Run) -> ParsedLora:
         with run.phase(Phase.PARSE):
-            reading = self._parsing.submit(
-                lambda: self._prepare(parse_lora(data, self._targets, sha256=sha256))
-            )
+            reading = self._parsing.submit(self._read, data, sha256)
             try:
                 lora = await asyncio.wrap_future(reading)
             except asyncio.CancelledError:

@@ -74,7 +74,7 @@ class PictureSource:
                 message, details={**(error.details or {}), "field": field}, status=error.status
             ) from error
         assert fetched is not None  # only a file that is held already is left out
-        return fetched.data
+        return bytearray(fetched.data)
 
 
 def _decoded(

@@ -108,14 +108,17 @@ class DiskTier:
             leftover.unlink(missing_ok=True)
         self._count()
 
-    def get(self, sha256: str) -> bytes | None:
-        """The file with that hash, hashed while it is read; None if missing or damaged.
+    def get(self, sha256: str) -> bytearray | None:
+        """The file with that hash, which is looked at again; None if missing or damaged.
 
         A damaged file is removed: it is fetched again, not served.
         """
         path = self._path(sha256)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = bytearray(os.fstat(file.fileno()).st_size)
+                # Fewer than asked for where somebody cuts the file meanwhile: its hash is another.
+                file.readinto(data)
         except OSError:
             self.stats.misses += 1
             return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ class Recorder(Protocol):
         """`call` recorded; it is run a few times for that, which does no harm here."""
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """`out` ← `base` + `alpha`·(`left` @ `right`), all two-dimensional."""
 
     out: Tensor
@@ -81,17 +80,23 @@ class GroupedWrites:
     recorder: Recorder | None = None
     device_type: str = "cuda"
     _kept: OrderedDict[Hashable, _Prepared] = field(default_factory=OrderedDict)
+    # Whether a tensor can be written so by any LoRA: it is never moved.
+    _writable: dict[str, bool] = field(default_factory=dict)
 
     def takes(self, name: str, contributions: Sequence[Contribution]) -> bool:
         """Whether a tensor can be written in bulk: a weight, by plain LoRAs, surely finite."""
-        live, pristine = self.live[name], self.pristine[name]
+        if name not in self._writable:
+            live, pristine = self.live[name], self.pristine[name]
+            self._writable[name] = (
+                name.endswith(".weight")
+                and live.device.type == self.device_type == pristine.device.type
+                and live.is_contiguous()
+                and has_exact_products(live)
+            )
         return (
-            name.endswith(".weight")
-            and live.device.type == self.device_type == pristine.device.type
+            self._writable[name]
             and all(layer.is_plain for layer, _ in contributions)
-            and live.is_contiguous()
-            and has_exact_products(live)
-            and surely_finite(pristine, contributions)
+            and surely_finite(self.pristine[name], contributions)
         )
 
     def write(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> None:
@@ -164,58 +169,67 @@ def prepare(
     plan: Mapping[str, Sequence[Contribution]],
 ) -> list[Product]:
     """One product for each tensor of `plan`, operands of like layers prepared together."""
-    alike: dict[Hashable, list[str]] = defaultdict(list)
+    alike: dict[Hashable, list[_Layer]] = defaultdict(list)
     for name, contributions in plan.items():
-        alike[_kind(live[name], contributions)].append(name)
+        layer = _Layer(
+            live[name],
+            pristine[name],
+            [strength * one.factor for one, strength in contributions],
+            [one.matrices() for one, _ in contributions],
+        )
+        alike[layer.kind()].append(layer)
     products: list[Product] = []
-    for names in alike.values():
-        products += _prepare_alike(names, live, pristine, plan)
+    for layers in alike.values():
+        products += _prepare_alike(layers)
     return products
 
 
-def _kind(out: Tensor, contributions: Sequence[Contribution]) -> Hashable:
-    """Equal for layers whose factors can be stacked."""
-    scales = [strength * layer.factor for layer, strength in contributions]
-    factors = tuple(
-        (up.shape, up.dtype, down.shape, down.dtype)
-        for up, down in (layer.matrices() for layer, _ in contributions)
-    )
-    return out.shape[0], out.dtype, factors, all(scale == scales[0] for scale in scales)
+class _Layer(NamedTuple):
+    """One layer's weight, its W0, and scales and factors of the LoRAs that change it."""
+
+    live: Tensor
+    pristine: Tensor
+    scales: list[float]
+    factors: list[tuple[Tensor, Tensor]]
+
+    @property
+    def has_one_scale(self) -> bool:
+        return self.scales.count(self.scales[0]) == len(self.scales)
+
+    def kind(self) -> Hashable:
+        """Equal for layers whose factors can be stacked."""
+        factors = [(up.shape, up.dtype, down.shape, down.dtype) for up, down in self.factors]
+        return self.live.shape[0], self.live.dtype, *factors, self.has_one_scale
 
 
-def _prepare_alike(
-    names: list[str],
-    live: Mapping[str, Tensor],
-    pristine: Mapping[str, Tensor],
-    plan: Mapping[str, Sequence[Contribution]],
-) -> list[Product]:
-    out = live[names[0]]
-    scales = [[strength * layer.factor for layer, strength in plan[name]] for name in names]
-    common = all(scale == scales[0][0] for scale in scales[0])
+def _prepare_alike(layers: list[_Layer]) -> list[Product]:
+    first = layers[0]
+    device, dtype, common = first.live.device, first.live.dtype, first.has_one_scale
     lefts, rights = [], []
-    for place in range(len(scales[0])):
-        pairs = [plan[name][place][0].matrices() for name in names]
-        up = torch.stack([one.to(out.device) for one, _ in pairs])
-        down = torch.stack([other.to(out.device) for _, other in pairs])
+    for place in range(len(first.scales)):
+        up = torch.stack([layer.factors[place][0].to(device) for layer in layers])
+        down = torch.stack([layer.factors[place][1].to(device) for layer in layers])
         if not common:
-            strengths = torch.tensor([row[place] for row in scales], dtype=torch.float64)
-            up = up.float() * strengths.float().to(out.device).view(-1, 1, 1)
-        for left, right in exact_blocks(up, down, out.dtype):
+            strengths = torch.tensor([layer.scales[place] for layer in layers], dtype=torch.float64)
+            up = up.float() * strengths.float().to(device).view(-1, 1, 1)
+        for left, right in exact_blocks(up, down, dtype):
             lefts.append(left)
             rights.append(right)
     # Layers (n, out, R) and (n, R, in): each one's operands lie together.
     left, right = torch.cat(lefts, dim=2), torch.cat(rights, dim=1)
     return [
         Product(
-            _matrix(live[name]),
-            _matrix(pristine[name]),
-            left[number],
-            right[number],
-            scales[number][0] if common else 1.0,
+            _matrix(layer.live),
+            _matrix(layer.pristine),
+            left_of_layer,
+            right_of_layer,
+            layer.scales[0] if common else 1.0,
         )
-        for number, name in enumerate(names)
+        for layer, left_of_layer, right_of_layer in zip(
+            layers, left.unbind(), right.unbind(), strict=True
+        )
     ]
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    return weight.view(weight.shape[0], -1)
+    return weight if weight.ndim == 2 else weight.view(weight.shape[0], -1)

@@ -99,7 +99,7 @@ def _delta(layer: LayerDelta, parts: dict[Slot, Tensor]) -> Tensor:
 
 def _matrix(factor: Tensor) -> Tensor:
     """A factor of a convolution as a matrix: kernel and inputs in one side."""
-    return factor.reshape(factor.shape[0], -1)
+    return factor if factor.ndim == 2 else factor.reshape(factor.shape[0], -1)
 
 
 def _rebuilt(core: Tensor, left: Tensor, right: Tensor) -> Tensor:

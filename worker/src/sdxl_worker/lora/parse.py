@@ -1,8 +1,8 @@
 """A LoRA file's bytes → checked factors in memory, ready to apply.
 
 Duty: header and layout by `sdxl_contract` (the same rules by which the backend refuses a file at
-upload), then the values: finite, α sane. One read of the file into one buffer that nobody else
-can change; the tensors are views of it.
+upload), then the values: finite, α sane. The tensors are views of one buffer that nobody else can
+change: the file's own bytes where the caller gives them away, else what they were read into.
 Must not know: URLs, caches, requests.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from sdxl_contract.lora.safetensors import (
     DTYPE_NAMES,
     SafetensorsHeader,
     load_failed,
-    read_header,
+    read_header_bytes,
     shown,
 )
 from sdxl_contract.lora.shapes import Algorithm
@@ -41,6 +39,7 @@ _DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in 
 _WIDER = {torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
 
 _CHUNK_BYTES = 1 << 23
+_ALIGNED_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,22 @@ class ParsedLora:
         """The same factors on `device`; the file's buffer is moved as one block, by `move` if that
         is given: bytes in a row → the same on the device."""
         move = move or partial(_to, device)
-        moved: dict[int, Tensor] = {}
+        moved: dict[int, _Typed] = {}
+
+        def there(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            key = storage.data_ptr()
+            if key not in moved:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                moved[key] = _Typed(move(whole))
+            # One call a tensor: files have thousands of them.
+            return moved[key][tensor.dtype].as_strided(
+                tensor.shape, tensor.stride(), tensor.storage_offset()
+            )
+
         layers = {}
         for name, layer in self.layers.items():
-            tensors = {slot: _moved(tensor, move, moved) for slot, tensor in layer.tensors.items()}
+            tensors = {slot: there(tensor) for slot, tensor in layer.tensors.items()}
             layers[name] = replace(layer, tensors=tensors)
         return replace(self, layers=layers)
 
@@ -99,15 +110,17 @@ def _to(device: torch.device | str, whole: Tensor) -> Tensor:
     return whole.to(device, non_blocking=True)
 
 
-def _moved(tensor: Tensor, move: Callable[[Tensor], Tensor], moved: dict[int, Tensor]) -> Tensor:
-    storage = tensor.untyped_storage()
-    key = storage.data_ptr()
-    if key not in moved:
-        whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-        moved[key] = move(whole)
-    start = tensor.storage_offset() * tensor.element_size()
-    part = moved[key][start : start + tensor.numel() * tensor.element_size()]
-    return part.view(tensor.dtype).view(tensor.shape)
+class _Typed(dict[torch.dtype, Tensor]):
+    """One buffer of bytes as a row of each dtype that is asked for, as far as whole numbers go."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        super().__init__()
+        self._buffer = buffer
+
+    def __missing__(self, dtype: torch.dtype) -> Tensor:
+        end = self._buffer.numel() // dtype.itemsize * dtype.itemsize
+        self[dtype] = self._buffer[:end].view(dtype)
+        return self[dtype]
 
 
 def parse_lora(
@@ -115,24 +128,38 @@ def parse_lora(
     targets: ModelTargets,
     *,
     sha256: str | None = None,
+    given_away: bool = False,
 ) -> ParsedLora:
     """The LoRA in `data`, checked against `targets`.
 
     Args:
         data: the whole file, or a path; a path is read once and not looked at again.
         sha256: of the file, hex, if the caller has computed it already; else it is computed.
+        given_away: nobody writes to `data` any more, a bytearray: its own memory is used where the
+            tensors begin at a multiple of 8 bytes. For what is moved to a GPU next; on a CPU the
+            bits of a product may depend on where in memory its factors lie.
 
     Raises:
         LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
             value that is not finite. Nothing of the model is touched.
     """
-    contents = _read(data, with_hash=sha256 is None)
-    layout = lay_out(contents.header, targets.shapes, targets.key_map, "the loaded model")
-    _check_biases(layout, targets)
-    tensors = _tensors(contents.header, contents.buffer, layout)
-    layers = _layers(layout, tensors, contents.largest, targets)
+    size = data.stat().st_size if isinstance(data, Path) else memoryview(data).nbytes
+    if size > LORA_MAX_BYTES:
+        raise load_failed(
+            f"The file is {size} bytes long; at most {LORA_MAX_BYTES} are read.", "too_large"
+        )
+    if isinstance(data, Path):
+        # Not a map of the file: its bytes must not change after they were checked.
+        data = data.read_bytes()
+    # The values are looked at beside everything else.
+    with ThreadPoolExecutor(1) as beside:
+        contents = _read(data, beside, given_away)
+        layout = lay_out(contents.header, targets.shapes, targets.key_map, "the loaded model")
+        _check_biases(layout, targets)
+        tensors = _tensors(contents.header, contents.buffer, layout)
+        layers = _layers(layout, tensors, contents.largest(), targets)
     return ParsedLora(
-        sha256=sha256.lower() if sha256 is not None else contents.sha256,
+        sha256=(sha256 or hashlib.sha256(data).hexdigest()).lower(),
         layers=layers,
         strays=tuple(layout.strays),
         format=layout.format,
@@ -142,96 +169,49 @@ def parse_lora(
     )
 
 
-class _View:
-    """Bytes in memory, read like a file without copying them first."""
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self._rest = memoryview(data).cast("B")
-
-    def read(self, count: int) -> bytes:
-        part, self._rest = self._rest[:count], self._rest[count:]
-        return bytes(part)
-
-    def readinto(self, target: memoryview) -> int:
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-class _Hashing:
-    """A file that hashes what is read through it."""
-
-    def __init__(self, file: Any, with_hash: bool) -> None:
-        self._file = file
-        self._digest = hashlib.sha256() if with_hash else None
-
-    def read(self, count: int) -> bytes:
-        part: bytes = self._file.read(count)
-        if self._digest is not None:
-            self._digest.update(part)
-        return part
-
-    def fill(self, view: memoryview) -> int:
-        """Bytes read into `view`: fewer than its length only at the file's end."""
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])
-            if not count:
-                break
-            done += count
-        if self._digest is not None:
-            self._digest.update(view[:done])
-        return done
-
-    def hexdigest(self) -> str:
-        return "" if self._digest is None else self._digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class _Contents:
-    """A file read once. `largest` is the largest absolute value of all its numbers, where they
-    have one dtype and are finite; `sha256` is "" unless it was asked for.
+    """A file in memory.
+
+    Attributes:
+        buffer: all tensors' bytes.
+        looks: the largest absolute value of each piece, on its way; none where dtypes differ.
     """
 
     header: SafetensorsHeader
     buffer: Tensor
-    largest: float | None
-    sha256: str
+    looks: list[Future[Tensor]]
+
+    def largest(self) -> float | None:
+        """The largest absolute value of all numbers, if they have one dtype and are finite."""
+        if not self.looks:
+            return None
+        largest = float(torch.stack([look.result() for look in self.looks]).amax())
+        return largest if math.isfinite(largest) else None
 
 
-def _read(data: bytes | bytearray | memoryview | Path, *, with_hash: bool) -> _Contents:
-    if isinstance(data, Path):
-        with data.open("rb") as file:
-            return _read_stream(file, os.fstat(file.fileno()).st_size, with_hash)
-    return _read_stream(_View(data), memoryview(data).nbytes, with_hash)
-
-
-def _read_stream(file: Any, size: int, with_hash: bool) -> _Contents:
-    if size > LORA_MAX_BYTES:
-        raise load_failed(
-            f"The file is {size} bytes long; at most {LORA_MAX_BYTES} are read.", "too_large"
-        )
-    stream = _Hashing(file, with_hash)
-    header = read_header(stream, size)
-    # Not a map of the file: its bytes must not change after they were checked. And a buffer of
-    # its own puts the first tensor on an aligned address, whatever the header's length.
-    buffer = torch.empty(size - header.data_start, dtype=torch.uint8)
-    view = memoryview(buffer.numpy().data)
-    dtype = _only_dtype(header, buffer.numel())
+def _read(
+    data: bytes | bytearray | memoryview, beside: ThreadPoolExecutor, given_away: bool
+) -> _Contents:
+    view = memoryview(data).cast("B")
+    header = read_header_bytes(view)
+    dtype = _only_dtype(header, header.size - header.data_start)
+    taken_over = given_away and not view.readonly and header.data_start % _ALIGNED_BYTES == 0
+    if taken_over:
+        buffer = torch.frombuffer(view, dtype=torch.uint8, offset=header.data_start)
+    else:
+        # Of its own: the first tensor lies at an aligned address, whatever the header's length.
+        buffer = torch.empty(header.size - header.data_start, dtype=torch.uint8)
+    own = memoryview(buffer.numpy().data)
     looks: list[Future[Tensor]] = []
-    # The values are looked at beside the reading, while they are still in the CPU's cache.
-    with ThreadPoolExecutor(1) as beside:
-        for start in range(0, len(view), _CHUNK_BYTES):
-            part = slice(start, min(start + _CHUNK_BYTES, len(view)))
-            if stream.fill(view[part]) < part.stop - part.start:
-                raise load_failed("The file became shorter while it was read.", "truncated")
-            if dtype is not None:
-                looks.append(beside.submit(_extreme, buffer[part].view(dtype)))
-    largest = float(torch.stack([look.result() for look in looks]).amax()) if looks else math.nan
-    return _Contents(
-        header, buffer, largest if math.isfinite(largest) else None, stream.hexdigest()
-    )
+    for start in range(0, len(own), _CHUNK_BYTES):
+        end = min(start + _CHUNK_BYTES, len(own))
+        if not taken_over:
+            own[start:end] = view[header.data_start + start : header.data_start + end]
+        if dtype is not None:
+            # While they are still in the CPU's cache.
+            looks.append(beside.submit(_extreme, buffer[start:end].view(dtype)))
+    return _Contents(header, buffer, looks)
 
 
 def _only_dtype(header: SafetensorsHeader, size: int) -> torch.dtype | None:
@@ -257,25 +237,19 @@ def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
 def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> dict[str, Tensor]:
     """The layout's tensors by key, as views of `buffer`."""
     tensors = {}
-    whole: dict[torch.dtype, Tensor] = {}
+    whole = _Typed(buffer)
     for layer in layout.layers.values():
         for key in layer.keys.values():
-            entry = header.tensors[key]
-            dtype = _DTYPES.get(entry.dtype)
+            name, shape, start, end = header.tensors[key]
+            dtype = _DTYPES.get(name)
             if dtype is None:
-                raise load_failed(f"'{shown(key)}' is {entry.dtype}.", "dtype")
-            if dtype in _WIDER or entry.start % dtype.itemsize:
-                part = buffer[entry.start : entry.end].clone()
-                tensors[key] = part.view(dtype).to(_WIDER.get(dtype, dtype)).view(entry.shape)
+                raise load_failed(f"'{shown(key)}' is {name}.", "dtype")
+            if dtype in _WIDER or start % dtype.itemsize:
+                part = buffer[start:end].clone()
+                tensors[key] = part.view(dtype).to(_WIDER.get(dtype, dtype)).view(shape)
                 continue
-            if dtype not in whole:
-                whole[dtype] = buffer[: buffer.numel() // dtype.itemsize * dtype.itemsize].view(
-                    dtype
-                )
             # One call a tensor instead of three: files have thousands of them.
-            tensors[key] = whole[dtype].as_strided(
-                entry.shape, _strides(entry.shape), entry.start // dtype.itemsize
-            )
+            tensors[key] = whole[dtype].as_strided(shape, _strides(shape), start // dtype.itemsize)
     return tensors
 
 
@@ -289,6 +263,7 @@ def _held_bytes(layers: dict[str, LayerDelta]) -> int:
     return sum(storages.values())
 
 
+@lru_cache(1024)
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a contiguous tensor, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
