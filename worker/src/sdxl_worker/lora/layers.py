@@ -12,6 +12,7 @@ Shapes are those of `sdxl_contract.lora.shapes`, which has checked them all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -41,17 +42,17 @@ class LayerDelta:
     factor: float
     bound: float
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether ΔW is one matrix product of two factors."""
         return self.plan.algorithm is Algorithm.LORA and self.plan.dora is None
 
-    @property
+    @cached_property
     def changes_weight(self) -> bool:
         """Whether the weight is changed; else only the bias is."""
         return self.plan.algorithm is not Algorithm.BIAS
 
-    @property
+    @cached_property
     def changes_bias(self) -> bool:
         """Whether the bias is changed."""
         return Slot.DIFF_B in self.tensors or Slot.UP_BIAS in self.tensors

@@ -70,8 +70,15 @@ def surely_finite(base: Tensor, contributions: Sequence[Contribution]) -> bool:
 
     Half of the dtype's range is left to the base weight, which a model that works never uses.
     """
-    limit = torch.finfo(base.dtype).max / 2
-    return sum(abs(strength) * layer.bound for layer, strength in contributions) < limit
+    total = 0.0
+    for layer, strength in contributions:
+        total += abs(strength) * layer.bound
+    return total < _half_of_range(base.dtype)
+
+
+@cache
+def _half_of_range(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max / 2
 
 
 def _compute_dtype(base: Tensor) -> torch.dtype:

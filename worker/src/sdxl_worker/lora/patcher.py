@@ -31,7 +31,7 @@ from sdxl_worker.lora.identities import Identities
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.merge import Contribution, full_precision, merge_bias, merge_weight
 from sdxl_worker.lora.parse import ParsedLora
-from sdxl_worker.lora.plan import ContentKey, canonical, content, content_key, tensor_plan
+from sdxl_worker.lora.plan import ContentKey, canonical, content_key, tensor_plan
 from sdxl_worker.lora.reports import (
     Follower,
     Keeper,
@@ -174,14 +174,12 @@ class LoraPatcher:
             return SwapReport(kind, 0, 0, 0, time.perf_counter() - started)
         self._check_fits(active)
         self._check_identities()
-        plan = tensor_plan(active)
+        contents, contributions = tensor_plan(active)
         self._wanted = None
-        leaving = [name for name in self._dirty if name not in plan]
+        leaving = [name for name in self._dirty if name not in contents]
         self._put_back(leaving)
         changing = [
-            name
-            for name, contributions in plan.items()
-            if self._dirty.get(name, ()) != content(contributions)
+            name for name, content in contents.items() if self._dirty.get(name, ()) != content
         ]
 
         def write(name: str) -> None:
@@ -189,19 +187,20 @@ class LoraPatcher:
             # Of the thread that this runs in.
             with torch.no_grad():
                 self._write(name, contributions[name])
-            self._dirty[name] = content(plan[name])
+            self._dirty[name] = contents[name]
 
-        contributions = {
-            name: [(layer, scale) for _, scale, layer in plan[name]] for name in changing
+        bulk = {
+            name: contributions[name]
+            for name in changing
+            if self._grouped.takes(name, contributions[name])
         }
-        bulk = {n: made for n, made in contributions.items() if self._grouped.takes(n, made)}
         with full_precision():
             if bulk:
                 check()
                 self._dirty.update(dict.fromkeys(bulk))
                 with torch.no_grad():
                     self._grouped.write((wanted, tuple(bulk)), bulk)
-                self._dirty.update((name, content(plan[name])) for name in bulk)
+                self._dirty.update((name, contents[name]) for name in bulk)
             self._each(write, [name for name in changing if name not in bulk])
         if self._follower is not None:
             # After a break, nobody knows what it has seen.

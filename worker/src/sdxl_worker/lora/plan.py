@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sdxl_contract.errors import LoraLoadFailed
-from sdxl_worker.lora.layers import LayerDelta
+from sdxl_worker.lora.merge import Contribution
 from sdxl_worker.lora.parse import ParsedLora
 
 # A scale beyond this is a mistake whatever the contract's own range is.
@@ -18,8 +19,27 @@ _MAX_SCALE = 16.0
 
 # What a tensor holds besides W0: (sha256, scale) of each LoRA in it.
 ContentKey = tuple[tuple[str, float], ...]
-# The same with the layer that changes the tensor.
-Contributions = list[tuple[str, float, LayerDelta]]
+
+
+class Plan(NamedTuple):
+    """What a set of LoRAs changes.
+
+    Attributes:
+        contents: tensor name → what it holds with them.
+        contributions: tensor name → what makes that of W0, in canonical order.
+    """
+
+    contents: dict[str, ContentKey]
+    contributions: dict[str, list[Contribution]]
+
+    def add(self, name: str, content: ContentKey, contribution: Contribution) -> None:
+        """One LoRA more changes a tensor."""
+        if name in self.contents:
+            self.contents[name] += content
+            self.contributions[name].append(contribution)
+        else:
+            self.contents[name] = content
+            self.contributions[name] = [contribution]
 
 
 def content_key(loras: Sequence[tuple[ParsedLora, float]]) -> ContentKey:
@@ -43,19 +63,16 @@ def canonical(loras: Sequence[tuple[ParsedLora, float]]) -> list[tuple[ParsedLor
     return sorted(active, key=lambda pair: (pair[0].sha256, pair[1]))
 
 
-def content(contributions: Contributions) -> ContentKey:
-    """What a tensor with these contributions holds."""
-    return tuple((sha256, scale) for sha256, scale, _ in contributions)
-
-
-def tensor_plan(active: list[tuple[ParsedLora, float]]) -> dict[str, Contributions]:
-    """Tensor name → what changes it, in canonical order."""
-    plan: dict[str, Contributions] = {}
+def tensor_plan(active: list[tuple[ParsedLora, float]]) -> Plan:
+    """The plan of LoRAs in canonical order."""
+    plan = Plan({}, {})
     for lora, scale in active:
+        # One object for all of its tensors: they are compared at each swap.
+        alone: ContentKey = ((lora.sha256, scale),)
         for name, layer in lora.layers.items():
-            entry = (lora.sha256, scale, layer)
+            contribution = (layer, scale)
             if layer.changes_weight:
-                plan.setdefault(f"{name}.weight", []).append(entry)
+                plan.add(f"{name}.weight", alone, contribution)
             if layer.changes_bias:
-                plan.setdefault(f"{name}.bias", []).append(entry)
+                plan.add(f"{name}.bias", alone, contribution)
     return plan
