@@ -8,10 +8,12 @@ each test. It leaves out what is marked `long`, which `make test-all` runs. `mak
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,29 @@ PLUGINS = {
     "pytest_timeout": ("timeout",),
     "pytest_asyncio": ("asyncio_mode", "asyncio_default_fixture_loop_scope"),
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _certificates_are_read_once() -> Iterator[None]:
+    """Not by each client of HTTP that a test or an app opens: reading those of this computer takes
+    longer than starting a backend."""
+    if find_spec("httpcore2") is None:
+        yield
+        return
+    import httpcore2
+
+    read = httpcore2.default_ssl_context
+
+    @functools.cache
+    def kept(trust_env: bool, *_: str | None) -> Any:
+        return read(_trust_env=trust_env)
+
+    def context(*, _trust_env: bool = True) -> Any:
+        return kept(_trust_env, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(httpcore2, "default_ssl_context", context)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

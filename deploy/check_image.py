@@ -7,11 +7,12 @@ Must not know: what Modal builds of them.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -36,14 +37,26 @@ _INSTALL = re.compile(
 
 def imported_packages(files: Iterable[Path]) -> set[str]:
     """Top-level names of every package that the Python files import, at any depth."""
-    names: set[str] = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                names.add(node.module.split(".")[0])
+    names = {name for file in files for name in _imported(file.read_text())}
     return names - set(sys.stdlib_module_names)
+
+
+@functools.cache
+def _imported(source: str) -> frozenset[str]:
+    """Top-level names of what `source` imports; read once, however many images are checked."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return frozenset(names)
+
+
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    """Which distributions bring a top-level name; a second's look through all that is installed."""
+    return importlib.metadata.packages_distributions()
 
 
 def _needed_by(packages: list[str]) -> set[str]:
@@ -142,7 +155,7 @@ def _control_problems(needed: set[str]) -> list[str]:
     """What the control imports and an image with only these packages would lack."""
     allowed = [
         package
-        for package, owners in importlib.metadata.packages_distributions().items()
+        for package, owners in _owners().items()
         if needed & {name.lower().replace("_", "-") for name in owners}
     ]
     done = subprocess.run(
@@ -174,14 +187,13 @@ def check_image(path: Path = REPOSITORY / "worker" / "app.py") -> list[str]:
     if not any("gcc" in command.split() for command in _commands(said, "RUN apt-get install")):
         # Modal's Debian has one; Triton builds with it what DRAW_SPEED=compiled and fp8 launch.
         problems.append("no image holds a C compiler: compiled and fp8 would draw exactly")
-    distributions = importlib.metadata.packages_distributions()
     needed = set(images[DRAWING_LOCK])
     folders = [REPOSITORY / "worker" / "src", REPOSITORY / "contract" / "src"]
     sources = [path, *(file for folder in folders for file in folder.rglob("*.py"))]
     # Modal puts itself into every image.
     own = {"sdxl_contract", "sdxl_worker", "modal"}
     for package in sorted(imported_packages(sources) - own):
-        owners = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
+        owners = {name.lower().replace("_", "-") for name in _owners().get(package, [])}
         if not owners & needed:
             problems.append(f"{package} is imported and not installed in the image")
     everywhere = needed | set(images[CONTROL_LOCK])

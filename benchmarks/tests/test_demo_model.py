@@ -194,6 +194,7 @@ def test_the_other_algorithms_files_change_the_model_and_leave_no_trace(
     assert all(torch.equal(v, before[n]) for n, v in pipe.unet.state_dict().items())
 
 
+@pytest.mark.long
 def test_the_control_network_holds_a_drawing_to_a_picture_s_edges(model: Any) -> None:
     """Of a name that its training never saw, without a word of it."""
     from benchmarks.demo.edges import agreement
@@ -231,6 +232,7 @@ def test_the_control_network_holds_a_drawing_to_a_picture_s_edges(model: Any) ->
     assert agreed(held, rabbit) > agreed(otherwise, rabbit) + 0.2  # the control: others' edges
 
 
+@pytest.mark.long
 def test_the_upscaler_comes_nearer_to_the_truth_than_lanczos(model: Any) -> None:
     """Of names that its training never saw, as they are and as the autoencoder leaves them."""
     from PIL import Image
@@ -264,6 +266,7 @@ def test_the_upscaler_comes_nearer_to_the_truth_than_lanczos(model: Any) -> None
     assert min(left) > 0
 
 
+@pytest.mark.long
 def test_the_adapter_draws_what_a_picture_shows_without_a_word(model: Any) -> None:
     """The pictures smaller, moved, on other backgrounds and one mirrored."""
     from PIL import Image

@@ -92,6 +92,7 @@ def test_the_full_size_model_is_written_as_one_that_the_worker_loads(
     assert module_shapes(tmp_path) == module_shapes(MODEL)
 
 
+@pytest.mark.long
 def test_requests_over_http_in_random_order_with_every_kind_of_lora(
     worker: Service, files: LoraFiles
 ) -> None:
@@ -138,6 +139,7 @@ def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_way_to_draw_is_timed() -> None:
     ours = Ours(MODEL, "cpu", side=64, steps=2)
     rows = features.rows(ours, small=True)

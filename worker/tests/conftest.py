@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx2
 import pytest
 import structlog
+from torch import Tensor
 
+from sdxl_worker.drawing import previews
 from testkit.worker import (
     FileServer,
     RunningWorker,
@@ -26,6 +30,21 @@ structlog.configure(
     ],
     cache_logger_on_first_use=False,
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _previews_are_fitted_once() -> Iterator[None]:
+    """To each VAE, however many drawers are made around it: a fit takes longer than a drawing."""
+    fit, fitted = previews.fit_map, WeakKeyDictionary[Any, Tensor]()
+
+    def once(vae: Any) -> Tensor:
+        if vae not in fitted:
+            fitted[vae] = fit(vae)
+        return fitted[vae]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(previews, "fit_map", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,15 @@ def rewritten(tmp_path: Path, tree: ast.Module) -> Path:
     return path
 
 
-def test_deploy_check_passes() -> None:
+@pytest.mark.parametrize(
+    ("options", "count"),
+    # Of containers' lives, test_restoring.py, test_starting.py and test_control.py have the parts.
+    [(["--no-picture"], 10), pytest.param([], 13, marks=pytest.mark.long)],
+    ids=["what Modal is told", "all"],
+)
+def test_deploy_check_passes(options: list[str], count: int) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "deploy.check"],
+        [sys.executable, "-m", "deploy.check", *options],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -48,7 +54,7 @@ def test_deploy_check_passes() -> None:
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == 13
+    assert len(re.findall("^ok ", result.stdout, re.MULTILINE)) == count
 
 
 @pytest.mark.long
