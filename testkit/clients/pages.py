@@ -43,8 +43,9 @@ class Example:
 
 
 def pages() -> list[Path]:
-    """Every page of a client or dialect."""
-    return sorted([*FOLDER.glob("*.md"), *PROGRAMS.glob("*.md")])
+    """Every page of a client or dialect; `README.md` is the table of them."""
+    found = [*FOLDER.glob("*.md"), *PROGRAMS.glob("*.md")]
+    return sorted(page for page in found if page.name != "README.md")
 
 
 def examples(*languages: str) -> list[Example]:

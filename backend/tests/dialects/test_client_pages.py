@@ -179,16 +179,16 @@ def test_the_receivers_lines_tell_true_from_forged() -> None:
 
 
 def test_every_page_is_short_says_what_was_run_and_stands_in_the_table() -> None:
-    table = (FOLDER.parent / "clients.md").read_text()
+    table = (FOLDER / "README.md").read_text()
     for page in sorted(PROGRAMS.glob("*.md")):
         text = page.read_text()
         assert len(text.splitlines()) <= TEXTS_MAX_LINES, page.name
-        assert f"(clients/programs/{page.name})" in table, page.name
+        assert f"(programs/{page.name})" in table, page.name
         assert "not run" in text or re.search(r"^Run with ", text, re.MULTILINE), page.name
         tests = re.findall(r"`(test_\w+)`", text)
         assert tests, f"{page.name} names no test"
         assert any(KEY in one.code or SECRET in one.code for one in examples() if one.page == page)
     assert {one.language for one in examples()} <= LANGUAGES
-    for page in re.findall(r"\(clients/([\w/-]+\.md)\)", table):
+    for page in re.findall(r"\(((?:programs/)?[\w-]+\.md)\)", table):
         assert (FOLDER / page).is_relative_to(REPOSITORY), page
         assert (FOLDER / page).exists(), page

@@ -115,7 +115,7 @@ def test_every_program_says_which_version_and_from_where() -> None:
     assert {one["program"] for one in PROGRAMS} >= {
         "Open WebUI", "LibreChat", "Dify", "n8n", "aiyabot",
     }  # fmt: skip
-    page = (Path(__file__).parents[3] / "docs" / "clients.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "clients" / "README.md").read_text()
     for one in PROGRAMS:
         name = one["program"].removesuffix(" without a key")
         if name != "SillyTavern":  # its own server is run, too
