@@ -243,6 +243,7 @@ def test_a_text_encoder_s_layers_are_not_taken_for_a_language_model_s() -> None:
         inspect(build(plain("base_model.model.model.layers.0.mlp.up_proj", (64, 64))))
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
     layers = kohya("sdxl", endings=("to_q", "to_k", "to_v", "to_out.0"))
 
@@ -258,6 +259,7 @@ def test_a_hundred_thousand_alpha_patterns_cost_no_time_per_layer() -> None:
     assert seconds_of(layers) < 10 * seconds_of(few)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metadata", "size"),
     [
@@ -286,6 +288,7 @@ def test_trigger_words_take_time_in_line_with_the_metadata(
     assert grows_in_line(prepare, size // 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -315,6 +318,7 @@ def test_a_dtype_that_is_no_text_is_refused_however_deep_it_is() -> None:
             inspect(raw(json.dumps(header).encode(), bytes(2)))
 
 
+@pytest.mark.slow
 def test_a_header_of_the_format_s_bound_takes_little_more_memory_than_itself() -> None:
     # One value that nobody reads, beyond ASCII: as text it would take four times its bytes.
     value = "\U0001f600" * (15 << 20)

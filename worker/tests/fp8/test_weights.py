@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdxl_worker.drawing.speeds import make_fp8
-from sdxl_worker.fp8.unet import Twin, copy_bytes, covered
+from sdxl_worker.fp8.unet import Fp8Linear, Twin, copy_bytes, covered
 from sdxl_worker.fp8.weights import Fp8Weights
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted, ParsedLora, lora_targets, parse_lora
@@ -19,6 +19,15 @@ from testkit.doubles.graphs import FakeRecorder
 from testkit.worker import MODEL, kohya_lora
 
 pytestmark = pytest.mark.process
+
+
+def numbers_of(layers: Iterable[Fp8Linear]) -> list[torch.Tensor]:
+    """What 8-bit layers multiply with."""
+    return [
+        one.detach().clone().view(torch.uint8)
+        for layer in layers
+        for one in (layer.weight8, layer.scale)
+    ]
 
 
 @dataclass
@@ -32,16 +41,14 @@ class Made:
 
     def copy(self) -> list[torch.Tensor]:
         """What the twin multiplies with now."""
-        return [
-            one.detach().clone().view(torch.uint8)
-            for layer in self.twin.layers.values()
-            for one in (layer.weight8, layer.scale)
-        ]
+        return numbers_of(self.twin.layers.values())
 
     def right(self) -> list[torch.Tensor]:
         """The same computed from the weights as they are now, from nothing."""
-        twin = make_fp8(self.unet, self.targets, by_rows=True)[0]
-        return Made(self.unet, self.patcher, twin, self.weights, self.recorder, []).copy()
+        return numbers_of(
+            Fp8Linear(layer.weight.detach(), None, by_rows=True)
+            for layer in covered(self.unet).values()
+        )
 
     @property
     def targets(self) -> Any:

@@ -64,6 +64,7 @@ def test_one_element_another_precision_or_another_place_is_another_model(
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [True, False])
 def test_what_is_computed_later_is_that_of_the_start_whatever_lora_is_applied_meanwhile(
     mapped: bool, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,7 @@ def test_fifty_swaps_of_a_compiled_unet_recompile_nothing() -> None:
     assert model_hashes(model) == before
 
 
+@pytest.mark.slow
 def test_a_compiled_wrapper_is_looked_through() -> None:
     model = tiny_model(torch.float32)
     wrapped: Any = torch.compile(model.unet)
