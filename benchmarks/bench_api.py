@@ -11,8 +11,11 @@ Measured for 1, 8 and 32 clients, each of which asks, waits for the end, and ask
 - own time: seconds from sending the same with `Prefer: wait` to the finished content, less the
   double's 50 ms. With more clients than the machine can serve it holds their waiting in line;
 - jobs per second: contents that ended, by seconds;
-- CPU: the backend process's own seconds (PostgreSQL's not included) by jobs;
+- CPU: the backend's own seconds (PostgreSQL's not included) by jobs;
 - memory: the backend's resident set after the warm-up and after all jobs.
+
+`--backends 2` has two of them on one database, which clients ask by turns; `MARKING=off` before the
+command leaves pictures unsigned.
 
 Headline figures: throughput and accept at 32 clients, own time at 1 client. Last line: JSON.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -143,21 +147,21 @@ async def measure_yardstick(url: str, clients: int, jobs: int) -> tuple[float, f
 # --- the backend ------------------------------------------------------------------------------
 
 
-async def measure_backend(url: str, clients: int, jobs: int, accepts: int) -> Point:
-    """Accept and completion with so many clients."""
-    place = f"{url}/api/v1/content/generate"
+async def measure_backend(urls: list[str], clients: int, jobs: int, accepts: int) -> Point:
+    """Accept and completion with so many clients, which ask the backends by turns."""
+    turns = itertools.cycle([f"{url}/api/v1/content/generate" for url in urls])
 
     async def accept(http: httpx2.AsyncClient) -> None:
-        answer = await http.post(place, json=BODY, headers={"Prefer": "respond-async"})
+        answer = await http.post(next(turns), json=BODY, headers={"Prefer": "respond-async"})
         assert answer.status_code == 202, answer.text
 
     async def complete(http: httpx2.AsyncClient) -> None:
-        answer = await http.post(place, json=BODY, headers={"Prefer": "wait=60"})
+        answer = await http.post(next(turns), json=BODY, headers={"Prefer": "wait=60"})
         assert answer.status_code == 200, answer.text
         assert answer.json()["status"] == "succeeded", answer.text
 
     accepted, _ = await drive(clients, accepts, accept)
-    await drained(url)
+    await drained(urls[0])
     took, seconds = await drive(clients, jobs, complete)
     own = [value - WORKER_SECONDS for value in took]
     return Point(
@@ -183,10 +187,11 @@ async def drained(url: str) -> None:
 
 
 @contextlib.contextmanager
-def services(folder: Path) -> Iterator[tuple[Service, str, str]]:
-    """The double, the backend and the yardstick: (backend, its URL, the yardstick's URL)."""
-    ports = [free_port() for _ in range(3)]
-    worker_url, backend_url, plain_url = (f"http://{LOOPBACK}:{port}" for port in ports)
+def services(folder: Path, count: int) -> Iterator[tuple[list[Service], list[str], str]]:
+    """The double, `count` backends on one database and the yardstick: (backends, their URLs, the
+    yardstick's URL)."""
+    ports = [free_port() for _ in range(2 + count)]
+    worker_url, plain_url, *backend_urls = (f"http://{LOOPBACK}:{port}" for port in ports)
     worker = Service(
         name="worker double",
         command=[sys.executable, "-m", "chaos.worker_double"],
@@ -195,25 +200,28 @@ def services(folder: Path) -> Iterator[tuple[Service, str, str]]:
         ready_url=f"{worker_url}/health",
         log=folder / "worker.log",
     )
-    backend = Service(
-        name="backend",
-        command=[sys.executable, "-m", "app.serve"],
-        folder=ROOT / "backend",
-        environment={
-            "HOST": LOOPBACK,
-            "PORT": str(ports[1]),
-            "DATA_DIR": str(folder / "data"),
-            "MODAL_ENDPOINT_URL": f"{worker_url}/generate-image",
-            "JOB_CONCURRENCY": "16",
-            "LOG_LEVEL": "WARNING",
-        },
-        ready_url=f"{backend_url}/health/ready",
-        log=folder / "backend.log",
-    )
+    backends = [
+        Service(
+            name=f"backend {number}",
+            command=[sys.executable, "-m", "app.serve"],
+            folder=ROOT / "backend",
+            environment={
+                "HOST": LOOPBACK,
+                "PORT": url.rpartition(":")[2],
+                "DATA_DIR": str(folder / "data"),
+                "MODAL_ENDPOINT_URL": f"{worker_url}/generate-image",
+                "JOB_CONCURRENCY": "16",
+                "LOG_LEVEL": "WARNING",
+            },
+            ready_url=f"{url}/health/ready",
+            log=folder / f"backend{number}.log",
+        )
+        for number, url in enumerate(backend_urls)
+    ]
     plain = Service(
         name="yardstick",
         command=[
-            *(sys.executable, "-m", "benchmarks.bench_api", "--yardstick", str(ports[2])),
+            *(sys.executable, "-m", "benchmarks.bench_api", "--yardstick", str(ports[1])),
             f"{worker_url}/generate-image",
         ],
         folder=ROOT,
@@ -221,13 +229,13 @@ def services(folder: Path) -> Iterator[tuple[Service, str, str]]:
         ready_url=f"{plain_url}/health",
         log=folder / "yardstick.log",
     )
-    everyone = (worker, backend, plain)
+    everyone = (worker, plain, *backends)
     try:
+        # One after the other: the first one makes the database that all share.
         for service in everyone:
             service.start()
-        for service in everyone:
             service.wait_ready(120)
-        yield backend, backend_url, plain_url
+        yield backends, backend_urls, plain_url
     finally:
         for service in reversed(everyone):
             service.stop()
@@ -267,6 +275,7 @@ def main() -> int:
     """Measure, write benchmarks/results/bench_api.{json,png}, print the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs of the backend in all")
+    parser.add_argument("--backends", type=int, default=1, help="processes on one database")
     parser.add_argument("--yardstick", nargs=2, metavar=("PORT", "WORKER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.yardstick:
@@ -276,19 +285,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-api-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # the embedded PostgreSQL may run as another user
-        with services(folder) as (backend, url, plain_url):
-            assert backend.process is not None
-            process = psutil.Process(backend.process.pid)
-            asyncio.run(measure_backend(url, 8, share, share))  # warm-up
+        with services(folder, arguments.backends) as (backends, urls, plain_url):
+            processes = [psutil.Process(one.process.pid) for one in backends if one.process]
+
+            def used() -> tuple[int, float]:
+                """Bytes of memory and seconds of CPU of the backends."""
+                return (
+                    sum(one.memory_info().rss for one in processes),
+                    sum(sum(one.cpu_times()[:2]) for one in processes),
+                )
+
+            asyncio.run(measure_backend(urls, 8, share, share))  # warm-up
             load_before = os.getloadavg()[0]
-            rss = process.memory_info().rss
-            cpu = sum(process.cpu_times()[:2])
+            rss, cpu = used()
             points = [
-                asyncio.run(measure_backend(url, clients, complete * share, accept * share))
+                asyncio.run(measure_backend(urls, clients, complete * share, accept * share))
                 for clients, (accept, complete) in PLAN.items()
             ]
-            grown = process.memory_info().rss - rss
-            cpu = sum(process.cpu_times()[:2]) - cpu
+            rss_after, cpu_after = used()
+            grown, cpu = rss_after - rss, cpu_after - cpu
             yardstick = {
                 clients: asyncio.run(measure_yardstick(plain_url, clients, 2 * share))
                 for clients in PLAN
@@ -302,6 +317,7 @@ def main() -> int:
         "rss_growth_mb": round(grown / 2**20, 1),
         # Does not depend on what else the machine does, as all the others do.
         "cpu_ms_per_job": round(1000 * cpu / (20 * share), 1),
+        "backends": arguments.backends,
         "jobs": 20 * share,
         "worker_ms": 1000 * WORKER_SECONDS,
         "points": [asdict(point) for point in points],
@@ -316,9 +332,10 @@ def main() -> int:
             "system": platform.system(),
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    plot(points, {n: rate for n, (rate, _) in yardstick.items()}, RESULTS / "bench_api.png")
-    (RESULTS / "bench_api.json").write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.backends == 1:
+        RESULTS.mkdir(exist_ok=True)
+        plot(points, {n: rate for n, (rate, _) in yardstick.items()}, RESULTS / "bench_api.png")
+        (RESULTS / "bench_api.json").write_text(json.dumps(result, indent=2) + "\n")
     for point in points:
         print(point)
     print(json.dumps({name: value for name, value in result.items() if name != "points"}))
