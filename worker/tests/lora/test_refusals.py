@@ -59,6 +59,8 @@ def test_a_path_is_read_like_bytes(rig: Rig, tmp_path: Path) -> None:
     path.write_bytes(data)
     from_path, from_bytes = parse_lora(path, rig.targets), parse_lora(data, rig.targets)
     assert from_path.sha256 == from_bytes.sha256
+    named = parse_lora(path, rig.targets, sha256=from_bytes.sha256.upper())
+    assert named.sha256 == from_bytes.sha256
     with rig.patcher.applied([(from_path, 1.0)]):
         assert rig.patcher.apply([(from_bytes, 1.0)]).tensors_written == 0
     # What was read is the file as it was: changing it afterwards changes nothing.
@@ -66,6 +68,7 @@ def test_a_path_is_read_like_bytes(rig: Rig, tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * len(data))
     assert all(
         torch.equal(lora.layers[name].tensors[slot], tensor)
+        and torch.equal(named.layers[name].tensors[slot], tensor)
         for name, layer in from_bytes.layers.items()
         for slot, tensor in layer.tensors.items()
     )

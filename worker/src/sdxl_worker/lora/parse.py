@@ -25,6 +25,7 @@ from sdxl_contract.lora.safetensors import (
     DTYPE_NAMES,
     SafetensorsHeader,
     load_failed,
+    read_header,
     read_header_bytes,
     shown,
 )
@@ -148,18 +149,22 @@ def parse_lora(
         raise load_failed(
             f"The file is {size} bytes long; at most {LORA_MAX_BYTES} are read.", "too_large"
         )
-    if isinstance(data, Path):
-        # Not a map of the file: its bytes must not change after they were checked.
-        data = data.read_bytes()
+    if sha256 is None:
+        data = data.read_bytes() if isinstance(data, Path) else data
+        sha256 = hashlib.sha256(data).hexdigest()
     # The values are looked at beside everything else.
     with ThreadPoolExecutor(1) as beside:
-        contents = _read(data, beside, given_away)
+        contents = (
+            _read_file(data, size, beside)
+            if isinstance(data, Path)
+            else _read(data, beside, given_away)
+        )
         layout = lay_out(contents.header, targets.shapes, targets.key_map, "the loaded model")
         _check_biases(layout, targets)
         tensors = _tensors(contents.header, contents.buffer, layout)
         layers = _layers(layout, tensors, contents.largest(), targets)
     return ParsedLora(
-        sha256=(sha256 or hashlib.sha256(data).hexdigest()).lower(),
+        sha256=sha256.lower(),
         layers=layers,
         strays=tuple(layout.strays),
         format=layout.format,
@@ -195,22 +200,51 @@ def _read(
 ) -> _Contents:
     view = memoryview(data).cast("B")
     header = read_header_bytes(view)
-    dtype = _only_dtype(header, header.size - header.data_start)
-    taken_over = given_away and not view.readonly and header.data_start % _ALIGNED_BYTES == 0
-    if taken_over:
-        buffer = torch.frombuffer(view, dtype=torch.uint8, offset=header.data_start)
-    else:
-        # Of its own: the first tensor lies at an aligned address, whatever the header's length.
-        buffer = torch.empty(header.size - header.data_start, dtype=torch.uint8)
-    own = memoryview(buffer.numpy().data)
+    body = view[header.data_start :]
+    if given_away and not view.readonly and header.data_start % _ALIGNED_BYTES == 0:
+        buffer = torch.frombuffer(body, dtype=torch.uint8)
+        return _looked_at(header, buffer, beside, lambda part, start: len(part))
+
+    def copy(part: memoryview, start: int) -> int:
+        part[:] = body[start : start + len(part)]
+        return len(part)
+
+    return _looked_at(header, _own_memory(header), beside, copy)
+
+
+def _read_file(path: Path, size: int, beside: ThreadPoolExecutor) -> _Contents:
+    # Not a map of the file: its bytes must not change after they were checked.
+    with path.open("rb") as file:
+        header = read_header(file, size)
+        return _looked_at(header, _own_memory(header), beside, lambda part, _: file.readinto(part))
+
+
+def _own_memory(header: SafetensorsHeader) -> Tensor:
+    """Where the first tensor lies at an aligned address, whatever the header's length."""
+    return torch.empty(header.size - header.data_start, dtype=torch.uint8)
+
+
+def _looked_at(
+    header: SafetensorsHeader,
+    buffer: Tensor,
+    beside: ThreadPoolExecutor,
+    fill: Callable[[memoryview, int], int],
+) -> _Contents:
+    """The file in `buffer`, each piece looked at while it is in the CPU's cache.
+
+    Args:
+        fill: writes a piece that begins at a byte of the data; how many bytes of it there were.
+    """
+    view = memoryview(buffer.numpy().data)
+    dtype = _only_dtype(header, buffer.numel())
     looks: list[Future[Tensor]] = []
-    for start in range(0, len(own), _CHUNK_BYTES):
-        end = min(start + _CHUNK_BYTES, len(own))
-        if not taken_over:
-            own[start:end] = view[header.data_start + start : header.data_start + end]
+    for start in range(0, len(view), _CHUNK_BYTES):
+        part = view[start : start + _CHUNK_BYTES]
+        if fill(part, start) < len(part):
+            raise load_failed("The file became shorter while it was read.", "truncated")
         if dtype is not None:
-            # While they are still in the CPU's cache.
-            looks.append(beside.submit(_extreme, buffer[start:end].view(dtype)))
+            piece = buffer[start : start + _CHUNK_BYTES]
+            looks.append(beside.submit(_extreme, piece.view(dtype)))
     return _Contents(header, buffer, looks)
 
 
