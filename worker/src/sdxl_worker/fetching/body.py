@@ -57,7 +57,8 @@ class Body:
         """Of all that has come, hex."""
         if self._beside:
             await self._hash_on()
-            await self._hash_on()
+            assert self._under_way is not None
+            await self._under_way
         return self._digest.hexdigest()
 
     async def _hash_on(self) -> None:

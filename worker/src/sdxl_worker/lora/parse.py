@@ -136,9 +136,9 @@ def parse_lora(
     Args:
         data: the whole file, or a path; a path is read once and not looked at again.
         sha256: of the file, hex, if the caller has computed it already; else it is computed.
-        given_away: nobody writes to `data` any more, a bytearray: its own memory is used where the
-            tensors begin at a multiple of 8 bytes. For what is moved to a GPU next; on a CPU the
-            bits of a product may depend on where in memory its factors lie.
+        given_away: nobody writes to `data` any more: its own memory is used, if it is writable and
+            the tensors begin at a multiple of 8 bytes. For what is moved to a GPU next; on a CPU
+            the bits of a product may depend on where in memory its factors lie.
 
     Raises:
         LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
