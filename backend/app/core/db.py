@@ -155,6 +155,12 @@ class Database:
         self._readers = async_sessionmaker(
             self.engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False
         )
+        self._snapshots = async_sessionmaker(
+            self.engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            ),
+            expire_on_commit=False,
+        )
         self._direct_size = pool_size
         self._direct: DriverPool | None = None
         self._lost_at = float("-inf")
@@ -171,10 +177,16 @@ class Database:
             yield session
 
     @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncSession]:
+        """For reads by several statements, also those that load a row's others: of one moment."""
+        async with self._snapshots() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """For single reads: each statement for itself, without the two messages of a transaction.
 
-        Two reads may see different moments; what must belong together needs `session`.
+        Two reads may see different moments; what must belong together needs `snapshot`.
         """
         async with self._readers() as session:
             yield session

@@ -50,7 +50,7 @@ class AvatarService:
 
     async def list(self, owner: str) -> Sequence[Avatar]:
         """All, newest first."""
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             return await AvatarRepository(session, owner).list()
 
     async def get(self, owner: str, avatar_id: uuid.UUID) -> Avatar:
@@ -59,7 +59,7 @@ class AvatarService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             return await _find(session, owner, avatar_id)
 
     async def change(self, owner: str, avatar_id: uuid.UUID, asked: AvatarPatch) -> Avatar:

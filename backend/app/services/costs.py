@@ -179,7 +179,7 @@ async def summarise(database: Database, owner: str, days: int) -> CostSummary:
     """What `owner`'s contents of the last `days` days cost, today included."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     since = today - timedelta(days=days - 1)
-    async with database.session() as session:
+    async with database.snapshot() as session:
         repository = CostRepository(session, owner, since)
         total = await repository.total()
         by_day = await repository.by_day()

@@ -113,7 +113,7 @@ class CallService:
         except ValueError:
             wanted = None
         if wanted is not None:
-            async with self._database.session() as session:
+            async with self._database.snapshot() as session:
                 found = await DialectCallRepository(session, owner, dialect).get(wanted)
         if found is None:
             raise NotFound("There is nothing with this id.")
@@ -124,7 +124,7 @@ class CallService:
     ) -> tuple[Sequence[Called], str | None]:
         """Newest first, and the cursor of the next page."""
         after = None if cursor is None else read_cursor(cursor)
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             rows = await DialectCallRepository(session, owner, dialect).page(limit + 1, after)
         page = list(rows[:limit])
         if len(rows) <= limit:

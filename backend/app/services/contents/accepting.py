@@ -230,7 +230,7 @@ class ContentService(ContentReading):
     async def _earlier_batch(
         self, owner: str, key: str, digest: str
     ) -> tuple[Batch, list[uuid.UUID]] | None:
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             repository = BatchRepository(session, owner)
             batch = await repository.by_idempotency_key(key)
             if batch is None:
@@ -356,7 +356,7 @@ class ContentService(ContentReading):
             raise NotFound("There is no avatar with this id.", field="avatar_id") from None
 
     async def _earlier(self, owner: str, key: str, digest: str) -> Content | None:
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             earlier = await ContentRepository(session, owner).by_idempotency_key(key)
         if earlier is not None and earlier.request_sha256 != digest:
             raise Conflict(

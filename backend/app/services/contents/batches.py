@@ -30,7 +30,7 @@ class BatchService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             found = await BatchRepository(session, owner).get(batch_id)
         if found is None:
             raise NotFound("There is no batch with this id.")
@@ -55,7 +55,7 @@ class BatchService:
             InvalidRequest: `cursor` is none.
         """
         after = None if cursor is None else read_cursor(cursor)
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             found = await BatchRepository(session, owner).page(
                 limit=limit + 1, after=after, is_grid=is_grid
             )

@@ -238,7 +238,7 @@ _ENDED_WITHIN = timedelta(seconds=60)
 async def find_same(database: Database, owner: str, asked: GenerateIn) -> Content | None:
     """The owner's newest content of the same words that is open, or was drawn just now."""
     now = utc_now()
-    async with database.session() as session:
+    async with database.snapshot() as session:
         return await ContentRepository(session, owner).same(
             digest_of(asked), opened_after=now - _OPENED_WITHIN, ended_after=now - _ENDED_WITHIN
         )

@@ -86,7 +86,7 @@ class ContentReading:
     ) -> tuple[list[Content], str | None]:
         """Newest first, and the cursor of the next page."""
         after = None if cursor is None else read_cursor(cursor)
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             rows = await ContentRepository(session, owner).page(
                 limit=limit + 1, after=after, wanted=wanted
             )

@@ -62,7 +62,7 @@ class Metrics:
 
     async def look(self, database: Database) -> None:
         """Read the gauges of queue and cost from the database."""
-        async with database.session() as session:
+        async with database.snapshot() as session:
             figures = await MaintenanceRepository(session).figures(day_start(utc_now()))
         self._open.labels(Status.QUEUED.value).set(figures.queued)
         self._open.labels(Status.RUNNING.value).set(figures.running)

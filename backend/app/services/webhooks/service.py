@@ -154,7 +154,7 @@ class WebhookService:
             NotFound: there is no such webhook, or it is another owner's.
         """
         after = None if cursor is None else read_cursor(cursor)
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             repository = WebhookRepository(session, owner)
             await _own(repository, webhook_id)
             rows = await repository.deliveries(
@@ -172,7 +172,7 @@ class WebhookService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             repository = WebhookRepository(session, owner)
             found = await repository.delivery(webhook_id, delivery_id)
             if found is None:
