@@ -20,7 +20,7 @@ from app.repositories.loras import LoraRepository
 from app.repositories.upkeep.takedowns import TakedownRepository
 from app.schemas.loras import LoraPatch
 from app.services.collection import check_cover
-from app.services.foreign_files import foreign_files
+from app.services.foreign.loras import inspect_foreign
 from app.services.lora_names import free_name
 from app.services.storage import Storage
 from app.services.upkeep.sweep import remove_or_leave
@@ -79,7 +79,7 @@ class LoraService:
         if there is not None:
             return Uploaded(there, is_new=False)
         signature = await self._base_model.signature()
-        inspection = await foreign_files.inspect(file, size, signature)
+        inspection = await inspect_foreign(file, size, signature)
         key = f"owners/{owner}/loras/{sha256}.safetensors"
         lora = _row(owner, name, description, list(tags), sha256, size, key, inspection)
         async with self._database.session() as session:
@@ -102,7 +102,7 @@ class LoraService:
 
     async def list(self, owner: str) -> Sequence[LoraModel]:
         """All of an owner's, newest first."""
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             return await LoraRepository(session, owner).list()
 
     async def get(self, owner: str, lora_id: uuid.UUID) -> LoraModel:
@@ -111,7 +111,7 @@ class LoraService:
         Raises:
             NotFound: there is none, or it is another owner's.
         """
-        async with self._database.session() as session:
+        async with self._database.snapshot() as session:
             lora = await LoraRepository(session, owner).get(lora_id)
         if lora is None:
             raise NotFound("There is no LoRA with this id.")

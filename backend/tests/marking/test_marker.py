@@ -32,8 +32,6 @@ from app.services.marking.marker import (
 )
 from app.services.marking.reading import can_be_kept, read
 from app.services.marking.unsigned import without_manifest
-from app.services.marking.verifying import verify
-from sdxl_contract.errors import InvalidRequest
 
 pytestmark = pytest.mark.process
 
@@ -340,22 +338,6 @@ def test_an_unusable_key_is_named(identity: Identity, tmp_path: Path) -> None:
 def test_what_is_no_picture_is_refused(marker: Marker) -> None:
     with pytest.raises(MarkingFailed):
         marker.mark(b"<svg/>", "image/png", facts(b""))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", picture()[:40]]
-)
-async def test_a_stranger_s_file_is_read_in_a_process_of_its_own(data: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="file: "):
-        await verify(data, "")
-
-
-async def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.marking.verifying._DEADLINE_S", 0.2)
-    slow = (sys.executable, "-c", "import time; time.sleep(60)")
-
-    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
-        await verify(picture(), "", slow)
 
 
 def test_servers_that_start_at_the_same_moment_share_one_identity(tmp_path: Path) -> None:

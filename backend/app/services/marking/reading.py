@@ -8,13 +8,11 @@ Must not know: HTTP, the database. Fetches nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import struct
-import sys
 import tempfile
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import c2pa
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from app.services.foreign.forking import serve
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import (
     FACTS_LABEL,
@@ -61,6 +60,14 @@ _MEANINGS = {
     "signingCredential.expired": "The signer's certificate had expired.",
     "signingCredential.invalid": "The signer's certificate may not sign pictures.",
 }
+
+
+class Asked(IntEnum):
+    """What is asked of a stranger's picture, and what comes before it."""
+
+    REPORT = 0  # the roots that are trusted, as PEM
+    COMPARISON = 1  # one of our pictures
+    SOURCE = 2  # the media type
 
 
 def read(picture: bytes, trusted: str) -> dict[str, Any]:
@@ -238,32 +245,19 @@ def _kind(error: Exception) -> str:
     return type(error).__name__.removeprefix("_C2pa")
 
 
-def _bound_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def main() -> None:
-    """On stdin a length (4 bytes), the roots, the picture; on stdout the report.
-
-    In the roots' place stands one of our pictures with the argument `compare`, the picture's media
-    type with `source`.
-    """
-    _bound_memory()
-    (length,) = struct.unpack(">I", sys.stdin.buffer.read(4))
-    first = sys.stdin.buffer.read(length)
-    picture = sys.stdin.buffer.read()
-    if sys.argv[1:] == ["compare"]:
-        report = compare(first, picture)
-    elif sys.argv[1:] == ["source"]:
-        report = {"can_be_kept": can_be_kept(picture, first.decode())}
+def answer(kind: int, first: bytes, second: bytes) -> bytes:
+    """What `Asked(kind)` is answered, in JSON."""
+    if kind == Asked.COMPARISON:
+        report = compare(first, second)
+    elif kind == Asked.SOURCE:
+        report = {"can_be_kept": can_be_kept(second, first.decode())}
     else:
-        report = read(picture, first.decode())
-    print(json.dumps(report))
+        report = read(second, first.decode())
+    return json.dumps(report).encode()
 
 
 if __name__ == "__main__":
-    main()
+    # What each fork would import by itself.
+    Image.init()
+    np.fft.fft2(np.zeros((8, 8)))
+    serve(answer, _MEMORY_BYTES)

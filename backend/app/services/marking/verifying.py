@@ -1,4 +1,4 @@
-"""Reads strangers' pictures in a process of its own, with a deadline and a bound of memory.
+"""Reads strangers' pictures in processes of their own, with a deadline and a bound of memory.
 
 Must not know: HTTP, the database.
 """
@@ -6,31 +6,28 @@ Must not know: HTTP, the database.
 from __future__ import annotations
 
 import json
-import os
-import struct
-import subprocess
 import sys
 from typing import Any
 
 from app.core.pools import Duty, in_pool
+from app.services.foreign.forking import question
+from app.services.foreign.processes import ForeignProcesses, NoAnswer
+from app.services.marking.reading import Asked
 from sdxl_contract.errors import InvalidRequest
 
 FILE_MAX_BYTES = 32 * 2**20
-_DEADLINE_S = 15.0
-_COMMAND = (sys.executable, "-m", "app.services.marking.reading")
-# What a Python process needs; the rest of the environment holds secrets.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
+_READERS = ForeignProcesses((sys.executable, "-m", "app.services.marking.reading"), deadline_s=15.0)
 
 
 async def verify(
-    picture: bytes, trusted: str, command: tuple[str, ...] = _COMMAND
+    picture: bytes, trusted: str, readers: ForeignProcesses = _READERS
 ) -> dict[str, Any]:
     """The report on `picture`; `trusted` are PEM roots.
 
     Raises:
         InvalidRequest: it is no picture, or reading it takes too long.
     """
-    return await _ask(picture, trusted.encode(), command)
+    return _taken(await _ask(Asked.REPORT, trusted.encode(), picture, readers))
 
 
 async def compare(drawn: bytes, picture: bytes) -> dict[str, Any]:
@@ -39,36 +36,29 @@ async def compare(drawn: bytes, picture: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is no picture, or reading it takes too long.
     """
-    return await _ask(picture, drawn, (*_COMMAND, "compare"))
+    return _taken(await _ask(Asked.COMPARISON, drawn, picture))
 
 
 async def can_be_kept(picture: bytes, media_type: str) -> bool:
     """Whether what is drawn from a stranger's `picture` may carry its manifest."""
-    report = await in_pool(Duty.FOREIGN, _read, picture, media_type.encode(), (*_COMMAND, "source"))
+    report = await _ask(Asked.SOURCE, media_type.encode(), picture)
     return bool(report.get("can_be_kept"))
 
 
-async def _ask(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
-    report = await in_pool(Duty.FOREIGN, _read, picture, first, command)
+def _taken(report: dict[str, Any]) -> dict[str, Any]:
     if "refused" in report:
         raise InvalidRequest(f"file: {report['refused']}", details={"field": "file"})
     return report
 
 
-def _read(picture: bytes, first: bytes, command: tuple[str, ...]) -> dict[str, Any]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+async def _ask(
+    asked: Asked, first: bytes, picture: bytes, readers: ForeignProcesses = _READERS
+) -> dict[str, Any]:
     try:
-        done = subprocess.run(
-            command,
-            input=struct.pack(">I", len(first)) + first + picture,
-            env={**kept, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-            capture_output=True,
-            timeout=_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"refused": f"reading it takes more than {_DEADLINE_S:g} s"}
-    if done.returncode != 0:
+        line = await in_pool(Duty.FOREIGN, readers.ask, question(asked, first, picture))
+    except NoAnswer as error:
+        if error.is_late:
+            return {"refused": f"reading it takes more than {readers.deadline_s:g} s"}
         return {"refused": "it cannot be read"}
-    report: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(line)
     return report

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from app.core.pools import Duty, in_pool
-from app.services.foreign_files import ForeignFiles
+from app.services.foreign.loras import inspect_foreign
+from app.services.foreign.processes import ForeignProcesses
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
 from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes, sd15_lora
@@ -18,23 +19,24 @@ from testkit.loras.plain_bytes import kohya_lora, safetensors_bytes, sd15_lora
 SDXL = BaseModelSignature(
     name="sdxl", family="SDXL", cross_attention_dim=2048, text_encoder_hidden_sizes=(768, 1280)
 )
+LOOKS = (sys.executable, "-m", "app.services.foreign.lora_process")
 SLOW = (sys.executable, "-c", "import time; time.sleep(600)")
 DIES = (sys.executable, "-c", "import os; os.read(0, 9); os._exit(1)")
 
 
 @pytest.fixture(scope="module")
-def files() -> Iterator[ForeignFiles]:
-    made = ForeignFiles()
+def files() -> Iterator[ForeignProcesses]:
+    made = ForeignProcesses(LOOKS, deadline_s=20)
     yield made
     made.close()
 
 
-async def look(files: ForeignFiles, data: bytes) -> str:
-    return (await files.inspect(io.BytesIO(data), len(data), SDXL)).algorithm
+async def look(files: ForeignProcesses, data: bytes) -> str:
+    return (await inspect_foreign(io.BytesIO(data), len(data), SDXL, files)).algorithm
 
 
 async def test_a_file_is_inspected_in_another_process_as_it_would_be_here(
-    files: ForeignFiles,
+    files: ForeignProcesses,
 ) -> None:
     assert await look(files, kohya_lora()) == "lora"
     for wrong, seems in ((sd15_lora(), "SD 1"), (b"<html>" * 200, "HTML"), (b"", "empty")):
@@ -42,10 +44,10 @@ async def test_a_file_is_inspected_in_another_process_as_it_would_be_here(
             await look(files, wrong)
         assert caught.value.details is not None
         assert caught.value.details["reason"]
-    assert len(files._idle) == 1, "one process served all of them"
+    assert files.waiting == 1, "one process served all of them"
 
 
-async def test_a_refusal_of_one_file_says_nothing_of_the_next(files: ForeignFiles) -> None:
+async def test_a_refusal_of_one_file_says_nothing_of_the_next(files: ForeignProcesses) -> None:
     with pytest.raises(LoraLoadFailed):
         await look(files, safetensors_bytes({"a.b": (1, 1, 1)}))
     assert await look(files, kohya_lora()) == "lora"
@@ -57,12 +59,12 @@ async def test_a_refusal_of_one_file_says_nothing_of_the_next(files: ForeignFile
 async def test_a_file_that_takes_too_much_is_refused_and_its_process_ended(
     command: tuple[str, ...], reason: str
 ) -> None:
-    files = ForeignFiles(command=command, deadline_s=0.2 if command is SLOW else 20)
+    files = ForeignProcesses(command, deadline_s=0.2 if command is SLOW else 20)
     with pytest.raises(LoraLoadFailed) as caught:
         async with asyncio.timeout(60):
             await look(files, kohya_lora())
     assert (caught.value.details or {})["reason"] == reason
-    assert not files._idle
+    assert files.waiting == 0
 
 
 async def test_a_duty_that_stands_still_stops_no_other() -> None:

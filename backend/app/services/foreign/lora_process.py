@@ -1,4 +1,4 @@
-"""`python -m app.services.foreign_file_process`: looks at files of strangers, one after another.
+"""`python -m app.services.foreign.lora_process`: looks at files of strangers, one after another.
 
 Duty: on stdin a line of JSON with three lengths, then as many bytes of a file's beginning and of
 a base model's signature; on stdout a line of JSON with what the file is, or why it is refused.
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter
 
+from app.services.foreign.forking import bound_memory
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import BaseModelSignature
 from sdxl_contract.lora.header import inspect_lora_file
@@ -43,15 +44,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         sink.flush()
 
 
-def _bound_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 if __name__ == "__main__":
-    _bound_memory()
+    bound_memory(_MEMORY_BYTES)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,1 @@
+"""Files of strangers, looked at in processes of their own."""
