@@ -94,7 +94,8 @@ class EmptyDatabases:
 
     def __init__(self, server: URL) -> None:
         self._server = server
-        self._free: list[str] = []
+        # Each with a connection that stays: a new one would have to read the catalogue anew.
+        self._free: list[tuple[str, psycopg.Connection[tuple[str]]]] = []
         self._order(f"CREATE DATABASE {_TEMPLATE}")
         migrate(server.set(database=_TEMPLATE))
         with self._connected(_TEMPLATE) as connection:
@@ -103,28 +104,35 @@ class EmptyDatabases:
     @contextlib.contextmanager
     def lend(self) -> Iterator[URL]:
         """One with the schema and no rows."""
-        name = self._free.pop() if self._free else self._made()
+        name, connection = self._free.pop() if self._free else self._made()
         yield self._server.set(database=name)
-        if self._is_empty_again(name):
-            self._free.append(name)
+        if self._is_empty_again(connection):
+            self._free.append((name, connection))
         else:
+            connection.close()
             self._order(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def _made(self) -> str:
+    def __enter__(self) -> EmptyDatabases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _, connection in self._free:
+            connection.close()
+
+    def _made(self) -> tuple[str, psycopg.Connection[tuple[str]]]:
         name = f"test_{uuid.uuid4().hex}"
         self._order(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY FILE_COPY")
-        return name
+        return name, self._connected(name)
 
     def _order(self, statement: str) -> None:
         with psycopg.connect(plain(self._server), autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def _is_empty_again(self, name: str) -> bool:
+    def _is_empty_again(self, connection: psycopg.Connection[tuple[str]]) -> bool:
         try:
-            with self._connected(name) as connection:
-                connection.execute(_END_OTHERS)
-                connection.execute(_EMPTY.encode())
-                return _fingerprint(connection) == self._schema
+            connection.execute(_END_OTHERS)
+            connection.execute(_EMPTY.encode())
+            return _fingerprint(connection) == self._schema
         except psycopg.Error:
             return False
 

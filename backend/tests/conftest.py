@@ -7,26 +7,28 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
-import psycopg
 import pytest
-from sqlalchemy import URL
 
-from app.core.embedded_postgres import EmbeddedPostgres
-from app.core.settings import Settings, load_settings
-from app.main import create_app
-from app.services.storage import Storage
-from app.startup import Prepared
-from testkit.backend import BASE_URL, Backend, StartBackend
-from testkit.databases import EmptyDatabases, plain
-from testkit.doubles.inference_double import InferenceDouble
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from app.core.settings import Settings
+    from app.services.storage import Storage
+    from testkit.backend import Backend, StartBackend
+    from testkit.databases import EmptyDatabases
+    from testkit.doubles.inference_double import InferenceDouble
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
     """A PostgreSQL server."""
+    import psycopg
+
+    from app.core.embedded_postgres import EmbeddedPostgres
+    from testkit.databases import plain
+
     # Not below pytest's folder: PostgreSQL runs as another user where tests run as root.
     folder = Path(tempfile.mkdtemp(prefix="backend-tests-"))
     server = EmbeddedPostgres(folder / "postgres")
@@ -42,9 +44,12 @@ def postgres() -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: URL) -> EmptyDatabases:
+def databases(postgres: URL) -> Iterator[EmptyDatabases]:
     """Lends databases with the schema and nothing in them."""
-    return EmptyDatabases(postgres)
+    from testkit.databases import EmptyDatabases
+
+    with EmptyDatabases(postgres) as databases:
+        yield databases
 
 
 @pytest.fixture
@@ -56,6 +61,8 @@ def database_url(databases: EmptyDatabases) -> Iterator[URL]:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.core.settings import Settings
+
     for field in Settings.model_fields:
         monkeypatch.delenv(field.upper(), raising=False)
 
@@ -63,6 +70,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Quick ones, so that nothing waits for long."""
+    from app.core.settings import load_settings
+
     return load_settings(
         data_dir=tmp_path / "data",
         sync_wait_seconds=20,
@@ -75,6 +84,8 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def inference() -> InferenceDouble:
+    from testkit.doubles.inference_double import InferenceDouble
+
     return InferenceDouble()
 
 
@@ -83,6 +94,11 @@ def start_backend(
     settings: Settings, database_url: URL, inference: InferenceDouble
 ) -> StartBackend:
     """Starts an app; several may run on the same database."""
+    import httpx2
+
+    from app.main import create_app
+    from app.startup import Prepared
+    from testkit.backend import BASE_URL, Backend
 
     @contextlib.asynccontextmanager
     async def start(

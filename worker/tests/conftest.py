@@ -1,25 +1,23 @@
-"""Fixtures of the worker's tests: one running worker with the small model for all of them."""
+"""Fixtures of the worker's tests: one running worker with the small model for all of them.
+
+What takes seconds to import is imported by whoever asks for it: the process that hands the tests
+out to others loads this file, too, before it starts them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import httpx2
 import pytest
 import structlog
-from torch import Tensor
 
-from sdxl_worker.drawing import previews
-from testkit.worker import (
-    FileServer,
-    RunningWorker,
-    file_server,
-    kohya_lora,
-    running_worker,
-    settings,
-)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from testkit.worker import FileServer, RunningWorker
 
 # Unconfigured, structlog prints the values of all variables of a traceback: a whole model's.
 structlog.configure(
@@ -35,7 +33,9 @@ structlog.configure(
 @pytest.fixture(autouse=True, scope="session")
 def _previews_are_fitted_once() -> Iterator[None]:
     """To each VAE, however many drawers are made around it: a fit takes longer than a drawing."""
-    fit, fitted = previews.fit_map, WeakKeyDictionary[Any, Tensor]()
+    from sdxl_worker.drawing import previews
+
+    fit, fitted = previews.fit_map, WeakKeyDictionary[Any, "Tensor"]()
 
     def once(vae: Any) -> Tensor:
         if vae not in fitted:
@@ -49,6 +49,8 @@ def _previews_are_fitted_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[RunningWorker]:
+    from testkit.worker import running_worker, settings
+
     with running_worker(settings()) as running:
         yield running
 
@@ -61,6 +63,8 @@ def client(worker: RunningWorker) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def files() -> Iterator[FileServer]:
+    from testkit.worker import file_server
+
     with file_server() as server:
         yield server
 
@@ -68,5 +72,7 @@ def files() -> Iterator[FileServer]:
 @pytest.fixture(scope="session")
 def lora_data(worker: RunningWorker) -> bytes:
     """A kohya LoRA that fits the running worker's UNet and both text encoders."""
+    from testkit.worker import kohya_lora
+
     assert worker.engine._ready is not None
     return kohya_lora(worker.engine._ready.signature.modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import tracemalloc
@@ -67,8 +68,14 @@ def frames(kind: str, **options: Any) -> bytes:
 
 GREY_16 = np.full((4, 4), 40000, dtype=np.uint16)
 P3 = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
 # 8000 × 8000 black: a file of some kilobytes and 192 MB of pixels.
-BOMB = png(8000, 8000, rows=b"\0" * (8000 * 24001))
+@functools.cache
+def bomb() -> bytes:
+    return png(8000, 8000, rows=b"\0" * (8000 * 24001))
+
+
 EXIF_JUNK = b"Exif\0\0MM\0*\xff\xff\xff\xff"
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -87,7 +94,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "JPEG 2000": (lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 64, "format"),
     "a ZIP": (lambda: b"PK\x03\x04" + b"\0" * 64, "format"),
     "a pickle": (lambda: b"\x80\x04\x95\x10\0\0\0", "format"),
-    "a bomb": (lambda: BOMB, "too_large"),
+    "a bomb": (bomb, "too_large"),
     "a header of 2 billion px a side": (lambda: png(2**31 - 1, 2**31 - 1), "too_large"),
     "one row of 20,000 px": (lambda: png(20_000, 1, rows=b"\0" * 60_001), "too_large"),
     "one column of 20,000 px": (lambda: png(1, 20_000, rows=b"\0" * 80_000), "too_large"),
