@@ -116,8 +116,8 @@ class EmptyDatabases:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, connection in self._free:
-            connection.close()
+        while self._free:
+            self._free.pop()[1].close()
 
     def _made(self) -> tuple[str, psycopg.Connection[tuple[str]]]:
         name = f"test_{uuid.uuid4().hex}"
