@@ -78,7 +78,7 @@ def scene(seed: int) -> Image.Image:
 
 def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
