@@ -336,7 +336,10 @@ def test_a_likeness_survives_what_people_do_to_a_picture_and_tells_others_apart(
 async def test_what_is_drawn_from_something_that_is_taken_down_meanwhile_is_refused(
     start_backend: StartBackend, patterned: None, inference: InferenceDouble, what: str
 ) -> None:
-    async with start_backend(admin_api_token=SecretStr(TOKEN)) as backend:
+    async with start_backend(
+        admin_api_token=SecretStr(TOKEN),
+        job_stalled_seconds=60.0,  # nobody else begins it again, however slow this computer is
+    ) as backend:
         first = await backend.generate(prompt="somebody", seed=1)
         file = (await backend.http.get(first["image_url"])).content
         upload, other = [await backend.put_image(_file(_drawn(number))) for number in (7, 8)]
