@@ -11,17 +11,16 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.services.foreign.forking import question
 from app.services.foreign.processes import ForeignProcesses, NoAnswer
 from app.services.marking.verifying import verify
 from sdxl_contract.errors import InvalidRequest
 
 SLOW = (sys.executable, "-c", "import time; time.sleep(60)")
 # Answers with how often it was asked and who it is; kind 1 dies as a broken decoder does, kind 2
-# never ends, kind 3 wants more memory than it may have.
-COUNTS = """
+# never ends, kind 3 wants more memory than it may have, kind 4 prints, kind 5 forges an answer.
+COUNTS = r"""
 import os, signal, time
-from app.services.foreign.forking import serve
+from app.services.foreign.serving import serve
 asked = []
 def answer(kind, first, second):
     asked.append(kind)
@@ -31,8 +30,16 @@ def answer(kind, first, second):
         time.sleep(600)
     if kind == 3:
         bytearray(2 * 2**30)
+    if kind == 4:
+        os.write(1, b"libpng warning: iCCP\n")
+    if kind == 5:
+        for sink in range(3, 20):
+            try:
+                os.write(sink, b"0" * 32 + b" forged\n")
+            except OSError:
+                pass
     return f"{len(asked)} {os.getppid()} {len(first)} {len(second)}".encode()
-serve(answer, 2**30)
+serve(answer, 2**30, in_forks=True)
 """
 
 
@@ -64,7 +71,7 @@ def test_each_question_is_answered_where_no_other_was_by_a_process_that_stays(
     counting: ForeignProcesses,
 ) -> None:
     large = bytes(3 * 2**20)
-    answers = [counting.ask(question(0, b"ab", large)).split() for _ in range(3)]
+    answers = [counting.ask(b"ab", large).split() for _ in range(3)]
 
     assert {count for count, *_ in answers} == {b"1"}
     assert len({mother for _, mother, *_ in answers}) == 1
@@ -77,10 +84,24 @@ def test_a_file_that_ends_its_reader_is_refused_and_the_next_one_read(
     counting: ForeignProcesses, kind: int
 ) -> None:
     with pytest.raises(NoAnswer) as caught:
-        counting.ask(question(kind, b"", b"x" * 200_000))
+        counting.ask(b"", b"x" * 200_000, kind)
 
     assert not caught.value.is_late
-    assert counting.ask(question(0, b"", b"")).startswith(b"1 ")
+    assert counting.ask(b"", b"").startswith(b"1 ")
+    counting.close()
+
+
+def test_what_a_library_prints_is_no_answer(counting: ForeignProcesses) -> None:
+    assert counting.ask(b"", b"", 4).startswith(b"1 ")
+    assert counting.ask(b"ab", b"").split()[2] == b"2"
+    counting.close()
+
+
+def test_an_answer_that_was_not_asked_for_is_nobody_s(counting: ForeignProcesses) -> None:
+    with pytest.raises(NoAnswer):
+        counting.ask(b"", b"", 5)
+
+    assert counting.ask(b"ab", b"").split()[2] == b"2"
     counting.close()
 
 
@@ -88,7 +109,7 @@ def test_a_reader_that_never_ends_is_ended_with_its_fork(tmp_path: Path) -> None
     mark = str(tmp_path / "mark")  # to know its processes by
     readers = ForeignProcesses((sys.executable, "-c", COUNTS, mark), deadline_s=2)
     with pytest.raises(NoAnswer) as caught:
-        readers.ask(question(2, b"", b""))
+        readers.ask(b"", b"", 2)
 
     assert caught.value.is_late
     deadline = time.monotonic() + 10

@@ -12,6 +12,7 @@ import sys
 from typing import IO
 
 from app.core.pools import Duty, in_pool
+from app.services.foreign.lora_process import About
 from app.services.foreign.processes import ForeignProcesses, NoAnswer
 from sdxl_contract.errors import LoraLoadFailed
 from sdxl_contract.limits import LORA_HEADER_MAX_BYTES, BaseModelSignature
@@ -40,11 +41,9 @@ async def inspect_foreign(
 def _inspect(
     file: IO[bytes], size: int, signature: BaseModelSignature | None, readers: ForeignProcesses
 ) -> LoraInspection:
-    head = _beginning(file)
-    model = b"null" if signature is None else signature.model_dump_json().encode()
-    lengths = {"head": len(head), "size": size, "signature": len(model)}
+    about = About(size=size, signature=signature).model_dump_json().encode()
     try:
-        found = json.loads(readers.ask([json.dumps(lengths).encode() + b"\n", head, model]))
+        found = json.loads(readers.ask(about, _beginning(file)))
     except NoAnswer as error:
         why, reason = (
             (f"took more than {readers.deadline_s:g} s to look at", "too_slow")

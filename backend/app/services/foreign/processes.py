@@ -1,7 +1,7 @@
 """Processes that look at strangers' files: each is asked, has a deadline, and is kept for the next.
 
-Duty: a question in bytes → the line that a process answers. One that is late or dies is ended, and
-all that it started with it; nobody else's call notices.
+Duty: a question → its answer, by a process that runs `serving.serve`. One that is late, dies or
+says something else is ended, and all that it started with it; nobody else's call notices.
 Must not know: what is asked, HTTP.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+
+from app.services.foreign.serving import HEAD
 
 # What a Python process needs; the rest of the environment holds secrets.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
@@ -40,12 +42,14 @@ class ForeignProcesses:
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def ask(self, question: Sequence[bytes]) -> bytes:
-        """The line that a process answers. Blocks for at most the deadline.
+    def ask(self, first: bytes, second: bytes, kind: int = 0) -> bytes:
+        """What a process answers, a line. Blocks for at most the deadline.
 
         Raises:
             NoAnswer: there came none.
         """
+        token = secrets.token_bytes(16)
+        head = HEAD.pack(token, kind, len(first), len(second))
         child = self._take()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -61,20 +65,22 @@ class ForeignProcesses:
         line = b""
         try:
             with contextlib.suppress(BrokenPipeError):
-                child.stdin.writelines(question)
+                child.stdin.writelines((head, first, second))
                 child.stdin.flush()
                 line = child.stdout.readline()
         finally:
             timer.cancel()
             timer.join()  # it may be ending the process at this moment
-            if late.is_set() or not line.endswith(b"\n"):
+            said, _, answer = line.partition(b" ")
+            is_answer = said == token.hex().encode() and answer.endswith(b"\n")
+            if late.is_set() or not is_answer:
                 _end(child)
             else:
                 with self._lock:
                     self._idle.append(child)
-        if not line.endswith(b"\n"):
+        if not is_answer:
             raise NoAnswer(is_late=late.is_set())
-        return line
+        return answer
 
     def _take(self) -> subprocess.Popen[bytes]:
         with self._lock:

@@ -20,7 +20,7 @@ import c2pa
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from app.services.foreign.forking import serve
+from app.services.foreign.serving import serve
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import (
     FACTS_LABEL,
@@ -260,4 +260,4 @@ if __name__ == "__main__":
     # What each fork would import by itself.
     Image.init()
     np.fft.fft2(np.zeros((8, 8)))
-    serve(answer, _MEMORY_BYTES)
+    serve(answer, _MEMORY_BYTES, in_forks=True)

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 from app.core.pools import Duty, in_pool
-from app.services.foreign.forking import question
 from app.services.foreign.processes import ForeignProcesses, NoAnswer
 from app.services.marking.reading import Asked
 from sdxl_contract.errors import InvalidRequest
@@ -55,7 +54,7 @@ async def _ask(
     asked: Asked, first: bytes, picture: bytes, readers: ForeignProcesses = _READERS
 ) -> dict[str, Any]:
     try:
-        line = await in_pool(Duty.FOREIGN, readers.ask, question(asked, first, picture))
+        line = await in_pool(Duty.FOREIGN, readers.ask, first, picture, asked)
     except NoAnswer as error:
         if error.is_late:
             return {"refused": f"reading it takes more than {readers.deadline_s:g} s"}
