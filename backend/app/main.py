@@ -128,7 +128,7 @@ def create_app(
         try:
             yield
         finally:
-            waiters.stopping = True
+            waiters.stop()
             await app.state.mcp.stop()
             await close()
 

@@ -58,11 +58,15 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
-        self.waiters.stopping = True
         timer = threading.Timer(self.patience, self.last_resort)
         timer.daemon = True
         timer.start()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let those go who wait for a content, then end as always."""
+        self.waiters.stop()
+        await super().shutdown(sockets)
 
 
 class _NoTraceOfAFailedStart(logging.Filter):

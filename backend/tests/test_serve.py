@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -107,6 +109,29 @@ def test_a_job_survives_kill_9_and_keys_guard_other_addresses(folder: Path) -> N
     assert not (data / "postgres" / "postmaster.pid").exists()  # stopped, in spite of the kill -9
     assert all("event" in json.loads(line) for line in lines)
     assert key not in process.output()
+
+
+@slow
+def test_who_waits_is_answered_when_the_server_stops(folder: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api/v1/content"
+    nobody = f"http://127.0.0.1:{free_port()}/generate-image"
+    asked: dict[str, Any] = {"json": {"prompt": "x"}, "timeout": 60}
+    with (
+        backend_process(folder / "data", port, MODAL_ENDPOINT_URL=nobody) as process,
+        ThreadPoolExecutor() as pool,
+    ):
+        queued = httpx2.post(f"{url}/generate", headers={"Prefer": "respond-async"}, **asked).json()
+        told = pool.submit(httpx2.get, f"{url}/{queued['id']}/events", timeout=60)
+        waits = pool.submit(httpx2.post, f"{url}/generate", headers={"Prefer": "wait=50"}, **asked)
+        while len(httpx2.get(url, timeout=30).json()["items"]) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)  # both wait by then
+        assert process.stop() == 0
+
+        assert waits.result().status_code == 202
+        assert waits.result().json()["status"] == "queued"
+        assert "event: queued" in told.result().text
 
 
 @pytest.mark.parametrize(

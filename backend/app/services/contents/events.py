@@ -22,7 +22,6 @@ from app.services.contents.listener import Waiters
 
 QUEUED = Status.QUEUED.value
 _LOOK_SECONDS = 1.0
-_STOP_SECONDS = 0.2
 
 
 class Event(NamedTuple):
@@ -99,7 +98,7 @@ class EventService:
                         told = look.line
                         yield Event(None, QUEUED, told)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), _STOP_SECONDS)
+                    await asyncio.wait_for(news.wait(), look_at - time.monotonic())
 
     async def latest(self, content_id: uuid.UUID) -> dict[str, dict[str, Any]]:
         """The data of the last event of each type."""

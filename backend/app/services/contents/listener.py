@@ -33,6 +33,13 @@ class Waiters:
         self._waiters: dict[uuid.UUID, dict[asyncio.Event, bool]] = {}
         self.stopping = False
 
+    def stop(self) -> None:
+        """Wake everybody: the server stops. Called where the waiters run, in the event loop."""
+        self.stopping = True
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
+
     def announce(self, content_id: uuid.UUID, *, ended: bool = True) -> None:
         """Wake who waits for `content_id`: all at its end, else those whom any news wakes."""
         for event, ends_only in self._waiters.get(content_id, {}).items():

@@ -22,7 +22,6 @@ from app.repositories.contents import ContentRepository, ContentStatements
 from app.services.contents.listener import Waiters
 
 _LOOK_SECONDS = 1.0  # how often a waiter looks by itself, where another process may draw
-_STOP_SECONDS = 0.2
 
 
 class ContentReading:
@@ -53,7 +52,7 @@ class ContentReading:
                 if now >= deadline:
                     return
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(_STOP_SECONDS, deadline - now))
+                    await asyncio.wait_for(event.wait(), min(look_at, deadline) - now)
 
     async def get(self, owner: str, content_id: uuid.UUID) -> Content:
         """One content with its pictures.
