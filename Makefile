@@ -43,7 +43,7 @@ serve: $(INSTALLED) ## Keep backend and worker running on 127.0.0.1 (PORT, WORKE
 	@exec $(PY) -m scripts.serve
 
 .PHONY: test
-test: $(INSTALLED) ## The tests, lint and types included, file by file on up to four cores (8 to 11 minutes on two)
+test: $(INSTALLED) ## The tests, lint and types included, file by file on up to four cores (7 to 10 minutes on two)
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: test-all
