@@ -25,7 +25,7 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class NoAnswer(Exception):
-    """The process gave none: it was too late, or it died."""
+    """The process gave none: it was too late, died, or said something else."""
 
     def __init__(self, *, is_late: bool) -> None:
         super().__init__("late" if is_late else "died")
