@@ -22,7 +22,7 @@ from app.services.lora_inference import LoraInference
 from app.services.modal_sdxl_lora_client import ModalSdxlLoraClient
 from app.services.worker.retry import RetryPolicy
 from sdxl_contract.request import GenerateRequest
-from testkit.backend import Backend, StartBackend
+from testkit.backend import StartBackend
 from testkit.doubles.bad_worker import SECRET, crash, good
 from testkit.doubles.http_server import Call, HttpServer, Reply, as_json
 from testkit.processes import backend_process, free_port
@@ -190,7 +190,9 @@ async def test_by_otlp_the_spans_reach_a_collector_also_those_of_the_last_second
 
 
 async def test_a_content_survives_a_header_that_is_none(
-    backend: Backend, spans: InMemorySpanExporter
+    start_backend: StartBackend, spans: InMemorySpanExporter
 ) -> None:
-    await backend.generate(headers={"traceparent": "nonsense"})
+    # Who waits is answered before the attempt's span ends; a closed backend has ended all.
+    async with start_backend() as backend:
+        await backend.generate(headers={"traceparent": "nonsense"})
     assert {one.name for one in spans.get_finished_spans()} >= {"content.accept", "content.draw"}
