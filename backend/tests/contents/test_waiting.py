@@ -195,17 +195,19 @@ async def test_what_passes_fails_nothing(
     failure: ContractError,
     reason: str | None,
 ) -> None:
-    inference.failures += [failure] * 3
+    inference.failures += [failure] * (3 if reason is None else 1000)
     async with start_backend(job_max_attempts=1) as backend:
         asked = await backend.generate(expected=202, headers=ASYNC)
         if reason is not None:
             waiting = await seen_waiting(backend, asked["id"], reason)
             assert waiting["status"] == "queued"
             assert waiting["waiting_for"]["message"]
+            del inference.failures[2:]  # seen, however slowly: two more, and it passes
         done = await ended(backend, asked["id"])
         assert done["status"] == "succeeded", done
         assert done["waiting_for"] is None
-        assert await attempts_of(backend, asked["id"]) == (4, 3)
+        attempts, releases = await attempts_of(backend, asked["id"])
+        assert attempts - 1 == releases >= 3
 
 
 @pytest.mark.parametrize(
