@@ -89,9 +89,9 @@ def test_a_sampler_takes_one_step_or_a_few_and_repeats_itself(
     drawer: Drawer, name: Scheduler
 ) -> None:
     # Without guidance a step costs half; no sampler knows of it.
-    pictures = [draw(drawer, name, steps, 64, cfg=1.0) for steps in (1, 2, 3, 2)]
+    pictures = [draw(drawer, name, steps, 64, cfg=1.0) for steps in (1, 2, 2)]
 
-    assert np.array_equal(pictures[1], pictures[3])
+    assert np.array_equal(pictures[1], pictures[2])
     assert not np.array_equal(pictures[0], pictures[1])
 
 
