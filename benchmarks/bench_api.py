@@ -14,8 +14,9 @@ Measured for 1, 8 and 32 clients, each of which asks, waits for the end, and ask
 - CPU: the backend's own seconds (PostgreSQL's not included) by jobs;
 - memory: the backend's resident set after the warm-up and after all jobs.
 
-`--backends 2` has two of them on one database, which clients ask by turns; `MARKING=off` before the
-command leaves pictures unsigned.
+A backend is one process, which fills one core. So the throughput of 32 clients is measured again
+with a backend for each core, all on one database, which clients ask by turns (`--backends` names
+another number). `MARKING=off` before the command leaves pictures unsigned.
 
 Headline figures: throughput and accept at 32 clients, own time at 1 client. Last line: JSON.
 """
@@ -187,6 +188,16 @@ async def drained(url: str) -> None:
 
 
 @contextlib.contextmanager
+def running(count: int) -> Iterator[tuple[list[Service], list[str], str]]:
+    """`services` in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="bench-api-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the embedded PostgreSQL may run as another user
+        with services(folder, count) as found:
+            yield found
+
+
+@contextlib.contextmanager
 def services(folder: Path, count: int) -> Iterator[tuple[list[Service], list[str], str]]:
     """The double, `count` backends on one database and the yardstick: (backends, their URLs, the
     yardstick's URL)."""
@@ -275,41 +286,41 @@ def main() -> int:
     """Measure, write benchmarks/results/bench_api.{json,png}, print the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs of the backend in all")
-    parser.add_argument("--backends", type=int, default=1, help="processes on one database")
+    parser.add_argument(
+        "--backends",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes on one database, measured after a single one",
+    )
     parser.add_argument("--yardstick", nargs=2, metavar=("PORT", "WORKER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.yardstick:
         serve_yardstick(int(arguments.yardstick[0]), arguments.yardstick[1])
         return 0
     share = max(20, arguments.jobs // 20)
-    with tempfile.TemporaryDirectory(prefix="bench-api-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # the embedded PostgreSQL may run as another user
-        with services(folder, arguments.backends) as (backends, urls, plain_url):
-            processes = [psutil.Process(one.process.pid) for one in backends if one.process]
-
-            def used() -> tuple[int, float]:
-                """Bytes of memory and seconds of CPU of the backends."""
-                return (
-                    sum(one.memory_info().rss for one in processes),
-                    sum(sum(one.cpu_times()[:2]) for one in processes),
-                )
-
+    with running(1) as (backends, urls, plain_url):
+        (process,) = [psutil.Process(one.process.pid) for one in backends if one.process]
+        asyncio.run(measure_backend(urls, 8, share, share))  # warm-up
+        load_before = os.getloadavg()[0]
+        rss, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
+        points = [
+            asyncio.run(measure_backend(urls, clients, complete * share, accept * share))
+            for clients, (accept, complete) in PLAN.items()
+        ]
+        grown, cpu = process.memory_info().rss - rss, sum(process.cpu_times()[:2]) - cpu
+        yardstick = {
+            clients: asyncio.run(measure_yardstick(plain_url, clients, 2 * share))
+            for clients in PLAN
+        }
+    rates = {1: points[-1].jobs_per_second}
+    if arguments.backends > 1:
+        with running(arguments.backends) as (_, urls, _):
             asyncio.run(measure_backend(urls, 8, share, share))  # warm-up
-            load_before = os.getloadavg()[0]
-            rss, cpu = used()
-            points = [
-                asyncio.run(measure_backend(urls, clients, complete * share, accept * share))
-                for clients, (accept, complete) in PLAN.items()
-            ]
-            rss_after, cpu_after = used()
-            grown, cpu = rss_after - rss, cpu_after - cpu
-            yardstick = {
-                clients: asyncio.run(measure_yardstick(plain_url, clients, 2 * share))
-                for clients in PLAN
-            }
+            several = asyncio.run(measure_backend(urls, 32, PLAN[32][1] * share, share))
+        rates[arguments.backends] = several.jobs_per_second
     result = {
         "jobs_per_second": points[-1].jobs_per_second,
+        "jobs_per_second_by_backends": {str(count): rate for count, rate in rates.items()},
         "own_time_p50_ms": points[0].own_time_p50_ms,
         "own_time_p99_ms": points[0].own_time_p99_ms,
         "accept_p99_ms": points[-1].accept_p99_ms,
@@ -317,7 +328,6 @@ def main() -> int:
         "rss_growth_mb": round(grown / 2**20, 1),
         # Does not depend on what else the machine does, as all the others do.
         "cpu_ms_per_job": round(1000 * cpu / (20 * share), 1),
-        "backends": arguments.backends,
         "jobs": 20 * share,
         "worker_ms": 1000 * WORKER_SECONDS,
         "points": [asdict(point) for point in points],
@@ -332,10 +342,9 @@ def main() -> int:
             "system": platform.system(),
         },
     }
-    if arguments.backends == 1:
-        RESULTS.mkdir(exist_ok=True)
-        plot(points, {n: rate for n, (rate, _) in yardstick.items()}, RESULTS / "bench_api.png")
-        (RESULTS / "bench_api.json").write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    plot(points, {n: rate for n, (rate, _) in yardstick.items()}, RESULTS / "bench_api.png")
+    (RESULTS / "bench_api.json").write_text(json.dumps(result, indent=2) + "\n")
     for point in points:
         print(point)
     print(json.dumps({name: value for name, value in result.items() if name != "points"}))
