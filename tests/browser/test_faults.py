@@ -188,6 +188,29 @@ def test_a_gallery_that_is_narrowed_down_stays_so_and_shows_what_is_new(
     expect(page.locator("[aria-posinset='2'] .thumb")).to_be_focused()
 
 
+def test_a_picture_that_is_left_as_soon_as_it_is_seen_has_the_focus_in_the_gallery(
+    studio: Studio, open_page: OpenPage
+) -> None:
+    studio.draw("a chestnut in a bowl")
+    page = open_page(studio.url, path="#/gallery?status=succeeded&q=chestnut")
+    thumb = page.locator(".virtual-grid .thumb")
+    expect(thumb).to_have_count(1)
+    # The key is pressed at the moment in which the view comes into the document.
+    page.evaluate(
+        """new MutationObserver((_, watch) => {
+            if (!document.querySelector('.viewer')) return;
+            watch.disconnect();
+            window.leftAt = location.hash;
+            dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
+        }).observe(document.body, {childList: true, subtree: true})"""
+    )
+    thumb.click()
+    expect(page).to_have_url(re.compile("q=chestnut"))
+    page.wait_for_function("window.leftAt")
+    assert "#/content/" in page.evaluate("window.leftAt")
+    expect(thumb).to_be_focused()
+
+
 def test_pictures_of_a_request_go_into_the_bin_one_by_one_and_come_back(
     studio: Studio, open_page: OpenPage
 ) -> None:

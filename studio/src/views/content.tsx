@@ -29,7 +29,8 @@ export function ContentView({ item }: { item: string }) {
   const at = keys.includes(item) || keys.includes(`${id}_1`) ? here : -1;
   const before = at > 0 ? keys[at - 1] : undefined;
   const after = at >= 0 ? keys[at + 1] : undefined;
-  useEffect(() => noteOpened(item), [item]);
+  // Before the view is painted: whoever leaves it at once comes back to its picture, too.
+  useLayoutEffect(() => noteOpened(item), [item]);
   const leave = (by: -1 | 1) => {
     const to = by < 0 ? before : after;
     if (to) go(`content/${to}`);
