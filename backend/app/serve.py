@@ -55,6 +55,9 @@ class _Server(uvicorn.Server):
         # up for a tenth of a second each time.
         gc.collect()
         gc.freeze()
+        # A picture's call makes some thousand objects and no rings of them: each look at the young
+        # ones, by default after 700, finds nothing.
+        gc.set_threshold(10_000, 20, 20)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from sqlalchemy import DateTime, MetaData, Text, func
 from sqlalchemy.dialects.postgresql import JSONB, UUID
@@ -35,6 +35,17 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+
+    @classmethod
+    def transient(cls, **values: Any) -> Self:
+        """A row that never meets a session, filled as the ORM itself fills what it loads.
+
+        The constructor asks of each column who wants to hear of its new value: for the forty of a
+        content, a twentieth of the CPU of a picture's way.
+        """
+        row: Self = cls.__mapper__.class_manager.new_instance()
+        row.__dict__.update(values)
+        return row
 
 
 def utc_now() -> datetime:

@@ -132,7 +132,7 @@ class ContentStatements:
         return as_generation(
             rows[0],
             [
-                Image(**{name: row[_PIECE_PREFIX + name] for name in PIECE})
+                Image.transient(**{name: row[_PIECE_PREFIX + name] for name in PIECE})
                 for row in rows
                 if row[f"{_PIECE_PREFIX}id"] is not None
             ],
@@ -146,7 +146,7 @@ class ContentStatements:
 
 def as_generation(row: dict[str, Any], images: list[Image]) -> Content:
     """A row with all of its table's columns."""
-    return Content(**{name: row[name] for name in GENERATION}, images=images)
+    return Content.transient(**{name: row[name] for name in GENERATION}, images=images)
 
 
 class ContentRepository:

@@ -278,7 +278,7 @@ class ContentService(ContentReading):
             await check_limits(request, self._base_model)
             usual = await repository.usual()
             asked, now = asked_again(old), utc_now()
-            content = Content(
+            content = Content.transient(
                 id=uuid.uuid4(),
                 owner=owner,
                 status=Status.QUEUED,

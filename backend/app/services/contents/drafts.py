@@ -126,7 +126,7 @@ class Draft:
             "seed": self.draw_seed() if chosen is None else chosen,
             "num_images": request.num_images,
         }
-        return Content(
+        return Content.transient(
             id=uuid.uuid4(),
             owner=self.owner,
             status=Status.QUEUED,

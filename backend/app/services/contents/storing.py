@@ -58,6 +58,11 @@ def make_thumbnail(picture: bytes) -> bytes | None:
     return file.getvalue()
 
 
+def _small_and_likeness(picture: bytes) -> tuple[bytes | None, int]:
+    small = make_thumbnail(picture)
+    return small, likeness(small or picture)
+
+
 async def store(
     storage: Storage, image: Image, data: bytes, sign: Sign, on_trouble: OnTrouble
 ) -> None:
@@ -89,10 +94,7 @@ async def store(
 async def _add_thumbnail(storage: Storage, image: Image, data: bytes, sign: Sign) -> None:
     """Store a small copy beside the picture; a picture without one is whole all the same."""
     try:
-        small = None
-        if max(image.width, image.height) > THUMBNAIL_SIDE:
-            small = await in_pool(Duty.IMAGES, make_thumbnail, data)
-        image.likeness = await in_pool(Duty.IMAGES, likeness, small or data)
+        small, image.likeness = await in_pool(Duty.IMAGES, _small_and_likeness, data)
         if small is None:
             return
         key = image.object_key.rpartition(".")[0] + "-small.webp"
@@ -134,7 +136,7 @@ def image_row(
     # Its bytes were held against the format that was asked for.
     suffix, media_type = _FILES[OutputFormat(content.parameters.get("output_format", "png"))]
     name = f"{content.attempt}-{position}-{uuid.uuid4().hex[:8]}{suffix}"
-    return Image(
+    return Image.transient(
         id=uuid.uuid4(),
         generation_id=content.id,
         position=position,
