@@ -3,7 +3,9 @@
 The last line is JSON: the median of signing, of writing the picture with Pillow in the same run,
 their ratio, and the bytes that a manifest adds; the same with the manifest of the picture that it
 was drawn from (`edit_`). Medians are of the thread's own CPU time, which other programs on the
-machine change less; the `_wall_ms` beside them are what the clock said.
+machine change less; the `_wall_ms` beside them are what the clock said. `beside_busy_` are the
+clock's beside a thread that computes without a pause, as a busy event loop does: with the turns
+that the server's threads take at the interpreter's lock, and with Python's own.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ import hashlib
 import io
 import json
 import statistics
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from app.core.pools import take_short_turns
 from app.services.marking.keys import development_identity
 from app.services.marking.marker import Facts, Marker, Source
 
@@ -66,8 +72,13 @@ def _measure(picture: Image.Image, kind: str, marker: Marker, runs: int) -> dict
     sign_ms, sign_wall = _median_ms(lambda: marker.mark(plain, _KINDS[kind], facts), runs)
     edit_ms, edit_wall = _median_ms(lambda: marker.mark(plain, _KINDS[kind], facts, source), runs)
     write_ms, _ = _median_ms(write, min(runs, 5))
+    with _busy():
+        usual_wall = _median_ms(lambda: marker.mark(plain, _KINDS[kind], facts), 3)[1]
+        take_short_turns()
+        busy_wall = _median_ms(lambda: marker.mark(plain, _KINDS[kind], facts), runs)[1]
     print(
-        f"{kind}: sign {sign_ms:.1f} ms, an edit {edit_ms:.1f} ms, write {write_ms:.1f} ms",
+        f"{kind}: sign {sign_ms:.1f} ms, an edit {edit_ms:.1f} ms, write {write_ms:.1f} ms; "
+        f"beside a busy thread {busy_wall:.1f} ms, with Python's own turns {usual_wall:.1f} ms",
         flush=True,
     )
     return {
@@ -79,7 +90,29 @@ def _measure(picture: Image.Image, kind: str, marker: Marker, runs: int) -> dict
         "edit_ms": round(edit_ms, 3),
         "edit_wall_ms": round(edit_wall, 3),
         "edit_added_bytes": len(edited) - len(plain),
+        "beside_busy_wall_ms": round(busy_wall, 3),
+        "beside_busy_usual_turns_wall_ms": round(usual_wall, 3),
     }
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """A thread that computes, and afterwards the turns at the lock as they were."""
+    ended = threading.Event()
+
+    def compute() -> None:
+        while not ended.is_set():
+            sum(range(100))
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+        ended.set()
+        thread.join()
 
 
 def _median_ms(work: Callable[[], object], runs: int) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from app.core.db import DATABASE_LOST
 from app.core.embedded_postgres import DatabaseError
 from app.core.logging import configure_logging
+from app.core.pools import take_short_turns
 from app.core.settings import Settings, SettingsError, load_settings
 from app.core.tracing import configure_tracing
 from app.main import create_app
@@ -164,6 +165,7 @@ def main() -> int:
     """0 after a clean stop, 1 where the server could not start."""
     signal.signal(signal.SIGTERM, _exit)
     os.umask(0o077)  # what it writes is for its own user
+    take_short_turns()
     try:
         settings = load_settings()
     except ValidationError as error:
