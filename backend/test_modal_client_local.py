@@ -109,8 +109,8 @@ async def _check_side_by_side() -> None:
 async def _check_base64() -> None:
     request = GenerateRequest(prompt="x", width=64, height=64)
     body = _answer((64, 64))
-    [data] = decode_images(read_result(body), request)
-    assert base64.b64encode(data) in body, "the picture changed on its way"
+    [drawn] = decode_images(read_result(body), request)
+    assert base64.b64encode(drawn.file) in body, "the picture changed on its way"
     for wrong in (body.replace(b'"iVBOR', b'"!VBOR'), _answer((72, 64))):
         with contextlib.suppress(ContractError):
             decode_images(read_result(wrong), request)
@@ -274,10 +274,10 @@ def _request(
 def _report(outcome: InferenceOutcome, output: Path) -> None:
     result = outcome.result
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(outcome.images[0])
+    output.write_bytes(outcome.images[0].file)
     width, height = result.image_size
-    _say("ok", f"{width}x{height} PNG, {len(outcome.images[0])} bytes, written to {output}")
-    _say("ok", f"sha256 {hashlib.sha256(outcome.images[0]).hexdigest()}")
+    _say("ok", f"{width}x{height} PNG, {len(outcome.images[0].file)} bytes, written to {output}")
+    _say("ok", f"sha256 {hashlib.sha256(outcome.images[0].file).hexdigest()}")
     _say("ok", f"seed {result.metadata.seed_used}, attempts {outcome.attempts}")
     for name, seconds in result.timings.model_dump().items():
         if seconds:

@@ -16,7 +16,9 @@ Measured for 1, 8 and 32 clients, each of which asks, waits for the end, and ask
 
 A backend is one process, which fills one core. So the throughput of 32 clients is measured again
 with a backend for each core, all on one database, which clients ask by turns (`--backends` names
-another number). `MARKING=off` before the command leaves pictures unsigned.
+another number). And once more by one backend with pictures of 1024 px that pack as photographs do:
+what is decoded, held against its hash, shrunk and signed is 200 times as much then.
+`MARKING=off` before the command leaves pictures unsigned.
 
 Headline figures: throughput and accept at 32 clients, own time at 1 client. Last line: JSON.
 """
@@ -51,7 +53,8 @@ WORKER_SECONDS = 0.05
 # Clients: (twentieths of the jobs that are only accepted, that are waited for).
 PLAN = {1: (1, 1), 8: (2, 3), 32: (2, 11)}
 RESULTS = ROOT / "benchmarks" / "results"
-BODY = {"prompt": "a red apple", "width": 64, "height": 64}
+SIDE, LARGE_SIDE = 64, 1024  # px
+BODY = {"prompt": "a red apple", "width": SIDE, "height": SIDE}
 Ask = Callable[[httpx2.AsyncClient], Awaitable[None]]
 
 
@@ -148,16 +151,19 @@ async def measure_yardstick(url: str, clients: int, jobs: int) -> tuple[float, f
 # --- the backend ------------------------------------------------------------------------------
 
 
-async def measure_backend(urls: list[str], clients: int, jobs: int, accepts: int) -> Point:
+async def measure_backend(
+    urls: list[str], clients: int, jobs: int, accepts: int, side: int = SIDE
+) -> Point:
     """Accept and completion with so many clients, which ask the backends by turns."""
+    body = BODY | {"width": side, "height": side}
     turns = itertools.cycle([f"{url}/api/v1/content/generate" for url in urls])
 
     async def accept(http: httpx2.AsyncClient) -> None:
-        answer = await http.post(next(turns), json=BODY, headers={"Prefer": "respond-async"})
+        answer = await http.post(next(turns), json=body, headers={"Prefer": "respond-async"})
         assert answer.status_code == 202, answer.text
 
     async def complete(http: httpx2.AsyncClient) -> None:
-        answer = await http.post(next(turns), json=BODY, headers={"Prefer": "wait=60"})
+        answer = await http.post(next(turns), json=body, headers={"Prefer": "wait=60"})
         assert answer.status_code == 200, answer.text
         assert answer.json()["status"] == "succeeded", answer.text
 
@@ -188,26 +194,33 @@ async def drained(url: str) -> None:
 
 
 @contextlib.contextmanager
-def running(count: int) -> Iterator[tuple[list[Service], list[str], str]]:
+def running(count: int, side: int = SIDE) -> Iterator[tuple[list[Service], list[str], str]]:
     """`services` in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="bench-api-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # the embedded PostgreSQL may run as another user
-        with services(folder, count) as found:
+        with services(folder, count, side) as found:
             yield found
 
 
 @contextlib.contextmanager
-def services(folder: Path, count: int) -> Iterator[tuple[list[Service], list[str], str]]:
-    """The double, `count` backends on one database and the yardstick: (backends, their URLs, the
-    yardstick's URL)."""
+def services(
+    folder: Path, count: int, side: int = SIDE
+) -> Iterator[tuple[list[Service], list[str], str]]:
+    """The double with pictures of `side` px, `count` backends on one database, and the yardstick:
+    (backends, their URLs, the yardstick's URL)."""
     ports = [free_port() for _ in range(2 + count)]
     worker_url, plain_url, *backend_urls = (f"http://{LOOPBACK}:{port}" for port in ports)
     worker = Service(
         name="worker double",
         command=[sys.executable, "-m", "chaos.worker_double"],
         folder=ROOT,
-        environment={"DOUBLE_PORT": str(ports[0]), "DOUBLE_SECONDS": str(WORKER_SECONDS)},
+        environment={
+            "DOUBLE_PORT": str(ports[0]),
+            "DOUBLE_SECONDS": str(WORKER_SECONDS),
+            "DOUBLE_SIDE": str(side),
+            "DOUBLE_PHOTO": "1" if side == LARGE_SIDE else "0",
+        },
         ready_url=f"{worker_url}/health",
         log=folder / "worker.log",
     )
@@ -318,9 +331,13 @@ def main() -> int:
             asyncio.run(measure_backend(urls, 8, share, share))  # warm-up
             several = asyncio.run(measure_backend(urls, 32, PLAN[32][1] * share, share))
         rates[arguments.backends] = several.jobs_per_second
+    with running(1, LARGE_SIDE) as (_, urls, _):
+        asyncio.run(measure_backend(urls, 8, share // 20 + 8, 1, LARGE_SIDE))  # warm-up
+        large = asyncio.run(measure_backend(urls, 32, share // 2 + 32, 1, LARGE_SIDE))
     result = {
         "jobs_per_second": points[-1].jobs_per_second,
         "jobs_per_second_by_backends": {str(count): rate for count, rate in rates.items()},
+        "jobs_per_second_1024": large.jobs_per_second,
         "own_time_p50_ms": points[0].own_time_p50_ms,
         "own_time_p99_ms": points[0].own_time_p99_ms,
         "accept_p99_ms": points[-1].accept_p99_ms,

@@ -22,9 +22,9 @@ from sqlalchemy import make_url
 
 from app.core.db import Database
 from app.core.settings import Settings
-from app.services.contents.storing import make_thumbnail
 from app.services.marking.unsigned import without_manifest
 from app.services.storage import S3Storage
+from app.services.thumbnails import make_thumbnail
 from app.services.upkeep.sweep import sweep
 from chaos.scene import PICTURE_SIDE
 from chaos.worker_double import draw

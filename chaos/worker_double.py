@@ -6,13 +6,15 @@ request by its id, as the real worker does, and forgets everything when it is ki
 Must not know: backends, databases, buckets.
 
 Environment: DOUBLE_PORT, DOUBLE_SECONDS (drawing), DOUBLE_BEHAVIOURS (JSON: behaviour to weight),
-DOUBLE_SEED, DOUBLE_LATE_SECONDS (wait of `late` before it fetches), DOUBLE_SIDE (px).
+DOUBLE_SEED, DOUBLE_LATE_SECONDS (wait of `late` before it fetches), DOUBLE_SIDE (px), DOUBLE_PHOTO
+(1: the same picture for every request, as many bytes as a photograph's).
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -66,11 +68,28 @@ def draw(prompt: str, seed: int, side: int = SIDE) -> bytes:
     return file.getvalue()
 
 
+@functools.cache
+def photo(side: int) -> bytes:
+    """A PNG that packs as a photograph does; made once, so that what draws it is not measured."""
+    noise = random.Random(side).randbytes(3 * side * side)
+    slope = bytes(160 * place // (3 * side) for place in range(3 * side)) * side
+    pixels = bytes(low + (high >> 4) for low, high in zip(slope, noise, strict=True))
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 class WorkerDouble:
     """Requests by their id, running and done."""
 
     def __init__(
-        self, seconds: float, weights: dict[str, float], seed: int, late: float, side: int = SIDE
+        self,
+        seconds: float,
+        weights: dict[str, float],
+        seed: int,
+        late: float,
+        side: int = SIDE,
+        is_photo: bool = False,
     ) -> None:
         unknown = set(weights) - set(BEHAVIOURS)
         if unknown:
@@ -80,6 +99,7 @@ class WorkerDouble:
         self._random = random.Random(seed)
         self._late = late
         self.side = side
+        self._is_photo = is_photo
         self._running: dict[str, asyncio.Task[GenerateResult]] = {}
         self._done: dict[str, GenerateResult] = {}
         self._were_late: set[str | None] = set()
@@ -123,7 +143,7 @@ class WorkerDouble:
         if behaviour == "no_memory":
             raise CudaOutOfMemory("out of memory: try a smaller size")
         seed = request.seed or 0
-        data = draw(request.prompt, seed, self.side)
+        data = photo(self.side) if self._is_photo else draw(request.prompt, seed, self.side)
         result = GenerateResult(
             image_base64=base64.b64encode(data).decode(),
             image_size=(self.side, self.side),
@@ -244,6 +264,7 @@ def main() -> None:
         int(os.environ.get("DOUBLE_SEED", "1")),
         float(os.environ.get("DOUBLE_LATE_SECONDS", "2.5")),
         int(os.environ.get("DOUBLE_SIDE", str(SIDE))),
+        is_photo=os.environ.get("DOUBLE_PHOTO") == "1",
     )
     uvicorn.run(
         create_app(double),

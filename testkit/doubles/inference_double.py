@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from PIL import Image
 
 from app.services.modal_sdxl_lora_client import InferenceOutcome, OnEvent
+from app.services.worker.answer import DecodedImage
 from sdxl_contract.errors import Cancelled, ModelLoadFailed
 from sdxl_contract.limits import BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest, Scheduler
@@ -138,7 +139,8 @@ class InferenceDouble:
             model_clean=True,
             safety=self.safety,
         )
-        return InferenceOutcome(result=result, images=images, provider="double", attempts=1)
+        decoded = [DecodedImage(data, None) for data in images]
+        return InferenceOutcome(result=result, images=decoded, provider="double", attempts=1)
 
     async def cancel(self, request_id: str) -> bool:
         self.cancelled.append(request_id)

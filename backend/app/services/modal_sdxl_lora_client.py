@@ -23,6 +23,7 @@ from app.core.pools import Duty, in_pool
 from app.core.settings import Settings
 from app.core.tracing import add_trace_header
 from app.services.worker.answer import (
+    DecodedImage,
     decode_images,
     error_from_answer,
     read_health,
@@ -56,7 +57,7 @@ class InferenceOutcome:
     """Pictures that were looked at, and how they came about."""
 
     result: GenerateResult
-    images: list[bytes] = field(repr=False)
+    images: list[DecodedImage] = field(repr=False)
     provider: str
     attempts: int
 
@@ -244,7 +245,7 @@ class ModalSdxlLoraClient:
 
     async def _attempt(
         self, request: GenerateRequest, on_event: OnEvent | None, trouble: list[str]
-    ) -> tuple[GenerateResult, list[bytes]]:
+    ) -> tuple[GenerateResult, list[DecodedImage]]:
         if request.request_id is not None:
             self._affinity[request.request_id] = affinity_headers(request)
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ from PIL import Image
 
 from app.core.errors import StorageFailed
 from app.core.settings import Settings
-from app.services.contents.storing import make_thumbnail
 from app.services.storage import LocalStorage
+from app.services.thumbnails import encode, make_thumbnail
 from app.services.upkeep.sweep import sweep
+from app.services.worker.answer import decode_images
+from sdxl_contract.request import GenerateRequest, OutputFormat
+from sdxl_contract.result import GenerateResult
 from testkit.backend import Backend, StartBackend
 
 
@@ -41,6 +47,29 @@ def test_a_small_picture_has_none() -> None:
 
 def test_a_grey_picture_has_one_too() -> None:
     assert make_thumbnail(png(512, 512, "L")) is not None
+
+
+@pytest.mark.parametrize("kind", OutputFormat)
+def test_the_small_copy_of_what_a_worker_sent_is_the_one_that_its_file_gives(
+    kind: OutputFormat,
+) -> None:
+    size = (320, 448)
+    pixels = random.Random(1).randbytes(3 * size[0] * size[1])
+    file = io.BytesIO()
+    Image.frombytes("RGB", size, pixels).save(file, kind.value.upper())
+    sent = GenerateResult.model_construct(  # type: ignore[call-arg]  # the rest is not read
+        images=[],
+        image_base64=base64.b64encode(file.getvalue()).decode(),
+        image_sha256=hashlib.sha256(file.getvalue()).hexdigest(),
+        image_size=size,
+    )
+    request = GenerateRequest(prompt="x", width=size[0], height=size[1], output_format=kind)
+
+    [decoded] = decode_images(sent, request)
+
+    assert decoded.file == file.getvalue()
+    assert decoded.shrunk is not None
+    assert encode(decoded.shrunk) == make_thumbnail(file.getvalue())
 
 
 def objects(settings: Settings) -> list[Path]:

@@ -51,7 +51,7 @@ async def hit_rate(*, sticky: bool) -> tuple[float, int]:
         async def one(request: GenerateRequest) -> bool:
             async with turn:
                 outcome = await client.generate_image(request)
-            return outcome.images == [draw_picture(request, request.seed or 0)]
+            return outcome.images[0].file == draw_picture(request, request.seed or 0)
 
         right = await asyncio.gather(*(one(asked(n, lora)) for n, lora in enumerate(order)))
     assert all(right)

@@ -65,7 +65,7 @@ async def test_a_picture_is_asked_for_waited_for_and_fetched(replicate: Replicat
     }  # fmt: skip
     assert (outcome.provider, outcome.attempts) == ("replicate", 1)
     png = draw_picture(wanted(), 5)
-    assert outcome.images == [png]
+    assert [one.file for one in outcome.images] == [png]
     assert outcome.result.image_sha256 == hashlib.sha256(png).hexdigest()
     assert outcome.result.metadata.seed_used == 5
     assert (outcome.result.model_info.lora_applied, outcome.result.model_clean) == (True, None)

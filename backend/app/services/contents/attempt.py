@@ -220,12 +220,13 @@ class Drawing:
         sign = functools.partial(self._marking.picture, content, outcome.result, source)
         try:
             for position, drawn in enumerate(outcome.images):
-                data, mark = await self._marking.watermarked(content, drawn)
+                data, mark = await self._marking.watermarked(content, drawn.file)
                 images.append(image_row(content, outcome.result, position, data, mark))
                 await store(
                     self._storage,
                     images[-1],
                     data,
+                    drawn.shrunk if mark is None else None,
                     sign,
                     lambda error: self._tell_store_is_away(content, error),
                 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from app.models import Content, Image
 from app.models.base import utc_now
 from app.services.inputs.likeness import likeness
 from app.services.storage import Storage
+from app.services.thumbnails import encode, make_thumbnail
 from sdxl_contract.request import OutputFormat
 from sdxl_contract.result import GenerateResult
 
@@ -30,8 +30,6 @@ _FILES = {
     OutputFormat.JPEG: (".jpg", "image/jpeg"),
     OutputFormat.WEBP: (".webp", "image/webp"),
 }
-THUMBNAIL_SIDE = 256  # px, the longer side
-_THUMBNAIL_QUALITY = 82
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 3.0
 
 log = logging.getLogger(__name__)
@@ -42,31 +40,25 @@ OnTrouble = Callable[[StorageFailed], Awaitable[None]]
 Sign = Callable[[Image, bytes, bool], Awaitable[bytes]]
 
 
-def make_thumbnail(picture: bytes) -> bytes | None:
-    """`picture` as WebP of at most 256 px a side; None where it is that small itself.
-
-    Raises:
-        OSError: the bytes are no picture.
-    """
-    with PillowImage.open(io.BytesIO(picture)) as opened:
-        if max(opened.size) <= THUMBNAIL_SIDE:
-            return None
-        small = opened.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PillowImage.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
-    return file.getvalue()
-
-
-def _small_and_likeness(picture: bytes) -> tuple[bytes | None, int]:
-    small = make_thumbnail(picture)
+def _small_and_likeness(
+    picture: bytes, shrunk: PillowImage.Image | None
+) -> tuple[bytes | None, int]:
+    small = make_thumbnail(picture) if shrunk is None else encode(shrunk)
     return small, likeness(small or picture)
 
 
 async def store(
-    storage: Storage, image: Image, data: bytes, sign: Sign, on_trouble: OnTrouble
+    storage: Storage,
+    image: Image,
+    data: bytes,
+    shrunk: PillowImage.Image | None,
+    sign: Sign,
+    on_trouble: OnTrouble,
 ) -> None:
     """Store one picture and its small copy, signed; a store that is away is asked again.
+
+    Args:
+        shrunk: the small copy's pixels, where somebody has shrunk the picture already.
 
     Raises:
         MarkingFailed: it could not be signed.
@@ -88,13 +80,15 @@ async def store(
             await on_trouble(error)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
-    await _add_thumbnail(storage, image, data, sign)
+    await _add_thumbnail(storage, image, data, shrunk, sign)
 
 
-async def _add_thumbnail(storage: Storage, image: Image, data: bytes, sign: Sign) -> None:
+async def _add_thumbnail(
+    storage: Storage, image: Image, data: bytes, shrunk: PillowImage.Image | None, sign: Sign
+) -> None:
     """Store a small copy beside the picture; a picture without one is whole all the same."""
     try:
-        small, image.likeness = await in_pool(Duty.IMAGES, _small_and_likeness, data)
+        small, image.likeness = await in_pool(Duty.IMAGES, _small_and_likeness, data, shrunk)
         if small is None:
             return
         key = image.object_key.rpartition(".")[0] + "-small.webp"
