@@ -42,7 +42,13 @@ class Base(DeclarativeBase):
 
         The constructor asks of each column who wants to hear of its new value: for the forty of a
         content, a twentieth of the CPU of a picture's way.
+
+        Raises:
+            TypeError: it has no such column.
         """
+        # To ask for them also sets them up, which nothing else may have done yet.
+        if unknown := values.keys() - cls.__mapper__.attrs.keys():
+            raise TypeError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
         row: Self = cls.__mapper__.class_manager.new_instance()
         row.__dict__.update(values)
         return row
