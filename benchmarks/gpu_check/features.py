@@ -104,7 +104,7 @@ def networks(ours: Ours, *, small: bool) -> Shelf:
         item(ADAPTER, "base", adapter),
         item(UPSCALER, "esrgan", upscaler),
     ]  # fmt: skip
-    return Shelf(items, _BUDGET, onto(device))
+    return Shelf(items, _BUDGET, onto(device), ours.static.forget)
 
 
 def cases(side: int) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""In the place of CUDA graphs: a recorder that replays by calling again, into the first output;
-and `torch.cuda` itself, for the recorder that uses it."""
+"""In the place of CUDA graphs: a recorder that makes the recorded operations again, in the memory
+that they were recorded with; and `torch.cuda` itself, for the recorder that uses it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from sdxl_worker.graphs.tree import mapped, tensors_of
 
@@ -16,20 +18,50 @@ if TYPE_CHECKING:
     import pytest
 
 
+# What needs an answer from the device, which a capture cannot wait for.
+_WAITING = frozenset({"_local_scalar_dense", "equal", "nonzero", "is_nonzero"})
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps each operation with its tensors while they are made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in _WAITING:
+            raise RuntimeError(f"{func}: operation not permitted when stream is capturing")
+        output = func(*args, **(kwargs or {}))
+        # Their memory, not the objects: those may be given another one.
+        self.made.append(
+            tree_map_only(torch.Tensor, torch.Tensor.detach, (func, args, kwargs or {}, output))
+        )
+        return output
+
+
 class OneRecording:
-    """Replays by making the call again on its buffers, into the memory of the first output."""
+    """Replays as a graph does: the operations themselves, on the very memory that they had. What
+    has another place since then is not seen, and every replay writes over what the one before gave.
+    """
 
     def __init__(self, call: Callable[[], Any], nbytes: int) -> None:
-        self._call = call
-        self._output: Any = call()
+        with _Operations() as operations:
+            self._output: Any = call()
+        self._operations = operations.made
         self.nbytes = nbytes
         self.discarded = False
 
     def replay(self) -> Any:
         assert not self.discarded
-        found = tensors_of(self._call())
-        # As a graph does: every replay writes over what the one before gave.
-        return mapped(self._output, lambda tensor: tensor.copy_(found.pop(0)))
+        for function, args, kwargs, output in self._operations:
+            for old, new in zip(
+                tensors_of(output), tensors_of(function(*args, **kwargs)), strict=True
+            ):
+                # Views, and what is written in place, lie there already.
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+        return self._output
 
     def discard(self) -> None:
         self.discarded = True

@@ -160,6 +160,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         ],
         settings.auxiliary_bytes,
         onto(model.device),
+        static.forget,
     )
     drawer = Drawer(model, settings.images_per_batch, calls, shelf)
     if settings.warmup:

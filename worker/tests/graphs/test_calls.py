@@ -39,6 +39,53 @@ def test_a_shape_is_recorded_once_and_replayed_ever_after() -> None:
     assert [float(one[0]) for one in outputs] == [2.0, 4.0, 6.0]
 
 
+def test_the_recorder_in_a_graph_s_place_is_as_blind_as_one() -> None:
+    """Else nothing here would find a recording that is used where it must not be."""
+    layer = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    recording = FakeRecorder().record(lambda: layer(torch.ones(1, 2)), "kept")
+    layer.weight.fill_(2)
+    assert float(recording.replay()[0, 0]) == 4
+    layer.weight.data = torch.full((2, 2), 3.0)
+    assert float(recording.replay()[0, 0]) == 4
+    with pytest.raises(RuntimeError, match="capturing"):
+        FakeRecorder().record(lambda: float(layer.weight.sum()), "kept")
+
+
+def test_a_network_has_recordings_of_its_own_and_they_go_with_it() -> None:
+    calls = StaticCalls(FakeRecorder(), 100)
+    networks = [torch.full((3,), value) for value in (2.0, 5.0)]
+
+    def drawn(network: Tensor, value: float) -> None:
+        found = calls.call(
+            "by", lambda x: x * network, {"x": torch.full((3,), value)}, of=[network]
+        )
+        assert torch.equal(found, value * network)
+
+    for network in networks:
+        drawn(network, 1.0)
+        drawn(network, 3.0)
+    assert hows(calls) == [("captured", None, 2), ("replayed", None, 2)]
+    calls.forget(networks[0])
+    assert len(calls) == 1
+    drawn(networks[0], 3.0)
+    drawn(networks[1], 3.0)
+    assert hows(calls) == [("captured", None, 1), ("replayed", None, 1)]
+
+
+def test_what_could_not_be_recorded_of_a_network_is_not_held_against_the_next_one() -> None:
+    """In the place of one that is gone another one may lie."""
+    recorder = FakeRecorder()
+    calls = StaticCalls(recorder, 100)
+    network = torch.ones(3)
+    recorder.failing = RuntimeError("no graph")
+    for failing, how in ((recorder.failing, "eager"), (None, "eager"), (None, "captured")):
+        recorder.failing = failing
+        if how == "captured":
+            calls.forget(network)
+        calls.call("by", double, {"x": torch.ones(3)}, of=[network])
+        assert hows(calls)[0][0] == how
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -80,6 +80,7 @@ class Shelf:
         items: what there is.
         budget: bytes of loaded networks; one that is larger alone is loaded all the same.
         place: puts a loaded network where it is used.
+        gone: told of each network that is let go.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Shelf:
         items: Sequence[Item],
         budget: int,
         place: Callable[[nn.Module], nn.Module] = lambda network: network,
+        gone: Callable[[nn.Module], object] = lambda network: None,
     ) -> None:
         self._items = {(item.kind, item.name): item for item in items}
         self._budget = budget
-        self._place = place
+        self._place, self._gone = place, gone
         self._loaded: OrderedDict[tuple[str, str], _Loaded] = OrderedDict()
 
     def of_kind(self, kind: str) -> list[Item]:
@@ -134,11 +136,12 @@ class Shelf:
             if self.nbytes + nbytes <= self._budget:
                 return
             if key not in kept:
-                del self._loaded[key]
+                self._gone(self._loaded.pop(key).network)
 
     def clear(self) -> None:
         """Let everything go."""
-        self._loaded.clear()
+        while self._loaded:
+            self._gone(self._loaded.popitem()[1].network)
 
     def verify(self) -> None:
         """Whether anything was written or attached since it was loaded: no byte is read.

@@ -7,7 +7,7 @@ Must not know: files, requests' limits, how the UNet is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,27 @@ def as_map(image: Image.Image, size: tuple[int, int], network: Any) -> Tensor:
     return pixels.to(network.device, network.dtype)
 
 
-class Attachments:
-    """What a pass of `count` steps is held by; a denoising's `attach`."""
+# What a network gives the UNet's way down and its middle.
+Residuals = tuple[Sequence[Tensor], Tensor]
+# Calls a network with arguments by name.
+ControlCall = Callable[[Any, dict[str, Any]], Residuals]
 
-    def __init__(self, held: Sequence[Held], count: int) -> None:
-        self._held, self._count = held, count
+
+def called(network: Any, arguments: dict[str, Any]) -> Residuals:
+    """What a ControlNet or ControlNet-Union gives; a `ControlCall`."""
+    sides, centre = network(**arguments, guess_mode=False, return_dict=False)
+    return sides, centre
+
+
+class Attachments:
+    """What a pass of `count` steps is held by; a denoising's `attach`.
+
+    Args:
+        call: how networks are called at each step.
+    """
+
+    def __init__(self, held: Sequence[Held], count: int, call: ControlCall = called) -> None:
+        self._held, self._count, self._call = held, count, call
         self._features: dict[int, list[Tensor]] = {}  # of T2I-Adapters, the same at each step
 
     @torch.no_grad()
@@ -89,8 +105,9 @@ class Attachments:
                     self._features[number] = [one.scale * each for each in one.network(one.pixels)]
                 within = _summed(within, self._features[number])
                 continue
-            sides, centre = _controlled(one, inputs)
-            down = _summed(down, sides)
+            sides, centre = self._call(one.network, _arguments(one, inputs))
+            down = _summed(down, [each * one.scale for each in sides])
+            centre = centre * one.scale
             middle = centre if middle is None else middle + centre
         found: dict[str, Any] = {}
         if middle is not None:
@@ -108,22 +125,24 @@ def _summed(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(one, other, strict=True)] if one else list(other)
 
 
-def _controlled(one: Held, inputs: StepInputs) -> tuple[Sequence[Tensor], Tensor]:
+def _arguments(one: Held, inputs: StepInputs) -> dict[str, Any]:
+    """Of a network at one step. Not its scale: the same number would be multiplied with in there,
+    and each one be another call.
+    """
     rows = len(inputs.sample)
     pixels = torch.cat([one.pixels] * rows)
-    more: dict[str, Any] = {"controlnet_cond": pixels}
+    found: dict[str, Any] = {
+        "sample": inputs.sample,
+        # As for the UNet: of one kind, and where the rest is.
+        "timestep": inputs.timestep.to(inputs.sample.device, torch.float32),
+        "encoder_hidden_states": inputs.embeds,
+        "added_cond_kwargs": {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+        "controlnet_cond": pixels,
+    }
     if one.kind is ControlKind.CONTROLNET_UNION:
         types = torch.zeros(rows, one.network.config.num_control_type).to(pixels)
         types[:, one.mode] = 1
-        more = {"controlnet_cond": [pixels], "control_type": types, "control_type_idx": [one.mode]}
-    sides, centre = one.network(
-        inputs.sample,
-        inputs.timestep,
-        encoder_hidden_states=inputs.embeds,
-        conditioning_scale=one.scale,
-        guess_mode=False,
-        added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
-        return_dict=False,
-        **more,
-    )
-    return sides, centre
+        found |= {
+            "controlnet_cond": [pixels], "control_type": types, "control_type_idx": [one.mode],
+        }  # fmt: skip
+    return found

@@ -287,7 +287,7 @@ class Drawer:
             rescale=run.request.guidance_rescale,
             eta=scheduler_eta(one.scheduler),
             generators=generators,
-            attach=Attachments(self._held(run, one.size), calls) if run.control_pictures else None,
+            attach=self._attachments(run, one.size, calls) if run.control_pictures else None,
             on_step=step_done,
             timestep_cond=self._guidance_embedding(one.cfg, count),
         )
@@ -303,8 +303,8 @@ class Drawer:
         wanted = {"kind": kind, "name": name, "keep": keep}
         return self._calls.static.run(self._shelf.get, wanted)
 
-    def _held(self, run: Run, size: tuple[int, int]) -> list[Held]:
-        """The request's controls for a pass of `size` px."""
+    def _attachments(self, run: Run, size: tuple[int, int], calls: int) -> Attachments:
+        """The request's controls for a pass of `size` px and so many calls of the UNet."""
         controls = run.request.controls
         held = []
         for control, picture in zip(controls, run.control_pictures, strict=True):
@@ -322,7 +322,7 @@ class Drawer:
                     mode=about.types.index(control.type) if control.type else 0,
                 )
             )
-        return held
+        return Attachments(held, calls, self._calls.control)
 
     def _shown(self, run: Run) -> list[Shown]:
         """The request's references, as the image encoder sees them."""

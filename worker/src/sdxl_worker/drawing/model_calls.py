@@ -9,7 +9,7 @@ Must not know: requests, LoRAs, samplers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdxl_contract.result import DrawingReport
+from sdxl_worker.drawing.controls import Residuals, called
 from sdxl_worker.drawing.denoising import StepInputs
 from sdxl_worker.drawing.latents import (
     scaled,
@@ -24,6 +25,7 @@ from sdxl_worker.drawing.latents import (
     unscaled,
     upcast_where_needed,
 )
+from sdxl_worker.drawing.references import Attached
 from sdxl_worker.drawing.speeds import EXACTLY, FastUNet, Speeds, Without
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
 from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
@@ -69,7 +71,8 @@ class ModelCalls:
         self._whole_pixels = whole_pixels
         self._native = native_side // pipe.vae_scale_factor
         self._own_processors = _identities(pipe.unet)
-        self._attached: Why | None = None
+        self._beside: Attached | None = None
+        self._unknown: Why | None = None
         self._speeds: Counter[str] = Counter()
 
     @property
@@ -87,15 +90,17 @@ class ModelCalls:
         self.look()
         self._speeds.clear()
 
-    def look(self) -> None:
+    def look(self, beside: Attached | None = None) -> None:
         """See what is attached to the UNet now; to be called wherever that changes.
 
         A recording holds the attention processors that it was made with, and no argument shows
-        others.
+        others than `beside`.
         """
-        self._attached = None if _identities(self._pipe.unet) == self._own_processors else (
-            Why.ATTACHED
-        )  # fmt: skip
+        known = dict(self._own_processors)
+        if beside is not None:
+            known |= {name: id(one) for name, one in beside.processors.items()}
+        self._beside = beside
+        self._unknown = None if _identities(self._pipe.unet) == known else Why.ATTACHED
 
     def unet(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
         """The UNet's prediction for one step; a `UNetCall`."""
@@ -109,7 +114,7 @@ class ModelCalls:
             "added_cond_kwargs": {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
             **attached,
         }
-        is_plain = not attached and self._attached is None
+        is_plain = not attached and self._beside is None and self._unknown is None
         while self._fast and is_plain and self._covers(inputs):
             fast = self._fast[0]
             found = self._try_fast(fast, arguments)
@@ -117,7 +122,24 @@ class ModelCalls:
                 self._speeds[fast.speed.value] += 1
                 return found
         self._speeds[DrawSpeed.EXACT.value] += 1
-        return self._call(UNET, self._run_unet, arguments, self._attached)
+        if (beside := self._beside) is None:
+            return self._call(UNET, self._run_unet, arguments, bypass=self._unknown)
+
+        def run(tokens: list[Tensor], scales: tuple[float, ...], **arguments: Any) -> Tensor:
+            beside.tell(tokens, scales)
+            return self._run_unet(**arguments)
+
+        arguments |= beside.told()
+        return self._call(UNET, run, arguments, of=beside.adapters, bypass=self._unknown)
+
+    def control(self, network: Any, arguments: dict[str, Any]) -> Residuals:
+        """What a control network gives the UNet at one step; a `ControlCall`."""
+
+        def run(**arguments: Any) -> Residuals:
+            return called(network, arguments)
+
+        found: Residuals = self.static.call("control", run, arguments, of=(network,))
+        return found
 
     def encode_text(self, number: int, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
         """The last hidden state but one, and but `skip` more, (n, 77, C) and the first output of
@@ -206,7 +228,7 @@ class ModelCalls:
             return found
 
         try:
-            found = self._call(_FAST[fast.speed], run, arguments, self._attached)
+            found = self._call(_FAST[fast.speed], run, arguments, bypass=self._unknown)
         except Exception as error:
             if self._works:
                 raise
@@ -273,9 +295,11 @@ class ModelCalls:
         name: str,
         function: Callable[..., Tensor],
         arguments: dict[str, Any],
+        *,
+        of: Sequence[object] = (),
         bypass: Why | None,
     ) -> Tensor:
-        found: Tensor = self.static.call(name, function, arguments, bypass=bypass)
+        found: Tensor = self.static.call(name, function, arguments, of=of, bypass=bypass)
         return found
 
     def _run_unet(self, **arguments: Any) -> Tensor:
@@ -298,5 +322,5 @@ def _alike(found: Tensor, exact: Tensor) -> bool:
     return bool(error <= _FAR * exact.float().norm())
 
 
-def _identities(unet: Any) -> tuple[int, ...]:
-    return tuple(id(processor) for processor in unet.attn_processors.values())
+def _identities(unet: Any) -> dict[str, int]:
+    return {name: id(processor) for name, processor in unet.attn_processors.items()}

@@ -80,6 +80,31 @@ class _Beside:
         return found
 
 
+@dataclass(frozen=True)
+class Attached:
+    """What is attached to the UNet for one pass.
+
+    Attributes:
+        processors: by the name of the cross-attention that they take the place of.
+        tokens: one tensor for each picture; the processors look at this very list.
+        scales: one for each picture, likewise.
+        adapters: whose weights the processors read.
+    """
+
+    processors: Mapping[str, object]
+    tokens: list[Tensor]
+    scales: list[float]
+    adapters: tuple[Adapter, ...]
+
+    def told(self) -> dict[str, Any]:
+        """All that a step's prediction depends on beside the UNet's arguments and the adapters."""
+        return {"tokens": list(self.tokens), "scales": tuple(self.scales)}
+
+    def tell(self, tokens: Sequence[Tensor], scales: Sequence[float]) -> None:
+        """Let the processors see these from now on."""
+        self.tokens[:], self.scales[:] = tokens, scales
+
+
 @contextmanager
 @torch.no_grad()
 def attached(
@@ -87,13 +112,13 @@ def attached(
     shown: Sequence[Shown],
     steps: int,
     unet: Any,
-    changed: Callable[[], None] = lambda: None,
+    changed: Callable[[Attached | None], None] = lambda _: None,
 ) -> Iterator[Denoising]:
     """`denoising` to be run while `shown` are attached to the UNet.
 
     Args:
         steps: that it takes.
-        changed: called whenever the UNet's processors are others.
+        changed: called whenever the UNet's processors are others, with what is attached then.
     """
     if not shown:
         yield denoising
@@ -121,11 +146,11 @@ def attached(
     before = dict(unet.attn_processors)
     try:
         unet.set_attn_processor({**before, **processors})
-        changed()
+        changed(Attached(processors, tokens, scales, tuple(one.adapter for one in shown)))
         yield replace(denoising, attach=attach)
     finally:
         unet.set_attn_processor(before)
-        changed()
+        changed(None)
 
 
 def _summed(pairs: Sequence[Any], scales: list[float]) -> Any:

@@ -12,12 +12,15 @@ All other recordings are guests. Those of one pool share its memory, since only 
 replayed at a time and its output is copied out at once; so a guest costs no more than what it needs
 beyond the largest one before. The price: memory comes back only when a pool is given up as a whole.
 So when the guests pass their budget, all of them go, and the one that is wanted is recorded anew.
+
+A network that comes and goes, such as a control network, is part of what its recordings are known
+by, and they hold it: its memory is nobody else's while they are there. Whoever lets it go says so.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -88,6 +91,7 @@ class _Held:
     buffers: list[Tensor]
     recording: Recording
     kept: bool
+    of: Sequence[object]
 
 
 @dataclass
@@ -97,6 +101,15 @@ class _Refusal:
 
 
 Count = tuple[str, How, Why | None]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What one recording serves."""
+
+    name: str
+    of: tuple[int, ...]
+    shape: Hashable
 
 
 class StaticCalls:
@@ -122,10 +135,10 @@ class StaticCalls:
         self._budget = budget_bytes
         self._without = without
         self._guests_max = guests_max
-        self._held: OrderedDict[Hashable, _Held] = OrderedDict()
+        self._held: OrderedDict[_Key, _Held] = OrderedDict()
         # Recorded while warming, and so kept again if they were given up.
-        self._usual: set[Hashable] = set()
-        self._refused: dict[Hashable, _Refusal] = {}
+        self._usual: set[_Key] = set()
+        self._refused: dict[_Key, _Refusal] = {}
         self._counts: Counter[Count] = Counter()
         self.warming = False
 
@@ -135,28 +148,30 @@ class StaticCalls:
         function: Callable[..., Any],
         arguments: dict[str, Any],
         *,
+        of: Sequence[object] = (),
         bypass: Why | None = None,
     ) -> Any:
         """What `function(**arguments)` gives, the very bits.
 
         Args:
             name: of the function, which must be the same at every call with that name.
+            of: networks that it reads besides the model; each has recordings of its own.
             bypass: why this call cannot be a recording, such as that something is attached to the
                 function's model that no argument shows.
         """
         if bypass is not None or self._recorder is None:
             return self._eager(name, function, arguments, bypass or self._without)
         try:
-            key = (name, shape_key(arguments))
+            key = _Key(name, tuple(map(id, of)), shape_key(arguments))
         except NotStatic:
             return self._eager(name, function, arguments, Why.ARGUMENTS)
         if key in self._held:
-            return self._replay(key, name, function, arguments)
+            return self._replay(key, function, arguments)
         if (why := self._refusal(key)) is not None:
             return self._eager(name, function, arguments, why)
         # The caller's answer does not depend on whether the recording comes about.
         found = self.run(function, arguments)
-        why = self._record(key, self._recorder, function, arguments, found)
+        why = self._record(key, of, self._recorder, function, arguments, found)
         self._counts[name, How.EAGER if why else How.RECORDED, why] += 1
         return found
 
@@ -169,6 +184,16 @@ class StaticCalls:
         if self._recorder is not None:
             for pool in ("kept", "guests"):
                 self._recorder.start_anew(pool)
+
+    def forget(self, network: object) -> None:
+        """Give up what was recorded of a network that is let go, and what is known of it: another
+        one may take its place in memory.
+        """
+        known = [key for key in (*self._held, *self._refused) if id(network) in key.of]
+        for key in known:
+            if key in self._held:
+                self._drop(key)
+            self._refused.pop(key, None)
 
     def take_counts(self) -> Counter[Count]:
         """(name, how, why) → calls since this was last asked."""
@@ -203,8 +228,7 @@ class StaticCalls:
 
     def _replay(
         self,
-        key: Hashable,
-        name: str,
+        key: _Key,
         function: Callable[..., Any],
         arguments: dict[str, Any],
     ) -> Any:
@@ -221,11 +245,11 @@ class StaticCalls:
             let_go(error)
             self.drop_all()
             self._refused[key] = _Refusal(Why.MEMORY)
-            return self._eager(name, function, arguments, Why.MEMORY)
-        self._counts[name, How.REPLAYED, None] += 1
+            return self._eager(key.name, function, arguments, Why.MEMORY)
+        self._counts[key.name, How.REPLAYED, None] += 1
         return found
 
-    def _refusal(self, key: Hashable) -> Why | None:
+    def _refusal(self, key: _Key) -> Why | None:
         refusal = self._refused.get(key)
         if refusal is None:
             return None
@@ -237,7 +261,8 @@ class StaticCalls:
 
     def _record(
         self,
-        key: Hashable,
+        key: _Key,
+        of: Sequence[object],
         recorder: Recorder,
         function: Callable[..., Any],
         arguments: dict[str, Any],
@@ -251,11 +276,11 @@ class StaticCalls:
             return Why.BUDGET
         if not kept and self._guests() >= self._guests_max:
             self._drop(next(key for key, held in self._held.items() if not held.kept))
-        why = self._try(key, recorder, function, arguments, expected)
+        why = self._try(key, of, recorder, function, arguments, expected)
         if why is None and not kept and self._guest_bytes() > self._budget:
             self._drop_guests(recorder)
             # Alone, it is charged for the whole of its pool.
-            why = self._try(key, recorder, function, arguments, expected)
+            why = self._try(key, of, recorder, function, arguments, expected)
             if why is None and self._guest_bytes() > self._budget:
                 self._drop_guests(recorder)
                 why = Why.BUDGET
@@ -265,7 +290,8 @@ class StaticCalls:
 
     def _try(
         self,
-        key: Hashable,
+        key: _Key,
+        of: Sequence[object],
         recorder: Recorder,
         function: Callable[..., Any],
         arguments: dict[str, Any],
@@ -292,7 +318,7 @@ class StaticCalls:
         if not same:
             recording.discard()
             return Why.DIFFERS
-        self._held[key] = _Held(tensors_of(fixed), recording, kept)
+        self._held[key] = _Held(tensors_of(fixed), recording, kept, of)
         return None
 
     def _guests(self) -> int:
@@ -301,7 +327,7 @@ class StaticCalls:
     def _guest_bytes(self) -> int:
         return sum(held.recording.nbytes for held in self._held.values() if not held.kept)
 
-    def _drop(self, key: Hashable) -> None:
+    def _drop(self, key: _Key) -> None:
         self._held.pop(key).recording.discard()
 
     def _drop_guests(self, recorder: Recorder) -> None:
