@@ -6,11 +6,12 @@
 
 Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src before it.
 
-In this order: the tests marked `gpu`; a random model of full size, drawn on the GPU and kept in
-memory; the worker's start; a cached LoRA's request, alone and while four others are fetched;
-requests over HTTP in random order, each picture against its own first one; diffusers' start as a
-process of its own; the parts, ours and diffusers', in one process. A part that fails is a row that
-says so, and the others go on; `--json` is written anew after each.
+In this order: the tests marked `gpu`; a LoRA's bytes fetched, beside another client; a random model
+of full size, drawn on the GPU and kept in memory; the worker's start; a cached LoRA's request,
+alone and while four others are fetched; requests over HTTP in random order, each picture against
+its own first one; diffusers' start as a process of its own; the parts, ours and diffusers', in one
+process. A part that fails is a row that says so, and the others go on; `--json` is written anew
+after each.
 
 Exit status: 0 if everything exact was exact; the aims of speed are reported, not enforced.
 """
@@ -35,7 +36,7 @@ import diffusers
 import torch
 
 from benchmarks.full_size import FULL_BYTES, SMALL
-from benchmarks.gpu_check import eight_bits, exactness, features, own_kernels
+from benchmarks.gpu_check import eight_bits, exactness, features, fetching, own_kernels
 from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.processes import gpu_tests, peer_start
 from benchmarks.gpu_check.report import Report
@@ -51,7 +52,9 @@ from benchmarks.gpu_check.speeds import CFG, SCALE, SEED, Ours, Rows, Theirs, re
 from sdxl_worker.settings import DrawSpeed
 
 # What a run is made of, in its order; those of `_ASKED` by their own option alone.
-SECTIONS = ("tests", "http", "compiled", "fp8", "fp8_quality", "start", "ours", "diffusers")
+SECTIONS = (
+    "tests", "fetch", "http", "compiled", "fp8", "fp8_quality", "start", "ours", "diffusers",
+)  # fmt: skip
 _ASKED = ("compiled", "fp8")
 # Of the place for model and LoRAs.
 _ROOM_BYTES = FULL_BYTES + 3 * 10**9
@@ -140,6 +143,10 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     pictures, made = Pictures(), list[LoraFiles]()
     if "tests" in wanted:
         report.part("tests", gpu_tests)
+    if "fetch" in wanted:
+        report.part("fetch", lambda: fetching.rows((8 if small else 170) * 10**6, runs))
+    if wanted <= {"tests", "fetch"}:
+        return
 
     def make() -> Rows:
         started = time.perf_counter()

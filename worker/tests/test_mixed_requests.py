@@ -58,7 +58,7 @@ PLANTED = "planted"
 # Where a request may be ended; each is called one or more times by what needs it.
 PLACES: tuple[tuple[type, str], ...] = (
     (ModelCalls, "encode_text"), (ModelCalls, "encode"), (ModelCalls, "unet"),
-    (ModelCalls, "decode"), (Shelf, "get"), (Drawer, "_held"), (Drawer, "_shown"),
+    (ModelCalls, "decode"), (Shelf, "get"), (Drawer, "_attachments"), (Drawer, "_shown"),
     (Compact, "forward"), (LoraPatcher, "_write"),
 )  # fmt: skip
 

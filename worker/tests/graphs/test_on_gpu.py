@@ -18,7 +18,7 @@ from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
 from sdxl_worker.loading.onto_gpu import move_onto_gpu
 from sdxl_worker.loading.pipeline import load_model
-from sdxl_worker.lora import parse_lora
+from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 from testkit.loras.making import lora_file, save, tiny_model
@@ -154,8 +154,12 @@ def drawn(drawer: Drawer, **fields: Any) -> tuple[bytes, Any]:
 def test_a_model_is_drawn_from_recordings_by_diffusers_bytes(ready: Assembly) -> None:
     eager = Drawer(ready.model)
     lora = parse_lora(kohya_lora(ready.patcher._targets.shapes), ready.patcher._targets)
-    pipe = diffusers.StableDiffusionXLPipeline(**ready.model.pipe.components, add_watermarker=False)
+    # Not the model that draws: whatever is another's on it would be so on both sides.
+    loader: Any = diffusers.StableDiffusionXLPipeline
+    pipe = loader.from_pretrained(str(MODEL), dtype=ready.model.dtype, add_watermarker=False)
+    pipe.to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
+    peer = LoraPatcher(lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2))
     cases: list[dict[str, Any]] = [{}, {"scheduler": "ddim"}, {"scheduler": "heun"}, {"cfg": 1.0}]
     for loras in ([], [(lora.to(DEVICE), 0.8)], [(lora, 0.5)], []):
         with ready.patcher.applied(loras):
@@ -165,14 +169,15 @@ def test_a_model_is_drawn_from_recordings_by_diffusers_bytes(ready: Assembly) ->
                 found, how = drawn(ready.drawer, **case)
                 assert found == expected, case
                 assert (how.steps_captured, how.eager_because) == (0, {}), case
-            plain = pipe(
-                "a red apple",
-                width=SIDE,
-                height=SIDE,
-                num_inference_steps=3,
-                guidance_scale=5.5,
-                generator=torch.Generator().manual_seed(5),
-            )
+            with peer.applied(loras):
+                plain = pipe(
+                    "a red apple",
+                    width=SIDE,
+                    height=SIDE,
+                    num_inference_steps=3,
+                    guidance_scale=5.5,
+                    generator=torch.Generator().manual_seed(5),
+                )
             assert plain.images[0].tobytes() == drawn(ready.drawer)[0]
     ready.verify_full()
 

@@ -67,9 +67,12 @@ def test_a_folder_read_fast_is_the_pretrained_pipeline_bit_for_bit(
 
 
 def test_it_draws_the_same_latents() -> None:
-    reading = start_reading(MODEL, half=False)
-    assert reading is not None
-    pipes = [pipeline_from_folder(MODEL, reading, torch.float32), pretrained(MODEL, torch.float32)]
+    """As it is drawn with: torch multiplies by weights that need no gradient in another way, with
+    other roundings, where what it is given does not lie in a row."""
+    pipes = [load_model(settings()).pipe, pretrained(MODEL, torch.float32)]
+    for part in PARTS:
+        needs = [parameter.requires_grad for parameter in getattr(pipes[0], part).parameters()]
+        assert needs == [one.requires_grad for one in getattr(pipes[1], part).parameters()]
     drawn = []
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)

@@ -204,6 +204,7 @@ def onto(
     """Puts networks on `device`, in `dtype` if one is given."""
 
     def place(network: nn.Module) -> nn.Module:
-        return network.to(device, dtype).eval().requires_grad_(False)
+        # As diffusers leaves its weights; see `loading.pipeline`.
+        return network.to(device, dtype).eval().requires_grad_(True)
 
     return place

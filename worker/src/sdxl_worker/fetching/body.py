@@ -17,6 +17,8 @@ FileBytes = bytearray | memoryview
 
 # What a thread hashes at a time: 2 to 4 ms. Smaller files are not worth one.
 _HASHED_BYTES = 4 << 20
+# Of files that are small, or whose length is not known.
+_SCRATCH_BYTES = 1 << 18
 
 
 class Body:
@@ -35,21 +37,29 @@ class Body:
     def __init__(self, length: int | None, hashing: Executor) -> None:
         self._beside = length is not None and length >= _HASHED_BYTES
         self.data: FileBytes = _room(length or 0) if self._beside else bytearray()
+        self._length = length
+        self._scratch = memoryview(bytearray(0 if self._beside else _SCRATCH_BYTES))
         self.count = 0
         self._hashing = hashing
         self._digest = hashlib.sha256()
         self._hashed = 0
         self._under_way: asyncio.Future[None] | None = None
 
-    async def add(self, piece: bytes) -> None:
-        """`piece` comes next; no more than was said before."""
-        start, self.count = self.count, self.count + len(piece)
+    def room(self) -> memoryview:
+        """Where what comes next is to be written; none where all has come that was said before."""
+        if self._beside:
+            return memoryview(self.data)[self.count : self.count + _HASHED_BYTES]
+        rest = len(self._scratch) if self._length is None else self._length - self.count
+        return self._scratch[:rest]
+
+    async def came(self, count: int) -> None:
+        """So many bytes were written into `room`."""
+        self.count += count
         if not self._beside:
             assert isinstance(self.data, bytearray)
-            self.data += piece
-            self._digest.update(piece)
+            self.data += self._scratch[:count]
+            self._digest.update(self._scratch[:count])
             return
-        self.data[start : self.count] = piece
         if self.count - self._hashed >= _HASHED_BYTES:
             await self._hash_on()
 

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
-import httpx2
-
 from sdxl_contract.errors import LoraDownloadFailed
 from sdxl_worker.fetching.addresses import Resolver, resolve
 from sdxl_worker.fetching.body import Body, FileBytes
 from sdxl_worker.fetching.budget import Share
 from sdxl_worker.fetching.connection import Connections
+from sdxl_worker.fetching.exchange import Exchange, ExchangeFailed, ExchangeTimedOut
 from sdxl_worker.fetching.proof import Piece
 from sdxl_worker.fetching.urls import Place, has_expired, refused
 
@@ -126,7 +125,7 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._connections.aclose()
+        self._connections.close()
         self._hashing.shutdown(wait=False)
 
     async def download(
@@ -170,9 +169,9 @@ class Fetcher:
                 place.host,
                 status=502,
             ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except ExchangeFailed as error:
             raise refused(
-                f"{place.host} could not be reached, or broke off ({type(error).__name__})",
+                f"{place.host} could not be reached, or broke off ({error})",
                 "unreachable",
                 place.host,
                 status=502,
@@ -223,13 +222,13 @@ class Fetcher:
                     address = await self._connections.address(place)
                     async with self._connections.open(
                         "PUT", place, address, headers, data
-                    ) as response:
-                        _check_stored(response.status_code, url, host)
-            except (TimeoutError, httpx2.TimeoutException) as error:
+                    ) as exchange:
+                        _check_stored(exchange.status, url, host)
+            except (TimeoutError, ExchangeTimedOut) as error:
                 raise _upload_timeout(host, self.policy.timeout_s) from error
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            except ExchangeFailed as error:
                 raise refused(
-                    f"the image could not be uploaded to {host} ({type(error).__name__})",
+                    f"the image could not be uploaded to {host} ({error})",
                     "unreachable",
                     host,
                     status=502,
@@ -250,17 +249,17 @@ class Fetcher:
             # A public host must not lead to this computer, not even where loopback is allowed.
             address = await self._connections.address(place, loopback=from_loopback)
             from_loopback = address.is_loopback
-            async with self._connections.open("GET", place, address, headers) as response:
-                if response.status_code not in _REDIRECTS:
-                    return await self._answer(response, place, etag, piece, share, most)
-                place = self._redirected(response, place, hop)
+            async with self._connections.open("GET", place, address, headers) as exchange:
+                if exchange.status not in _REDIRECTS:
+                    return await self._answer(exchange, place, etag, piece, share, most)
+                place = self._redirected(exchange, place, hop)
         raise AssertionError("the last redirect is refused")
 
-    def _redirected(self, response: httpx2.Response, place: Place, hop: int) -> Place:
-        location = response.headers.get("location", "")
+    def _redirected(self, exchange: Exchange, place: Place, hop: int) -> Place:
+        location = exchange.header("location")
         if not location or hop == MAX_REDIRECTS:
             raise refused(
-                f"{place.host} redirects (status {response.status_code}) "
+                f"{place.host} redirects (status {exchange.status}) "
                 + (f"more than {MAX_REDIRECTS} times" if location else "without saying where to"),
                 "redirect",
                 place.host,
@@ -274,42 +273,33 @@ class Fetcher:
 
     async def _answer(
         self,
-        response: httpx2.Response,
+        exchange: Exchange,
         place: Place,
         etag: str | None,
         piece: Piece | None,
         share: Share | None,
         most: int,
     ) -> Fetched | None:
-        if etag and response.status_code == 304:
+        if etag and exchange.status == 304:
             return None
-        if piece is not None and response.status_code in (206, 416):
-            if response.status_code == 206 and await self._is_piece(response, place, piece):
+        if piece is not None and exchange.status in (206, 416):
+            if exchange.status == 206 and await self._is_piece(exchange, place, piece):
                 return None
             raise _AnotherFile
-        await self._check_status(response, place)
-        data, digest = await self._read(response, place.host, share, most)
-        found = response.headers.get("etag", "")
+        await self._check_status(exchange, place)
+        data, digest = await self._read(exchange, place.host, share, most)
+        found = exchange.header("etag")
         return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
 
-    async def _is_piece(self, response: httpx2.Response, place: Place, piece: Piece) -> bool:
-        self._check_encoding(response, place.host)
-        data = bytearray()
-        async for chunk in response.aiter_raw():
-            data += chunk
-            if len(data) > piece.end - piece.start:
-                return False
-        return piece.matches(data)
+    async def _is_piece(self, exchange: Exchange, place: Place, piece: Piece) -> bool:
+        self._check_encoding(exchange, place.host)
+        return piece.matches(await exchange.read(piece.end - piece.start + 1))
 
-    async def _check_status(self, response: httpx2.Response, place: Place) -> None:
-        status, host = response.status_code, place.host
+    async def _check_status(self, exchange: Exchange, place: Place) -> None:
+        status, host = exchange.status, place.host
         if status == 200:
             return
-        body = b""
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > _ERROR_BODY_BYTES:
-                break
+        body = await exchange.read(_ERROR_BODY_BYTES)
         if status in (400, 401, 403, 410) and (
             has_expired(place.url) or b"expired" in body.lower()
         ):
@@ -320,8 +310,8 @@ class Fetcher:
             status=502 if status >= 500 else 400,
         )
 
-    def _check_encoding(self, response: httpx2.Response, host: str) -> None:
-        said = response.headers.get("content-encoding", "")
+    def _check_encoding(self, exchange: Exchange, host: str) -> None:
+        said = exchange.header("content-encoding")
         words = {word.strip().lower() for word in said.split(",")}
         if not words <= _NO_ENCODINGS:
             raise refused(
@@ -332,24 +322,21 @@ class Fetcher:
             )
 
     async def _read(
-        self, response: httpx2.Response, host: str, share: Share | None, most: int
+        self, exchange: Exchange, host: str, share: Share | None, most: int
     ) -> tuple[FileBytes, str]:
-        self._check_encoding(response, host)
-        length_text = response.headers.get("content-length")
-        length = int(length_text) if length_text and length_text.isdigit() else None
+        self._check_encoding(exchange, host)
+        length = exchange.length
         if length is not None and length > most:
             raise self._too_large(host, most)
         body = Body(length, self._hashing)
         started = time.monotonic()
         try:
-            async for chunk in response.aiter_raw():
-                if body.count + len(chunk) > most:
+            while count := await exchange.fill(body.room()):
+                if body.count + count > most:
                     raise self._too_large(host, most)
-                if length is not None and body.count + len(chunk) > length:
-                    raise _cut(host, length, body.count + len(chunk))
                 if share is not None:
-                    share.take(len(chunk))
-                await body.add(chunk)
+                    share.take(count)
+                await body.came(count)
                 self._check_speed(body.count, time.monotonic() - started, host)
             if length is not None and body.count != length:
                 raise _cut(host, length, body.count)

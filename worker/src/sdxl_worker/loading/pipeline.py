@@ -166,7 +166,9 @@ def _load(
     pipe.set_progress_bar_config(disable=True)
     _place(pipe, device, settings.channels_last)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        module.eval().requires_grad_(False)
+        # As diffusers leaves its weights. Nothing here makes gradients, and for weights that need
+        # none torch takes other products, with other roundings.
+        module.eval().requires_grad_(True)
     return pipe
 
 
