@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from benchmarks.gpu_check.exactness import PROMPT
 from benchmarks.gpu_check.inputs import LoraFiles
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.assembly import Assembly, assemble, moved_to
+from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.prompts import encode_prompts
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.graphs.calls import StaticCalls
-from sdxl_worker.graphs.cuda import Uploads
+from sdxl_worker.graphs.uploads import Uploads, parsed_onto
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, ParsedLora, lora_targets, parse_lora
 from sdxl_worker.run import Run
@@ -77,11 +77,15 @@ class Ours:
             data = bytearray(path.read_bytes())
             self._files[path] = data, hashlib.sha256(data).hexdigest()
         data, sha256 = self._files[path]
-        on_gpu = self._uploads is not None
-        lora = parse_lora(data, self.ready.patcher._targets, sha256=sha256, given_away=on_gpu)
-        if self._uploads is None:
-            return lora
-        return moved_to(self.ready.model.device, self._uploads, lora)
+        targets, uploads = self.ready.patcher._targets, self._uploads
+        if uploads is None:
+            return parse_lora(data, targets, sha256=sha256)
+        return parsed_onto(
+            self.ready.model.device,
+            uploads,
+            data,
+            lambda: parse_lora(data, targets, sha256=sha256, given_away=True),
+        )
 
     def draw_with(self, path: Path) -> bytes:
         """The pixels of the picture with the LoRA in `path`."""

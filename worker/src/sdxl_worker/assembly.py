@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-import torch
 
 from sdxl_contract.limits import LORA_MAX_BYTES, BaseModelSignature, ModelLimits
 from sdxl_contract.request import GenerateRequest
@@ -30,13 +29,14 @@ from sdxl_worker.fetching.embedding_source import EmbeddingSource
 from sdxl_worker.fetching.lora_source import LoraSource
 from sdxl_worker.fetching.picture_source import PictureSource
 from sdxl_worker.graphs.calls import StaticCalls, Why
-from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.graphs.cuda import CudaRecorder
+from sdxl_worker.graphs.uploads import Uploads, parsed_onto
 from sdxl_worker.kernels.modules import quicken_on
 from sdxl_worker.loading.budgets import MemoryPlan
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, plan_for
+from sdxl_worker.loading.gpu_memory import plan_for
 from sdxl_worker.loading.identity import LaterIdentity, weights_identity
 from sdxl_worker.loading.pipeline import LoadedModel, describe
-from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, ParsedLora, lora_targets
+from sdxl_worker.lora import DiskTier, LoraCache, LoraPatcher, lora_targets
 from sdxl_worker.run import Run
 from sdxl_worker.safety import Checker, load_checker
 from sdxl_worker.settings import DrawSpeed, Settings
@@ -172,7 +172,7 @@ def assemble(settings: Settings, model: LoadedModel, fetcher: Fetcher) -> Assemb
         else None
     )
     on_gpu = roomy and model.device.type == "cuda"
-    move = partial(moved_to, model.device, Uploads(model.device)) if on_gpu else None
+    move = partial(parsed_onto, model.device, Uploads(model.device)) if on_gpu else None
     budget = ByteBudget(settings.lora_bytes_in_flight)
     source = LoraSource(fetcher, cache, targets, disk, move, budget)
     gpu = settings.gpu_name or gpu_name(model.device)
@@ -220,23 +220,6 @@ def _recorder(
     except Exception as error:
         log.warning("no_graphs", error=repr(error))
         return None, Why.FAILED
-
-
-def moved_to(device: torch.device, uploads: Uploads, lora: ParsedLora) -> ParsedLora:
-    """`lora` on the GPU; as it is where that has no room: the patcher takes it from anywhere."""
-    try:
-        return uploads.run(lambda: lora.to(device, uploads.staged), _one_of_each_memory)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        let_go(error)
-        log.warning("lora_kept_off_the_gpu", sha256=lora.sha256, bytes=lora.nbytes)
-        return lora
-
-
-def _one_of_each_memory(lora: ParsedLora) -> list[torch.Tensor]:
-    tensors = (tensor for layer in lora.layers.values() for tensor in layer.tensors.values())
-    return list({tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}.values())
 
 
 def _warm_up(drawer: Drawer, model: LoadedModel, static: StaticCalls) -> None:

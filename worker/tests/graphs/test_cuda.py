@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from sdxl_worker.assembly import moved_to
+from sdxl_contract.errors import LoraLoadFailed
+from sdxl_worker.graphs import uploads as uploading
 from sdxl_worker.graphs.calls import StaticCalls
-from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.graphs.cuda import CudaRecorder
+from sdxl_worker.graphs.uploads import Uploads, moved_to, parsed_onto
 from sdxl_worker.loading.onto_gpu import Staging
 from sdxl_worker.lora import ParsedLora, parse_lora
 from testkit.doubles.graphs import CudaDouble
@@ -141,6 +144,61 @@ def test_a_lora_for_which_the_gpu_has_no_room_stays_where_it_is(
 
     with pytest.raises(RuntimeError, match="illegal"):
         moved(cuda, monkeypatch, lora, broken)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_file_s_bytes_are_on_their_way_while_it_is_read(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, aligned: bool
+) -> None:
+    monkeypatch.setattr(uploading, "_AHEAD_BYTES", 0)
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    model = tiny_model()
+    data = bytearray(save(lora_file(model, "lora")))
+    if not aligned:
+        # By one blank: its tensors are not used where they lie.
+        size = int.from_bytes(data[:8], "little")
+        data[8 + size : 8 + size] = b" "
+        data[:8] = (size + 1).to_bytes(8, "little")
+    expected = parse_lora(bytes(data), model.targets())
+    uploads, threads = Uploads(torch.device("cpu")), list[str]()
+
+    def noted(source: Tensor) -> Tensor:
+        threads.append(threading.current_thread().name)
+        return source.clone()
+
+    monkeypatch.setattr(uploads, "staged", noted)
+    found = parsed_onto(
+        torch.device("cpu"),
+        uploads,
+        data,
+        lambda: parse_lora(data, model.targets(), given_away=True),
+    )
+    # The whole buffer, once.
+    assert [name.startswith("upload") for name in threads] == [aligned]
+    data[:] = bytes(len(data))
+    for name, layer in expected.layers.items():
+        for slot, tensor in layer.tensors.items():
+            assert torch.equal(found.layers[name].tensors[slot], tensor)
+
+
+def test_a_file_that_is_refused_or_has_no_room_is_told_as_ever(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch, lora: ParsedLora
+) -> None:
+    monkeypatch.setattr(uploading, "_AHEAD_BYTES", 0)
+    uploads = Uploads(torch.device("cpu"))
+    data = bytearray((8).to_bytes(8, "little") + b"{}      " + bytes(16))
+
+    def refused() -> ParsedLora:
+        raise LoraLoadFailed("no LoRA")
+
+    with pytest.raises(LoraLoadFailed, match="no LoRA"):
+        parsed_onto(torch.device("cpu"), uploads, data, refused)
+
+    def full(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(uploads, "staged", full)
+    assert parsed_onto(torch.device("cpu"), uploads, data, lambda: lora) is lora
 
 
 class Event:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from sdxl_contract.request import GenerateRequest
-from sdxl_worker.assembly import Assembly, assemble, moved_to
+from sdxl_worker.assembly import Assembly, assemble
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
+from sdxl_worker.graphs import uploads as uploading
 from sdxl_worker.graphs.calls import StaticCalls
-from sdxl_worker.graphs.cuda import CudaRecorder, Uploads
+from sdxl_worker.graphs.cuda import CudaRecorder
+from sdxl_worker.graphs.uploads import Uploads, parsed_onto
 from sdxl_worker.loading.onto_gpu import move_onto_gpu
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
@@ -122,13 +124,19 @@ def test_bytes_by_way_of_pinned_memory_are_whole_however_many() -> None:
     assert uploads._staging is not None
 
 
-def test_a_lora_whose_bytes_are_given_away_is_the_same_on_the_gpu() -> None:
+@pytest.mark.parametrize("ahead", [0, 1 << 40], ids=["ahead", "after"])
+def test_a_lora_whose_bytes_are_given_away_is_the_same_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(uploading, "_AHEAD_BYTES", ahead)
     model = tiny_model()
     targets = model.targets()
     data = save(lora_file(model, "lora"))
     expected = parse_lora(data, targets)
     there = bytearray(data)
-    found = moved_to(DEVICE, Uploads(DEVICE), parse_lora(there, targets, given_away=True))
+    found = parsed_onto(
+        DEVICE, Uploads(DEVICE), there, lambda: parse_lora(there, targets, given_away=True)
+    )
     # The file's own memory is not needed any more.
     there[:] = bytes(len(there))
     for name, layer in expected.layers.items():

@@ -130,7 +130,7 @@ def test_the_restore_after_running_out_of_memory_finds_the_memory_free(
 def test_a_lora_for_which_the_gpu_has_no_room_is_out_of_memory_too(
     worker: RunningWorker, files: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: ParsedLora) -> ParsedLora:
+    def full(*_: Any) -> ParsedLora:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert worker.engine._ready is not None
@@ -216,7 +216,7 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     lora: Any = SimpleNamespace(to=lambda device, _: moved.append(device))
     prepare = ready.source._prepare
     if prepare is not None:
-        prepare(lora)
+        prepare(bytearray(9), lambda: lora)
 
     assert placed == [expected]
     assert moved == ([torch.device("cuda")] if roomy else [])

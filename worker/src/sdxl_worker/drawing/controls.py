@@ -140,7 +140,7 @@ def _arguments(one: Held, inputs: StepInputs) -> dict[str, Any]:
         "controlnet_cond": pixels,
     }
     if one.kind is ControlKind.CONTROLNET_UNION:
-        types = torch.zeros(rows, one.network.config.num_control_type).to(pixels)
+        types = pixels.new_zeros(rows, one.network.config.num_control_type)
         types[:, one.mode] = 1
         found |= {
             "controlnet_cond": [pixels], "control_type": types, "control_type_idx": [one.mode],

@@ -43,8 +43,8 @@ class LoraSource:
 
     Args:
         targets: the model that the LoRAs must fit.
-        prepare: moves a freshly parsed LoRA to where it is kept, such as the GPU; without it, a
-            LoRA gets memory of its own in the computer.
+        prepare: has a file's bytes parsed, by what it is given, and the LoRA moved to where it is
+            kept, such as the GPU; without it, a LoRA gets memory of its own in the computer.
         budget: bytes of files that may be on their way at once; without a bound unless given.
 
     Attributes:
@@ -57,7 +57,7 @@ class LoraSource:
         cache: LoraCache,
         targets: ModelTargets,
         disk: DiskTier | None = None,
-        prepare: Callable[[ParsedLora], ParsedLora] | None = None,
+        prepare: Callable[[FileBytes, Callable[[], ParsedLora]], ParsedLora] | None = None,
         budget: ByteBudget | None = None,
     ) -> None:
         self.budget = budget or ByteBudget(1 << 62)
@@ -167,7 +167,9 @@ class LoraSource:
         """The LoRA in `data`, which nobody writes to any more, where it is kept."""
         if self._prepare is None:
             return parse_lora(data, self._targets, sha256=sha256)
-        return self._prepare(parse_lora(data, self._targets, sha256=sha256, given_away=True))
+        return self._prepare(
+            data, lambda: parse_lora(data, self._targets, sha256=sha256, given_away=True)
+        )
 
     async def _parse(self, data: FileBytes, sha256: str, run: Run) -> ParsedLora:
         with run.phase(Phase.PARSE):

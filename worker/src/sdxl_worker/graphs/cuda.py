@@ -1,5 +1,4 @@
-"""Records calls as CUDA graphs, moves tensors to a GPU beside its work, and keeps a thread from
-running far ahead of it.
+"""Records calls as CUDA graphs, and keeps a thread from running far ahead of a GPU.
 
 Duty: the little that only a GPU can do; everything that decides is in `calls`.
 Must not know: what is called.
@@ -12,14 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from sdxl_worker.loading.onto_gpu import Staging
-
-T = TypeVar("T")
 # Libraries make handles, workspaces and plans at their first calls, which none may in a capture.
 _WARM_UPS = 2
 # Steps that a thread may have given to the GPU and that are not done.
@@ -156,45 +151,6 @@ class CudaRecorder:
         pool.held -= 1
         if pool.held == 0 and self._pools.get(name) is pool:
             del self._pools[name]
-
-
-class Uploads:
-    """Copies to a device on a stream of its own: whoever draws there neither waits nor is waited
-    for. Any thread."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._staging: Staging | None = None
-        with suppress(RuntimeError, AssertionError):
-            # A computer may have no memory to pin: then the driver stages, in its own small pieces.
-            self._staging = Staging(device)
-
-    def staged(self, source: Tensor) -> Tensor:
-        """Bytes in a row on the device, within `run`; by way of pinned memory where that works."""
-        if self._staging is not None and source.device.type == "cpu":
-            try:
-                return self._staging.copied(source)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                self._staging = None
-        return source.to(self._device, non_blocking=True)
-
-    def run(self, copy: Callable[[], T], tensors: Callable[[T], list[Tensor]]) -> T:
-        """What `copy` gives, whole when this returns.
-
-        Args:
-            tensors: of it, at least one of each memory that it took.
-        """
-        with without_captures(), torch.cuda.stream(self._stream):
-            copied = copy()
-            self._stream.synchronize()
-        user = torch.cuda.default_stream(self._device)
-        for tensor in tensors(copied):
-            # Else its memory could be given to the next copy while a kernel still reads it.
-            tensor.record_stream(user)
-        return copied
 
 
 class Pace:
