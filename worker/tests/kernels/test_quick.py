@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdxl_worker.kernels import modules as modules_
+from sdxl_worker.kernels.cuda import CudaKernels
 from sdxl_worker.kernels.modules import (
     Quick,
     QuickGEGLU,
@@ -20,6 +23,7 @@ from sdxl_worker.kernels.modules import (
     quicken,
     quicken_on,
 )
+from sdxl_worker.kernels.source import NAMES
 
 CPU = torch.device("cpu")
 
@@ -187,3 +191,32 @@ def test_it_is_compiled_as_the_layers_it_stands_for() -> None:
     x = torch.randn(2, 16, 8, 4)
     assert torch.equal(compiled(x), layers()["norm"](x))
     assert kernels.calls == 0
+
+
+@pytest.mark.parametrize("in_threads", [True, False])
+def test_kernels_are_compiled_side_by_side_or_else_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, in_threads: bool
+) -> None:
+    """With a double of torch's compiler, as threads may be refused what the first one may do."""
+    threads: dict[str, int] = {}
+
+    def compiled(source: str, name: str) -> str:
+        assert name in source
+        here = threading.get_ident()
+        if not in_threads and here != threading.main_thread().ident:
+            raise RuntimeError("invalid device context")
+        threads[name] = here
+        return name
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
+    assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
+    assert (threading.main_thread().ident in threads.values()) is not in_threads
+
+    def broken(source: str, name: str) -> str:
+        raise RuntimeError("no NVRTC")
+
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", broken)
+    with pytest.raises(RuntimeError, match="NVRTC"):
+        CudaKernels(CPU)

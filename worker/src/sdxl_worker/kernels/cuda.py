@@ -6,13 +6,16 @@ Must not know: modules, whether the result is right.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import structlog
 import torch
 from torch import Tensor
 
 from sdxl_worker.kernels.source import CHAINS, CHAINS_PER_BLOCK, NAMES, SOURCE, THREADS, VECTOR
 
+log = structlog.get_logger()
 # Where torch gives each group a whole block of threads; below it sums in another order.
 _LEAST_OF_GROUP = CHAINS
 _MOST_OF_GROUP = 1 << 30
@@ -43,10 +46,7 @@ class CudaKernels:
     def __init__(self, device: torch.device) -> None:
         if torch.cuda.get_device_capability(device) < _CAPABILITY:
             raise RuntimeError("no BF16 on this device")
-        with torch.cuda.device(device):
-            # torch's own way to NVRTC, which comes with it; no compiler is needed.
-            compiled = torch.cuda._compile_kernel
-            self._launch: dict[str, Any] = {name: compiled(SOURCE, name) for name in NAMES}
+        self._launch = _compiled(device)
 
     def __deepcopy__(self, _: Any) -> CudaKernels:
         # What a copied module calls is the same.
@@ -100,6 +100,26 @@ class CudaKernels:
             [x, found, vectors],
         )
         return found
+
+
+def _compiled(device: torch.device) -> dict[str, Any]:
+    """Name → kernel, compiled side by side: each takes half a second of a start, without the
+    interpreter's lock.
+    """
+
+    def one(name: str) -> Any:
+        with torch.cuda.device(device):
+            # Anything at all: it makes the device this thread's, which loading a kernel asks for.
+            torch.zeros(1, device=device)
+            # torch's own way to NVRTC, which comes with it; no compiler is needed.
+            return torch.cuda._compile_kernel(SOURCE, name)
+
+    try:
+        with ThreadPoolExecutor(len(NAMES)) as threads:
+            return dict(zip(NAMES, threads.map(one, NAMES), strict=True))
+    except Exception as error:
+        log.info("kernels_compiled_one_by_one", error=repr(error)[:300])
+        return {name: one(name) for name in NAMES}
 
 
 def _is_plain(tensor: Tensor) -> bool:
