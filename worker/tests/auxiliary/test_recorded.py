@@ -25,6 +25,8 @@ from testkit.worker import SIDE, RunningWorker, photo_like
 pytestmark = pytest.mark.process
 
 PICTURE = photo_like(SIDE)
+# Wish → what the model draws eagerly, the same each time.
+EAGER: dict[str, bytes] = {}
 URL = {"url": "https://pictures.example.com/one.png"}
 LINES: dict[str, Any] = {"controls": [{"model": "lines", "image": URL}]}
 UNION: dict[str, Any] = {"controls": [{"model": "union", "type": "canny", "image": URL}]}
@@ -58,7 +60,10 @@ class Both:
         for wish in wishes:
             fields |= wish
         found, self.report = drawn(self.drawer, fields)
-        assert found == drawn(self._eager, fields)[0]
+        key = repr(sorted(fields.items()))
+        if key not in EAGER:
+            EAGER[key] = drawn(self._eager, fields)[0]
+        assert found == EAGER[key]
         return found
 
     def of(self, part: str) -> dict[str, int]:
@@ -73,7 +78,7 @@ def both(worker: RunningWorker, items: list[Item]) -> Both:
 
 
 def drawn(drawer: Drawer, fields: dict[str, Any]) -> tuple[bytes, DrawingReport]:
-    values = {"prompt": "a red apple", "steps": 4, "width": SIDE, "height": SIDE, "seed": 5}
+    values = {"prompt": "a red apple", "steps": 2, "width": SIDE, "height": SIDE, "seed": 5}
     run = Run(GenerateRequest(**(values | fields)))
     run.control_pictures = [PICTURE] * len(run.request.controls)
     run.reference_pictures = [PICTURE.rotate(90)] * len(run.request.references)
@@ -83,32 +88,40 @@ def drawn(drawer: Drawer, fields: dict[str, Any]) -> tuple[bytes, DrawingReport]
 
 
 @pytest.mark.parametrize(
-    "wish", [LINES, UNION, SKETCH, BASE, PLUS], ids=["lines", "union", "sketch", "base", "plus"]
+    "wish",
+    [
+        pytest.param(LINES, id="lines"),
+        pytest.param(UNION, id="union", marks=pytest.mark.long),
+        pytest.param(SKETCH, id="sketch", marks=pytest.mark.long),
+        pytest.param(BASE, id="base"),
+        pytest.param(PLUS, id="plus", marks=pytest.mark.long),
+    ],
 )
 def test_each_kind_is_drawn_from_recordings_by_the_same_bytes(
     both: Both, wish: dict[str, Any]
 ) -> None:
     free = both.draw()
     assert both.draw(wish) != free
-    assert (both.report.steps_captured, both.report.steps_replayed) == (1, 3)
+    assert (both.report.steps_captured, both.report.steps_replayed) == (1, 1)
     both.draw(wish, prompt="a blue pear", seed=6)
-    assert (both.report.steps_captured, both.report.steps_replayed) == (0, 4)
+    assert (both.report.steps_captured, both.report.steps_replayed) == (0, 2)
     assert both.draw() == free
-    assert both.report.steps_replayed == 4
+    assert both.report.steps_replayed == 2
 
 
 def test_a_control_network_is_recorded_once_for_all_its_scales(both: Both) -> None:
     control = LINES["controls"][0]
     both.draw(LINES)
-    assert both.of("control") == {"captured": 1, "replayed": 3}
+    assert both.of("control") == {"captured": 1, "replayed": 1}
     both.draw(controls=[control | {"scale": 0.3}])
-    assert both.of("control") == {"replayed": 4}
+    assert both.of("control") == {"replayed": 2}
     # Not called at steps that it does not hold.
     both.draw(controls=[control | {"end": 0.5}])
-    assert both.of("control") == {"replayed": 2}
+    assert both.of("control") == {"replayed": 1}
     assert both.report.steps_eager == 0
 
 
+@pytest.mark.long
 def test_adapters_are_told_apart_and_so_are_their_scales(both: Both) -> None:
     """The control of the key: each of these is another picture, and none draws the other's."""
     one = BASE["references"][0]
@@ -139,11 +152,11 @@ def test_what_is_let_go_takes_its_recordings_along(
         cramped.draw(wish)
         assert cramped.report.steps_eager == 0
     assert cramped.draw(LINES) == lines
-    assert cramped.of("control") == {"replayed": 4}
+    assert cramped.of("control") == {"replayed": 2}
     cramped.shelf.clear()
     assert len(cramped.static) < held
     assert cramped.draw(LINES) == lines
-    assert cramped.of("control") == {"captured": 1, "replayed": 3}
+    assert cramped.of("control") == {"captured": 1, "replayed": 1}
 
 
 @pytest.mark.parametrize(
