@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import eight_bits, exactness, features, inputs, processes
+from benchmarks.gpu_check import eight_bits, exactness, features, fetching, inputs, processes
 from benchmarks.gpu_check.inputs import KINDS, LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.report import AIMS, LEAST, Report
 from benchmarks.gpu_check.service import Service, fresh, lora_server
@@ -118,6 +118,14 @@ def test_a_cached_lora_is_timed_alone_and_beside_others(worker: Service, files: 
     assert rows["fetched_meanwhile"] == 4
     assert rows["fetched_to_applied_ms"] > 0
     assert rows["drawing"]["eager_because"] == {"no_gpu": 1}
+
+
+def test_a_file_is_fetched_beside_another_client_and_is_the_same() -> None:
+    rows = fetching.rows(5 << 20, 1)
+    assert rows["same_hash"]
+    for count in ("alone", "4_at_once"):
+        assert rows[f"ours_{count}_loop_ms"] > 0
+        assert rows[f"peer_times_ours_{count}"] > 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A certificate of this computer's own address, for clients that insist on https."""
+"""Certificates of this computer's own, for clients that insist on https."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.models.base import utc_now
-
+_HERE = "127.0.0.1"
 _HEAD = re.compile(rb"\A((?:GET|POST|PUT) [^\r\n]* HTTP/1\.1\r\n)")
 
 
-def own_certificate(folder: Path) -> Path:
-    """A certificate of 127.0.0.1 with its key, in one file below `folder`."""
+def own_certificate(folder: Path, host: str | None = None) -> Path:
+    """A certificate of the name `host`, or else of 127.0.0.1, signed by itself; with its key, in
+    one file below `folder`.
+    """
+    now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host or _HERE)])
+    subject = x509.DNSName(host) if host else x509.IPAddress(ipaddress.ip_address(_HERE))
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(utc_now() - timedelta(hours=1))
-        .not_valid_after(utc_now() + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([subject]), critical=False)
         .sign(key, hashes.SHA256())
     )
     path = folder / "own.pem"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import http.client
 import ipaddress
 import random
@@ -17,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from sdxl_contract.errors import LoraDownloadFailed
 from sdxl_worker.fetching import connection
 from sdxl_worker.fetching.connection import Connections
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.fetching.exchange import Asked, Exchange
+from testkit.clients.certificates import own_certificate
 from testkit.worker import FileServer
 
 pytestmark = pytest.mark.process
@@ -97,44 +93,20 @@ async def reason(fetching: Fetcher, url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of `NAME`, signed by itself; and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder / "cert.pem", folder / "key.pem"
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return own_certificate(tmp_path_factory.mktemp("tls"), NAME)
 
 
 @pytest.fixture
-def server_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+def server_tls(certificate: Path) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.load_cert_chain(*certificate)
+    made.load_cert_chain(certificate)
     return made
 
 
 @pytest.fixture
-def trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    context = ssl.create_default_context(cafile=certificate[0])
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.create_default_context(cafile=certificate)
     monkeypatch.setattr(connection, "_tls", lambda: context)
 
 
@@ -153,14 +125,14 @@ async def test_an_encrypted_file_arrives_whole_and_the_server_hears_its_name(
 async def test_a_certificate_of_another_name_or_of_nobody_is_refused(
     fetcher: Fetcher,
     server_tls: ssl.SSLContext,
-    certificate: tuple[Path, Path],
+    certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[bytes] = []
     with listening(lambda connected: heard.append(connected.recv(99)), server_tls) as port:
         url = f"https://{NAME}:{port}/x?secret"
         assert await reason(fetcher, url) == "unreachable"  # nobody's, as far as the system knows
-        context = ssl.create_default_context(cafile=certificate[0])
+        context = ssl.create_default_context(cafile=certificate)
         monkeypatch.setattr(connection, "_tls", lambda: context)
         assert await reason(fetcher, url.replace(NAME, "other.example")) == "unreachable"
         assert await reason(fetcher, url.replace("https", "http")) == "unreachable"

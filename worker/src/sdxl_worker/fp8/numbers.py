@@ -56,6 +56,7 @@ def product(
     *,
     by_rows: bool,
     dtype: torch.dtype,
+    in_float32: bool = False,
 ) -> Tensor:
     """(M, N) of `dtype`: `left` (M, K) times `right` (N, K) transposed, each with its scales.
 
@@ -65,7 +66,11 @@ def product(
         left_scale, right_scale: float32 (M, 1) and (1, N).
         by_rows: whether the device's product takes scales of rows itself; else they are multiplied
             in afterwards, which rounds once more.
+        in_float32: multiply the same operands without torch's product of 8 bits: to measure on a
+            CPU what 8 bits change, where that one takes minutes a picture on some processors.
     """
+    if in_float32:
+        return (left.float() @ right.t().float() * left_scale * right_scale).to(dtype)
     if by_rows:
         return torch._scaled_mm(
             left,
@@ -80,21 +85,6 @@ def product(
         left, right.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True
     )
     return (rough.float() * left_scale * right_scale).to(dtype)
-
-
-def product_in_float32(
-    left: Tensor,
-    left_scale: Tensor,
-    right: Tensor,
-    right_scale: Tensor,
-    *,
-    by_rows: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    """As `product`, of the same operands, without torch's product of 8 bits: to measure on a CPU
-    what 8 bits change, where that one takes minutes a picture on some processors.
-    """
-    return (left.float() @ right.t().float() * left_scale * right_scale).to(dtype)
 
 
 def multiplies_by_rows(

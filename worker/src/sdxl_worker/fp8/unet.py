@@ -14,14 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdxl_worker.fp8.numbers import (
-    E4M3,
-    MULTIPLE,
-    product,
-    product_in_float32,
-    quantised,
-    row_scales,
-)
+from sdxl_worker.fp8.numbers import E4M3, MULTIPLE, product, quantised, row_scales
 
 _ENTRANCES = ("proj_in", "proj_out")
 # Of text: a hundredth of the work, and what the picture listens to.
@@ -63,8 +56,15 @@ class Fp8Linear(nn.Module):
         """(..., K) → (..., N)."""
         # The product takes rows that lie in a row, which a transposed picture's do not.
         rows, scale = quantised(x.reshape(-1, x.shape[-1]).contiguous())
-        multiply = product if x.is_cuda else product_in_float32
-        found = multiply(rows, scale, self.weight8, self.scale, by_rows=self.by_rows, dtype=x.dtype)
+        found = product(
+            rows,
+            scale,
+            self.weight8,
+            self.scale,
+            by_rows=self.by_rows,
+            dtype=x.dtype,
+            in_float32=not x.is_cuda,
+        )
         # Not within the product: what follows it is one kernel with it once compiled.
         if self.bias is not None:
             found = found + self.bias
