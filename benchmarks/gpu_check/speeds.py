@@ -84,7 +84,9 @@ class Ours:
             self.ready.model.device,
             uploads,
             data,
-            lambda: parse_lora(data, targets, sha256=sha256, given_away=True),
+            lambda there: parse_lora(
+                data, targets, sha256=sha256, given_away=True, elsewhere=there
+            ),
         )
 
     def draw_with(self, path: Path) -> bytes:

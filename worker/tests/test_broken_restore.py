@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from sdxl_worker.bits import copy_checked
 from sdxl_worker.lora import LoraPatcher, RestoreReport
-from sdxl_worker.lora.bits import copy_checked
 from testkit.worker import (
     SIDE,
     Borrowing,

@@ -29,11 +29,11 @@ from sdxl_worker.auxiliary.adapters import ADAPTER
 from sdxl_worker.auxiliary.provided import CONTROL, UPSCALER
 from sdxl_worker.auxiliary.shelf import Shelf
 from sdxl_worker.auxiliary.upscaler_networks import Compact
+from sdxl_worker.bits import copy_checked
 from sdxl_worker.drawing.drawer import Drawer
 from sdxl_worker.drawing.model_calls import ModelCalls
 from sdxl_worker.engine import Engine
 from sdxl_worker.lora import LoraPatcher, ModelCorrupted
-from sdxl_worker.lora.bits import copy_checked
 from testkit.auxiliary.adapters import adapters_folder
 from testkit.auxiliary.controls import controls_folder
 from testkit.auxiliary.mixed import Trouble, all_kinds

@@ -171,7 +171,7 @@ def test_a_file_s_bytes_are_on_their_way_while_it_is_read(
         torch.device("cpu"),
         uploads,
         data,
-        lambda: parse_lora(data, model.targets(), given_away=True),
+        lambda there: parse_lora(data, model.targets(), given_away=True, elsewhere=there),
     )
     # The whole buffer, once.
     assert [name.startswith("upload") for name in threads] == [aligned]
@@ -188,7 +188,7 @@ def test_a_file_that_is_refused_or_has_no_room_is_told_as_ever(
     uploads = Uploads(torch.device("cpu"))
     data = bytearray((8).to_bytes(8, "little") + b"{}      " + bytes(16))
 
-    def refused() -> ParsedLora:
+    def refused(_: Any) -> ParsedLora:
         raise LoraLoadFailed("no LoRA")
 
     with pytest.raises(LoraLoadFailed, match="no LoRA"):
@@ -198,7 +198,7 @@ def test_a_file_that_is_refused_or_has_no_room_is_told_as_ever(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(uploads, "staged", full)
-    assert parsed_onto(torch.device("cpu"), uploads, data, lambda: lora) is lora
+    assert parsed_onto(torch.device("cpu"), uploads, data, lambda _: lora) is lora
 
 
 class Event:

@@ -135,7 +135,10 @@ def test_a_lora_whose_bytes_are_given_away_is_the_same_on_the_gpu(
     expected = parse_lora(data, targets)
     there = bytearray(data)
     found = parsed_onto(
-        DEVICE, Uploads(DEVICE), there, lambda: parse_lora(there, targets, given_away=True)
+        DEVICE,
+        Uploads(DEVICE),
+        there,
+        lambda elsewhere: parse_lora(there, targets, given_away=True, elsewhere=elsewhere),
     )
     # The file's own memory is not needed any more.
     there[:] = bytes(len(there))

@@ -55,6 +55,7 @@ class LayerTensors:
 class LoraLayout:
     """What a file changes: full module name → its tensors. `strays` are keys of no layer."""
 
+    header: SafetensorsHeader
     layers: dict[str, LayerTensors]
     strays: list[str]
     format: str
@@ -89,7 +90,6 @@ def lay_out(
     Raises:
         LoraLoadFailed: the file is no LoRA, one for another model, or misfits in any layer.
     """
-    refuse_foreign(header)
     layers: dict[str, _Gathered] = {}
     styles: set[str] = set()
     namings: set[str] = set()
@@ -98,6 +98,9 @@ def lay_out(
     spelling = {key: spell(key) for key in header.tensors}
     # Each stem once: it has several tensors.
     named = {one.stem: key_map.resolve(one.stem) for one in spelling.values() if one is not None}
+    if None in spelling.values() or None in named.values():
+        # Not all of it is a change of this model's layers.
+        refuse_foreign(header)
     passed_over = _passed_over(spelling.values(), named, key_map)
     for key, entry in header.tensors.items():
         spelled = spelling[key]
@@ -131,6 +134,7 @@ def lay_out(
     planned = _plan(header, layers, modules, model_name)
     _read_file_alphas(header, planned)
     return LoraLayout(
+        header=header,
         layers=planned,
         strays=[shown(key) for key in strays],
         format=_format(styles, namings, header.metadata),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
 from typing import Any, NamedTuple, Protocol
 
 from sdxl_contract.errors import LoraLoadFailed
@@ -23,6 +22,7 @@ from sdxl_contract.lora.header_json import split_header
 NAME_MAX_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**31
+MAX_OFFSET = 2**62
 _SNIFF_BYTES = 512
 
 # Bytes per element of the dtypes that are read or recognised.
@@ -153,15 +153,6 @@ def _check(
     return SafetensorsHeader(tensors, metadata, data_start, size)
 
 
-def _is_count(value: Any, low: int, high: int) -> bool:
-    # bool is an int in Python, but not in a header.
-    return type(value) is int and low <= value <= high
-
-
-def _are_offsets(start: Any, end: Any) -> bool:
-    return _is_count(start, 0, 2**62) and _is_count(end, 0, 2**62)
-
-
 def _entry(name: str, fields: Any) -> TensorEntry:
     if not name or len(name) > NAME_MAX_CHARS or not name.isprintable():
         raise load_failed(
@@ -178,14 +169,16 @@ def _entry(name: str, fields: Any) -> TensorEntry:
         raise load_failed(f"'{shown(name)}' has a dtype {said}.", "dtype")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise load_failed(f"'{shown(name)}' has a shape that is not a short list.", "shape")
-    # Written out, here and below: files have thousands of tensors, and generators cost the most.
+    # Written out, here and below: files have thousands of tensors, and calls cost the most. By its
+    # type, since True is an int in Python and not in a header.
+    needed = DTYPE_BYTES[dtype]
     for side in shape:
-        if not _is_count(side, 1, MAX_SIDE):
+        if type(side) is not int or not 1 <= side <= MAX_SIDE:
             raise load_failed(f"'{shown(name)}' has a side that is not a positive number.", "shape")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_offsets(*offsets):
+        needed *= side
+    start, end = offsets if isinstance(offsets, list) and len(offsets) == 2 else (None, None)
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end <= MAX_OFFSET:
         raise load_failed(f"'{shown(name)}' has offsets that are not two numbers.", "offsets")
-    needed = prod(shape) * DTYPE_BYTES[dtype]
-    start, end = offsets
     if end - start != needed:
         raise load_failed(
             f"'{shown(name)}' spans {end - start} bytes, but its shape and dtype need {needed}.",

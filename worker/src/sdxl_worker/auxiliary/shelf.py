@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_contract.errors import ModelLoadFailed
+from sdxl_worker.bits import fingerprint
 from sdxl_worker.lora import ModelCorrupted
-from sdxl_worker.lora.bits import fingerprint
 
 log = structlog.get_logger()
 _CHUNK = 1 << 22

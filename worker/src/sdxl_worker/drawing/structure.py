@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdxl_worker.bits import fingerprint
 from sdxl_worker.lora import ModelCorrupted
-from sdxl_worker.lora.bits import fingerprint
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _TWIN = "unet in 8 bit"

@@ -32,13 +32,14 @@ class Body:
     Attributes:
         data: what has come, or room for all of it where its length is known.
         count: bytes that have come.
+        is_still: whether `data` never moves: of a file whose length is known and not small.
     """
 
     def __init__(self, length: int | None, hashing: Executor) -> None:
-        self._beside = length is not None and length >= _HASHED_BYTES
-        self.data: FileBytes = _room(length or 0) if self._beside else bytearray()
+        self.is_still = length is not None and length >= _HASHED_BYTES
+        self.data: FileBytes = _room(length or 0) if self.is_still else bytearray()
         self._length = length
-        self._scratch = memoryview(bytearray(0 if self._beside else _SCRATCH_BYTES))
+        self._scratch = memoryview(bytearray(0 if self.is_still else _SCRATCH_BYTES))
         self.count = 0
         self._hashing = hashing
         self._digest = hashlib.sha256()
@@ -47,7 +48,7 @@ class Body:
 
     def room(self) -> memoryview:
         """Where what comes next is to be written; none where all has come that was said before."""
-        if self._beside:
+        if self.is_still:
             return memoryview(self.data)[self.count : self.count + _HASHED_BYTES]
         rest = len(self._scratch) if self._length is None else self._length - self.count
         return self._scratch[:rest]
@@ -55,7 +56,7 @@ class Body:
     async def came(self, count: int) -> None:
         """So many bytes were written into `room`."""
         self.count += count
-        if not self._beside:
+        if not self.is_still:
             assert isinstance(self.data, bytearray)
             self.data += self._scratch[:count]
             self._digest.update(self._scratch[:count])
@@ -65,7 +66,7 @@ class Body:
 
     async def sha256(self) -> str:
         """Of all that has come, hex."""
-        if self._beside:
+        if self.is_still:
             await self._hash_on()
             assert self._under_way is not None
             await self._under_way

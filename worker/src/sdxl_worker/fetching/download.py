@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +48,15 @@ class FetchPolicy:
     min_bytes_per_second: int = 64 * 1024
     allow_loopback: bool = False
     allowed_hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Taking:
+    """How a body is taken: as `Fetcher.download` says."""
+
+    share: Share | None
+    max_bytes: int
+    watch: Callable[[memoryview, int], None] | None
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ class Fetcher:
         piece: Piece | None = None,
         share: Share | None = None,
         max_bytes: int | None = None,
+        watch: Callable[[memoryview, int], None] | None = None,
     ) -> Fetched | None:
         """The file behind `url`; None if its server shows that it is the one held already.
 
@@ -146,6 +156,8 @@ class Fetcher:
             piece: of a file that is held: to have that piece is enough.
             share: where the bytes are counted that are read.
             max_bytes: of the file; the policy's unless given.
+            watch: is shown what has come so far of a file whose size, its second argument, is known
+                and not small; what it raises ends the download.
 
         Raises:
             LoraDownloadFailed: for every reason that its docstring lists.
@@ -153,14 +165,15 @@ class Fetcher:
         """
         place = self._connections.look_at(url)
         most = self.policy.max_bytes if max_bytes is None else max_bytes
+        taking = _Taking(share, most, watch)
         taken = share.held if share is not None else 0
         try:
             async with asyncio.timeout(self.policy.timeout_s):
                 try:
-                    fetched = await self._follow(place, etag, piece, share, most)
+                    fetched = await self._follow(place, etag, piece, taking)
                 except _AnotherFile:
                     # Fetch it whole, to say what it is.
-                    fetched = await self._follow(place, None, None, share, most)
+                    fetched = await self._follow(place, None, None, taking)
         except TimeoutError as error:
             raise refused(
                 f"the LoRA's download from {place.host} took longer than "
@@ -235,7 +248,7 @@ class Fetcher:
                 ) from error
 
     async def _follow(
-        self, place: Place, etag: str | None, piece: Piece | None, share: Share | None, most: int
+        self, place: Place, etag: str | None, piece: Piece | None, taking: _Taking
     ) -> Fetched | None:
         """`download` without its deadline: through redirects, each under the whole guard.
 
@@ -251,7 +264,7 @@ class Fetcher:
             from_loopback = address.is_loopback
             async with self._connections.open("GET", place, address, headers) as exchange:
                 if exchange.status not in _REDIRECTS:
-                    return await self._answer(exchange, place, etag, piece, share, most)
+                    return await self._answer(exchange, place, etag, piece, taking)
                 place = self._redirected(exchange, place, hop)
         raise AssertionError("the last redirect is refused")
 
@@ -277,8 +290,7 @@ class Fetcher:
         place: Place,
         etag: str | None,
         piece: Piece | None,
-        share: Share | None,
-        most: int,
+        taking: _Taking,
     ) -> Fetched | None:
         if etag and exchange.status == 304:
             return None
@@ -287,7 +299,7 @@ class Fetcher:
                 return None
             raise _AnotherFile
         await self._check_status(exchange, place)
-        data, digest = await self._read(exchange, place.host, share, most)
+        data, digest = await self._read(exchange, place.host, taking)
         found = exchange.header("etag")
         return Fetched(data, digest, found if _ETAG.fullmatch(found) else None)
 
@@ -321,10 +333,9 @@ class Fetcher:
                 host,
             )
 
-    async def _read(
-        self, exchange: Exchange, host: str, share: Share | None, most: int
-    ) -> tuple[FileBytes, str]:
+    async def _read(self, exchange: Exchange, host: str, taking: _Taking) -> tuple[FileBytes, str]:
         self._check_encoding(exchange, host)
+        share, most = taking.share, taking.max_bytes
         length = exchange.length
         if length is not None and length > most:
             raise self._too_large(host, most)
@@ -337,6 +348,8 @@ class Fetcher:
                 if share is not None:
                     share.take(count)
                 await body.came(count)
+                if taking.watch is not None and length is not None and body.is_still:
+                    taking.watch(memoryview(body.data)[: body.count], length)
                 self._check_speed(body.count, time.monotonic() - started, host)
             if length is not None and body.count != length:
                 raise _cut(host, length, body.count)

@@ -13,11 +13,16 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+from torch import Tensor
+
+from sdxl_contract.lora.layout import LoraLayout
 from sdxl_contract.request import LoraRef
 from sdxl_contract.result import Phase
 from sdxl_contract.routing.object_key import object_key
+from sdxl_worker.fetching.ahead import HeaderAhead
 from sdxl_worker.fetching.body import FileBytes
 from sdxl_worker.fetching.budget import ByteBudget, Share
 from sdxl_worker.fetching.download import Fetcher
@@ -26,6 +31,8 @@ from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, ParsedLora, pars
 from sdxl_worker.run import Run, RunLora
 
 T = TypeVar("T")
+# A file's bytes, and what parses them: it takes what `parse_lora` takes as `elsewhere`.
+Prepare = Callable[[FileBytes, Callable[[Callable[[Tensor], Tensor]], ParsedLora]], ParsedLora]
 _REMEMBERED = 10_000
 _PARSING_THREADS = 4
 
@@ -43,8 +50,8 @@ class LoraSource:
 
     Args:
         targets: the model that the LoRAs must fit.
-        prepare: has a file's bytes parsed, by what it is given, and the LoRA moved to where it is
-            kept, such as the GPU; without it, a LoRA gets memory of its own in the computer.
+        prepare: has a file's bytes parsed, by what it is given, where the LoRA is kept, such as on
+            the GPU; without it, a LoRA gets memory of its own in the computer.
         budget: bytes of files that may be on their way at once; without a bound unless given.
 
     Attributes:
@@ -57,7 +64,7 @@ class LoraSource:
         cache: LoraCache,
         targets: ModelTargets,
         disk: DiskTier | None = None,
-        prepare: Callable[[FileBytes, Callable[[], ParsedLora]], ParsedLora] | None = None,
+        prepare: Prepare | None = None,
         budget: ByteBudget | None = None,
     ) -> None:
         self.budget = budget or ByteBudget(1 << 62)
@@ -139,21 +146,30 @@ class LoraSource:
             proof = self._proofs.get(held.sha256)
             # A piece shows that it is the file with that hash, not that the object is unchanged.
             piece = proof.any_piece() if proof is not None and ref.sha256 is not None else None
-        with run.phase(Phase.DOWNLOAD):
-            fetched = await self._fetcher.download(
-                ref.url, sha256=ref.sha256, etag=etag, piece=piece, share=share
-            )
-        if fetched is None:
-            assert held is not None
-            if held.parsed is not None:
-                return RunLora(ref, held.parsed, "memory")
-            assert held.data is not None
-            return RunLora(ref, await self._parse(held.data, held.sha256, run), "disk")
-        parsed = self._cache.get(fetched.sha256)
-        if parsed is None:
-            parsed = await self._parse(fetched.data, fetched.sha256, run)
-            if self._disk is not None:
-                await asyncio.to_thread(self._disk.put, fetched.sha256, fetched.data)
+        ahead = HeaderAhead(self._parsing, self._targets, tells=ref.sha256 is None)
+        try:
+            with run.phase(Phase.DOWNLOAD):
+                fetched = await self._fetcher.download(
+                    ref.url,
+                    sha256=ref.sha256,
+                    etag=etag,
+                    piece=piece,
+                    share=share,
+                    watch=ahead.came,
+                )
+            if fetched is None:
+                assert held is not None
+                if held.parsed is not None:
+                    return RunLora(ref, held.parsed, "memory")
+                assert held.data is not None
+                return RunLora(ref, await self._parse(held.data, held.sha256, run), "disk")
+            parsed = self._cache.get(fetched.sha256)
+            if parsed is None:
+                parsed = await self._parse(fetched.data, fetched.sha256, run, ahead)
+                if self._disk is not None:
+                    await asyncio.to_thread(self._disk.put, fetched.sha256, fetched.data)
+        finally:
+            ahead.give_up(self.budget)
         self._remember_proof(fetched.sha256, fetched.data)
         if fetched.etag:
             _remember(self._aliases, key, (fetched.etag, fetched.sha256))
@@ -163,17 +179,19 @@ class LoraSource:
         if sha256 not in self._proofs:
             _remember(self._proofs, sha256, Proof.of(data))
 
-    def _read(self, data: FileBytes, sha256: str) -> ParsedLora:
+    def _read(self, data: FileBytes, sha256: str, layout: LoraLayout | None) -> ParsedLora:
         """The LoRA in `data`, which nobody writes to any more, where it is kept."""
+        parse = partial(parse_lora, data, self._targets, sha256=sha256, layout=layout)
         if self._prepare is None:
-            return parse_lora(data, self._targets, sha256=sha256)
-        return self._prepare(
-            data, lambda: parse_lora(data, self._targets, sha256=sha256, given_away=True)
-        )
+            return parse()
+        return self._prepare(data, lambda there: parse(given_away=True, elsewhere=there))
 
-    async def _parse(self, data: FileBytes, sha256: str, run: Run) -> ParsedLora:
+    async def _parse(
+        self, data: FileBytes, sha256: str, run: Run, ahead: HeaderAhead | None = None
+    ) -> ParsedLora:
         with run.phase(Phase.PARSE):
-            reading = self._parsing.submit(self._read, data, sha256)
+            layout = await ahead.layout() if ahead is not None else None
+            reading = self._parsing.submit(self._read, data, sha256, layout)
             try:
                 lora = await asyncio.wrap_future(reading)
             except asyncio.CancelledError:

@@ -13,9 +13,9 @@ import structlog
 import torch
 from torch import Tensor
 
+from sdxl_worker.bits import fingerprint, first_difference
 from sdxl_worker.fp8.unet import Fp8Linear
 from sdxl_worker.lora.arena import Arena
-from sdxl_worker.lora.bits import fingerprint, first_difference
 from sdxl_worker.lora.grouped import Recorder, Recording
 
 log = structlog.get_logger()

@@ -77,47 +77,44 @@ def parsed_onto(
     device: torch.device,
     uploads: Uploads,
     data: bytearray | memoryview,
-    parse: Callable[[], ParsedLora],
+    parse: Callable[[Callable[[Tensor], Tensor]], ParsedLora],
 ) -> ParsedLora:
     """The LoRA that `parse` makes of a file's bytes, which nobody writes to any more, on the GPU;
     in the computer's memory where the GPU has no room.
+
+    Args:
+        parse: gets what `parse_lora` takes as `elsewhere`.
 
     Raises:
         LoraLoadFailed: `parse`'s; then what was copied is given up.
     """
     source = _tensors_of(data)
     begun = None if source is None else uploads.begin(source)
-    lora = parse()
-    if source is None or begun is None:
-        return moved_to(device, uploads, lora)
+    is_there = False
+
+    def elsewhere(row: Tensor) -> Tensor:
+        nonlocal is_there
+        if source is None or begun is None:
+            return row
+        if (row.data_ptr(), row.nbytes) != (source.data_ptr(), source.nbytes):
+            return row
+        try:
+            there = begun.result()
+        except RuntimeError as error:
+            # For one thing, memory: the whole LoRA meets that again, and says so.
+            let_go(error)
+            return row
+        is_there = True
+        return there
+
+    lora = parse(elsewhere)
+    return lora if is_there else moved_to(device, uploads, lora)
+
+
+def moved_to(device: torch.device, uploads: Uploads, lora: ParsedLora) -> ParsedLora:
+    """`lora` on the GPU; as it is where that has no room: the patcher takes it from anywhere."""
     try:
-        there = begun.result()
-    except RuntimeError as error:
-        # For one thing, memory: the whole LoRA meets that again, and says so.
-        let_go(error)
-        return moved_to(device, uploads, lora)
-    lies = source.data_ptr(), source.nbytes
-    return moved_to(
-        device,
-        uploads,
-        lora,
-        lambda row: there if (row.data_ptr(), row.nbytes) == lies else uploads.staged(row),
-    )
-
-
-def moved_to(
-    device: torch.device,
-    uploads: Uploads,
-    lora: ParsedLora,
-    move: Callable[[Tensor], Tensor] | None = None,
-) -> ParsedLora:
-    """`lora` on the GPU; as it is where that has no room: the patcher takes it from anywhere.
-
-    Args:
-        move: bytes in a row → the same on the device; `uploads.staged` unless given.
-    """
-    try:
-        return uploads.run(lambda: lora.to(device, move or uploads.staged), _one_of_each_memory)
+        return uploads.run(lambda: lora.to(device, uploads.staged), _one_of_each_memory)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

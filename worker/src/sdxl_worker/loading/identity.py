@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdxl_worker.lora.bits import fingerprint
+from sdxl_worker.bits import fingerprint
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 

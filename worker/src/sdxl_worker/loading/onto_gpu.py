@@ -15,7 +15,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from sdxl_worker.lora.bits import is_dense
+from sdxl_worker.bits import is_dense
 
 log = structlog.get_logger()
 # Of pinned memory, twice: large enough that a copy pays, small beside what a LoRA takes.

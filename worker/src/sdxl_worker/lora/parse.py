@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -22,25 +23,30 @@ from torch import Tensor
 from sdxl_contract.limits import LORA_MAX_BYTES
 from sdxl_contract.lora.layout import MAX_ALPHA, LayerTensors, LoraLayout, lay_out
 from sdxl_contract.lora.safetensors import (
-    DTYPE_NAMES,
     SafetensorsHeader,
     load_failed,
     read_header,
-    read_header_bytes,
     shown,
 )
 from sdxl_contract.lora.shapes import Algorithm
 from sdxl_contract.lora.spelling import Slot
 from sdxl_contract.result import LoraReport
+from sdxl_worker.lora.contents import (
+    Contents,
+    FileTensors,
+    Typed,
+    are_views,
+    largest_value,
+    numbers_of,
+    read_bytes,
+    read_file,
+)
 from sdxl_worker.lora.keys import ModelTargets
 from sdxl_worker.lora.layers import LayerDelta
 
-_DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
-# Kinds that hardly any operation knows → one that holds each of their values exactly.
-_WIDER = {torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
-
-_CHUNK_BYTES = 1 << 23
-_ALIGNED_BYTES = 8
+# What is one number, and all else.
+_NUMBERS = frozenset({Slot.ALPHA, Slot.SCALAR})
+_VALUES = frozenset(Slot) - _NUMBERS
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,14 @@ class ParsedLora:
         """The same factors on `device`; the file's buffer is moved as one block, by `move` if that
         is given: bytes in a row → the same on the device."""
         move = move or partial(_to, device)
-        moved: dict[int, _Typed] = {}
+        moved: dict[int, Typed] = {}
 
         def there(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
             if key not in moved:
                 whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-                moved[key] = _Typed(move(whole))
+                moved[key] = Typed(move(whole))
             # One call a tensor: files have thousands of them.
             return moved[key][tensor.dtype].as_strided(
                 tensor.shape, tensor.stride(), tensor.storage_offset()
@@ -111,17 +117,16 @@ def _to(device: torch.device | str, whole: Tensor) -> Tensor:
     return whole.to(device, non_blocking=True)
 
 
-class _Typed(dict[torch.dtype, Tensor]):
-    """One buffer of bytes as a row of each dtype that is asked for, as far as whole numbers go."""
+def lay_out_file(beginning: bytes | memoryview, size: int, targets: ModelTargets) -> LoraLayout:
+    """How a file of `size` bytes changes the model, by its header alone.
 
-    def __init__(self, buffer: Tensor) -> None:
-        super().__init__()
-        self._buffer = buffer
+    Args:
+        beginning: what the file begins with, its header at least.
 
-    def __missing__(self, dtype: torch.dtype) -> Tensor:
-        end = self._buffer.numel() // dtype.itemsize * dtype.itemsize
-        self[dtype] = self._buffer[:end].view(dtype)
-        return self[dtype]
+    Raises:
+        LoraLoadFailed: as `parse_lora`, but for the values.
+    """
+    return _fitted(read_header(BytesIO(beginning), size), targets)
 
 
 def parse_lora(
@@ -130,6 +135,8 @@ def parse_lora(
     *,
     sha256: str | None = None,
     given_away: bool = False,
+    layout: LoraLayout | None = None,
+    elsewhere: Callable[[Tensor], Tensor] | None = None,
 ) -> ParsedLora:
     """The LoRA in `data`, checked against `targets`.
 
@@ -139,6 +146,9 @@ def parse_lora(
         given_away: nobody writes to `data` any more: its own memory is used, if it is writable and
             the tensors begin at a multiple of 8 bytes. For what is moved to a GPU next; on a CPU
             the bits of a product may depend on where in memory its factors lie.
+        layout: of this file, by `lay_out_file`, if the caller has it already.
+        elsewhere: bytes in a row, all of the file's tensors → the same there, of which the LoRA is
+            made then, or they themselves. Not called where a tensor has to be converted.
 
     Raises:
         LoraLoadFailed: no safetensors file, no LoRA for this model, a layer that misfits, or a
@@ -155,14 +165,18 @@ def parse_lora(
     # The values are looked at beside everything else.
     with ThreadPoolExecutor(1) as beside:
         contents = (
-            _read_file(data, size, beside)
+            read_file(data, size, beside)
             if isinstance(data, Path)
-            else _read(data, beside, given_away)
+            else read_bytes(data, None if layout is None else layout.header, beside, given_away)
         )
-        layout = lay_out(contents.header, targets.shapes, targets.key_map, "the loaded model")
-        _check_biases(layout, targets)
-        tensors = _tensors(contents.header, contents.buffer, layout)
-        layers = _layers(layout, tensors, contents.largest(), targets)
+        header, buffer = contents.header, contents.buffer
+        layout = layout or _fitted(header, targets)
+        numbers = numbers_of(header, buffer, _keys(layout, without=_VALUES))
+        largest = _largest(layout, contents)
+    if elsewhere is not None and are_views(header, _keys(layout, without=_NUMBERS)):
+        buffer = elsewhere(buffer)
+    tensors = FileTensors(header, buffer)
+    layers = _layers(layout, tensors, numbers, largest, targets)
     return ParsedLora(
         sha256=sha256.lower(),
         layers=layers,
@@ -170,93 +184,24 @@ def parse_lora(
         format=layout.format,
         algorithm=layout.algorithm,
         rank=layout.rank,
-        nbytes=_held_bytes(layers),
+        nbytes=tensors.nbytes,
     )
 
 
-@dataclass(frozen=True)
-class _Contents:
-    """A file in memory.
-
-    Attributes:
-        buffer: all tensors' bytes.
-        looks: the largest absolute value of each piece, on its way; none where dtypes differ.
-    """
-
-    header: SafetensorsHeader
-    buffer: Tensor
-    looks: list[Future[Tensor]]
-
-    def largest(self) -> float | None:
-        """The largest absolute value of all numbers, if they have one dtype and are finite."""
-        if not self.looks:
-            return None
-        largest = float(torch.stack([look.result() for look in self.looks]).amax())
-        return largest if math.isfinite(largest) else None
+def _fitted(header: SafetensorsHeader, targets: ModelTargets) -> LoraLayout:
+    layout = lay_out(header, targets.shapes, targets.key_map, "the loaded model")
+    _check_biases(layout, targets)
+    return layout
 
 
-def _read(
-    data: bytes | bytearray | memoryview, beside: ThreadPoolExecutor, given_away: bool
-) -> _Contents:
-    view = memoryview(data).cast("B")
-    header = read_header_bytes(view)
-    body = view[header.data_start :]
-    if given_away and not view.readonly and header.data_start % _ALIGNED_BYTES == 0:
-        buffer = torch.frombuffer(body, dtype=torch.uint8)
-        return _looked_at(header, buffer, beside, lambda part, start: len(part))
-
-    def copy(part: memoryview, start: int) -> int:
-        part[:] = body[start : start + len(part)]
-        return len(part)
-
-    return _looked_at(header, _own_memory(header), beside, copy)
-
-
-def _read_file(path: Path, size: int, beside: ThreadPoolExecutor) -> _Contents:
-    # Not a map of the file: its bytes must not change after they were checked.
-    with path.open("rb") as file:
-        header = read_header(file, size)
-        return _looked_at(header, _own_memory(header), beside, lambda part, _: file.readinto(part))
-
-
-def _own_memory(header: SafetensorsHeader) -> Tensor:
-    """Where the first tensor lies at an aligned address, whatever the header's length."""
-    return torch.empty(header.size - header.data_start, dtype=torch.uint8)
-
-
-def _looked_at(
-    header: SafetensorsHeader,
-    buffer: Tensor,
-    beside: ThreadPoolExecutor,
-    fill: Callable[[memoryview, int], int],
-) -> _Contents:
-    """The file in `buffer`, each piece looked at while it is in the CPU's cache.
-
-    Args:
-        fill: writes a piece that begins at a byte of the data; how many bytes of it there were.
-    """
-    view = memoryview(buffer.numpy().data)
-    dtype = _only_dtype(header, buffer.numel())
-    looks: list[Future[Tensor]] = []
-    for start in range(0, len(view), _CHUNK_BYTES):
-        part = view[start : start + _CHUNK_BYTES]
-        if fill(part, start) < len(part):
-            raise load_failed("The file became shorter while it was read.", "truncated")
-        if dtype is not None:
-            piece = buffer[start : start + _CHUNK_BYTES]
-            looks.append(beside.submit(_extreme, piece.view(dtype)))
-    return _Contents(header, buffer, looks)
-
-
-def _only_dtype(header: SafetensorsHeader, size: int) -> torch.dtype | None:
-    """The floating dtype of all tensors, alphas and strays included; None if they differ."""
-    dtypes = {entry.dtype for entry in header.tensors.values()}
-    dtype = _DTYPES.get(next(iter(dtypes)))
-    if len(dtypes) > 1 or dtype is None or not dtype.is_floating_point or size % dtype.itemsize:
-        return None
-    if dtype in _WIDER:
-        return None
-    return dtype
+def _keys(layout: LoraLayout, without: Collection[Slot]) -> list[str]:
+    """The keys of all layers' tensors but for those of some slots."""
+    return [
+        key
+        for layer in layout.layers.values()
+        for slot, key in layer.keys.items()
+        if slot not in without
+    ]
 
 
 def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
@@ -268,100 +213,63 @@ def _check_biases(layout: LoraLayout, targets: ModelTargets) -> None:
             )
 
 
-def _tensors(header: SafetensorsHeader, buffer: Tensor, layout: LoraLayout) -> dict[str, Tensor]:
-    """The layout's tensors by key, as views of `buffer`."""
-    tensors = {}
-    whole = _Typed(buffer)
-    for layer in layout.layers.values():
-        for key in layer.keys.values():
-            name, shape, start, end = header.tensors[key]
-            dtype = _DTYPES.get(name)
-            if dtype is None:
-                raise load_failed(f"'{shown(key)}' is {name}.", "dtype")
-            if dtype in _WIDER or start % dtype.itemsize:
-                part = buffer[start:end].clone()
-                tensors[key] = part.view(dtype).to(_WIDER.get(dtype, dtype)).view(shape)
-                continue
-            # One call a tensor instead of three: files have thousands of them.
-            tensors[key] = whole[dtype].as_strided(shape, _strides(shape), start // dtype.itemsize)
-    return tensors
-
-
-def _held_bytes(layers: dict[str, LayerDelta]) -> int:
-    """Memory that the factors keep alive: mostly the file's buffer, once."""
-    storages = {
-        storage.data_ptr(): storage.nbytes()
-        for layer in layers.values()
-        for storage in (tensor.untyped_storage() for tensor in layer.tensors.values())
-    }
-    return sum(storages.values())
-
-
-@lru_cache(1024)
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor, in elements."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
 def _layers(
     layout: LoraLayout,
-    tensors: dict[str, Tensor],
-    largest_of_all: float | None,
+    tensors: FileTensors,
+    numbers: dict[str, float],
+    largest: dict[str, float],
     targets: ModelTargets,
 ) -> dict[str, LayerDelta]:
-    factors = {
-        key: tensors[key]
-        for layer in layout.layers.values()
-        for slot, key in layer.keys.items()
-        if slot is not Slot.ALPHA
-    }
-    if largest_of_all is None:
-        # Several dtypes; or a value that is not finite, which may be a stray's or an unused α's.
-        largest = _largest_of_each(factors)
-    else:
-        largest = dict.fromkeys(factors, largest_of_all)
     layers = {}
     for name, layer in layout.layers.items():
-        factor = _factor(name, layer, tensors)
-        by_slot = {slot: tensors[key] for slot, key in layer.keys.items()}
-        by_slot.pop(Slot.ALPHA, None)
-        scalar = by_slot.pop(Slot.SCALAR, None)
-        if scalar is not None:
-            factor *= float(scalar.item())
+        factor = _factor(name, layer, numbers)
+        if Slot.SCALAR in layer.keys:
+            factor *= numbers[layer.keys[Slot.SCALAR]]
         layers[name] = LayerDelta(
             name=name,
             weight_shape=targets.shapes[name],
             plan=layer.plan,
-            tensors=by_slot,
+            tensors={
+                slot: tensors[key] for slot, key in layer.keys.items() if slot not in _NUMBERS
+            },
             factor=factor,
             bound=_bound(layer, largest, factor),
         )
     return layers
 
 
+def _largest(layout: LoraLayout, contents: Contents) -> dict[str, float]:
+    """No value of a factor is larger in size, by key.
+
+    Raises:
+        LoraLoadFailed: a factor is not finite.
+    """
+    keys = _keys(layout, without={Slot.ALPHA})
+    largest_of_all = contents.largest()
+    if largest_of_all is not None:
+        return dict.fromkeys(keys, largest_of_all)
+    # Several dtypes; or a value that is not finite, which may be a stray's or an unused α's.
+    tensors = FileTensors(layout.header, contents.buffer)
+    return _largest_of_each({key: tensors[key] for key in keys})
+
+
 def _largest_of_each(factors: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute value of each tensor; refuses NaN and infinity."""
     largest: dict[str, float] = {}
     for key, tensor in factors.items():
-        largest[key] = float(_extreme(tensor))
+        largest[key] = float(largest_value(tensor))
         if not math.isfinite(largest[key]):
             raise load_failed(f"'{shown(key)}' holds NaN or infinity.", "not_finite")
     return largest
 
 
-def _extreme(tensor: Tensor) -> Tensor:
-    # NaN wins over every number.
-    low, high = torch.aminmax(tensor)
-    return torch.maximum(low.abs(), high.abs()).float()
-
-
-def _factor(name: str, layer: LayerTensors, tensors: dict[str, Tensor]) -> float:
+def _factor(name: str, layer: LayerTensors, numbers: dict[str, float]) -> float:
     """α / rank; 1 without an α, and where nothing is low-rank (LyCORIS ignores α there)."""
     if layer.plan.rank == 0 or layer.plan.algorithm in (Algorithm.FULL, Algorithm.BIAS):
         return 1.0
     alpha = layer.file_alpha
     if Slot.ALPHA in layer.keys:
-        alpha = float(tensors[layer.keys[Slot.ALPHA]].item())
+        alpha = numbers[layer.keys[Slot.ALPHA]]
     if alpha is None:
         return 1.0
     if not math.isfinite(alpha) or abs(alpha) > MAX_ALPHA:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from sdxl_contract.lora.safetensors import load_failed
 from sdxl_contract.result import Phase
+from sdxl_worker.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.arena import Arena, fits_arena
-from sdxl_worker.lora.bits import copy_checked, fingerprint, first_difference
 from sdxl_worker.lora.grouped import GroupedWrites, Recorder
 from sdxl_worker.lora.identities import Identities
 from sdxl_worker.lora.keys import ModelTargets

@@ -7,8 +7,8 @@ import ctypes
 import pytest
 import torch
 
-from sdxl_worker.lora import bits
-from sdxl_worker.lora.bits import (
+from sdxl_worker import bits
+from sdxl_worker.bits import (
     as_bits,
     copy_checked,
     fingerprint,
