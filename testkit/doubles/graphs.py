@@ -100,6 +100,8 @@ class CudaDouble:
         underway: pools that the allocator believes to be captured in.
         counts: how many graphs each pool holds.
         log: what was done in order.
+        workspace: cuBLAS' on the recording stream; None: the next use makes one.
+        freed: workspaces that are nobody's any more.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,18 +109,23 @@ class CudaDouble:
         self.underway: list[Any] = []
         self.counts: dict[Any, int] = {}
         self.log: list[str] = []
+        self.workspace: object | None = object()
+        self.freed: list[object] = []
         self._handles = iter(range(1, 1000))
         double = self
 
         class Graph:
             pool: Any = None
             ended = False
+            workspace: object = None
 
             def replay(self) -> None:
                 double.log.append("replay")
 
             def reset(self) -> None:
                 if self.ended:
+                    # As torch does from 2.12 on, whoever else writes there.
+                    double.clear_workspaces()
                     double.release(0, self.pool)
                     self.ended = False
 
@@ -134,6 +141,7 @@ class CudaDouble:
                 if count == 0:
                     raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
                 double.counts[self.graph.pool] = (count or 0) + 1
+                double.workspace = self.graph.workspace = double.workspace or object()
                 double.underway.append(self.graph.pool)
 
             def __exit__(self, *_: object) -> None:
@@ -164,10 +172,18 @@ class CudaDouble:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+        monkeypatch.setattr(
+            torch._C, "_cuda_clearCublasWorkspaces", self.clear_workspaces, raising=False
+        )
 
     def empty_cache(self) -> None:
         if self.underway:
             raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def clear_workspaces(self) -> None:
+        if self.workspace is not None:
+            self.freed.append(self.workspace)
+        self.workspace = None
 
     def end(self, device: int, pool: Any) -> None:
         if pool not in self.underway:

@@ -310,7 +310,7 @@ class Engine:
 
         @contextmanager
         def phase(phase: Phase) -> Iterator[None]:
-            with run.phase(phase), self._memory_guard(run, ready):
+            with run.phase(phase), self._memory_guard(run, ready, on_lane=True):
                 yield
 
         def restored(report: RestoreReport) -> None:
@@ -330,7 +330,7 @@ class Engine:
                     restored=restored,
                 ) as swap,
                 # Inside: a restore needs some memory itself.
-                self._memory_guard(run, ready),
+                self._memory_guard(run, ready, on_lane=True),
             ):
                 self.metrics.swaps.labels(swap.kind.value).inc()
                 return ready.drawer.draw(run)
@@ -357,16 +357,23 @@ class Engine:
         self._seconds_per_request = seconds if first else known + 0.2 * (seconds - known)
 
     @contextmanager
-    def _memory_guard(self, run: Run, ready: Assembly) -> Iterator[None]:
-        """Frees what can be freed when memory runs out, and names what needs less of it."""
+    def _memory_guard(self, run: Run, ready: Assembly, *, on_lane: bool = False) -> Iterator[None]:
+        """Frees what can be freed when memory runs out, and names what needs less of it.
+
+        Args:
+            on_lane: whether the block is the lane's: what another request may be drawing with is
+                left alone elsewhere.
+        """
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             ready.cache.clear()
-            ready.shelf.clear()
             let_go(error)
+            if on_lane:
+                ready.shelf.clear()
+                ready.drawer.drop_recordings()
             raise too_little_for(run.request, ready.limits, run.size(ready.limits)) from error
 
 

@@ -64,6 +64,29 @@ def test_what_a_failed_capture_leaves_behind_in_torch_is_what_the_double_shows(
     assert called(calls, 2) == [("eager", "capture_failed")]
 
 
+def workspaces(cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> tuple[object, list[object]]:
+    """What the second of two recordings writes into, and what is free once the first is gone."""
+    recorder = CudaRecorder(DEVICE)
+    one, other = (recorder.record(lambda: torch.zeros(1), "kept") for _ in range(2))
+    cuda.freed.clear()
+    one.discard()
+    return other._graph.workspace, cuda.freed  # type: ignore[union-attr]
+
+
+def test_what_a_recording_writes_into_stays_when_another_is_discarded(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS has one workspace for each stream, and torch frees that with any graph's end."""
+    used, freed = workspaces(cuda, monkeypatch)
+    assert used is not None
+    assert used not in freed
+    # Control: as it is by itself.
+    monkeypatch.setattr("sdxl_worker.graphs.cuda._free_workspaces", lambda: None)
+    cuda.workspace = object()
+    used, freed = workspaces(cuda, monkeypatch)
+    assert used in freed
+
+
 def test_memory_that_runs_out_in_a_capture_is_no_failed_capture(cuda: CudaDouble) -> None:
     runs: list[int] = []
 

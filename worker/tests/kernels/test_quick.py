@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import cpp_extension
 
+from sdxl_worker.kernels import cuda as cuda_kernels
 from sdxl_worker.kernels import modules as modules_
 from sdxl_worker.kernels.cuda import CudaKernels
 from sdxl_worker.kernels.modules import (
@@ -206,11 +209,16 @@ def test_kernels_are_compiled_side_by_side_or_else_one_by_one(
         if not in_threads and here != threading.main_thread().ident:
             raise RuntimeError("invalid device context")
         threads[name] = here
+        # torch's compiler looks for a toolkit, and raises where there is none.
+        cpp_extension.include_paths("cuda")
         return name
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    with pytest.raises(OSError, match="CUDA_HOME"):
+        cpp_extension.include_paths("cuda")
     assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
     assert (threading.main_thread().ident in threads.values()) is not in_threads
 
@@ -220,3 +228,39 @@ def test_kernels_are_compiled_side_by_side_or_else_one_by_one(
     monkeypatch.setattr(torch.cuda, "_compile_kernel", broken)
     with pytest.raises(RuntimeError, match="NVRTC"):
         CudaKernels(CPU)
+    assert cpp_extension.CUDA_HOME is None
+
+
+@pytest.mark.parametrize("room", ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "torch/lib"])
+def test_the_compiler_that_came_with_torch_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: str
+) -> None:
+    loaded: list[str] = []
+    for name in ("libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc-builtins.so.13.0"):
+        (tmp_path / room).mkdir(parents=True, exist_ok=True)
+        (tmp_path / room / name).touch()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("ctypes.CDLL", lambda name, mode: loaded.append(name))
+    cuda_kernels._load_nvrtc()
+    assert loaded == [str(tmp_path / room / "libnvrtc.so.13")]
+
+
+def test_too_little_memory_to_compare_says_nothing_of_a_kernel() -> None:
+    class Short(TorchKernels):
+        short = True
+
+        def geglu(self, x: Tensor) -> Tensor | None:
+            if self.short:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().geglu(x)
+
+    kernels = Short()
+    modules, one = layers(), quick(kernels)
+    quicken([modules], one)
+    x = torch.randn(2, 6, 16)
+    for short in (True, False, False):
+        kernels.short = short
+        assert torch.equal(modules["feed"](x), layers()["feed"](x))
+    assert one.off == {}
+    assert kernels.calls == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -143,6 +144,34 @@ def test_a_lora_for_which_the_gpu_has_no_room_is_out_of_memory_too(
     assert ask(worker, lora_url=url).status_code == 200
 
 
+def test_what_another_request_draws_with_is_let_go_of_on_its_own_thread_alone(
+    worker: RunningWorker, files: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = worker.engine._ready
+    assert ready is not None
+    freed: list[tuple[str, bool]] = []
+
+    def noted(what: str) -> Any:
+        return lambda *_: freed.append((what, threading.current_thread().name.startswith("lane")))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ready.shelf, "clear", noted("networks"))
+    monkeypatch.setattr(ready.drawer, "drop_recordings", noted("recordings"))
+    url = lora_url(worker, files)
+    with monkeypatch.context() as patch:
+        patch.setattr(ready.source, "_prepare", full)
+        # Not one that the cache has.
+        ready.cache.clear()
+        assert ask(worker, lora_url=url).status_code == 507
+    assert freed == []
+    with monkeypatch.context() as patch:
+        patch.setattr("sdxl_worker.drawing.drawer.Drawer._denoise", full)
+        assert ask(worker).status_code == 507
+    assert freed == [("networks", True), ("recordings", True)]
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -216,7 +245,7 @@ def test_a_small_gpu_leaves_the_pristine_copy_and_the_loras_on_the_cpu(
     lora: Any = SimpleNamespace(to=lambda device, _: moved.append(device))
     prepare = ready.source._prepare
     if prepare is not None:
-        prepare(bytearray(9), lambda: lora)
+        prepare(bytearray(9), lambda _: lora)
 
     assert placed == [expected]
     assert moved == ([torch.device("cuda")] if roomy else [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +154,52 @@ def test_a_set_that_comes_again_is_recorded_and_only_so_many_are_kept(bulk: None
     patcher.drop_operands()
     use(0)
     assert len(recorder.made) == 2
+
+
+def test_the_second_try_has_the_memory_of_the_first(
+    bulk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    patcher = LoraPatcher(targets, operand_bytes=1 << 30)
+    patcher.apply([(parsed(model, targets), 0.8)])
+    first: list[weakref.ref[Tensor]] = []
+    errors = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal memory access")]
+
+    def short(*given: Any) -> Any:
+        if first:
+            assert first[-1]() is None
+            return prepare(*given)
+        operands = torch.zeros(1000)
+        first.append(weakref.ref(operands))
+        raise errors[0]
+
+    monkeypatch.setattr("sdxl_worker.lora.grouped.prepare", short)
+    gc.collect()
+    gc.disable()
+    try:
+        patcher.apply([(parsed(model, targets, seed=1), 0.8)])
+    finally:
+        gc.enable()
+    assert len(first) == 1
+    # Any other error is no want of memory: it is not tried again.
+    first.clear()
+    errors.pop(0)
+    with pytest.raises(RuntimeError, match="illegal"):
+        patcher.apply([(parsed(model, targets, seed=2), 0.8)])
+
+
+def test_on_a_gpu_the_processor_s_threads_are_not_asked_for_nothing(
+    bulk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    patcher = LoraPatcher(targets)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(patcher._cores, "each", lambda _, names: asked.append(names))
+    patcher.apply([(parsed(model, targets), 0.8)])
+    # All of it is written in bulk.
+    assert [] not in asked
 
 
 def test_without_a_budget_nothing_is_kept(bulk: None) -> None:

@@ -114,6 +114,10 @@ class Drawer:
         """Memory of the recorded calls."""
         return self._calls.static.nbytes
 
+    def drop_recordings(self) -> None:
+        """Give up what only makes drawing faster: when memory is short."""
+        self._calls.static.drop_all()
+
     @torch.no_grad()
     def draw(self, run: Run) -> list[Drawn]:
         """The pictures that `run` asks for; stops wherever the run must.

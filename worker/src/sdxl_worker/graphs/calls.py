@@ -136,6 +136,9 @@ class StaticCalls:
         self._without = without
         self._guests_max = guests_max
         self._held: OrderedDict[_Key, _Held] = OrderedDict()
+        # Kept beside them: whoever scrapes metrics asks from another thread, and to walk through
+        # them while they change their order fails.
+        self._nbytes = 0
         # Recorded while warming, and so kept again if they were given up.
         self._usual: set[_Key] = set()
         self._refused: dict[_Key, _Refusal] = {}
@@ -180,6 +183,7 @@ class StaticCalls:
         for held in self._held.values():
             held.recording.discard()
         self._held.clear()
+        self._nbytes = 0
         self._more_to_drop()
         if self._recorder is not None:
             for pool in ("kept", "guests"):
@@ -203,8 +207,7 @@ class StaticCalls:
     @property
     def nbytes(self) -> int:
         """Memory of all recordings, kept ones and guests."""
-        # A copy: whoever scrapes metrics asks from another thread.
-        return sum(held.recording.nbytes for held in tuple(self._held.values()))
+        return self._nbytes
 
     def __len__(self) -> int:
         return len(self._held)
@@ -319,6 +322,7 @@ class StaticCalls:
             recording.discard()
             return Why.DIFFERS
         self._held[key] = _Held(tensors_of(fixed), recording, kept, of)
+        self._nbytes += recording.nbytes
         return None
 
     def _guests(self) -> int:
@@ -328,7 +332,9 @@ class StaticCalls:
         return sum(held.recording.nbytes for held in self._held.values() if not held.kept)
 
     def _drop(self, key: _Key) -> None:
-        self._held.pop(key).recording.discard()
+        dropped = self._held.pop(key).recording
+        self._nbytes -= dropped.nbytes
+        dropped.discard()
 
     def _drop_guests(self, recorder: Recorder) -> None:
         for key in [key for key, held in self._held.items() if not held.kept]:

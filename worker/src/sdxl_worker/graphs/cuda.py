@@ -117,6 +117,9 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         if pool not in self._pools:
             self._pools[pool] = _Pool(torch.cuda.graph_pool_handle())
+        # Else the graph would write into one that all recordings share, and that torch frees with
+        # the first of them that is discarded.
+        _free_workspaces()
         try:
             with torch.cuda.graph(
                 graph,
@@ -128,6 +131,9 @@ class CudaRecorder:
         except BaseException:
             self._break_off(graph, self._pools.pop(pool))
             raise
+        finally:
+            # Its own, in its pool, is not for others.
+            _free_workspaces()
         return graph, output
 
     def _break_off(self, graph: torch.cuda.CUDAGraph, pool: _Pool) -> None:
@@ -151,6 +157,12 @@ class CudaRecorder:
         pool.held -= 1
         if pool.held == 0 and self._pools.get(name) is pool:
             del self._pools[name]
+
+
+def _free_workspaces() -> None:
+    """Those of cuBLAS, which takes one for each stream and keeps it; no work may be queued."""
+    # No public name; torch's own trees of graphs do the same.
+    getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
 
 
 class Pace:

@@ -6,7 +6,11 @@ Must not know: modules, whether the result is right.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -107,6 +111,8 @@ def _compiled(device: torch.device) -> dict[str, Any]:
     interpreter's lock.
     """
 
+    _load_nvrtc()
+
     def one(name: str) -> Any:
         with torch.cuda.device(device):
             # Anything at all: it makes the device this thread's, which loading a kernel asks for.
@@ -114,12 +120,41 @@ def _compiled(device: torch.device) -> dict[str, Any]:
             # torch's own way to NVRTC, which comes with it; no compiler is needed.
             return torch.cuda._compile_kernel(SOURCE, name)
 
+    with _without_toolkit():
+        try:
+            with ThreadPoolExecutor(len(NAMES)) as threads:
+                return dict(zip(NAMES, threads.map(one, NAMES), strict=True))
+        except Exception as error:
+            log.info("kernels_compiled_one_by_one", error=repr(error)[:300])
+            return {name: one(name) for name in NAMES}
+
+
+@contextmanager
+def _without_toolkit() -> Iterator[None]:
+    """torch asks for the headers of a CUDA toolkit, which no image of ours holds and the source
+    does not include: without this it compiles nothing where there is none."""
+    from torch.utils import cpp_extension
+
+    held = cpp_extension.CUDA_HOME
+    # Whose headers torch never names.
+    cpp_extension.CUDA_HOME = held or "/usr"
     try:
-        with ThreadPoolExecutor(len(NAMES)) as threads:
-            return dict(zip(NAMES, threads.map(one, NAMES), strict=True))
-    except Exception as error:
-        log.info("kernels_compiled_one_by_one", error=repr(error)[:300])
-        return {name: one(name) for name in NAMES}
+        yield
+    finally:
+        cpp_extension.CUDA_HOME = held
+
+
+def _load_nvrtc() -> None:
+    """Load the NVRTC that came with torch: it is looked for by its bare name, and found by that
+    once it is loaded."""
+    version = (torch.version.cuda or "").partition(".")[0]
+    packages = Path(torch.__file__).parents[1]
+    for room in (packages / "torch" / "lib", *sorted(packages.glob("nvidia/*/lib"))):
+        for library in sorted(room.glob(f"libnvrtc.so.{version or '*'}")):
+            # Another one may be loaded, or be found in the system's own places.
+            with suppress(OSError):
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                return
 
 
 def _is_plain(tensor: Tensor) -> bool:

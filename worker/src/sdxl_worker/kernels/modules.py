@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdxl_worker.kernels.cuda import CudaKernels, Kernels
+from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 
 log = structlog.get_logger()
 # Shapes that are remembered as right; a shape that was forgotten is compared again.
@@ -116,7 +117,11 @@ class Quick:
             same = torch.equal(_bits(found), _bits(expected))
             why = "its bits differ"
         except Exception as error:
-            # Whatever it is: torch's own way is there.
+            if is_out_of_memory(error):
+                # The comparison's own: it says nothing of the kernel, and is made the next time.
+                let_go(error)
+                return
+            # Whatever else it is: torch's own way is there.
             same, why = False, repr(error)[:300]
         if not same:
             self.off[name] = why

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 from sdxl_worker.lora.merge import Contribution, exact_blocks, has_exact_products, surely_finite
 
 _SETS_MAX = 4
@@ -107,13 +108,7 @@ class GroupedWrites:
         """
         prepared = self._kept.get(key)
         if prepared is None:
-            try:
-                prepared = self._prepare(key, plan)
-            except (RuntimeError, MemoryError):
-                if not self._kept:
-                    raise
-                self.drop_all()
-                prepared = self._prepare(key, plan)
+            prepared = self._prepared(key, plan)
         else:
             self._kept.move_to_end(key)
         prepared.uses += 1
@@ -129,6 +124,17 @@ class GroupedWrites:
         """Give up what is kept, such as when memory is short."""
         while self._kept:
             self._drop_oldest()
+
+    def _prepared(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> _Prepared:
+        try:
+            return self._prepare(key, plan)
+        except (RuntimeError, MemoryError) as error:
+            if not (self._kept and is_out_of_memory(error)):
+                raise
+            let_go(error)
+        # Not above: there the error still holds what the first try had made.
+        self.drop_all()
+        return self._prepare(key, plan)
 
     def _prepare(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> _Prepared:
         products = prepare(self.live, self.pristine, plan)

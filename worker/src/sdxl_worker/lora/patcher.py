@@ -321,7 +321,7 @@ class LoraPatcher:
 
     def _each(self, write: Callable[[str], None], names: list[str]) -> None:
         """`write` each tensor: side by side on a CPU, in the stream's order on a GPU."""
-        if all(self._on_cpu(name) for name in names):
+        if names and all(self._on_cpu(name) for name in names):
             self._cores.each(write, names)
             return
         for name in names:
