@@ -9,10 +9,10 @@ import base64
 import hashlib
 import io
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,22 +29,32 @@ class Exactness:
     """What was found.
 
     Attributes:
+        cancelled: requests that were ended in the midst of their work, and that said so.
+        came_too_late: those that were done before they could be ended.
         differing: cases whose picture was not its own first one.
         unclean: answers that did not say that the model was found clean.
+        speeds: answers by what drew them.
     """
 
     requests: int = 0
     cases: int = 0
     cancelled: int = 0
+    came_too_late: int = 0
     differing: list[str] = field(default_factory=list)
     unclean: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
+    speeds: Counter[str] = field(default_factory=Counter)
 
     @property
     def ok(self) -> bool:
         """Whether every picture was right, every time."""
         return self.requests > 0 and not (self.differing or self.unclean or self.errors)
+
+    def row(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        found = {name: dict(v) if isinstance(v, dict) else v for name, v in vars(self).items()}
+        return {"ok": self.ok} | found
 
 
 def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -56,6 +66,11 @@ def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, An
     found["other scale"] = one | {"loras": [dict(loras[0]) | {"scale": 0.3}]}
     for name, chosen in (("0+1", (0, 1)), ("1+3", (1, 3)), ("2+5", (2, 5))):
         found[f"set {name}"] = one | {"loras": [dict(loras[n]) | {"scale": 0.6} for n in chosen]}
+    native = one | {"width": sides[-1], "height": sides[-1]}
+    # What is recorded from the start, and compiled where that is asked for.
+    for number in (0, 1, 3):
+        found[f"native lora {number}"] = native | {"loras": [dict(loras[number])]}
+    found["native base"] = native
     for side in sides[1:]:
         found[f"side {side}"] = one | {"width": side}
         found[f"side {side} lora"] = one | {"height": side, "loras": [dict(loras[1])]}
@@ -66,17 +81,19 @@ def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, An
     return found
 
 
-def check(service: Service, asked: Mapping[str, dict[str, Any]], count: int) -> Exactness:
-    """`count` requests of `asked` in random order, some of them cancelled at a random step."""
+def check(
+    service: Service, asked: Mapping[str, dict[str, Any]], count: int, found: Exactness
+) -> None:
+    """`count` requests of `asked` in random order, others cancelled at a random step between them;
+    `found` is filled as they are answered."""
     chosen = random.Random(0)  # an order, no secret
-    found, first = Exactness(), dict[str, str]()
+    first = dict[str, str]()
     names = list(asked)
     order = names + chosen.choices(names, k=max(0, count - len(names)))
     chosen.shuffle(order)
     for number, name in enumerate(order):
         if number % 7 == 3:
-            _cancelled(service, asked[name], chosen.uniform(0, 0.3), f"cancel-{number}")
-            found.cancelled += 1
+            _cancel_one(service, asked[name], chosen.uniform(0, 0.3), f"cancel-{number}", found)
         answer = service.call(asked[name])
         found.requests += 1
         if answer["http"] != 200:
@@ -84,16 +101,16 @@ def check(service: Service, asked: Mapping[str, dict[str, Any]], count: int) -> 
             continue
         found.unclean += not answer.get("model_clean")
         drawing = answer.get("drawing") or {}
+        found.speeds[str(drawing.get("speed"))] += 1
         for how in ("steps_replayed", "steps_captured", "steps_eager"):
             found.steps[how] += drawing.get(how, 0)
         digest = digest_of(answer)
         if first.setdefault(name, digest) != digest:
             found.differing.append(name)
-    found.cases = len(first)
+        found.cases = len(first)
     if len(set(first.values())) < len(first):
         # Every case asks for another picture: equal ones would mean that nothing was applied.
         found.errors["two cases gave one picture"] += 1
-    return found
 
 
 def pixels_of(answer: Mapping[str, Any]) -> list[bytes]:
@@ -109,11 +126,17 @@ def digest_of(answer: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"".join(pixels_of(answer))).hexdigest()
 
 
-def _cancelled(service: Service, body: dict[str, Any], after_s: float, name: str) -> None:
-    thread = threading.Thread(
-        target=service.call, args=(body | {"request_id": name, "seed": 1, "steps": 20},)
-    )
-    thread.start()
-    time.sleep(after_s)
-    service.call({}, f"/requests/{name}/cancel")
-    thread.join()
+def _cancel_one(
+    service: Service, body: dict[str, Any], after_s: float, name: str, found: Exactness
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(service.call, body | {"request_id": name, "seed": 1, "steps": 20})
+        time.sleep(after_s)
+        service.call({}, f"/requests/{name}/cancel")
+        answer = ended.result()
+    if answer.get("error_code") == "CANCELLED":
+        found.cancelled += 1
+    elif answer["http"] == 200:
+        found.came_too_late += 1
+    else:
+        found.errors[f"cancelled: {answer.get('error_code')}"] += 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -18,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.full_size import REPOSITORY
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import eight_bits, exactness, features, fetching, inputs, processes
 from benchmarks.gpu_check.inputs import KINDS, LoraFiles, module_shapes, write_loras, write_model
-from benchmarks.gpu_check.report import AIMS, LEAST, Report
+from benchmarks.gpu_check.plan import SECTIONS, Plan
+from benchmarks.gpu_check.report import AIMS, EXACT, LEAST, Report
 from benchmarks.gpu_check.service import Service, fresh, lora_server
 from benchmarks.gpu_check.speeds import Ours, Theirs
 from sdxl_worker.loading.pipeline import load_model
@@ -102,10 +104,12 @@ def test_requests_over_http_in_random_order_with_every_kind_of_lora(
         for body in asked.values():
             body["steps"] = 1
         del asked["two pictures"], asked["heun"], asked["long text"]
-        found = exactness.check(worker, asked, len(asked) + 4)
+        found = exactness.Exactness()
+        exactness.check(worker, asked, len(asked) + 4, found)
 
     assert (found.ok, found.requests, found.cases) == (True, len(asked) + 4, len(asked)), found
-    assert found.cancelled >= 2
+    assert found.cancelled + found.came_too_late >= 2
+    assert set(found.speeds) == {"exact"}
     assert {f"lora {number}" for number in range(len(KINDS))} <= set(asked)
 
 
@@ -115,7 +119,8 @@ def test_a_cached_lora_is_timed_alone_and_beside_others(worker: Service, files: 
         rows = command.over_http(worker, loras, side=64, steps=1, runs=1)
 
     assert rows["cached_lora_ms"] > 0
-    assert rows["fetched_meanwhile"] == 4
+    assert len(rows["fetched_beside_ms"]) == 12
+    assert all(one > 0 for one in rows["fetched_beside_ms"])
     assert rows["fetched_to_applied_ms"] > 0
     assert rows["drawing"]["eager_because"] == {"no_gpu": 1}
 
@@ -191,14 +196,23 @@ class Liar(Service):
         super().__init__("", 0.0, {})
         self.lie = lie
         self.asked: dict[str, int] = {}
+        self.cancelled: dict[str, Any] = {"http": 499, "error_code": "CANCELLED"}
 
     def call(self, body: Mapping[str, Any], path: str = "/generate-image") -> dict[str, Any]:
-        if path != "/generate-image" or "request_id" in body:
+        if path != "/generate-image":
             return {"http": 202}
+        if "request_id" in body:
+            return self.cancelled
         name = json.dumps(body, sort_keys=True)
         self.asked[name] = self.asked.get(name, 0) + 1
         good = {"http": 200, "image_base64": picture(name), "model_clean": True}
         return good | (self.lie if self.asked[name] == 3 else {})
+
+
+def checked(worker: Service, asked: dict[str, Any], count: int) -> exactness.Exactness:
+    found = exactness.Exactness()
+    exactness.check(worker, asked, count, found)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -208,15 +222,49 @@ class Liar(Service):
 def test_one_wrong_answer_is_found(lie: dict[str, Any]) -> None:
     asked = {"a": {"seed": 1}, "b": {"seed": 2}}
 
-    assert exactness.check(Liar({}), asked, 12).ok
-    assert not exactness.check(Liar(lie), asked, 12).ok
+    assert checked(Liar({}), asked, 12).ok
+    assert not checked(Liar(lie), asked, 12).ok
 
 
 def test_cases_that_all_give_one_picture_are_found() -> None:
     same = Liar({})
     same.call = lambda *_: {"http": 200, "image_base64": picture("x"), "model_clean": True}  # type: ignore[method-assign]
 
-    assert not exactness.check(same, {"a": {"seed": 1}, "b": {"seed": 2}}, 4).ok
+    assert not checked(same, {"a": {"seed": 1}, "b": {"seed": 2}}, 4).ok
+
+
+def test_only_what_said_that_it_was_cancelled_counts_as_such() -> None:
+    asked = {"a": {"seed": 1}}
+    for answer, counted in (
+        ({"http": 499, "error_code": "CANCELLED"}, (1, 0, True)),
+        ({"http": 200}, (0, 1, True)),
+        ({"http": 500, "error_code": "GENERATION_FAILED"}, (0, 0, False)),
+    ):
+        worker = Liar({})
+        worker.cancelled = answer
+        found = checked(worker, asked, 5)
+        assert (found.cancelled, found.came_too_late, found.ok) == counted
+
+
+def test_what_a_worker_drew_before_it_died_is_told() -> None:
+    report, worker = Report(), Liar({})
+    call = worker.call
+
+    def dies(body: Mapping[str, Any], path: str = "/generate-image") -> dict[str, Any]:
+        if sum(worker.asked.values()) == 3:
+            raise ConnectionResetError("gone")
+        return call(body, path)
+
+    worker.call = dies  # type: ignore[method-assign]
+    size = command.Size(MODEL, "cpu", 64, 1, 1)
+    loras: list[Mapping[str, str]] = [
+        {"url": f"http://127.0.0.1/{n}", "sha256": ""} for n in range(8)
+    ]
+    report.part("http_exactness", lambda: command._exact(report, "http", worker, loras, size, 9))
+
+    assert report.rows["http_exactness"]["requests"] == 3
+    assert "gone" in report.rows["http_exactness"]["error"]
+    assert report.failed == ["http_exactness"]
 
 
 def test_a_part_that_fails_is_a_row_and_no_end() -> None:
@@ -229,38 +277,75 @@ def test_a_part_that_fails_is_a_row_and_no_end() -> None:
     report.part("http_start", lambda: {"ready_s": 4.0})
     report.part("start", lambda: {"diffusers_start_s": 16.0})
     report.part("diffusers", lambda: {"fused_cycle_ms": 2400.0})
-    report.part("compared", report.compare)
+    report.part("http_exactness", lambda: {"ok": False})
 
     assert report.failed == ["broken"]
     assert kept == [1, 2, 3, 4, 5, 6, 7]
     assert report.rows["broken"]["error"].startswith("KeyError")
     aims = report.aims()
-    assert set(aims) == {*AIMS, *LEAST}
-    assert {name: aim["met"] for name, aim in aims.items() if aim["found"] is not None} == {
+    assert set(aims) == {*AIMS, *LEAST, *EXACT}
+    assert {name: aim["met"] for name, aim in aims.items() if aim["met"] is not None} == {
         "ours.switch_ms": False,
         "ours.text_ms": True,
         "http.cached_lora_ms": True,
         "compared.start_of_diffusers": True,
         "compared.fused_cycle_times_ours": False,
+        "http_exactness.ok": False,
     }
+
+
+def test_a_file_that_cannot_be_written_is_no_end() -> None:
+    def keep(_: Report) -> None:
+        raise PermissionError("read-only")
+
+    report = Report(keep)
+    report.part("ours", lambda: {"switch_ms": 2.0})
+    assert report.failed == ["json"]
+
+
+@pytest.mark.parametrize("speed", ["fp8", "compiled", "exact", "exact+fp8"])
+def test_another_speed_s_row_meets_no_aim(speed: str) -> None:
+    report = Report()
+    drawing = {"speed": speed, "speeds_unavailable": {"fp8": "wrong"}}
+    report.part("fp8", lambda: {"cached_lora_ms": 600.0, "drawing": drawing})
+    aim = report.aims()["fp8.cached_lora_ms"]
+    assert aim["met"] is aim["further"]["met"] is (speed == "fp8")
+    assert ("wrong" in aim.get("because", "")) is (speed != "fp8")
+    # Faster than the aim, and not as fast as what is aimed at then.
+    report.part("fp8", lambda: {"cached_lora_ms": 800.0, "drawing": drawing | {"speed": "fp8"}})
+    aim = report.aims()["fp8.cached_lora_ms"]
+    assert (aim["met"], aim["further"]["met"]) == (True, False)
+
+
+def planned(report: Report, **fields: Any) -> Plan:
+    given: dict[str, Any] = {"device": "cuda", "small": False, "only": None, "seconds": 0}
+    return Plan(report, **given | fields)
 
 
 def test_a_row_without_a_value_says_why() -> None:
     report = Report()
-    options = argparse.Namespace(only=None, device="cuda", small=False, compiled=False, fp8=True)
-    report.leave_out(command._left_out(options))
+    plan = planned(report, only={"fp8", "ours", "compiled"}, seconds=SECTIONS["ours"] + 10)
+    assert not plan.begins("compiled")
+    assert plan.begins("ours")
     nothing: dict[str, Any] = {}
     report.part("fp8_run", lambda: nothing["x"])
     report.part("ours", lambda: nothing["y"])
     aims = report.aims()
     assert all(aim["because"] for aim in aims.values())
-    assert aims["compiled.cached_lora_ms"]["because"] == "asked for by --compiled"
+    assert "--only compiled" in aims["compiled.cached_lora_ms"]["because"]
     assert aims["fp8.cached_lora_ms"]["because"] == "KeyError: 'x'"
     assert aims["ours.text_ms"]["because"] == "KeyError: 'y'"
-    small = argparse.Namespace(only=None, device="cpu", small=True, compiled=True, fp8=True)
-    assert set(command._left_out(small)) == {
-        "tests", "start", "compared.start_of_diffusers", "compared.hotswap_cycle_times_ours",
-    }  # fmt: skip
+    assert aims["http.cached_lora_ms"]["because"] == "not among --only"
+
+
+def test_a_dry_run_and_one_without_an_end_leave_nothing_out_for_want_of_time() -> None:
+    small = planned(Report(), device="cpu", small=True, seconds=1)
+    assert set(SECTIONS) - small.wanted == {"tests", "start"}
+    assert all(map(small.begins, small.wanted))
+    assert all(map(planned(Report()).begins, SECTIONS))
+    assert not planned(Report(), only={"tests", "fetch"}).needs_model
+    # Control: a second is too short for anything.
+    assert not any(map(planned(Report(), seconds=1).begins, SECTIONS))
 
 
 def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
@@ -309,6 +394,57 @@ def test_the_last_line_is_json_whatever_goes_wrong(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["ok"], last["device"], last["failed"]) == (False, "cpu", ["run"])
     assert json.loads(file.read_text())["rows"] == last["rows"]
+
+
+HANGING = """
+import sys, signal, threading, time
+from benchmarks.gpu_check import __main__ as command, plan
+
+plan._GRACE_S, how = 0.5, sys.argv[1]
+def run(report, options, folder):
+    def hangs():
+        while True:
+            try:
+                print("HANGS", folder, flush=True)
+                time.sleep(100)
+            except plan.Stopped:
+                if "deaf" not in how:
+                    raise
+    report.part("ours", lambda: {"switch_ms": 2.0})
+    report.part("http", hangs)
+command.run = run
+sys.argv = ["gpu_check", "--small", "--device", "cpu", "--seconds", sys.argv[2]]
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "in time",
+        "deaf, asked",
+        pytest.param("asked", marks=pytest.mark.long),
+        pytest.param("deaf", marks=pytest.mark.long),
+    ],
+)
+def test_what_was_found_is_told_whatever_hangs(how: str) -> None:
+    seconds = "600" if "asked" in how else "0.5"
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, how, seconds],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        folder = Path(next(one for one in process.stdout if one.startswith("HANGS")).split()[1])
+        if "asked" in how:
+            process.terminate()
+        told = process.stdout.read().splitlines()
+        assert process.wait(30) == 1
+    last = json.loads(told[-1])
+    assert last["ok"] is False
+    assert last["rows"]["ours"] == {"switch_ms": 2.0}
+    assert ("nothing answered" in last["rows"]["run"]["error"]) is ("deaf" in how)
+    assert "run" in last["failed"]
+    assert not folder.exists()
 
 
 def test_without_a_gpu_it_says_what_to_do_instead(
