@@ -109,10 +109,12 @@ bench-gpu: $(INSTALLED) ## Seconds, dollars and exactness of a picture against p
 
 # On a machine that has torch and diffusers already, and no network, by its own Python (PYTHON=...).
 CAN_CHECK := -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))'
+GPU_CHECK_NEEDS := torch diffusers transformers safetensors pydantic pydantic_settings fastapi uvicorn structlog \
+  prometheus_client PIL numpy
 .PHONY: gpu-check
-gpu-check: ## All that only a GPU can show, offline, in minutes; GPU_CHECK='--only ours' or --fp8
+gpu-check: ## All that only a GPU can show, offline, in ten minutes; GPU_CHECK='--only ours,fp8' or --seconds
 	@python=; test -e $(INSTALLED) || for one in $(PYTHON) python3; do \
-	  $$one $(CAN_CHECK) torch diffusers pydantic uvicorn && python=$$one && break; done; \
+	  $$one $(CAN_CHECK) $(GPU_CHECK_NEEDS) && python=$$one && break; done; \
 	test -n "$$python" || { $(MAKE) --no-print-directory $(INSTALLED) && python=$(PY); } && \
 	PYTHONPATH="contract/src:worker/src:$$PYTHONPATH" $$python -m benchmarks.gpu_check \
 	  --json benchmarks/results/gpu_check.json $(GPU_CHECK)

@@ -57,8 +57,8 @@ from benchmarks.swap_sides import hardware
 from sdxl_contract.limits import STEPS_DEFAULT, STEPS_MAX, ModelLimits
 from sdxl_contract.prices import PRICES_AS_OF, USD_PER_SECOND
 from sdxl_worker.answering.result import gpu_name
-from sdxl_worker.loading.gpu_memory import let_go
 from sdxl_worker.loading.pipeline import LIMITS_FILE, choose_device, choose_dtype
+from sdxl_worker.out_of_memory import let_go
 from sdxl_worker.settings import Dtype, Settings
 
 SMALL = Path(__file__).parents[1] / "demo_model" / "sdxl-demo"

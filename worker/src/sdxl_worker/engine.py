@@ -40,9 +40,10 @@ from sdxl_worker.drawing.schedulers import offered_schedulers, scheduler_name
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.line.lane import Lane
 from sdxl_worker.line.registry import Registry
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go, too_little_for
+from sdxl_worker.loading.gpu_memory import too_little_for
 from sdxl_worker.loading.pipeline import LoadedModel, load_model
 from sdxl_worker.lora import ModelCorrupted, RestoreReport, content_key
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 from sdxl_worker.watching.metrics import Metrics

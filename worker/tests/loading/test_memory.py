@@ -17,12 +17,9 @@ from torch import nn
 
 from sdxl_contract.result import Phase
 from sdxl_worker.loading.budgets import DRAWING_BYTES, GIB, plan_memory
-from sdxl_worker.loading.gpu_memory import (
-    is_out_of_memory,
-    let_go,
-    plan_for,
-)
+from sdxl_worker.loading.gpu_memory import plan_for
 from sdxl_worker.lora import LoraPatcher, ParsedLora
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 from sdxl_worker.watching.timings import Stopwatch
 from testkit.worker import (
     SIDE,

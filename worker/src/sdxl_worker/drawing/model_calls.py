@@ -28,7 +28,7 @@ from sdxl_worker.drawing.latents import (
 from sdxl_worker.drawing.references import Attached
 from sdxl_worker.drawing.speeds import EXACTLY, FastUNet, Speeds, Without
 from sdxl_worker.graphs.calls import Count, How, StaticCalls, Why
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 from sdxl_worker.settings import DrawSpeed
 
 log = structlog.get_logger()

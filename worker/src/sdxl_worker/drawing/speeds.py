@@ -19,10 +19,10 @@ from torch import Tensor
 from sdxl_worker.fp8.numbers import multiplies_by_rows
 from sdxl_worker.fp8.unet import Twin, copy_bytes, shapes, twin_of
 from sdxl_worker.fp8.weights import Fp8Weights
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 from sdxl_worker.lora import LoraPatcher, ModelTargets
 from sdxl_worker.lora.grouped import Recorder
 from sdxl_worker.lora.reports import nothing
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 from sdxl_worker.settings import DrawSpeed
 
 log = structlog.get_logger()

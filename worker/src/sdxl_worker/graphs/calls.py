@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sdxl_worker.graphs.tree import NotStatic, mapped, shape_key, tensors_of
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 
 log = structlog.get_logger()
 # A recording costs a hundred milliseconds and tens of megabytes outside of its pool.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sdxl_worker.graphs.cuda import without_captures
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 from sdxl_worker.loading.onto_gpu import Staging
 from sdxl_worker.lora import ParsedLora
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdxl_worker.kernels.cuda import CudaKernels, Kernels
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 
 log = structlog.get_logger()
 # Shapes that are remembered as right; a shape that was forgotten is compared again.

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdxl_worker.loading.gpu_memory import is_out_of_memory, let_go
 from sdxl_worker.lora.merge import Contribution, exact_blocks, has_exact_products, surely_finite
+from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 
 _SETS_MAX = 4
 
