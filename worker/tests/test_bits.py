@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,33 @@ def test_two_elements_that_change_places_are_seen() -> None:
     swapped = tensor.clone()
     swapped[[3, 4]] = tensor[[4, 3]]
     assert fingerprint(swapped) != fingerprint(tensor)
+
+
+def test_many_checksums_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in groups of any size, as on a GPU."""
+    tensors = [*some_tensors(), torch.randn(300, 1000), torch.zeros(5000, dtype=torch.uint8)]
+    alone = [fingerprint(tensor) for tensor in tensors]
+    assert list(bits.fingerprints(tensors)) == alone
+    assert list(bits.fingerprints([])) == []
+
+    gathered: list[int] = []
+    digests = bits._digests
+
+    def noted(described: list[str], sums: list[torch.Tensor]) -> Any:
+        gathered.append(len(sums))
+        return digests(described, sums)
+
+    monkeypatch.setattr(bits, "_digests", noted)
+    assert list(bits.fingerprints(tensors)) == alone
+    assert max(gathered) == 1  # a CPU is not waited for
+    monkeypatch.setattr(bits, "_GATHERED", {"cpu"})
+    for size in (1, 100_000, 1 << 30):
+        monkeypatch.setattr(bits, "_SUMS_BYTES", size)
+        gathered.clear()
+        assert list(bits.fingerprints(tensors)) == alone
+        assert sum(gathered) == len(tensors)
+        assert (max(gathered) == 1) is (size == 1)
+        assert (len(gathered) == 1) is (size == 1 << 30)
 
 
 def test_the_bits_are_a_view_not_a_copy() -> None:

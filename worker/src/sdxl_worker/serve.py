@@ -49,7 +49,7 @@ def main() -> int:
         half=_expects_half(settings),
         mapped=settings.maps_weights(on_cpu=_expects_cpu(settings)),
     )
-    import_libraries()
+    import_libraries(partial(_begin_gpu, settings))
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import load_model
@@ -81,7 +81,18 @@ def _expects_half(settings: Settings) -> bool:
 
 def _expects_cpu(settings: Settings) -> bool:
     """Likewise."""
+    if settings.device.startswith("cuda"):
+        return False
     return settings.device == "cpu" or not Path("/proc/driver/nvidia/version").exists()
+
+
+def _begin_gpu(settings: Settings) -> None:
+    """Have the GPU's context made, and our kernels compiled there, while diffusers is imported."""
+    if _expects_cpu(settings) or not settings.quick_kernels:
+        return
+    from sdxl_worker.kernels.cuda import compile_early
+
+    compile_early("cuda" if settings.device == "auto" else settings.device)
 
 
 if __name__ == "__main__":

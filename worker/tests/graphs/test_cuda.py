@@ -92,8 +92,8 @@ def test_memory_that_runs_out_in_a_capture_is_no_failed_capture(cuda: CudaDouble
 
     def cramped(x: Tensor) -> Tensor:
         runs.append(1)
-        # Once eagerly and twice to warm up; the next one is captured.
-        if len(runs) == 4:
+        # Once eagerly and once to warm up; the next one is captured.
+        if len(runs) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return x * 2
 

@@ -202,7 +202,7 @@ def test_weights_come_whole_by_way_of_pinned_memory() -> None:
         torch.randn(8, 4, 3, 3, generator=generator).to(memory_format=torch.channels_last)
     )
     module = torch.nn.ParameterList(tensors)
-    move_onto_gpu([module], DEVICE)
+    move_onto_gpu([module], DEVICE, torch.bfloat16)
     for found, known in zip(module, tensors, strict=True):
         assert found.device.type == "cuda"
         assert found.stride() == known.stride()

@@ -217,18 +217,49 @@ def test_kernels_are_compiled_side_by_side_or_else_one_by_one(
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(cuda_kernels, "_COMPILED", {})
     with pytest.raises(OSError, match="CUDA_HOME"):
         cpp_extension.include_paths("cuda")
     assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
     assert (threading.main_thread().ident in threads.values()) is not in_threads
 
+    # Once for each device, whoever asks.
+    count = len(threads)
+    cuda_kernels.compile_early("cpu")
+    assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
+    assert len(threads) == count
+
     def broken(source: str, name: str) -> str:
         raise RuntimeError("no NVRTC")
 
     monkeypatch.setattr(torch.cuda, "_compile_kernel", broken)
+    monkeypatch.setattr(cuda_kernels, "_COMPILED", {})
+    cuda_kernels.compile_early("cpu")
     with pytest.raises(RuntimeError, match="NVRTC"):
         CudaKernels(CPU)
     assert cpp_extension.CUDA_HOME is None
+
+
+def test_kernels_are_compiled_early_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, made = threading.Event(), threading.Event(), list[str]()
+
+    def compiled(source: str, name: str) -> str:
+        begun.set()
+        assert go_on.wait(30)
+        made.append(name)
+        return name
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
+    monkeypatch.setattr(cuda_kernels, "_COMPILED", {})
+    cuda_kernels.compile_early("cpu")
+    assert begun.wait(30)
+    assert made == []
+    go_on.set()
+    # Waits for them, and compiles none again.
+    assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
+    assert sorted(made) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("room", ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "torch/lib"])

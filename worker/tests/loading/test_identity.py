@@ -74,13 +74,13 @@ def test_what_is_computed_later_is_that_of_the_start_whatever_lora_is_applied_me
     targets = lora_targets(pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
     before = weights_identity(pipe)
     patcher = LoraPatcher(targets, kept=model.mapped)
-    go, plain = threading.Event(), identity._print
+    go, plain = threading.Event(), identity._flat
 
-    def slow(tensor: Any) -> bytes:
+    def slow(tensor: Any) -> Any:
         go.wait(60)
         return plain(tensor)
 
-    monkeypatch.setattr(identity, "_print", slow)
+    monkeypatch.setattr(identity, "_flat", slow)
     later = LaterIdentity(pipe, patcher.unwritten)
     lora = parse_lora(kohya_lora(targets.shapes), targets)
     with patcher.applied([(lora, 1.0)]):
@@ -98,7 +98,7 @@ def test_an_identity_that_cannot_be_computed_says_so_to_who_waits(
     def broken(_: Any) -> bytes:
         raise OSError("the file went away")
 
-    monkeypatch.setattr(identity, "_print", broken)
+    monkeypatch.setattr(identity, "_flat", broken)
     later = LaterIdentity(pipe, lambda tensor: tensor)
     with pytest.raises(OSError, match="went away"):
         later.wait()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_contract.errors import ModelLoadFailed
-from sdxl_worker.bits import fingerprint
+from sdxl_worker.bits import fingerprints
 from sdxl_worker.lora import ModelCorrupted
 
 log = structlog.get_logger()
@@ -61,7 +61,11 @@ class _Loaded:
         self.nbytes = sum(tensor.nbytes for tensor in self.tensors.values())
         self.places = [(t.data_ptr(), t._version) for t in self.tensors.values()]
         self.hooks = _hooks(network)
-        self.prints = {name: fingerprint(tensor) for name, tensor in self.tensors.items()}
+        self.prints = self.prints_now()
+
+    def prints_now(self) -> dict[str, bytes]:
+        """Of every byte, by tensor."""
+        return dict(zip(self.tensors, fingerprints(self.tensors.values()), strict=True))
 
     def difference(self) -> str | None:
         now = dict(_tensors(self.network))
@@ -161,8 +165,8 @@ class Shelf:
         """
         self.verify()
         for one in self._loaded.values():
-            for name, tensor in one.tensors.items():
-                if fingerprint(tensor) != one.prints[name]:
+            for name, found in one.prints_now().items():
+                if found != one.prints[name]:
                     raise ModelCorrupted(
                         f"The model is corrupted: {one.item.kind} {one.item.name}'s {name} was "
                         "written."

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdxl_worker.bits import fingerprint
+from sdxl_worker.bits import fingerprints
 from sdxl_worker.lora import ModelCorrupted
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -94,24 +94,27 @@ class Structure:
         """
         self.verify()
         self._taking.join()
-        for name, tensor in self._sealed():
-            if fingerprint(tensor) != self._fingerprints.get(name):
+        for name, found in self._prints():
+            if found != self._fingerprints.get(name):
                 raise ModelCorrupted(f"The model is corrupted: {name} was written.")
 
     def _tokenizers(self) -> list[str]:
         return [name for name in _TOKENIZERS if getattr(self._pipe, name, None) is not None]
 
     def _take_fingerprints(self) -> None:
-        for name, tensor in self._sealed():
+        for name, found in self._prints():
             # As the patcher's: a process that ends does not wait for it.
             if not threading.main_thread().is_alive():
                 return
-            self._fingerprints[name] = fingerprint(tensor)
+            self._fingerprints[name] = found
 
-    def _sealed(self) -> Iterator[tuple[str, Tensor]]:
-        for part in _SEALED:
-            for name, tensor in getattr(self._pipe, part).state_dict().items():
-                yield f"{part}.{name}", tensor
+    def _prints(self) -> Iterator[tuple[str, bytes]]:
+        sealed: dict[str, Tensor] = {
+            f"{part}.{name}": tensor
+            for part in _SEALED
+            for name, tensor in getattr(self._pipe, part).state_dict().items()
+        }
+        return zip(sealed, fingerprints(sealed.values()), strict=True)
 
 
 class _Module:

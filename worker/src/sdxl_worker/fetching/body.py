@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mmap
 from concurrent.futures import Executor
-from contextlib import suppress
+
+from sdxl_worker.loading.weight_reader import own_memory
 
 FileBytes = bytearray | memoryview
 
@@ -37,7 +37,9 @@ class Body:
 
     def __init__(self, length: int | None, hashing: Executor) -> None:
         self.is_still = length is not None and length >= _HASHED_BYTES
-        self.data: FileBytes = _room(length or 0) if self.is_still else bytearray()
+        self.data: FileBytes = bytearray()
+        if length is not None and self.is_still:
+            self.data = memoryview(own_memory(length))
         self._length = length
         self._scratch = memoryview(bytearray(0 if self.is_still else _SCRATCH_BYTES))
         self.count = 0
@@ -80,14 +82,3 @@ class Body:
         self._hashed = self.count
         loop = asyncio.get_running_loop()
         self._under_way = loop.run_in_executor(self._hashing, self._digest.update, part)
-
-
-def _room(size: int) -> memoryview:
-    """Memory that is taken as it is written, in large pages where the system has them: a third of
-    the time that an array takes that grows."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return memoryview(mmap.mmap(-1, size))
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(room)

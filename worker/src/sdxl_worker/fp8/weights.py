@@ -13,7 +13,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from sdxl_worker.bits import fingerprint, first_difference
+from sdxl_worker.bits import fingerprints, first_difference
 from sdxl_worker.fp8.unet import Fp8Linear
 from sdxl_worker.lora.arena import Arena
 from sdxl_worker.lora.grouped import Recorder, Recording
@@ -45,7 +45,7 @@ class Fp8Weights:
             for kind, parameter in (("weight8", layer.weight8), ("scale", layer.scale))
         )
         self._places = {name: _places(layer) for name, layer in self._layers.items()}
-        self._fingerprints = {n: fingerprint(_bytes(t)) for n, t in self._arena.pristine.items()}
+        self._fingerprints = self._prints()
         self._dirty = False
         self._recording: Recording | None = None
         if recorder is not None:
@@ -85,10 +85,14 @@ class Fp8Weights:
             return moved
         if not self._dirty and (different := self._first_difference()) is not None:
             return f"{different} was changed by something other than a LoRA"
-        for name, tensor in self._arena.pristine.items():
-            if fingerprint(_bytes(tensor)) != self._fingerprints[name]:
+        for name, found in self._prints().items():
+            if found != self._fingerprints[name]:
                 return f"the pristine copy of {name} was changed"
         return None
+
+    def _prints(self) -> dict[str, bytes]:
+        pristine = self._arena.pristine
+        return dict(zip(pristine, fingerprints(map(_bytes, pristine.values())), strict=True))
 
     def drop_recording(self) -> None:
         """Give up what only makes this faster: when memory is short."""

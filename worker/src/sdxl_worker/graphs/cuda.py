@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-# Libraries make handles, workspaces and plans at their first calls, which none may in a capture.
-_WARM_UPS = 2
+# Libraries make handles, workspaces and plans at their first calls, which none may in a capture:
+# the caller's own was one, this is one on the stream that is recorded.
+_WARM_UPS = 1
 # Steps that a thread may have given to the GPU and that are not done.
 _AHEAD = 2
 # Of a graph itself, outside of its pool: tens of megabytes.

@@ -7,6 +7,7 @@ Must not know: modules, whether the result is right.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,6 +27,9 @@ _MOST_OF_GROUP = 1 << 30
 _ALIGNED = 16
 # Ampere, the first that rounds to BF16 by itself.
 _CAPABILITY = (8, 0)
+# For each device once, in whatever thread that begins.
+_COMPILED: dict[torch.device, dict[str, Any]] = {}
+_COMPILING = threading.Lock()
 
 
 class Kernels(Protocol):
@@ -50,7 +54,10 @@ class CudaKernels:
     def __init__(self, device: torch.device) -> None:
         if torch.cuda.get_device_capability(device) < _CAPABILITY:
             raise RuntimeError("no BF16 on this device")
-        self._launch = _compiled(device)
+        with _COMPILING:
+            if device not in _COMPILED:
+                _COMPILED[device] = _compiled(device)
+            self._launch = _COMPILED[device]
 
     def __deepcopy__(self, _: Any) -> CudaKernels:
         # What a copied module calls is the same.
@@ -104,6 +111,21 @@ class CudaKernels:
             [x, found, vectors],
         )
         return found
+
+
+def compile_early(device: str) -> None:
+    """Compile in a thread, for whoever makes `CudaKernels` soon, and make the device's context with
+    that. What goes wrong goes wrong there again."""
+    # Not in the thread: two that import at once may find each other's modules half made.
+    from torch.cuda import _utils  # noqa: F401
+    from torch.utils import cpp_extension  # noqa: F401
+
+    def compile_there() -> None:
+        with suppress(Exception):
+            CudaKernels(torch.device(device))
+
+    # No daemon, which would be torn out of torch's code at the end.
+    threading.Thread(target=compile_there, name="kernels").start()
 
 
 def _compiled(device: torch.device) -> dict[str, Any]:

@@ -17,8 +17,13 @@ from torch import nn
 from sdxl_worker.loading.weight_reader import CLASSES, Reading
 
 
-def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> Any:
+def pipeline_from_folder(
+    folder: Path, reading: Reading, dtype: torch.dtype, *, cast: bool = True
+) -> Any:
     """The pipeline on the CPU; weights as `dtype`, in evaluation mode.
+
+    Args:
+        cast: else weights are as the files have them, for whoever casts them where they go.
 
     Raises:
         ValueError: the weights do not fit the folder's own configurations.
@@ -46,7 +51,7 @@ def pipeline_from_folder(folder: Path, reading: Reading, dtype: torch.dtype) -> 
             cls = getattr(diffusers_any, CLASSES[name])
             parts[name] = cls.from_config(cls.load_config(folder / name))
     for name in ("text_encoder", "vae", "text_encoder_2", "unet"):
-        _fill(parts[name], reading.tensors(name, dtype), name)
+        _fill(parts[name], reading.tensors(name, dtype if cast else None), name)
         for buffer_owner in parts[name].modules():
             for key, buffer in buffer_owner._buffers.items():
                 if buffer is not None and buffer.is_floating_point():

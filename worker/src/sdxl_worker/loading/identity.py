@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from torch import Tensor
 
-from sdxl_worker.bits import fingerprint
+from sdxl_worker.bits import fingerprints
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
@@ -24,7 +24,7 @@ _PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 def weights_identity(pipe: Any) -> str:
     """32 hexadecimal digits. A checksum at memory speed: no proof against somebody who wants two
     models to have the same."""
-    return _joined([part + _print(tensor) for part, tensor in _tensors(pipe)])
+    return _joined(list(_prints(_tensors(pipe))))
 
 
 class LaterIdentity:
@@ -53,14 +53,13 @@ class LaterIdentity:
         return self._found.result()
 
     def _compute(self) -> None:
-        prints = []
+        prints: list[bytes] = []
         try:
             while self._left:
                 # A process that ends does not wait for this.
                 if not threading.main_thread().is_alive():
                     raise CancelledError
-                part, tensor = self._left.pop()
-                prints.append(part + _print(tensor))
+                prints += _prints([self._left.pop()])
         except BaseException as error:
             self._found.set_exception(error)
         else:
@@ -81,8 +80,13 @@ def _joined(prints: list[bytes]) -> str:
     return hashlib.blake2b(b"".join(sorted(prints)), digest_size=16).hexdigest()
 
 
-def _print(tensor: Tensor) -> bytes:
+def _prints(named: list[tuple[bytes, Tensor]]) -> Iterator[bytes]:
+    found = fingerprints(_flat(tensor) for _, tensor in named)
+    for (part, tensor), digest in zip(named, found, strict=True):
+        yield part + str(tuple(tensor.shape)).encode() + digest
+
+
+def _flat(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)  # in the order of its axes, whatever that of its memory is
-    if flat.storage_offset():  # where it lies in a file must not matter
-        flat = flat.clone()
-    return str(tuple(tensor.shape)).encode() + fingerprint(flat)
+    # Where it lies in a file must not matter.
+    return flat.clone() if flat.storage_offset() else flat

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from typing import Any
 
 
-def import_libraries() -> None:
+def import_libraries(once_torch_is_there: Callable[[], None] = lambda: None) -> None:
     """Import all that an SDXL pipeline needs of the three libraries.
+
+    Args:
+        once_torch_is_there: called before the other two, which take most of the time.
 
     Imports make hardly any garbage, and lasting objects by the million, through which Python's
     collector would go again and again. It is paused meanwhile, and never looks at them later.
@@ -26,6 +30,9 @@ def import_libraries() -> None:
     enabled = gc.isenabled()
     gc.disable()
     try:
+        import torch  # noqa: F401
+
+        once_torch_is_there()
         import diffusers
         import transformers
 

@@ -71,20 +71,23 @@ class Copies(Protocol):
         """Until all of it is there."""
 
 
-def move_onto_gpu(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Move the modules to a GPU; where that fails, some of their tensors stay on the CPU, whole.
+def move_onto_gpu(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+    """Move the modules to a GPU, floating tensors as `dtype`; where that fails, some of their
+    tensors stay on the CPU, whole.
 
     Whoever wants them all there calls `.to` afterwards: it takes what is left, or says why not.
     """
     try:
         with torch.cuda.device(device):
-            move(modules, Staging(device), device)
+            move(modules, Staging(device), device, dtype)
     except (RuntimeError, AssertionError) as error:
         # A computer may have no memory to pin, or the card no room.
         log.warning("weights_not_staged", error=repr(error)[:300])
 
 
-def move(modules: Iterable[nn.Module], copies: Copies, device: torch.device) -> None:
+def move(
+    modules: Iterable[nn.Module], copies: Copies, device: torch.device, dtype: torch.dtype
+) -> None:
     """As `move_onto_gpu`; waits until all bytes are there.
 
     Raises:
@@ -92,13 +95,13 @@ def move(modules: Iterable[nn.Module], copies: Copies, device: torch.device) -> 
     """
 
     def moved(tensor: Tensor) -> Tensor:
-        if tensor.device.type != "cpu":
-            return tensor
-        if tensor.numel() == 0 or not is_dense(tensor):
-            return tensor.to(device)
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        if tensor.device.type != "cpu" or tensor.numel() == 0 or not is_dense(tensor):
+            return tensor.to(device, kind)
         row = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
         found = copies.copied(row.view(torch.uint8)).view(tensor.dtype)
-        return torch.as_strided(found, tuple(tensor.shape), tensor.stride())
+        # Cast there: a CPU takes a second for a model, a GPU no time at all.
+        return torch.as_strided(found, tuple(tensor.shape), tensor.stride()).to(kind)
 
     try:
         with torch.no_grad():

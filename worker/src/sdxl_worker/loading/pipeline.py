@@ -148,7 +148,7 @@ def _load(
         del options["use_safetensors"]
         pipe = pipeline_class.from_single_file(str(folder), **options)
     else:
-        pipe = _from_reading(folder, reading, dtype)
+        pipe = _from_reading(folder, reading, dtype, device)
         if pipe is None:
             pipe = _from_pretrained(pipeline_class, settings.base_model, dtype, options, hub)
     vae = settings.vae_model
@@ -164,7 +164,7 @@ def _load(
     if vae is not None:
         pipe.vae = vae_class.from_pretrained(vae, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    _place(pipe, device, settings.channels_last)
+    _place(pipe, device, dtype, settings.channels_last)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         # As diffusers leaves its weights. Nothing here makes gradients, and for weights that need
         # none torch takes other products, with other roundings.
@@ -174,15 +174,17 @@ def _load(
 
 def move_model(model: LoadedModel, device: torch.device) -> LoadedModel:
     """`model` on `device`, in the memory layout that is fastest there; moved, not copied."""
-    _place(model.pipe, device, model.channels_last)
+    _place(model.pipe, device, model.dtype, model.channels_last)
     mapped = model.mapped if device.type == "cpu" else None
     return replace(model, device=device, mapped=mapped)
 
 
-def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:
+def _place(pipe: Any, device: torch.device, dtype: torch.dtype, channels_last: bool | None) -> None:
     if device.type == "cuda":
         parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        move_onto_gpu(parts, device)
+        move_onto_gpu(parts, device, dtype)
+        for part in parts:
+            part.to(dtype)  # those that stayed where they were
     # All that is left: everything, but on a GPU.
     pipe.to(device)
     if channels_last:
@@ -190,12 +192,14 @@ def _place(pipe: Any, device: torch.device, channels_last: bool | None) -> None:
         pipe.vae.to(memory_format=torch.channels_last)
 
 
-def _from_reading(folder: Path, reading: Reading | None, dtype: torch.dtype) -> Any:
+def _from_reading(
+    folder: Path, reading: Reading | None, dtype: torch.dtype, device: torch.device
+) -> Any:
     """The fast way, or None where only diffusers' own loader knows the folder's dialect."""
     if reading is None:
         return None
     try:
-        return pipeline_from_folder(folder, reading, dtype)
+        return pipeline_from_folder(folder, reading, dtype, cast=device.type != "cuda")
     except ValueError as error:
         log.warning("folder_needs_the_slow_loader", reason=str(error))
         return None

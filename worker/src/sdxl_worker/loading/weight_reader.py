@@ -20,6 +20,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ class _File:
             place += _CHUNK_BYTES
         return digest.hexdigest()
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
         for future in self.parts:
@@ -96,7 +97,7 @@ class _File:
             if part.data_ptr() % kind.itemsize:
                 part = part.clone()  # files of old writers are not aligned
             tensor = part.view(kind).view(entry["shape"])
-            yield name, tensor.to(dtype) if kind.is_floating_point else tensor
+            yield name, tensor.to(dtype) if dtype and kind.is_floating_point else tensor
 
 
 class Reading:
@@ -144,8 +145,8 @@ class Reading:
         """SHA-256, in hexadecimal, of each file as it was read; waits until all are read."""
         return {path: future.result() for path, future in self._hashes.items()}
 
-    def tensors(self, component: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The component's weights by name, once they are read; floating ones as `dtype`.
+    def tensors(self, component: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        """The component's weights by name, once they are read; floating ones as `dtype`, if given.
 
         They are views of memory of their own, or of the mapped file where it holds that dtype.
         """
@@ -155,10 +156,7 @@ class Reading:
     def _begin(self, path: Path) -> _File:
         prefix, total = _prefix(path)
         header, start = json.loads(prefix[8:]), len(prefix)
-        memory = mmap.mmap(-1, max(total, 1))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Fewer, larger pages: most of the time to fill fresh memory goes into making pages.
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = own_memory(max(total, 1))
         parts = [
             self._pool.submit(
                 _read_part, path, memory, start, place, min(_CHUNK_BYTES, total - place)
@@ -166,6 +164,19 @@ class Reading:
             for place in range(0, total, _CHUNK_BYTES)
         ]
         return _File(header, memory, start, parts, prefix)
+
+
+def own_memory(size: int) -> mmap.mmap:
+    """Memory that is taken as it is written, in large pages where the system has them: most of the
+    time to fill fresh memory goes into making pages, and to give back small ones takes a second
+    for a model."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    # Shared memory, which is the default, has none.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _map(path: Path) -> _File:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdxl_contract.lora.safetensors import load_failed
 from sdxl_contract.result import Phase
-from sdxl_worker.bits import copy_checked, fingerprint, first_difference
+from sdxl_worker.bits import copy_checked, fingerprints, first_difference
 from sdxl_worker.lora.arena import Arena, fits_arena
 from sdxl_worker.lora.grouped import GroupedWrites, Recorder
 from sdxl_worker.lora.identities import Identities
@@ -251,24 +251,24 @@ class LoraPatcher:
         different = first_difference((n, self._live[n], self._pristine[n]) for n in clean)
         if different is not None:
             self._fail(f"{different} was changed by something other than the patcher")
-        for name, tensor in self._watched_by_fingerprint():
-            if fingerprint(tensor) != self._fingerprints.get(name):
+        for name, now in self._prints():
+            if now != self._fingerprints.get(name):
                 self._fail(f"{name} was changed by something other than the patcher")
         if self._follower is not None and (found := self._follower.difference()) is not None:
             self._fail(found)
 
     def _take_fingerprints(self) -> None:
-        for name, tensor in self._watched_by_fingerprint():
+        for name, found in self._prints():
             # No daemon thread, which would be torn out of torch's code and abort the process; but
             # a process that ends should not wait for it either.
             if not threading.main_thread().is_alive():
                 return
-            self._fingerprints[name] = fingerprint(tensor)
+            self._fingerprints[name] = found
 
-    def _watched_by_fingerprint(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._others.items()
-        for name, w0 in self._pristine.items():
-            yield f"the pristine copy of {name}", w0
+    def _prints(self) -> Iterator[tuple[str, bytes]]:
+        copies = {f"the pristine copy of {name}": w0 for name, w0 in self._pristine.items()}
+        watched = self._others | copies
+        return zip(watched, fingerprints(watched.values()), strict=True)
 
     @contextmanager
     def applied(
