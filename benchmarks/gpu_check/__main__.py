@@ -39,7 +39,7 @@ from benchmarks.full_size import FULL_BYTES, SMALL
 from benchmarks.gpu_check import eight_bits, exactness, features, fetching, own_kernels
 from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
 from benchmarks.gpu_check.plan import SECONDS, SECTIONS, Plan, Stopped, ended_in_time, sections
-from benchmarks.gpu_check.processes import gpu_tests, peer_start
+from benchmarks.gpu_check.processes import bytecode, gpu_tests, starts
 from benchmarks.gpu_check.report import Report, measured_on
 from benchmarks.gpu_check.service import (
     COMPILED_START_S,
@@ -165,9 +165,10 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     def make() -> Rows:
         started = time.perf_counter()
         # Its last file: where it is, all of the model is.
-        if not (model / "model_index.json").exists():
-            model.mkdir(parents=True)
-            write_model(model, options.device)
+        with bytecode():
+            if not (model / "model_index.json").exists():
+                model.mkdir(parents=True)
+                write_model(model, options.device)
         made.append(write_loras(folder, module_shapes(model), 4 if small else 32))
         return {"made_s": round(time.perf_counter() - started, 1)}
 
@@ -186,7 +187,10 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     if files and plan.begins("http"):
         served("http", options.requests)
     if files and plan.begins("start"):
-        report.part("start", lambda: peer_start(model, options.device))
+        report.part("start", lambda: starts(
+            model, options.device, size.side, size.steps, folder / "start.log",
+            report.found("http_start.ready_s"),
+        ))  # fmt: skip
     if files:
         _in_one_process(report, plan, files, pictures, size)
     if plan.begins("tests"):

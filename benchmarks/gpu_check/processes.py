@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 from benchmarks.full_size import REPOSITORY
-from benchmarks.gpu_check.service import IMPORTED_FROM
+from benchmarks.gpu_check.exactness import PROMPT
+from benchmarks.gpu_check.service import environment_of_a_child, service
 from benchmarks.gpu_check.speeds import Rows
 
 _TESTS = ("worker/tests", "benchmarks/tests")
 _PEER_START = """
 import sys, time
-started = time.perf_counter()
 import diffusers, torch
 dtype = torch.bfloat16 if sys.argv[2] == "cuda" else torch.float32
 cls = diffusers.StableDiffusionXLPipeline
@@ -25,6 +25,20 @@ try:
 except (OSError, ValueError):
     pipe = cls.from_pretrained(sys.argv[1], dtype=dtype, add_watermarker=False)
 pipe.to(sys.argv[2])
+if sys.argv[2] == "cuda":
+    torch.cuda.synchronize()
+# The system's clock, the same in all processes.
+print("ready", time.perf_counter(), flush=True)
+side, steps = int(sys.argv[3]), int(sys.argv[4])
+pipe("x", width=side, height=side, num_inference_steps=steps)
+print("drawn", time.perf_counter(), flush=True)
+"""
+# All that the worker's process imports.
+_IMPORTS = """
+import sdxl_worker.serve
+from sdxl_worker.loading.imports import import_libraries
+import_libraries()
+import sdxl_worker.api, sdxl_worker.engine, sdxl_worker.loading.pipeline
 """
 
 
@@ -41,9 +55,8 @@ def gpu_tests() -> Rows:
                "-p", "no:warnings", "--tb=short",
                "-c", os.devnull, "--rootdir", str(REPOSITORY), "--import-mode=importlib",
                *files]  # fmt: skip
-    paths = os.pathsep.join(filter(None, [*IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {
-        "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "",
+    environment = environment_of_a_child() | {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "",
     }  # fmt: skip
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
@@ -58,9 +71,46 @@ def gpu_tests() -> Rows:
     return {"ok": True, "summary": last}
 
 
-def peer_start(folder: Path, device: str) -> Rows:
-    """Seconds of diffusers from a process's start to a pipeline on the device."""
+def bytecode() -> subprocess.Popen[bytes]:
+    """A process that imports what the worker does: where libraries came without bytecode, its first
+    start would make it, as installing does. The peer's are imported by this process."""
+    return subprocess.Popen([sys.executable, "-c", _IMPORTS], env=environment_of_a_child())
+
+
+def _peer_start(folder: Path, device: str, side: int, steps: int) -> dict[str, float]:
+    """Seconds of diffusers from a process's start to a pipeline on the device, and to its first
+    picture."""
     started = time.perf_counter()
-    command = [sys.executable, "-c", _PEER_START, str(folder), device]
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
-    return {"diffusers_start_s": round(time.perf_counter() - started, 2)}
+    command = [sys.executable, "-c", _PEER_START, str(folder), device, str(side), str(steps)]
+    done = subprocess.run(
+        command, env=environment_of_a_child(), check=False, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    told = dict(re.findall(r"^(ready|drawn) ([\d.]+)$", done.stdout, re.MULTILINE))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-1200:])
+    return {name: float(at) - started for name, at in told.items()}
+
+
+def starts(
+    folder: Path, device: str, side: int, steps: int, log: Path, before: float | None
+) -> Rows:
+    """Processes from their start to ready, and to their first picture: ours between theirs, each
+    twice, since the first one of all meets memory that nobody has used yet.
+
+    Args:
+        before: seconds of ours that were measured already.
+    """
+    body = {"prompt": PROMPT, "width": side, "height": side, "steps": steps, "timeout": 280}
+    theirs = [_peer_start(folder, device, side, steps)]
+    with service(folder, device, log) as worker:
+        ours = [one for one in (before, worker.start_s) if one is not None]
+        drawn = worker.start_s + worker.call(body)["wall_s"]
+    theirs.append(_peer_start(folder, device, side, steps))
+    return {
+        "ours_s": round(min(ours), 2), "ours_s_all": [round(one, 2) for one in ours],
+        "ours_first_picture_s": round(drawn, 2),
+        "diffusers_s": round(min(one["ready"] for one in theirs), 2),
+        "diffusers_s_all": [round(one["ready"], 2) for one in theirs],
+        "diffusers_first_picture_s": round(min(one["drawn"] for one in theirs), 2),
+    }  # fmt: skip

@@ -105,7 +105,7 @@ class Report:
     def _compared(self) -> Rows:
         """Diffusers' rows over ours, a whole request over HTTP each, and our start over theirs."""
         ours = self.found("http.cached_lora_ms")
-        start, theirs = self.found("http_start.ready_s"), self.found("start.diffusers_start_s")
+        start, theirs = self.found("start.ours_s"), self.found("start.diffusers_s")
         rows: Rows = {}
         if start and theirs:
             rows["start_of_diffusers"] = round(start / theirs, 3)

@@ -32,6 +32,15 @@ START_S, COMPILED_START_S = 150.0, 480.0
 _CALL_S = 280
 
 
+def environment_of_a_child() -> dict[str, str]:
+    """Which finds this checkout's code where nothing of it is installed, and keeps its bytecode, as
+    what is installed does."""
+    places = [*IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
+
+
 @dataclass
 class Service:
     """A worker that is ready.
@@ -73,13 +82,13 @@ class _Store(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         *fresh, name = self.path.partition("?")[0].strip("/").split("/")
-        data: bytes | bytearray | None = self.files.get(name)
+        data = self.files.get(name)
         if data is None:
             self._answer(404, b"")
         elif fresh:
-            data = bytearray(data)
-            data[-2] ^= int(fresh[-1])
-            self._answer(200, data)
+            # Not a copy of all of it, which would take as long as to fetch it.
+            view = memoryview(data)
+            self._answer(200, view[:-2], last=bytes([data[-2] ^ int(fresh[-1]), data[-1]]))
         elif self.headers.get("If-None-Match") == self.etags[name]:
             self._answer(304, b"", self.etags[name])
         elif wanted := self.headers.get("Range"):
@@ -88,13 +97,16 @@ class _Store(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(200, data, self.etags[name])
 
-    def _answer(self, status: int, data: bytes | bytearray, etag: str | None = None) -> None:
+    def _answer(
+        self, status: int, data: bytes | memoryview, etag: str | None = None, last: bytes = b""
+    ) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + len(last)))
         if etag is not None:
             self.send_header("ETag", etag)
         self.end_headers()
         self.wfile.write(data)
+        self.wfile.write(last)
 
 
 @contextmanager
@@ -133,10 +145,7 @@ def service(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    # A machine where only this checkout's code is, and nothing of it installed, will do.
-    places = [*IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+    environment = environment_of_a_child() | {
         "BASE_MODEL": str(model), "DEVICE": device, "WORKER_PORT": str(port),
         "LORA_ALLOW_LOOPBACK": "true", "RESULT_KEEP_SECONDS": "0", "HF_HUB_OFFLINE": "1",
     } | settings  # fmt: skip
@@ -174,5 +183,6 @@ def _ready(
             pass
         if process.poll() is not None:
             break
-        time.sleep(0.02)
+        # Not more often: it is answered by the interpreter that is to become ready.
+        time.sleep(0.1)
     raise RuntimeError(f"the worker did not become ready: {log.read_text()[-1500:]}")

@@ -150,6 +150,15 @@ def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_starts_are_timed_to_ready_and_to_a_first_picture(tmp_path: Path) -> None:
+    found = processes.starts(MODEL, "cpu", 64, 1, tmp_path / "log", None)
+    for side in ("ours", "diffusers"):
+        assert 0 < found[f"{side}_s"] < found[f"{side}_first_picture_s"]
+    assert len(found["diffusers_s_all"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_every_way_to_draw_is_timed() -> None:
     ours = Ours(MODEL, "cpu", side=64, steps=2)
     rows = features.rows(ours, small=True)

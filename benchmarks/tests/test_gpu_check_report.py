@@ -25,8 +25,8 @@ def test_a_part_that_fails_is_a_row_and_no_end() -> None:
     report.part("broken", lambda: nothing["x"])
     report.part("ours", lambda: {"switch_ms": 20.0, "text_ms": 10.0})
     report.part("http", lambda: {"cached_lora_ms": 1000.0})
-    report.part("http_start", lambda: {"ready_s": 4.0})
-    report.part("start", lambda: {"diffusers_start_s": 16.0})
+    report.part("http_start", lambda: {"ready_s": 5.0})
+    report.part("start", lambda: {"ours_s": 4.0, "diffusers_s": 16.0})
     report.part("diffusers", lambda: {"fused_cycle_ms": 2400.0})
     report.part("http_exactness", lambda: {"ok": False})
 

@@ -60,6 +60,7 @@ class Engine:
         settings: the worker's.
         load: gives the model; `load_model` unless a test brings its own.
         fetcher: downloads; made from the settings unless a test brings its own.
+        once_ready: called when all is loaded, before the first request.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Engine:
         settings: Settings,
         load: Callable[[Settings], LoadedModel] = load_model,
         fetcher: Fetcher | None = None,
+        once_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
+        self._once_ready = once_ready
         self._load_model = load
         self._ready: Assembly | None = None
         self._failure: ContractError | None = None
@@ -107,7 +110,9 @@ class Engine:
             log.info("model_ready", base_model=self._ready.model.name, gpu=self._ready.gpu)
 
     def _build(self) -> Assembly:
-        return assemble(self._settings, self._load_model(self._settings), self._fetcher)
+        ready = assemble(self._settings, self._load_model(self._settings), self._fetcher)
+        self._once_ready()
+        return ready
 
     async def look(self, look: Callable[[Assembly], T]) -> T:
         """What `look` finds of the loaded worker, between requests.
@@ -297,7 +302,8 @@ class Engine:
                 for (field, url), data in zip(places, files, strict=True):
                     await run.until(self._fetcher.upload(url, data, media_type, field))
         self.metrics.phases(run.timings())
-        return answer.result(files)
+        # Base64 and checksums of megabytes are not for the thread that answers everybody.
+        return await asyncio.to_thread(answer.result, files)
 
     def _draw(self, run: Run, ready: Assembly, hand_over: Callable[[], bool]) -> list[Drawn]:
         """Apply, draw, restore, verify. Runs on the lane's thread, alone.

@@ -21,7 +21,7 @@ from sdxl_contract.connections import (
     ConnectionLimits,
     descriptors_for_connections,
 )
-from sdxl_worker.loading.imports import import_libraries
+from sdxl_worker.loading.imports import import_libraries, share_the_interpreter
 from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.settings import Dtype, Settings
 from sdxl_worker.watching.logs import configure_logging
@@ -59,8 +59,10 @@ def main() -> int:
         ConnectionLimits(_PER_ADDRESS, descriptors_for_connections(), _HEAD_SECONDS),
         AutoHTTPProtocol,
     )
+    load = partial(load_model, reading=reading)
+    engine = Engine(settings, load, once_ready=share_the_interpreter)
     uvicorn.run(
-        create_app(Engine(settings, load=partial(load_model, reading=reading)), settings),
+        create_app(engine, settings),
         host=settings.worker_host,
         port=settings.worker_port,
         http=guard.protocol,  # type: ignore[arg-type]  # it is only called

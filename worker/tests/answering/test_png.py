@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from sdxl_worker.answering import png
 from sdxl_worker.answering.png import _repeats, encode_png
 from testkit.worker import photo_like
 
@@ -44,6 +46,23 @@ def test_a_photo_is_no_larger_than_pillow_s_default_and_comes_back() -> None:
     assert len(data) <= 1.2 * len(pillow_png(image))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(image))
     assert encode_png(image, TEXTS) == data
+
+
+@pytest.mark.parametrize("side", [64, 700, 1500])
+def test_parts_that_are_coded_side_by_side_are_one_stream(
+    monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    """By any number of threads the same bytes, and no larger than in one go."""
+    image = photo_like(side)
+    expected = encode_png(image, TEXTS)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(expected))), np.asarray(image))
+    with ThreadPoolExecutor(1) as alone:
+        monkeypatch.setattr(png, "_THREADS", alone)
+        assert encode_png(image, TEXTS) == expected
+    monkeypatch.setattr(png, "_STRIP_BYTES", 1 << 40)
+    whole = encode_png(image, TEXTS)
+    assert (whole == expected) is (side == 64)
+    assert len(expected) < len(whole) + 1000
 
 
 @pytest.mark.parametrize("kind", ["one colour", "gradient"])

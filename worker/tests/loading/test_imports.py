@@ -56,6 +56,19 @@ def test_the_collector_is_paused_during_the_imports_and_left_as_it_was(
         gc.enable()
 
 
+def test_a_process_that_draws_looks_for_no_garbage_in_what_stays() -> None:
+    code = (
+        "import gc, sys\n"
+        "from sdxl_worker.loading.imports import share_the_interpreter\n"
+        "kept = [[] for _ in range(1000)]\n"
+        "share_the_interpreter()\n"
+        "print(gc.get_freeze_count() > 1000, sys.getswitchinterval())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert told.split() == ["True", "0.001"]
+
+
 @pytest.mark.parametrize(("own", "turns"), [(None, 0), ("active", 30_000_000_000)])
 def test_threads_that_wait_leave_the_core_to_others(own: str | None, turns: int) -> None:
     """As OpenMP's own library says how long it spins, when torch loads it."""

@@ -270,7 +270,7 @@ def test_a_block_that_cannot_be_put_back_ends_the_service() -> None:
     patcher = LoraPatcher(targets, one_block=True)
     assert patcher._arena is not None
     patcher.apply([(parsed(model, targets), 1.0)])
-    patcher._arena.restore = lambda: False  # type: ignore[method-assign]
+    patcher._arena.is_pristine = lambda: False  # type: ignore[method-assign]
     with pytest.raises(ModelCorrupted):
         patcher.restore()
     with pytest.raises(ModelCorrupted):

@@ -70,7 +70,13 @@ class ModelCalls:
         self._without = dict(speeds.without)
         self._whole_pixels = whole_pixels
         self._native = native_side // pipe.vae_scale_factor
-        self._own_processors = _identities(pipe.unet)
+        # Once: to walk through all of the UNet's modules takes milliseconds.
+        self._attention = {
+            f"{name}.processor": module
+            for name, module in pipe.unet.named_modules()
+            if hasattr(module, "get_processor")
+        }
+        self._own_processors = self._processors()
         self._beside: Attached | None = None
         self._unknown: Why | None = None
         self._speeds: Counter[str] = Counter()
@@ -100,7 +106,11 @@ class ModelCalls:
         if beside is not None:
             known |= {name: id(one) for name, one in beside.processors.items()}
         self._beside = beside
-        self._unknown = None if _identities(self._pipe.unet) == known else Why.ATTACHED
+        self._unknown = None if self._processors() == known else Why.ATTACHED
+
+    def _processors(self) -> dict[str, int]:
+        """Which attention processors the UNet has, as it names them in `attn_processors`."""
+        return {name: id(module.get_processor()) for name, module in self._attention.items()}
 
     def unet(self, inputs: StepInputs, attached: Mapping[str, Any]) -> Tensor:
         """The UNet's prediction for one step; a `UNetCall`."""
@@ -320,7 +330,3 @@ def _alike(found: Tensor, exact: Tensor) -> bool:
     error = (found.float() - exact.float()).norm()
     # Not `>`: what is no number compares as false.
     return bool(error <= _FAR * exact.float().norm())
-
-
-def _identities(unet: Any) -> dict[str, int]:
-    return {name: id(processor) for name, processor in unet.attn_processors.items()}

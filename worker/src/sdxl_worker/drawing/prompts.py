@@ -114,14 +114,15 @@ def encode_words(
     ]
     models = (pipe.text_encoder, pipe.text_encoder_2)
     with vocabulary.put_in(list(zip(models, ids, strict=True))):
-        prompts, negatives = (
-            [_encode(encoders, text, count, pipe.unet.dtype, layers) for text in side]
-            for side, layers in zip(split, (skip, 0), strict=True)
-        )
-    if pipe.config.force_zeros_for_empty_prompt:
-        for number, words in enumerate(sides[1].texts):
-            if not words.text:
-                negatives[number] = tuple(map(torch.zeros_like, negatives[number]))
+        dtype = pipe.unet.dtype
+        prompts = [_encode(encoders, text, count, dtype, skip) for text in split[0]]
+        zeros = tuple(map(torch.zeros_like, prompts[0]))
+        negatives = [
+            zeros
+            if pipe.config.force_zeros_for_empty_prompt and not words.text
+            else _encode(encoders, text, count, dtype, 0)
+            for words, text in zip(sides[1].texts, split[1], strict=True)
+        ]
     found: dict[tuple[int, int], Conditioning] = {}
     steps = list(zip(sides[0].at, sides[1].at, strict=True))
     for one, other in steps:

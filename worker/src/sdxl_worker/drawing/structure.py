@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter, eq, is_
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ _TOKENIZERS = ("tokenizer", "tokenizer_2")
 # Of the parts that the patcher does not know.
 _SEALED = ("vae",)
 _SCALARS = (bool, int, float, str, type(None))
+_DTYPE = attrgetter("dtype")
 
 
 class Structure:
@@ -42,9 +45,9 @@ class Structure:
         self._components = dict(pipe.components)
         self._scheduler = dict(pipe.scheduler.config)
         self._modules = [_Module(name, module) for name, module in _modules(pipe)]
-        # Most of all containers are a module's hooks: looked at in one go.
-        self._empty = [one for known in self._modules for one in known.empty]
+        self._together = _Together(self._modules)
         self._twin: list[_Module] = []
+        self._twin_together = _Together([])
         self._tokens = {name: len(getattr(pipe, name)) for name in self._tokenizers()}
         self._fingerprints: dict[str, bytes] = {}
         self._taking = threading.Thread(target=self._take_fingerprints, name="structure")
@@ -57,6 +60,7 @@ class Structure:
         shares its parts; None lets go of the one there is."""
         made = [] if twin is None else list(twin.named_modules())
         self._twin = [_Module(f"{_TWIN}.{name}" if name else _TWIN, one) for name, one in made]
+        self._twin_together = _Together(self._twin)
 
     def difference(self) -> str | None:
         """What of the pipeline is not as it was, as a word for it; None if all is."""
@@ -68,11 +72,7 @@ class Structure:
         for name, count in self._tokens.items():
             if len(getattr(self._pipe, name)) != count:
                 return f"the words of the {name}"
-        if (
-            not any(self._empty)
-            and all(known.is_same for known in self._modules)
-            and all(known.is_same and not any(known.empty) for known in self._twin)
-        ):
+        if self._together.is_same and self._twin_together.is_same:
             return None
         everything = (*self._modules, *self._twin)
         return next((name for one in everything if (name := one.difference())), None)
@@ -121,49 +121,73 @@ class _Module:
     """One module's attributes: which objects they are and, of containers, what these hold.
 
     Attributes:
-        empty: the containers that hold nothing.
+        held: the attributes as they are now.
+        containers: those that hold something, or may.
+        parameters, dtypes: of its own.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name = name
-        self._module, self._kind = module, type(module)
-        self._held = vars(module)
+        self.module, self.kind = module, type(module)
+        self.held = vars(module)
         # Kept alive, so that no other object can get their place in memory.
-        self._known = dict(self._held)
-        self._ids = tuple(map(id, self._held.values()))
-        containers = {k: v for k, v in self._held.items() if isinstance(v, dict | list | set)}
-        self.empty = [container for container in containers.values() if not container]
-        self._names = list(containers.items())
-        self._full = [
-            (one, _contents(one), list(_values(one))) for one in containers.values() if one
-        ]
-        self._parameters = [p for p in module._parameters.values() if p is not None]
-        self._dtypes = [parameter.dtype for parameter in self._parameters]
-
-    @property
-    def is_same(self) -> bool:
-        """Whether nothing differs; `difference` without a name, quickly."""
-        return (
-            type(self._module) is self._kind
-            and tuple(map(id, self._held.values())) == self._ids
-            and all(_contents(one) == contents for one, contents, _ in self._full)
-            and [parameter.dtype for parameter in self._parameters] == self._dtypes
-        )
+        self._known = dict(self.held)
+        self.containers = {k: v for k, v in self.held.items() if isinstance(v, dict | list | set)}
+        self._contents = {
+            key: (_contents(one), list(_values(one))) for key, one in self.containers.items()
+        }
+        self.parameters = [p for p in module._parameters.values() if p is not None]
+        self.dtypes = [parameter.dtype for parameter in self.parameters]
 
     def difference(self) -> str | None:
         """What differs by name, or None."""
-        if type(self._module) is not self._kind:
+        if type(self.module) is not self.kind:
             return f"the class of {self._name}"
-        for key in self._held.keys() | self._known.keys():
-            if not _same(self._held.get(key, _same), self._known.get(key, _same)):
+        for key in self.held.keys() | self._known.keys():
+            if not _same(self.held.get(key, _same), self._known.get(key, _same)):
                 return f"{self._name}.{key}"
-        full = {id(one): contents for one, contents, _ in self._full}
-        for key, one in self._names:
-            if _contents(one) != full.get(id(one), ()):
+        for key, one in self.containers.items():
+            if _contents(one) != self._contents[key][0]:
                 return f"{self._name}.{key}"
-        if [parameter.dtype for parameter in self._parameters] != self._dtypes:
+        if [parameter.dtype for parameter in self.parameters] != self.dtypes:
             return f"the precision of {self._name}"
         return None
+
+
+class _Together:
+    """All of many modules' attributes in a row, compared by loops in C: there are tens of thousands
+    of them, looked at after each request."""
+
+    def __init__(self, modules: list[_Module]) -> None:
+        self._modules = [one.module for one in modules]
+        self._kinds = [one.kind for one in modules]
+        self._parameters = [parameter for one in modules for parameter in one.parameters]
+        self._dtypes = [dtype for one in modules for dtype in one.dtypes]
+        containers = [held for one in modules for held in one.containers.values()]
+        # Most: the hooks of modules that have none.
+        self._empty = [one for one in containers if not one]
+        containers = [one for one in containers if one]
+        held: list[dict[Any, Any]] = [one.held for one in modules]
+        self._keyed = [one for one in containers if isinstance(one, dict)]
+        self._dicts = held + self._keyed
+        self._others = [one for one in containers if not isinstance(one, dict)]
+        self._sizes = list(map(len, chain(self._dicts, self._others)))
+        self._keys = list(chain.from_iterable(self._keyed))
+        # Kept alive, as each module's.
+        self._values = [*map(dict.values, self._dicts)]
+        self._all = list(chain(chain.from_iterable(self._values), *self._others))
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs; `_Module.difference` without a name, quickly."""
+        return (
+            not any(self._empty)
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and list(map(len, chain(self._dicts, self._others))) == self._sizes
+            and all(map(eq, chain.from_iterable(self._keyed), self._keys))
+            and all(map(is_, chain(chain.from_iterable(self._values), *self._others), self._all))
+            and list(map(_DTYPE, self._parameters)) == self._dtypes
+        )
 
 
 @torch.no_grad()

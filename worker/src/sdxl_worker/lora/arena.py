@@ -61,8 +61,12 @@ class Arena:
 
     def restore(self) -> bool:
         """Copy W0 over every parameter; whether all bits of all of them are W0's then."""
-        self._live.copy_(self._pristine)
+        self.copy_back()
         return self.is_pristine()
+
+    def copy_back(self) -> None:
+        """Copy W0 over every parameter; a GPU may do it after this returns."""
+        self._live.copy_(self._pristine)
 
     def is_pristine(self) -> bool:
         """Whether all bits of all parameters are W0's; waits for the device once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,22 @@ class Identities:
         # The same by where each hangs: looked at twice in every request, without a walk through
         # the tree and its names.
         self._modules = [m for root in targets.roots.values() for m in root.modules()]
-        self._places = [(*place, place[2].data_ptr()) for place in _places(self._modules)]
-        self._size = self._count()
+        self._held, self._names, self._tensors = zip(*_places(self._modules), strict=True)
+        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self._containers = [
+            held
+            for module in self._modules
+            for held in (module._parameters, module._buffers, module._modules)
+        ]
+        self._sizes = list(map(len, self._containers))
 
     def changed(self) -> str | None:
         """Name of a tensor that was moved, replaced, added or retyped, or None."""
-        same = self._size == self._count() and all(
-            held.get(name) is tensor and tensor.data_ptr() == pointer
-            for held, name, tensor, pointer in self._places
+        # By loops in C: there are thousands of each.
+        same = (
+            list(map(len, self._containers)) == self._sizes
+            and all(map(is_, map(dict.get, self._held, self._names), self._tensors))
+            and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
         )
         return None if same else self.changed_in_full() or "a module"
 
@@ -56,12 +65,6 @@ class Identities:
                 return name
             found.add(name)
         return next((name for name in self._known if name not in found), None)
-
-    def _count(self) -> int:
-        return sum(
-            len(module._parameters) + len(module._buffers) + len(module._modules)
-            for module in self._modules
-        )
 
 
 def _places(

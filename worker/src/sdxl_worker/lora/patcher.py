@@ -219,10 +219,13 @@ class LoraPatcher:
                 then refuses all work.
         """
         self._refuse_if_failed()
-        self._check_identities()
         names = list(self._dirty)
         started = time.perf_counter()
-        if self._arena is not None and names and not self._arena.restore():
+        if self._arena is not None and names:
+            # It writes the block alone, and goes on while the interpreter looks at what moved.
+            self._arena.copy_back()
+        self._check_identities()
+        if self._arena is not None and names and not self._arena.is_pristine():
             self._put_back(list(self._live))  # which names what differs
             self._fail("a weight differed from its pristine copy after a restore")
         if self._arena is None:
