@@ -184,7 +184,9 @@ def _place(pipe: Any, device: torch.device, dtype: torch.dtype, channels_last: b
         parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
         move_onto_gpu(parts, device, dtype)
         for part in parts:
-            part.to(dtype)  # those that stayed where they were
+            # What stayed where it was; not by diffusers' own `to`, which warns of parts kept in
+            # another precision, of which SDXL has none.
+            torch.nn.Module.to(part, dtype)
     # All that is left: everything, but on a GPU.
     pipe.to(device)
     if channels_last:
