@@ -206,4 +206,4 @@ def test_weights_come_whole_by_way_of_pinned_memory() -> None:
     for found, known in zip(module, tensors, strict=True):
         assert found.device.type == "cuda"
         assert found.stride() == known.stride()
-        assert torch.equal(found.cpu(), known)
+        assert torch.equal(found.cpu(), known.bfloat16())

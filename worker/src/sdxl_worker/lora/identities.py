@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import is_
+from operator import is_, methodcaller
 
 import torch
 from torch import Tensor, nn
 
 from sdxl_worker.lora.keys import ModelTargets
+
+_WHERE = methodcaller("data_ptr")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Identities:
         # the tree and its names.
         self._modules = [m for root in targets.roots.values() for m in root.modules()]
         self._held, self._names, self._tensors = zip(*_places(self._modules), strict=True)
-        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self._pointers = list(map(_WHERE, self._tensors))
         self._containers = [
             held
             for module in self._modules
@@ -53,7 +55,7 @@ class Identities:
         same = (
             list(map(len, self._containers)) == self._sizes
             and all(map(is_, map(dict.get, self._held, self._names), self._tensors))
-            and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
+            and list(map(_WHERE, self._tensors)) == self._pointers
         )
         return None if same else self.changed_in_full() or "a module"
 
