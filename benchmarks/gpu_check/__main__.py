@@ -29,15 +29,16 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.full_size import FULL_BYTES, SMALL
+from benchmarks.full_size import SMALL
 from benchmarks.gpu_check import eight_bits, exactness, features, fetching, own_kernels
-from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, write_loras, write_model
+from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, room, write_loras, write_model
 from benchmarks.gpu_check.plan import SECONDS, SECTIONS, Plan, Stopped, ended_in_time, sections
 from benchmarks.gpu_check.processes import bytecode, gpu_tests, starts
 from benchmarks.gpu_check.report import Report, measured_on
@@ -51,8 +52,6 @@ from benchmarks.gpu_check.service import (
 )
 from benchmarks.gpu_check.speeds import CFG, SCALE, SEED, Ours, Rows, Theirs, release
 
-# Of the place for model and LoRAs.
-_ROOM_BYTES = FULL_BYTES + 3 * 10**9
 # Rows that are no aim's: in the file and the output above, not in the last line.
 _DETAILS = ("own_kernels", "fp8_parts", "features", "fetch")
 
@@ -335,14 +334,6 @@ def _features(report: Report, size: Size) -> Rows:
     return found
 
 
-def _room(small: bool) -> Path | None:
-    """Memory, where the model belongs; elsewhere if it is too little, as in a container."""
-    room = Path("/dev/shm")  # noqa: S108
-    if small or not room.is_dir() or shutil.disk_usage(room).free < _ROOM_BYTES:
-        return None
-    return room
-
-
 def main() -> int:
     """Check everything; see the module's text."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").split("\n")[0])
@@ -361,7 +352,7 @@ def main() -> int:
         print(json.dumps({"ok": False, "error": "no CUDA device here: --small --device cpu"}))
         return 2
     about = measured_on(options.device)
-    folder = Path(tempfile.mkdtemp(prefix="gpu-check-", dir=_room(options.small)))
+    folder = Path(tempfile.mkdtemp(prefix="gpu-check-", dir=room(options.small)))
 
     def line(report: Report, leave_out: Collection[str] = ()) -> str:
         # What was aimed at last: whoever reads the end of an output has it.
@@ -377,9 +368,15 @@ def main() -> int:
         if options.json:
             options.json.write_text(line(report) + "\n")
 
+    def end() -> None:
+        # Whatever becomes of the file.
+        with suppress(OSError):
+            keep(report)
+        print(line(report, _DETAILS), flush=True)
+
     def last_words(why: str) -> None:
         report.fail("run", RuntimeError(why))
-        print(line(report, _DETAILS), flush=True)
+        end()
 
     report = Report(keep)
     try:
@@ -390,7 +387,7 @@ def main() -> int:
         pass  # a row says so
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(line(report, _DETAILS), flush=True)
+    end()
     return int(bool(report.failed))
 
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks.full_size import (
+    FULL_BYTES,
     PARTS,
     SCHEDULER,
     SMALL,
@@ -35,6 +36,8 @@ _SPREAD = 0.6
 _KINDS = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 # Of each factor of a LoRA that changes all of attention: about half of the weights' own size.
 _WHOLE = 0.45
+# Of the place for model and LoRAs.
+_ROOM_BYTES = FULL_BYTES + 3 * 10**9
 
 
 def write_model(folder: Path, device: str) -> None:
@@ -147,3 +150,11 @@ def write_loras(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int) 
         (folder / name).write_bytes(save(tensors))
         names.append(name)
     return LoraFiles(folder, names)
+
+
+def room(small: bool) -> Path | None:
+    """Memory, where the model belongs; elsewhere if it is too little, as in a container."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if small or not memory.is_dir() or shutil.disk_usage(memory).free < _ROOM_BYTES:
+        return None
+    return memory

@@ -28,7 +28,7 @@ SECTIONS = {
     "compiled": 290, "fp8": 310, "features": 120, "fetch": 50,
 }  # fmt: skip
 # By default: a little less than ten minutes, after which whoever lends a machine may end a command.
-SECONDS = 570.0
+SECONDS = 540.0
 # Between asking a run to end and ending it: a GPU that hangs hears nothing.
 _GRACE_S = 15.0
 
@@ -111,13 +111,16 @@ def ended_in_time(
 
     def end(why: str) -> None:
         if not over.wait(_GRACE_S):
-            last_words(f"{why}, and nothing answered any more")
             for child in _children():
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
-            sys.stdout.flush()
-            os._exit(1)
+            try:
+                # The very last: whoever was waiting for a child may go on, and talk.
+                last_words(f"{why}, and nothing answered any more")
+                sys.stdout.flush()
+            finally:
+                os._exit(1)
 
     handlers = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_REAL, seconds)

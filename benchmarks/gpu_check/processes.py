@@ -105,11 +105,13 @@ def starts(
     theirs = [_peer_start(folder, device, side, steps)]
     with service(folder, device, log) as worker:
         ours = [one for one in (before, worker.start_s) if one is not None]
-        drawn = worker.start_s + worker.call(body)["wall_s"]
+        picture = worker.call(body)
+    if picture["http"] != 200:
+        raise RuntimeError(str(picture)[:300])
     theirs.append(_peer_start(folder, device, side, steps))
     return {
         "ours_s": round(min(ours), 2), "ours_s_all": [round(one, 2) for one in ours],
-        "ours_first_picture_s": round(drawn, 2),
+        "ours_first_picture_s": round(worker.start_s + picture["wall_s"], 2),
         "diffusers_s": round(min(one["ready"] for one in theirs), 2),
         "diffusers_s_all": [round(one["ready"], 2) for one in theirs],
         "diffusers_first_picture_s": round(min(one["drawn"] for one in theirs), 2),

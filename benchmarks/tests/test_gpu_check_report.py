@@ -133,7 +133,8 @@ def run(report, options, folder):
     report.part("ours", lambda: {"switch_ms": 2.0})
     report.part("http", hangs)
 command.run = run
-sys.argv = ["gpu_check", "--small", "--device", "cpu", "--seconds", sys.argv[2]]
+sys.argv = ["gpu_check", "--small", "--device", "cpu", "--seconds", sys.argv[2],
+            "--json", sys.argv[3]]
 sys.exit(command.main())
 """
 
@@ -147,10 +148,10 @@ sys.exit(command.main())
         pytest.param("deaf", marks=pytest.mark.long),
     ],
 )
-def test_what_was_found_is_told_whatever_hangs(how: str) -> None:
+def test_what_was_found_is_told_whatever_hangs(how: str, tmp_path: Path) -> None:
     seconds = "600" if "asked" in how else "0.5"
     with subprocess.Popen(
-        [sys.executable, "-c", HANGING, how, seconds],
+        [sys.executable, "-c", HANGING, how, seconds, str(tmp_path / "found.json")],
         cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -165,6 +166,7 @@ def test_what_was_found_is_told_whatever_hangs(how: str) -> None:
     assert ("nothing answered" in last["rows"]["run"]["error"]) is ("deaf" in how)
     assert "run" in last["failed"]
     assert not folder.exists()
+    assert json.loads((tmp_path / "found.json").read_text())["failed"] == last["failed"]
 
 
 def test_without_a_gpu_it_says_what_to_do_instead(

@@ -28,10 +28,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def let_go(error: BaseException) -> None:
-    """Give up the tensors that the functions through which `error` came still hold.
+    """Give up the tensors that the functions through which `error` came still hold: gigabytes, just
+    when there are none. Afterwards the allocator gives back what is free.
+    """
+    clear_frames(error)
+    # torch refuses while another thread captures a graph: what is free goes back the next time.
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()  # which does nothing where CUDA is not in use
 
-    Their local variables live as long as its traceback, and that as long as somebody waits for an
-    answer: gigabytes, just when there are none. Afterwards the allocator gives back what is free.
+
+def clear_frames(error: BaseException) -> None:
+    """Give up the local variables of the functions through which `error` came: they live as long as
+    its traceback, and that as long as somebody waits for an answer; or, where one of them leads
+    back to the error, until Python looks for garbage.
     """
     seen: set[int] = set()
     one: BaseException | None = error
@@ -40,6 +49,3 @@ def let_go(error: BaseException) -> None:
         # Of frames that have ended; those that are still running are left alone.
         traceback.clear_frames(one.__traceback__)
         one = one.__cause__ or one.__context__
-    # torch refuses while another thread captures a graph: what is free goes back the next time.
-    with suppress(RuntimeError):
-        torch.cuda.empty_cache()  # which does nothing where CUDA is not in use

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import mmap
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -24,6 +27,7 @@ from sdxl_worker.fetching.ahead import HeaderAhead
 from sdxl_worker.fetching.budget import ByteBudget
 from sdxl_worker.fetching.download import Fetcher, FetchPolicy
 from sdxl_worker.fetching.lora_source import LoraSource
+from sdxl_worker.loading.weight_reader import own_memory
 from sdxl_worker.lora import LoraCache, ModelTargets, contents, lay_out_file, parse_lora
 from sdxl_worker.run import Run, RunLora
 from testkit.loras.making import tiny_model
@@ -87,9 +91,10 @@ def get(
         fetcher = Fetcher(policy)
         source = LoraSource(fetcher, LoraCache(1 << 30), targets)
         try:
-            ref = LoraRef(url=files.url("/lora"), sha256=sha256)
+            refs = [LoraRef(url=files.url("/lora"), sha256=sha256)]
             with source.budget.share() as share:
-                return await source.get(ref, Run(GenerateRequest(prompt="x")), share)
+                one = Run(GenerateRequest(prompt="x", loras=refs))
+                return (await source.get_all(one, share))[0]
         finally:
             assert source.budget.held == 0
             await fetcher.aclose()
@@ -159,6 +164,54 @@ def test_the_header_is_read_once(
         assert found.layers[name].factor == layer.factor
         for slot, tensor in layer.tensors.items():
             assert torch.equal(found.layers[name].tensors[slot], tensor)
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_file_that_is_refused_is_let_go_of_at_once(
+    files: FileServer,
+    targets: ModelTargets,
+    misfit: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    promised: bool,
+) -> None:
+    """Not when Python looks for garbage: by then its bytes count for nobody."""
+    memories: list[weakref.ref[mmap.mmap]] = []
+
+    def noted(size: int) -> mmap.mmap:
+        memory = own_memory(size)
+        memories.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(body, "own_memory", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        sha256 = hashlib.sha256(misfit).hexdigest() if promised else None
+        error, _ = get(files, targets, misfit, sha256, 0)
+        assert isinstance(error, LoraLoadFailed)
+        assert [one() for one in memories] == [None]
+    finally:
+        gc.enable()
+
+
+def test_what_waits_for_a_thread_holds_no_file_once_nobody_wants_it(targets: ModelTargets) -> None:
+    going_on = threading.Event()
+    memory = bytearray(1000)
+
+    async def run(reading: ThreadPoolExecutor) -> None:
+        reading.submit(going_on.wait, 10)
+        ahead = HeaderAhead(reading, targets, tells=True)
+        ahead.came(memoryview(memory), len(memory))
+        with pytest.raises(BufferError):
+            memory.append(0)  # it is held
+        ahead.give_up(ByteBudget(1 << 20))
+        memory.append(0)
+
+    with ThreadPoolExecutor(1) as reading:
+        try:
+            asyncio.run(run(reading))
+        finally:
+            going_on.set()
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 100, 10_000])

@@ -35,6 +35,7 @@ class HeaderAhead:
         self._targets = targets
         self._tells = tells
         self._begun: Future[LoraLayout] | None = None
+        self._beginning: list[memoryview] = []
         self._came = 0
 
     def came(self, data: memoryview, size: int) -> None:
@@ -49,8 +50,9 @@ class HeaderAhead:
             needed = length if length <= LORA_HEADER_MAX_BYTES else _NAMED_BYTES
             needed = min(_LENGTH_BYTES + max(needed, _NAMED_BYTES), size)
             if len(data) >= needed:
-                beginning = data[:needed]
-                self._begun = self._reading.submit(lay_out_file, beginning, size, self._targets)
+                # In a list, of which it can be taken back: it holds the whole file.
+                self._beginning = [data[:needed]]
+                self._begun = self._reading.submit(self._lay_out, self._beginning, size)
         if self._tells and self._begun is not None and self._begun.done():
             self._begun.result()
 
@@ -66,5 +68,12 @@ class HeaderAhead:
 
     def give_up(self, budget: ByteBudget) -> None:
         """Nobody waits any more: what a thread still reads counts until it has ended."""
-        if self._begun is not None and not self._begun.cancel() and not self._begun.done():
+        if self._begun is None:
+            return
+        if self._begun.cancel():
+            self._beginning.clear()
+        elif not self._begun.done():
             budget.lingers(self._came, self._begun, asyncio.get_running_loop())
+
+    def _lay_out(self, beginning: list[memoryview], size: int) -> LoraLayout:
+        return lay_out_file(beginning.pop(), size, self._targets)

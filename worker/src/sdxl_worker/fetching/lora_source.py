@@ -28,6 +28,7 @@ from sdxl_worker.fetching.budget import ByteBudget, Share
 from sdxl_worker.fetching.download import Fetcher
 from sdxl_worker.fetching.proof import Proof
 from sdxl_worker.lora import DiskTier, LoraCache, ModelTargets, ParsedLora, parse_lora
+from sdxl_worker.out_of_memory import clear_frames
 from sdxl_worker.run import Run, RunLora
 
 T = TypeVar("T")
@@ -92,6 +93,10 @@ class LoraSource:
         ]
         try:
             return list(await asyncio.gather(*tasks))
+        except Exception as error:
+            # What it came through holds the file, whose bytes count no more from here on.
+            clear_frames(error)
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -179,8 +184,9 @@ class LoraSource:
         if sha256 not in self._proofs:
             _remember(self._proofs, sha256, Proof.of(data))
 
-    def _read(self, data: FileBytes, sha256: str, layout: LoraLayout | None) -> ParsedLora:
-        """The LoRA in `data`, which nobody writes to any more, where it is kept."""
+    def _read(self, held: list[FileBytes], sha256: str, layout: LoraLayout | None) -> ParsedLora:
+        """The LoRA in the one file `held`, which nobody writes to any more, where it is kept."""
+        data = held.pop()
         parse = partial(parse_lora, data, self._targets, sha256=sha256, layout=layout)
         if self._prepare is None:
             return parse()
@@ -191,13 +197,17 @@ class LoraSource:
     ) -> ParsedLora:
         with run.phase(Phase.PARSE):
             layout = await ahead.layout() if ahead is not None else None
-            reading = self._parsing.submit(self._read, data, sha256, layout)
+            # In a list, of which it can be taken back: what waits for a thread is held by the pool.
+            held = [data]
+            reading = self._parsing.submit(self._read, held, sha256, layout)
             try:
                 lora = await asyncio.wrap_future(reading)
             except asyncio.CancelledError:
-                # A thread cannot be stopped: what it holds counts until it has ended.
-                loop = asyncio.get_running_loop()
-                self.budget.lingers(len(data), reading, loop)
+                if reading.cancelled():
+                    held.clear()
+                else:
+                    # A thread cannot be stopped: what it holds counts until it has ended.
+                    self.budget.lingers(len(data), reading, asyncio.get_running_loop())
                 raise
         self._cache.put(lora)
         return lora

@@ -85,6 +85,8 @@ class CudaRecorder:
         """`call` as a graph; it is run a few times before."""
         with torch.cuda.device(self._device), _ONE_AT_A_TIME:
             torch.cuda.synchronize()
+            # As afterwards, so that they are in neither of the two.
+            _free_workspaces()
             torch.cuda.empty_cache()
             # This process's: what the device has left changes by what others do there, too.
             reserved = torch.cuda.memory_reserved()
@@ -130,11 +132,11 @@ class CudaRecorder:
             ):
                 output = call()
         except BaseException:
+            _free_workspaces()
             self._break_off(graph, self._pools.pop(pool))
             raise
-        finally:
-            # Its own, in its pool, is not for others.
-            _free_workspaces()
+        # Its own, in its pool, is not for others.
+        _free_workspaces()
         return graph, output
 
     def _break_off(self, graph: torch.cuda.CUDAGraph, pool: _Pool) -> None:

@@ -116,9 +116,11 @@ class CudaKernels:
 def compile_early(device: str) -> None:
     """Compile in a thread, for whoever makes `CudaKernels` soon, and make the device's context with
     that. What goes wrong goes wrong there again."""
-    # Not in the thread: two that import at once may find each other's modules half made.
-    from torch.cuda import _utils  # noqa: F401
-    from torch.utils import cpp_extension  # noqa: F401
+    # Not in the thread: two that import at once may find each other's modules half made. What is
+    # not there is missed where the kernels are made.
+    with suppress(Exception):
+        from torch.cuda import _utils  # noqa: F401
+        from torch.utils import cpp_extension  # noqa: F401
 
     def compile_there() -> None:
         with suppress(Exception):
@@ -172,11 +174,15 @@ def _load_nvrtc() -> None:
     version = (torch.version.cuda or "").partition(".")[0]
     packages = Path(torch.__file__).parents[1]
     for room in (packages / "torch" / "lib", *sorted(packages.glob("nvidia/*/lib"))):
-        for library in sorted(room.glob(f"libnvrtc.so.{version or '*'}")):
+        libraries = sorted(room.glob(f"libnvrtc.so.{version or '*'}"))
+        # Which it looks for by their bare names, too.
+        builtins = sorted(room.glob(f"libnvrtc-builtins.so.{version or '*'}.*"))
+        for library in (*builtins, *libraries):
             # Another one may be loaded, or be found in the system's own places.
             with suppress(OSError):
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-                return
+        if libraries:
+            return
 
 
 def _is_plain(tensor: Tensor) -> bool:
