@@ -150,14 +150,12 @@ class Ours:
         for _ in range(3):
             with patcher.applied([(lora, SCALE)]):
                 right = self.draw()
-        (prepared,) = patcher._grouped._kept.values()
-        if prepared.recording is None:
-            raise RuntimeError("the swap was not recorded")
+        (recorded,) = patcher._grouped._recorded.values()
         with patcher.applied([(lora, SCALE)]):
             if self.draw() != right:
                 raise RuntimeError("the recorded swap gives another picture by itself")
-        for product in prepared.products:
-            product.left.mul_(0.5)
+        for group in recorded.groups:
+            group.left.mul_(0.5)
         with patcher.applied([(lora, SCALE)]):
             drawn = self.draw()
         patcher.drop_operands()
@@ -173,8 +171,8 @@ class Ours:
         turn = iter(range(10**6))
 
         def first(path: Path) -> float:
-            # As if it were new: what was kept of it would be replayed.
-            patcher.drop_operands()
+            # As if it were new, in a worker that has drawn with others.
+            patcher._grouped._kept.clear()
             return median_ms(device, lambda: patcher.apply([(self.parse(path), SCALE)]), 1, 0)
 
         firsts = [first(paths[number % 2]) for number in range(runs)]
@@ -223,7 +221,7 @@ class Ours:
         """A LoRA that is parsed and was not applied before, in the place of another."""
         patcher, seconds = self.ready.patcher, []
         for number in range(runs):
-            patcher.drop_operands()
+            patcher._grouped._kept.clear()
             one, other = loras[number % 2], loras[(number + 1) % 2]
             patcher.apply([(one, SCALE)])
             apply = partial(patcher.apply, [(other, SCALE)])

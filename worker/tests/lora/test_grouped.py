@@ -74,7 +74,8 @@ def test_operands_prepared_together_are_those_of_each_layer_alone(bulk: None) ->
             f"{name}.weight": [(lora.layers[name], scale) for lora, scale in loras]
             for name in first.layers
         }
-        for product in prepare(live, w0, plan):
+        written = GroupedWrites(live, w0)
+        for product in written._products(prepare(live, w0, plan)):
             product.write()
         for name, contributions in plan.items():
             alone = torch.empty_like(w0[name])
@@ -97,9 +98,9 @@ def test_like_layers_are_prepared_by_a_few_operations(monkeypatch: pytest.Monkey
         return real(parts)
 
     monkeypatch.setattr(torch, "stack", counted)
-    products = prepare(live, live, plan)
+    groups = prepare(live, live, plan)
 
-    assert len(products) == len(plan) > 20
+    assert sum(len(group.names) for group in groups) == len(plan) > 20
     assert len(stacked) < len(plan) / 3
 
 
@@ -119,7 +120,8 @@ def test_a_patcher_that_writes_in_bulk_gives_the_same_model_and_gives_it_back(
     sets = [
         [("lora", 0, 0.8)], [("loha", 2, 0.5)], [("lora", 0, 0.8)],
         [("lora", 0, 0.8), ("lora", 1, -0.4)], [("lora", 0, 0.8), ("dora-in", 3, 0.9)],
-        [("lora", 0, 0.3)],
+        [("lora", 0, 0.3)], [("lora", 1, 0.8)], [("lora", 2, 0.8)], [("lora", 0, 0.8)],
+        [("lora", 3, 0.8)], [("lora", 3, 0.8), ("lora", 2, -0.4)], [("lora", 2, 0.8)],
     ]  # fmt: skip
     for chosen in sets:
         loras = [(parsed(model, targets, kind, seed), scale) for kind, seed, scale in chosen]
@@ -128,32 +130,61 @@ def test_a_patcher_that_writes_in_bulk_gives_the_same_model_and_gives_it_back(
         patcher.apply(loras)
         reference.apply(theirs)
         assert same(values(targets), values(other.targets())), chosen
-    assert recorder.made, "the set that came again was to be recorded"
+    # One for a LoRA at 0.8, one for two at 0.8 and -0.4.
+    assert len(recorder.made) == 2
     patcher.restore()
     assert model_hashes(model) == before
     patcher.verify_full()
 
 
-def test_a_set_that_comes_again_is_recorded_and_only_so_many_are_kept(bulk: None) -> None:
+def test_what_comes_again_is_recorded_for_all_that_is_alike_and_only_so_many_are_kept(
+    bulk: None,
+) -> None:
     model = tiny_model()
     targets = model.targets()
     recorder = Recorder()
     patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=1 << 30)
     loras = [parsed(model, targets, seed=seed) for seed in range(6)]
 
-    def use(number: int) -> None:
-        with patcher.applied([(loras[number], 0.8)]):
+    def use(number: int, scale: float = 0.8) -> None:
+        with patcher.applied([(loras[number], scale)]):
             pass
 
-    for number in (0, 1, 0, 1, 0):
-        use(number)
-    assert len(recorder.made) == 2
-    for number in (2, 3, 4, 5):
-        use(number)
-    assert all(one.discarded for one in recorder.made)
-    patcher.drop_operands()
     use(0)
-    assert len(recorder.made) == 2
+    assert recorder.made == []
+    for number in (1, 0, 2, 3, 4, 5, 0):
+        use(number)
+    assert len(recorder.made) == 1
+    assert len(patcher._grouped._kept) == 4
+    # Another strength is another recording; the one that was not used for the longest time goes.
+    for scale in (0.1, 0.2, 0.3, 0.4):
+        use(0, scale)
+        use(1, scale)
+    assert len(recorder.made) == 5
+    assert [one.discarded for one in recorder.made] == [True, False, False, False, False]
+    patcher.drop_operands()
+    assert all(one.discarded for one in recorder.made)
+    # When memory was short, nothing is recorded for what comes once.
+    use(0)
+    assert len(recorder.made) == 5
+
+
+def test_operands_of_sets_and_recordings_stay_within_one_budget(bulk: None) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    loras = [parsed(model, targets, seed=seed) for seed in range(4)]
+    one = GroupedWrites(dict(targets.patchable()), dict(targets.patchable()))
+    plan = {f"{name}.weight": [(layer, 0.8)] for name, layer in loras[0].layers.items()}
+    size = sum(group.nbytes for group in prepare(one.live, one.pristine, plan))
+    for budget, sets, recordings in ((size - 1, 0, 0), (size, 0, 1), (2 * size, 1, 1)):
+        recorder = Recorder()
+        patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=budget)
+        for number in (0, 1, 2, 3, 0):
+            with patcher.applied([(loras[number], 0.8)]):
+                pass
+        held = patcher._grouped
+        assert held._held() <= budget
+        assert (len(held._kept), len(held._recorded)) == (sets, recordings)
 
 
 def test_the_second_try_has_the_memory_of_the_first(
@@ -226,8 +257,8 @@ def test_a_recording_of_a_stale_factor_is_found_by_the_picture_and_not_by_the_re
     expected = None
     for turn in range(4):
         if turn == 3:
-            for prepared in patcher._grouped._kept.values():
-                prepared.products[0].left.zero_()
+            for recorded in patcher._grouped._recorded.values():
+                recorded.groups[0].left.zero_()
         with patcher.applied([(lora, 0.8)]):
             found = values(targets)
         expected = found if expected is None else expected

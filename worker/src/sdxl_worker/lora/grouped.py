@@ -5,8 +5,10 @@ operands of all layers of one shape prepared by the same few operations; exactly
 so the bits, of `merge`'s own way layer by layer.
 Must not know: which tensors are dirty, requests.
 
-On a GPU a launch from Python takes as long as most of these layers' products. So the sets that were
-prepared last are kept, and one that comes a second time is recorded and from then on replayed.
+On a GPU a launch from Python takes as long as most of these layers' products. So once sets that
+change the same layers by factors of the same shapes and strengths have come twice, the writing is
+recorded: a set's operands are copied to where the recording reads them, and it is replayed. Files
+of one trainer are alike in that. The sets that were prepared last are kept.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from sdxl_worker.lora.merge import Contribution, exact_blocks, has_exact_product
 from sdxl_worker.out_of_memory import is_out_of_memory, let_go
 
 _SETS_MAX = 4
+_RECORDINGS_MAX = 4
+# Kinds of sets that came once, remembered for when they come again.
+_KINDS_MAX = 64
 
 
 class Recording(Protocol):
@@ -56,13 +61,44 @@ class Product(NamedTuple):
         torch.addmm(self.base, self.left, self.right, alpha=self.alpha, out=self.out)
 
 
+class Group(NamedTuple):
+    """The operands of layers that were prepared together: (n, out, R) and (n, R, in)."""
+
+    names: tuple[str, ...]
+    left: Tensor
+    right: Tensor
+    alphas: tuple[float, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the operands."""
+        return self.left.nbytes + self.right.nbytes
+
+    def kind(self) -> Hashable:
+        """Equal for groups that one recording can write."""
+        return self.names, self.alphas, self.left.shape, self.right.shape, self.left.dtype
+
+    def copied(self) -> Group:
+        """The same in memory of its own."""
+        return self._replace(left=self.left.clone(), right=self.right.clone())
+
+    def take(self, other: Group) -> None:
+        """Hold the operands of another group of the same kind."""
+        self.left.copy_(other.left)
+        self.right.copy_(other.right)
+
+
 @dataclass
-class _Prepared:
-    products: list[Product]
-    nbytes: int
-    uses: int = 0
-    recording: Recording | None = None
-    unrecordable: bool = False
+class _Recorded:
+    """A recording, the operands that it reads, and whose these are now."""
+
+    groups: list[Group]
+    recording: Recording
+    holds: Hashable
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups)
 
 
 @dataclass
@@ -80,7 +116,10 @@ class GroupedWrites:
     budget_bytes: int = 0
     recorder: Recorder | None = None
     device_type: str = "cuda"
-    _kept: OrderedDict[Hashable, _Prepared] = field(default_factory=OrderedDict)
+    # What was prepared, by what is written; recordings, by kind; kinds that came once.
+    _kept: OrderedDict[Hashable, list[Group]] = field(default_factory=OrderedDict)
+    _recorded: OrderedDict[Hashable, _Recorded] = field(default_factory=OrderedDict)
+    _seen: OrderedDict[Hashable, bool] = field(default_factory=OrderedDict)
     # Whether a tensor can be written so by any LoRA: it is never moved.
     _writable: dict[str, bool] = field(default_factory=dict)
 
@@ -106,95 +145,133 @@ class GroupedWrites:
         Args:
             key: of the contributions and names; equal for what is written alike.
         """
-        prepared = self._kept.get(key)
-        if prepared is None:
-            prepared = self._prepared(key, plan)
+        groups = self._kept.get(key)
+        if groups is None:
+            groups = self._prepared(key, plan)
         else:
             self._kept.move_to_end(key)
-        prepared.uses += 1
-        if prepared.recording is None and prepared.uses > 1 and self.recorder is not None:
-            self._record(prepared, self.recorder)
-        if prepared.recording is not None:
-            prepared.recording.replay()
+        recorded = self._recording_of(key, groups)
+        if recorded is None:
+            for product in self._products(groups):
+                product.write()
             return
-        for product in prepared.products:
-            product.write()
+        if recorded.holds != key:
+            recorded.holds = None
+            for mine, theirs in zip(recorded.groups, groups, strict=True):
+                mine.take(theirs)
+            recorded.holds = key
+        recorded.recording.replay()
 
     def drop_all(self) -> None:
         """Give up what is kept, such as when memory is short."""
-        while self._kept:
-            self._drop_oldest()
+        self._kept.clear()
+        self._seen.clear()
+        while self._recorded:
+            self._drop_recording()
 
-    def _prepared(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> _Prepared:
+    def _products(self, groups: Sequence[Group]) -> list[Product]:
+        return [
+            Product(_matrix(self.live[name]), _matrix(self.pristine[name]), left, right, alpha)
+            for group in groups
+            for name, left, right, alpha in zip(
+                group.names, group.left.unbind(), group.right.unbind(), group.alphas, strict=True
+            )
+        ]
+
+    def _prepared(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> list[Group]:
         try:
             return self._prepare(key, plan)
         except (RuntimeError, MemoryError) as error:
-            if not (self._kept and is_out_of_memory(error)):
+            if not ((self._kept or self._recorded) and is_out_of_memory(error)):
                 raise
             let_go(error)
         # Not above: there the error still holds what the first try had made.
         self.drop_all()
         return self._prepare(key, plan)
 
-    def _prepare(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> _Prepared:
-        products = prepare(self.live, self.pristine, plan)
-        nbytes = sum(one.left.nbytes + one.right.nbytes for one in products)
-        prepared = _Prepared(products, nbytes)
-        if nbytes <= self.budget_bytes:
-            self._kept[key] = prepared
-        while self._kept and (
-            len(self._kept) > _SETS_MAX
-            or sum(one.nbytes for one in self._kept.values()) > self.budget_bytes
+    def _prepare(self, key: Hashable, plan: Mapping[str, Sequence[Contribution]]) -> list[Group]:
+        groups = prepare(self.live, self.pristine, plan)
+        if sum(group.nbytes for group in groups) <= self.budget_bytes:
+            self._kept[key] = groups
+            self._keep_within_budget()
+        return groups
+
+    def _keep_within_budget(self) -> None:
+        """Sets go first, which can be prepared again; the latest recording last of all."""
+        while self._kept and (len(self._kept) > _SETS_MAX or self._held() > self.budget_bytes):
+            self._kept.popitem(last=False)
+        while self._recorded and (
+            len(self._recorded) > _RECORDINGS_MAX or self._held() > self.budget_bytes
         ):
-            self._drop_oldest()
-        return prepared
+            self._drop_recording()
 
-    def _drop_oldest(self) -> None:
-        _, oldest = self._kept.popitem(last=False)
-        if oldest.recording is not None:
-            oldest.recording.discard()
+    def _held(self) -> int:
+        """Bytes of all operands that are kept."""
+        kept = sum(group.nbytes for groups in self._kept.values() for group in groups)
+        return kept + sum(one.nbytes for one in self._recorded.values())
 
-    def _record(self, prepared: _Prepared, recorder: Recorder) -> None:
-        if prepared.unrecordable:
-            return
+    def _drop_recording(self) -> None:
+        _, oldest = self._recorded.popitem(last=False)
+        oldest.recording.discard()
 
-        def write_all() -> None:
-            for product in prepared.products:
-                product.write()
-
+    def _recording_of(self, key: Hashable, groups: list[Group]) -> _Recorded | None:
+        """What writes sets of this kind; None where that is not recorded."""
+        kind = tuple(group.kind() for group in groups)
+        found = self._recorded.get(kind)
+        if found is not None:
+            self._recorded.move_to_end(kind)
+            return found
+        recordable = self._seen.get(kind)
+        self._seen[kind] = recordable is not False
+        self._seen.move_to_end(kind)
+        if len(self._seen) > _KINDS_MAX:
+            self._seen.popitem(last=False)
+        if self.recorder is None or not recordable:
+            return None
+        if sum(group.nbytes for group in groups) > self.budget_bytes:
+            return None
         try:
-            prepared.recording = recorder.record(write_all, "swaps")
-        except Exception:
+            own = [group.copied() for group in groups]
+            products = self._products(own)
+
+            def write_all() -> None:
+                for product in products:
+                    product.write()
+
+            found = _Recorded(own, self.recorder.record(write_all, "swaps"), key)
+        except Exception as error:
             # Whatever it is, it is written layer by layer, as the first time.
-            prepared.unrecordable = True
+            self._seen[kind] = False
+            let_go(error)
+            return None
+        self._recorded[kind] = found
+        self._keep_within_budget()
+        return self._recorded.get(kind)
 
 
 def prepare(
     live: Mapping[str, Tensor],
     pristine: Mapping[str, Tensor],
     plan: Mapping[str, Sequence[Contribution]],
-) -> list[Product]:
-    """One product for each tensor of `plan`, operands of like layers prepared together."""
+) -> list[Group]:
+    """The operands of every tensor of `plan`, those of like layers prepared together."""
     alike: dict[Hashable, list[_Layer]] = defaultdict(list)
     for name, contributions in plan.items():
         layer = _Layer(
+            name,
             live[name],
-            pristine[name],
             [strength * one.factor for one, strength in contributions],
             [one.matrices() for one, _ in contributions],
         )
         alike[layer.kind()].append(layer)
-    products: list[Product] = []
-    for layers in alike.values():
-        products += _prepare_alike(layers)
-    return products
+    return [_prepare_alike(layers) for layers in alike.values()]
 
 
 class _Layer(NamedTuple):
-    """One layer's weight, its W0, and scales and factors of the LoRAs that change it."""
+    """One layer's name, its weight, and scales and factors of the LoRAs that change it."""
 
+    name: str
     live: Tensor
-    pristine: Tensor
     scales: list[float]
     factors: list[tuple[Tensor, Tensor]]
 
@@ -208,7 +285,7 @@ class _Layer(NamedTuple):
         return self.live.shape[0], self.live.dtype, *factors, self.has_one_scale
 
 
-def _prepare_alike(layers: list[_Layer]) -> list[Product]:
+def _prepare_alike(layers: list[_Layer]) -> Group:
     first = layers[0]
     device, dtype, common = first.live.device, first.live.dtype, first.has_one_scale
     lefts, rights = [], []
@@ -221,20 +298,12 @@ def _prepare_alike(layers: list[_Layer]) -> list[Product]:
         for left, right in exact_blocks(up, down, dtype):
             lefts.append(left)
             rights.append(right)
-    # Layers (n, out, R) and (n, R, in): each one's operands lie together.
-    left, right = torch.cat(lefts, dim=2), torch.cat(rights, dim=1)
-    return [
-        Product(
-            _matrix(layer.live),
-            _matrix(layer.pristine),
-            left_of_layer,
-            right_of_layer,
-            layer.scales[0] if common else 1.0,
-        )
-        for layer, left_of_layer, right_of_layer in zip(
-            layers, left.unbind(), right.unbind(), strict=True
-        )
-    ]
+    return Group(
+        tuple(layer.name for layer in layers),
+        torch.cat(lefts, dim=2),
+        torch.cat(rights, dim=1),
+        tuple(layer.scales[0] if common else 1.0 for layer in layers),
+    )
 
 
 def _matrix(weight: Tensor) -> Tensor:
