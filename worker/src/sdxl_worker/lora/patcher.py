@@ -57,7 +57,7 @@ class LoraPatcher:
         kept: where pristine copies of some weights exist already; only the others are copied.
         one_block: move the weights into one block of memory, which a GPU restores and compares in a
             few operations; not together with the two above. Left out where it cannot be.
-        recorder: records the writing of sets that come again, on a GPU.
+        recorder: records the writing of sets of a kind that comes again, on a GPU.
         operand_bytes: of what is kept for such sets.
     """
 
