@@ -169,6 +169,73 @@ def test_what_comes_again_is_recorded_for_all_that_is_alike_and_only_so_many_are
     assert len(recorder.made) == 5
 
 
+def test_kinds_that_take_turns_are_not_all_recorded_each_time(bulk: None) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    recorder = Recorder()
+    patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=1 << 30)
+    lora = parsed(model, targets)
+    for _ in range(10):
+        for scale in (0.1, 0.2, 0.3, 0.4, 0.5):
+            with patcher.applied([(lora, scale)]):
+                pass
+    assert len(recorder.made) == 4
+    # One that is asked for alone takes the place of another.
+    for _ in range(3):
+        with patcher.applied([(lora, 0.9)]):
+            pass
+    assert len(recorder.made) == 5
+
+
+def test_what_a_recording_holds_is_not_prepared_again(
+    bulk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    targets = model.targets()
+    loras = [parsed(model, targets, seed=seed) for seed in range(2)]
+    live = dict(targets.patchable())
+    plan = {f"{name}.weight": [(layer, 0.8)] for name, layer in loras[0].layers.items()}
+    size = sum(group.nbytes for group in prepare(live, live, plan))
+    count = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        return prepare(*given)
+
+    monkeypatch.setattr("sdxl_worker.lora.grouped.prepare", counted)
+    # Room for the recording alone.
+    patcher = LoraPatcher(targets, recorder=Recorder(), operand_bytes=size)
+    for number in (0, 0, 0, 0, 1, 1, 1):
+        with patcher.applied([(loras[number], 0.8)]):
+            pass
+    assert count == 2
+
+
+def test_a_recording_that_had_no_memory_is_tried_again(bulk: None) -> None:
+    class Short(Recorder):
+        error: Exception = torch.OutOfMemoryError("CUDA out of memory")
+        tried = 0
+
+        def record(self, call: Callable[[], Any], pool: str) -> OneRecording:
+            self.tried += 1
+            if self.tried == 1:
+                raise self.error
+            return super().record(call, pool)
+
+    model = tiny_model()
+    targets = model.targets()
+    lora = parsed(model, targets)
+    for error, tried in ((Short.error, 2), (RuntimeError("not in a capture"), 1)):
+        recorder = Short()
+        recorder.error = error
+        patcher = LoraPatcher(targets, recorder=recorder, operand_bytes=1 << 30)
+        for _ in range(6):
+            with patcher.applied([(lora, 0.8)]):
+                pass
+        assert recorder.tried == tried
+
+
 def test_operands_of_sets_and_recordings_stay_within_one_budget(bulk: None) -> None:
     model = tiny_model()
     targets = model.targets()

@@ -90,11 +90,12 @@ class Group(NamedTuple):
 
 @dataclass
 class _Recorded:
-    """A recording, the operands that it reads, and whose these are now."""
+    """A recording, the operands that it reads, whose these are now, and when it was used last."""
 
     groups: list[Group]
     recording: Recording
     holds: Hashable
+    used: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -116,10 +117,12 @@ class GroupedWrites:
     budget_bytes: int = 0
     recorder: Recorder | None = None
     device_type: str = "cuda"
-    # What was prepared, by what is written; recordings, by kind; kinds that came once.
+    # What was prepared, by what is written; recordings, by kind; kinds that are not recorded, and
+    # which write they came with last: None for what cannot be recorded.
     _kept: OrderedDict[Hashable, list[Group]] = field(default_factory=OrderedDict)
     _recorded: OrderedDict[Hashable, _Recorded] = field(default_factory=OrderedDict)
-    _seen: OrderedDict[Hashable, bool] = field(default_factory=OrderedDict)
+    _seen: OrderedDict[Hashable, int | None] = field(default_factory=OrderedDict)
+    _writes: int = 0
     # Whether a tensor can be written so by any LoRA: it is never moved.
     _writable: dict[str, bool] = field(default_factory=dict)
 
@@ -145,16 +148,20 @@ class GroupedWrites:
         Args:
             key: of the contributions and names; equal for what is written alike.
         """
-        groups = self._kept.get(key)
-        if groups is None:
-            groups = self._prepared(key, plan)
-        else:
+        self._writes += 1
+        if key in self._kept:
             self._kept.move_to_end(key)
-        recorded = self._recording_of(key, groups)
-        if recorded is None:
+        holding = next((kind for kind, one in self._recorded.items() if one.holds == key), None)
+        if holding is not None:
+            self._use(holding).recording.replay()
+            return
+        groups = self._kept.get(key) or self._prepared(key, plan)
+        kind = tuple(group.kind() for group in groups)
+        if kind not in self._recorded and not self._is_now_recorded(kind, key, groups):
             for product in self._products(groups):
                 product.write()
             return
+        recorded = self._use(kind)
         if recorded.holds != key:
             recorded.holds = None
             for mine, theirs in zip(recorded.groups, groups, strict=True):
@@ -196,14 +203,12 @@ class GroupedWrites:
             self._keep_within_budget()
         return groups
 
-    def _keep_within_budget(self) -> None:
-        """Sets go first, which can be prepared again; the latest recording last of all."""
-        while self._kept and (len(self._kept) > _SETS_MAX or self._held() > self.budget_bytes):
-            self._kept.popitem(last=False)
-        while self._recorded and (
-            len(self._recorded) > _RECORDINGS_MAX or self._held() > self.budget_bytes
+    def _keep_within_budget(self, more: int = 0) -> None:
+        """Sets go, which can be prepared again, until there is room for so many bytes more."""
+        while self._kept and (
+            len(self._kept) > _SETS_MAX or self._held() + more > self.budget_bytes
         ):
-            self._drop_recording()
+            self._kept.popitem(last=False)
 
     def _held(self) -> int:
         """Bytes of all operands that are kept."""
@@ -214,39 +219,66 @@ class GroupedWrites:
         _, oldest = self._recorded.popitem(last=False)
         oldest.recording.discard()
 
-    def _recording_of(self, key: Hashable, groups: list[Group]) -> _Recorded | None:
-        """What writes sets of this kind; None where that is not recorded."""
-        kind = tuple(group.kind() for group in groups)
-        found = self._recorded.get(kind)
-        if found is not None:
-            self._recorded.move_to_end(kind)
-            return found
-        recordable = self._seen.get(kind)
-        self._seen[kind] = recordable is not False
+    def _use(self, kind: Hashable) -> _Recorded:
+        """The recording of a kind, which becomes the one that was used last."""
+        self._recorded.move_to_end(kind)
+        self._recorded[kind].used = self._writes
+        return self._recorded[kind]
+
+    def _is_now_recorded(self, kind: Hashable, key: Hashable, groups: list[Group]) -> bool:
+        """Record what writes sets of this kind, if it came before and there is room."""
+        known, before = kind in self._seen, self._seen.get(kind)
+        self._seen[kind] = None if known and before is None else self._writes
         self._seen.move_to_end(kind)
         if len(self._seen) > _KINDS_MAX:
             self._seen.popitem(last=False)
-        if self.recorder is None or not recordable:
-            return None
-        if sum(group.nbytes for group in groups) > self.budget_bytes:
-            return None
+        size = sum(group.nbytes for group in groups)
+        if self.recorder is None or before is None or not self._made_room(size, before):
+            return False
         try:
-            own = [group.copied() for group in groups]
-            products = self._products(own)
-
-            def write_all() -> None:
-                for product in products:
-                    product.write()
-
-            found = _Recorded(own, self.recorder.record(write_all, "swaps"), key)
+            self._recorded[kind] = self._record(key, groups, self.recorder)
         except Exception as error:
-            # Whatever it is, it is written layer by layer, as the first time.
-            self._seen[kind] = False
+            # Whatever it is, it is written layer by layer, as the first time. Memory may be there
+            # another time.
+            self._seen[kind] = None
+            if is_out_of_memory(error):
+                del self._seen[kind]
             let_go(error)
-            return None
-        self._recorded[kind] = found
-        self._keep_within_budget()
-        return self._recorded.get(kind)
+            return False
+        del self._seen[kind]
+        return True
+
+    def _made_room(self, size: int, before: int) -> bool:
+        """Give up what a recording of so many bytes needs: only recordings that nobody used since
+        its kind came before. Else kinds that take turns would all be recorded, each time."""
+        bound = sum(one.nbytes for one in self._recorded.values())
+        leaving = 0
+        for one in self._recorded.values():
+            if (
+                bound + size <= self.budget_bytes
+                and len(self._recorded) - leaving < _RECORDINGS_MAX
+            ):
+                break
+            if one.used >= before:
+                return False
+            bound -= one.nbytes
+            leaving += 1
+        if bound + size > self.budget_bytes:
+            return False
+        for _ in range(leaving):
+            self._drop_recording()
+        self._keep_within_budget(size)
+        return True
+
+    def _record(self, key: Hashable, groups: list[Group], recorder: Recorder) -> _Recorded:
+        own = [group.copied() for group in groups]
+        products = self._products(own)
+
+        def write_all() -> None:
+            for product in products:
+                product.write()
+
+        return _Recorded(own, recorder.record(write_all, "swaps"), key)
 
 
 def prepare(
