@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from sdxl_worker.graphs.cuda import CudaRecorder
-from sdxl_worker.lora import LoraPatcher, ModelCorrupted, parse_lora
-from sdxl_worker.lora.arena import Arena, fits_arena
+from sdxl_worker.lora import LoraPatcher, parse_lora
 from sdxl_worker.lora.grouped import GroupedWrites, prepare
 from sdxl_worker.lora.merge import merge_weight
 from testkit.doubles.graphs import OneRecording
@@ -331,56 +330,6 @@ def test_a_recording_of_a_stale_factor_is_found_by_the_picture_and_not_by_the_re
         expected = found if expected is None else expected
         assert same(found, expected) == (turn < 3)
     patcher.verify_full()
-
-
-def test_weights_in_one_block_keep_their_values_types_and_strides() -> None:
-    model = tiny_model()
-    model.unet.to(memory_format=torch.channels_last)
-    targets = model.targets()
-    before = {n: (p.dtype, p.shape, p.stride(), p.detach().clone()) for n, p in targets.patchable()}
-    assert fits_arena(parameter for _, parameter in targets.patchable())
-    arena = Arena(targets.patchable())
-
-    for name, parameter in targets.patchable():
-        dtype, shape, stride, value = before[name]
-        assert (parameter.dtype, parameter.shape, parameter.stride()) == (dtype, shape, stride)
-        assert torch.equal(parameter.detach(), value)
-        assert torch.equal(arena.pristine[name], value)
-        assert parameter.data_ptr() % 64 == 0
-    assert arena.is_pristine()
-
-
-def test_a_single_changed_bit_anywhere_in_the_block_is_seen_and_put_back() -> None:
-    model = tiny_model()
-    targets = model.targets()
-    arena = Arena(targets.patchable())
-    names = [name for name, _ in targets.patchable()]
-    for name in (names[0], names[len(names) // 2], names[-1]):
-        bits = dict(targets.patchable())[name].detach().view(torch.int16).view(-1)
-        bits[-1] ^= 1
-        assert not arena.is_pristine()
-        assert arena.restore()
-
-
-def test_a_block_that_cannot_be_put_back_ends_the_service() -> None:
-    model = tiny_model()
-    targets = model.targets()
-    patcher = LoraPatcher(targets, one_block=True)
-    assert patcher._arena is not None
-    patcher.apply([(parsed(model, targets), 1.0)])
-    patcher._arena.is_pristine = lambda: False  # type: ignore[method-assign]
-    with pytest.raises(ModelCorrupted):
-        patcher.restore()
-    with pytest.raises(ModelCorrupted):
-        patcher.apply([])
-
-
-def test_parameters_that_share_memory_or_have_gaps_stay_where_they_are() -> None:
-    weight = torch.nn.Parameter(torch.zeros(4, 4))
-    assert fits_arena([weight])
-    assert not fits_arena([weight, torch.nn.Parameter(weight.detach())])
-    assert not fits_arena([torch.nn.Parameter(torch.zeros(4, 8)[:, ::2])])
-    assert not fits_arena([])
 
 
 @pytest.mark.gpu
