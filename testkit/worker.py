@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import torch
 import uvicorn
@@ -234,6 +233,9 @@ def traces_of_a_lora(running: RunningWorker, body: dict[str, Any], lora_url: str
     """
     found: set[str] = set()
     weights = hashes(running.engine)
+    # Only here: the rest is used where there is no such package.
+    import httpx2
+
     with httpx2.Client(base_url=running.url, timeout=60) as http:
         before = http.post("/generate-image", json=body).json()
         styled = http.post("/generate-image", json=body | {"lora_url": lora_url}).json()

@@ -6,15 +6,16 @@
 
 Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src before it.
 
-In this order: a random model of full size, drawn on the GPU and kept in memory; the worker's start;
-a cached LoRA's request, alone and while four others are fetched; requests over HTTP in random
-order, each picture against its own first one; diffusers' start as a process of its own; the parts,
-ours and diffusers', in one process; the tests marked `gpu`; 8 bits' pictures. Then, as far as there
-is time: HTTP again with what compiles for minutes, other ways to draw, files fetched beside another
-client. A part that fails is a row that says so, and the others go on; `--json` is written anew
-after each. When `--seconds` are over, or it is asked to end, it says what it has.
+In this order: a random model of full size, drawn on the GPU and kept in memory; the worker's start
+between two of diffusers', each a process of its own; a cached LoRA's request, alone and while four
+others are fetched; requests over HTTP in random order, each picture against its own first one, and
+beside them the tests marked `gpu`; the parts, ours and diffusers', in one process; 8 bits'
+pictures. Then, as far as there is time: HTTP again with what compiles for minutes, other ways to
+draw, files fetched beside another client. A part that fails is a row that says so, and the others
+go on; `--json` is written anew after each. When `--seconds` are over, or it is asked to end, it
+says what it has.
 
-Exit status: 0 if everything exact was exact; the aims of speed are reported, not enforced.
+Exit status: 0 if nothing failed; the aims of speed are reported, not enforced.
 """
 
 from __future__ import annotations
@@ -23,132 +24,31 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.full_size import SMALL
-from benchmarks.gpu_check import eight_bits, exactness, features, fetching, own_kernels
-from benchmarks.gpu_check.inputs import LoraFiles, module_shapes, room, write_loras, write_model
+from benchmarks.gpu_check import eight_bits, features, fetching, own_kernels
+from benchmarks.gpu_check.inputs import LoraFiles, room, write_inputs
+from benchmarks.gpu_check.over_http import Pictures, Size, Worker
 from benchmarks.gpu_check.plan import SECONDS, SECTIONS, Plan, Stopped, ended_in_time, sections
-from benchmarks.gpu_check.processes import bytecode, gpu_tests, starts
+from benchmarks.gpu_check.processes import COMPILED_START_S, bytecode, gpu_tests, peer_start
 from benchmarks.gpu_check.report import Report, measured_on
-from benchmarks.gpu_check.service import (
-    COMPILED_START_S,
-    START_S,
-    Service,
-    fresh,
-    lora_server,
-    service,
-)
-from benchmarks.gpu_check.speeds import CFG, SCALE, SEED, Ours, Rows, Theirs, release
+from benchmarks.gpu_check.speeds import Ours, Rows, Theirs, release
+from sdxl_worker.loading.imports import share_the_interpreter
 
 # Rows that are no aim's: in the file and the output above, not in the last line.
 _DETAILS = ("own_kernels", "fp8_parts", "features", "fetch")
-
-
-def over_http(
-    worker: Service, loras: list[Mapping[str, str]], side: int, steps: int, runs: int
-) -> Rows:
-    """A request with a cached LoRA by the worker's own clock; one with a file that it has never
-    seen; and one while four such files are fetched."""
-    body = {"prompt": exactness.PROMPT, "width": side, "height": side, "steps": steps,
-            "seed": 7, "timeout": 280}  # fmt: skip
-    new = iter(range(1, 256))
-
-    def drawn(lora: Mapping[str, str], scale: float = SCALE, **fields: Any) -> dict[str, Any]:
-        found = worker.call(body | {"loras": [dict(lora) | {"scale": scale}]} | fields)
-        if found["http"] != 200:
-            raise RuntimeError(str(found)[:300])
-        return found
-
-    def unseen() -> dict[str, Any]:
-        # Of the same size as the one that is timed.
-        return drawn(fresh(loras[0], next(new)), 0.1, steps=1)
-
-    first = drawn(loras[0])
-    alone = [drawn(loras[number % 2]) for number in range(runs + 2)][2:]
-    fetched = [
-        sum(one["timings"][phase] for phase in ("download", "parse", "apply"))
-        for one in (unseen() for _ in range(runs))
-    ]
-    denoise = statistics.median(one["timings"]["denoise"] for one in alone)
-    slower, beside = [], []
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(3):
-            fetching = [pool.submit(unseen) for _ in range(4)]
-            slower.append(drawn(loras[1])["timings"]["denoise"] / denoise)
-            beside += [one.result()["timings"]["download"] for one in fetching]
-    clock = [one["generation_time_seconds"] * 1e3 for one in alone]
-    drawing = alone[-1].get("drawing") or {}
-    return {
-        "first_lora_ms": round(first["generation_time_seconds"] * 1e3, 1),
-        "first_lora_download_ms": round(first["timings"]["download"] * 1e3, 1),
-        "fetched_to_applied_ms": round(statistics.median(fetched) * 1e3, 1),
-        "fetched_to_applied_ms_all": [round(one * 1e3, 1) for one in fetched],
-        "cached_lora_ms": round(statistics.median(clock), 1),
-        "cached_lora_ms_all": [round(one, 1) for one in clock],
-        "caller_ms": round(statistics.median(one["wall_s"] for one in alone) * 1e3, 1),
-        "denoise_ms": round(denoise * 1e3, 1),
-        "slower_while_fetching": round(statistics.median(slower), 3),
-        "slower_while_fetching_all": [round(one, 3) for one in slower],
-        # Beside how much of the steps a file was on its way, each.
-        "fetched_beside_ms": [round(one * 1e3, 1) for one in beside],
-        "timings": alone[-1]["timings"],
-        "drawing": drawing,
-        "speed": drawing.get("speed"),
-    }
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is drawn: the model's folder, where, pixels of a side, steps; and how often."""
-
-    model: Path
-    device: str
-    side: int
-    steps: int
-    runs: int
-
-    @property
-    def small(self) -> bool:
-        """Whether it is a dry run."""
-        return self.model == SMALL
-
-
-@dataclass
-class Pictures:
-    """The pixels of one request's picture, however it was drawn."""
-
-    http_lora: bytes = b""
-    fp8_lora: bytes = b""
-    ours: bytes = b""
-    ours_lora: bytes = b""
-
-    def take(self, name: str, pixels: bytes) -> None:
-        """The one over HTTP, of a worker that draws exactly or in 8 bit."""
-        if name == "http":
-            self.http_lora = pixels
-        else:
-            self.fp8_lora = pixels
-
-    def fp8_apart(self, speed: object) -> Rows:
-        """How far 8 bits' picture is from the exact one; `speed` is what drew it."""
-        if not (self.http_lora and self.fp8_lora):
-            raise RuntimeError("one of the two pictures is missing")
-        if "fp8" not in str(speed):
-            return {"mean_difference": None, "no_difference_because": f"drawn {speed}"}
-        apart = eight_bits.difference(self.http_lora, self.fp8_lora)
-        return {"mean_difference": round(apart, 3)}
+# Free on the card, for tests beside a worker.
+_BESIDE_BYTES = 24 << 30
 
 
 def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
@@ -163,109 +63,88 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
 
     def make() -> Rows:
         started = time.perf_counter()
-        # Its last file: where it is, all of the model is.
         with bytecode():
-            if not (model / "model_index.json").exists():
-                model.mkdir(parents=True)
-                write_model(model, options.device)
-        made.append(write_loras(folder, module_shapes(model), 4 if small else 32))
+            made.append(write_inputs(folder, model, options.device, 4 if small else 32))
         return {"made_s": round(time.perf_counter() - started, 1)}
 
+    def served(worker: Worker) -> None:
+        report.part(f"{worker.name}_run", partial(worker.served, report, made[0], size, pictures))
+
+    # As the worker does, before it is timed; for diffusers as well.
+    share_the_interpreter()
     if plan.needs_model:
         report.part("model", make)
-    files = made[0] if made else None
-
-    def served(name: str, requests: int, start_s: float = START_S, **settings: str) -> None:
-        assert files is not None
-        log = folder / f"{name}.log"
-        report.part(
-            f"{name}_run",
-            lambda: _served(report, name, pictures, files, size, requests, log, start_s, settings),
-        )
-
-    if files and plan.begins("http"):
-        served("http", options.requests)
-    if files and plan.begins("start"):
-        report.part("start", lambda: starts(
-            model, options.device, size.side, size.steps, folder / "start.log",
-            report.found("http_start.ready_s"),
-        ))  # fmt: skip
-    if files:
-        _in_one_process(report, plan, files, pictures, size)
-    if plan.begins("tests"):
-        report.part("tests", gpu_tests)
+    if made:
+        with _starts(report, plan, size):
+            requests = options.requests if plan.begins("http") else 0
+            if requests or "start" in report.rows:
+                served(Worker(
+                    "http", requests, folder / "http.log",
+                    meanwhile=partial(_tests_beside, report, plan),
+                ))  # fmt: skip
+        _in_one_process(report, plan, made[0], pictures, size)
+    if "tests" not in report.rows and plan.begins("tests"):
+        _tests(report)
     if plan.begins("fp8_quality"):
         report.part("fp8_quality", lambda: eight_bits.quality(options.device, 4 if small else 100))
     for name in ("compiled", "fp8"):
-        if files and plan.begins(name):
-            served(name, options.requests // 4, COMPILED_START_S, DRAW_SPEED=name)
+        if made and plan.begins(name):
+            served(Worker(
+                name, options.requests // 4, folder / f"{name}.log", COMPILED_START_S,
+                {"DRAW_SPEED": name},
+            ))  # fmt: skip
     if pictures.http_lora and "fp8" in report.rows:
         drawn = report.rows["fp8"].get("speed")
         report.part("fp8", lambda: pictures.fp8_apart(drawn))
-    if files and plan.begins("features"):
-        report.part("features", lambda: _features(report, size))
+    if made and plan.begins("features"):
+        _features(report, made[0], size)
     if plan.begins("fetch"):
         report.part("fetch", lambda: fetching.rows((8 if small else 170) * 10**6, size.runs))
 
 
-def _served(
-    report: Report,
-    name: str,
-    pictures: Pictures,
-    files: LoraFiles,
-    size: Size,
-    requests: int,
-    log: Path,
-    start_s: float,
-    settings: Mapping[str, str],
-) -> Rows:
-    """A worker's rows: its start, its speed, its exactness."""
-    started = time.perf_counter()
-    with service(size.model, size.device, log, start_s=start_s, **settings) as worker:
-        report.part(f"{name}_start", lambda: _started(worker))
-        with lora_server(files) as server:
-            loras: list[Mapping[str, str]] = [server[one] for one in files.names]
-            report.part(name, lambda: over_http(worker, loras, size.side, size.steps, size.runs))
-            if name in ("http", "fp8"):
-                report.part(
-                    name, lambda: pictures.take(name, _http_picture(worker, loras[0], size))
-                )
-            report.part(
-                f"{name}_exactness", lambda: _exact(report, name, worker, loras, size, requests)
-            )
-    return {"s": round(time.perf_counter() - started, 1)}
+@contextmanager
+def _starts(report: Report, plan: Plan, size: Size) -> Iterator[None]:
+    """Diffusers' start before and after the worker's, which the block does: the first process of
+    all meets memory that nobody has used yet. To a first picture before it alone."""
+    if not plan.begins("start"):
+        yield
+        return
+    theirs: list[dict[str, float]] = []
+
+    def start(steps: int) -> Rows:
+        theirs.append(peer_start(size.model, size.device, size.side, steps))
+        found: Rows = {
+            "diffusers_s": round(min(one["ready"] for one in theirs), 2),
+            "diffusers_s_all": [round(one["ready"], 2) for one in theirs],
+        }
+        return found | (
+            {"diffusers_first_picture_s": round(theirs[0]["drawn"], 2)} if steps else {}
+        )
+
+    report.part("start", lambda: start(size.steps))
+    yield
+    ours = report.rows.get("http_start", {})
+    report.rows["start"] |= {
+        "ours_s": ours.get("ready_s"), "ours_first_picture_s": ours.get("first_picture_s")
+    }  # fmt: skip
+    report.part("start", lambda: start(0))
 
 
-def _started(worker: Service) -> Rows:
-    told = ("draw_speed", "speeds_unavailable")
-    return {"ready_s": round(worker.start_s, 2)} | {name: worker.health.get(name) for name in told}
+def _tests(report: Report) -> None:
+    with gpu_tests() as end:
+        report.part("tests", end)
 
 
-def _http_picture(worker: Service, lora: Mapping[str, str], size: Size) -> bytes:
-    found = worker.call({
-        "prompt": exactness.PROMPT, "width": size.side, "height": size.side, "steps": size.steps,
-        "seed": SEED, "cfg": CFG, "timeout": 280, "loras": [dict(lora) | {"scale": SCALE}],
-    })  # fmt: skip
-    return exactness.pixels_of(found)[0]
-
-
-def _exact(
-    report: Report,
-    name: str,
-    worker: Service,
-    loras: list[Mapping[str, str]],
-    size: Size,
-    requests: int,
-) -> None:
-    found = exactness.Exactness()
-    sides = (64, 96) if size.small else (512, 768, 1024)
-    try:
-        exactness.check(worker, exactness.cases(loras, sides), requests, found)
-    finally:
-        # Also of a worker that died: what it had drawn until then.
-        report.rows[f"{name}_exactness"] = found.row()
-    if not found.ok:
-        report.failed.append(f"{name}_exactness")
+@contextmanager
+def _tests_beside(report: Report, plan: Plan) -> Iterator[None]:
+    """The tests marked `gpu` beside the block, where the card has room for both."""
+    wanted = "tests" in plan.wanted and torch.cuda.mem_get_info()[0] > _BESIDE_BYTES
+    if not wanted or not plan.begins("tests"):
+        yield
+        return
+    with gpu_tests() as end:
+        yield
+        report.part("tests", end)
 
 
 def _in_one_process(
@@ -281,12 +160,18 @@ def _in_one_process(
         held[:] = [make(size.model, size.device, size.side, size.steps)]
         return {"made_s": round(time.perf_counter() - started, 1)}
 
-    def exact() -> Rows:
-        found: Rows = held[0].exact([held[0].parse(path) for path in few])
-        wrong = [name for name, value in found.items() if value is not True]
-        report.failed.extend(f"ours_exactness.{name}" for name in wrong)
+    def drawn() -> None:
+        # What diffusers' are compared with, whatever becomes of the rest.
+        held[0].ready.patcher.restore()
         pictures.ours, pictures.ours_lora = held[0].draw(), held[0].draw_with(paths[0])
-        return found
+
+    def exact() -> None:
+        found = report.rows["ours_exactness"]
+        try:
+            held[0].exact([held[0].parse(path) for path in few], found)
+        finally:
+            wrong = [name for name, value in found.items() if value is not True]
+            report.failed.extend(f"ours_exactness.{name}" for name in wrong)
 
     def equal() -> Rows:
         """Plain diffusers' pictures: of the base, and with the LoRA merged by the same rule."""
@@ -305,18 +190,15 @@ def _in_one_process(
     if plan.begins("ours"):
         report.part("ours", lambda: made(Ours))
     if held:
-        report.part("ours", lambda: held[0].rows(paths, size.runs))
+        report.part("ours", lambda: held[0].rows(paths, size.runs, report.rows["ours"]))
+        report.part("ours", drawn)
         report.part("ours_exactness", exact)
-        report.part("own_kernels", lambda: own_kernels.rows(held[0], size.runs))
-        if report.rows["own_kernels"].get("same_bits") is False:
-            report.failed.append("own_kernels.same_bits")
-        report.part("fp8_parts", lambda: eight_bits.parts(held[0], paths, size.runs))
     held.clear()
     release()
     if plan.begins("diffusers"):
         report.part("diffusers", lambda: made(Theirs))
     if held:
-        cycles = min(size.runs, 3)
+        cycles = min(size.runs, 2)
         report.part("diffusers_exactness", equal)
         report.part("diffusers", lambda: held[0].fused(files, cycles))
         report.part(
@@ -327,11 +209,24 @@ def _in_one_process(
     release()
 
 
-def _features(report: Report, size: Size) -> Rows:
-    ours = Ours(size.model, size.device, size.side, size.steps)
-    found = features.rows(ours, small=size.small)
-    report.failed.extend(f"features.{name}" for name in found.get("failed", []))
-    return found
+def _features(report: Report, files: LoraFiles, size: Size) -> None:
+    """What else is good to know, of a model of its own: after an error of the device itself nothing
+    else would work."""
+    held: list[Ours] = []
+    paths = [files.folder / one for one in files.names[:2]]
+
+    def rows() -> Rows:
+        held.append(Ours(size.model, size.device, size.side, size.steps))
+        found = features.rows(held[0], small=size.small)
+        report.failed.extend(f"features.{name}" for name in found.get("failed", []))
+        return found
+
+    report.part("features", rows)
+    if held:
+        report.part("own_kernels", lambda: own_kernels.rows(held[0], size.runs))
+        if report.rows["own_kernels"].get("same_bits") is False:
+            report.failed.append("own_kernels.same_bits")
+        report.part("fp8_parts", lambda: eight_bits.parts(held[0], paths, size.runs))
 
 
 def main() -> int:
@@ -362,7 +257,7 @@ def main() -> int:
             "rows": {name: row for name, row in report.rows.items() if name not in leave_out},
             "left_out": report.left_out, "aims": {} if options.small else report.aims(),
             "failed": report.failed, "ok": not report.failed,
-        })  # fmt: skip
+        }, default=str)  # fmt: skip
 
     def keep(report: Report) -> None:
         if options.json:
@@ -392,4 +287,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    # Those who compile for torch would be waited for, up to five minutes.
+    os._exit(code)

@@ -18,10 +18,14 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.gpu_check.service import Service
+from benchmarks.gpu_check.inputs import PROMPT
+from benchmarks.gpu_check.processes import Service
 
 Lora = Mapping[str, str]
-PROMPT = "a red apple on a wooden table, soft light"
+# Requests at a time: while one is drawn, another's text and picture are worked on.
+_CLIENTS = 2
+# After so many, one is cancelled by itself.
+_UNTIL_A_CANCEL = 7
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Exactness:
     """What was found.
 
     Attributes:
+        expected: requests that were to be made.
         cancelled: requests that were ended in the midst of their work, and that said so.
         came_too_late: those that were done before they could be ended.
         differing: cases whose picture was not its own first one.
@@ -36,6 +41,7 @@ class Exactness:
         speeds: answers by what drew them.
     """
 
+    expected: int = 0
     requests: int = 0
     cases: int = 0
     cancelled: int = 0
@@ -48,8 +54,30 @@ class Exactness:
 
     @property
     def ok(self) -> bool:
-        """Whether every picture was right, every time."""
-        return self.requests > 0 and not (self.differing or self.unclean or self.errors)
+        """Whether every picture was right, every time, and all were drawn."""
+        wrong = self.differing or self.unclean or self.errors
+        return self.requests == self.expected > 0 and not wrong
+
+    def take(self, name: str, answer: Mapping[str, Any]) -> None:
+        """One answer to the case `name`."""
+        self.requests += 1
+        if answer["http"] != 200:
+            self.errors[f"{name}: {answer.get('error_code')}"] += 1
+            return
+        self.unclean += not answer.get("model_clean")
+        drawing = answer.get("drawing") or {}
+        self.speeds[str(drawing.get("speed"))] += 1
+        for how in ("steps_replayed", "steps_captured", "steps_eager"):
+            self.steps[how] += drawing.get(how, 0)
+
+    def take_cancelled(self, answer: Mapping[str, Any]) -> None:
+        """The answer to one that was to be ended."""
+        if answer.get("error_code") == "CANCELLED":
+            self.cancelled += 1
+        elif answer["http"] == 200:
+            self.came_too_late += 1
+        else:
+            self.errors[f"cancelled: {answer.get('error_code')}"] += 1
 
     def row(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -84,30 +112,29 @@ def cases(loras: Sequence[Lora], sides: Sequence[int]) -> dict[str, dict[str, An
 def check(
     service: Service, asked: Mapping[str, dict[str, Any]], count: int, found: Exactness
 ) -> None:
-    """`count` requests of `asked` in random order, others cancelled at a random step between them;
-    `found` is filled as they are answered."""
+    """`count` requests of `asked` in random order, two at a time, others cancelled at a random step
+    between them; `found` is filled as they are answered."""
     chosen = random.Random(0)  # an order, no secret
     first = dict[str, str]()
     names = list(asked)
     order = names + chosen.choices(names, k=max(0, count - len(names)))
     chosen.shuffle(order)
-    for number, name in enumerate(order):
-        if number % 7 == 3:
-            _cancel_one(service, asked[name], chosen.uniform(0, 0.3), f"cancel-{number}", found)
+    found.expected = len(order)
+
+    def ask(name: str) -> tuple[dict[str, Any], str]:
         answer = service.call(asked[name])
-        found.requests += 1
-        if answer["http"] != 200:
-            found.errors[f"{name}: {answer.get('error_code')}"] += 1
-            continue
-        found.unclean += not answer.get("model_clean")
-        drawing = answer.get("drawing") or {}
-        found.speeds[str(drawing.get("speed"))] += 1
-        for how in ("steps_replayed", "steps_captured", "steps_eager"):
-            found.steps[how] += drawing.get(how, 0)
-        digest = digest_of(answer)
-        if first.setdefault(name, digest) != digest:
-            found.differing.append(name)
-        found.cases = len(first)
+        return answer, digest_of(answer) if answer["http"] == 200 else ""
+
+    with ThreadPoolExecutor(_CLIENTS) as pool:
+        for place in range(0, len(order), _UNTIL_A_CANCEL):
+            together = order[place : place + _UNTIL_A_CANCEL]
+            for name, (answer, digest) in zip(together, pool.map(ask, together), strict=True):
+                found.take(name, answer)
+                if digest and first.setdefault(name, digest) != digest:
+                    found.differing.append(name)
+                found.cases = len(first)
+            body, name = asked[chosen.choice(together)], f"cancel-{place}"
+            found.take_cancelled(_cancel_one(service, body, chosen.uniform(0, 0.3), name))
     if len(set(first.values())) < len(first):
         # Every case asks for another picture: equal ones would mean that nothing was applied.
         found.errors["two cases gave one picture"] += 1
@@ -127,16 +154,11 @@ def digest_of(answer: Mapping[str, Any]) -> str:
 
 
 def _cancel_one(
-    service: Service, body: dict[str, Any], after_s: float, name: str, found: Exactness
-) -> None:
+    service: Service, body: dict[str, Any], after_s: float, name: str
+) -> dict[str, Any]:
+    """The answer to a request that is cancelled while it is worked on."""
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(service.call, body | {"request_id": name, "seed": 1, "steps": 20})
         time.sleep(after_s)
         service.call({}, f"/requests/{name}/cancel")
-        answer = ended.result()
-    if answer.get("error_code") == "CANCELLED":
-        found.cancelled += 1
-    elif answer["http"] == 200:
-        found.came_too_late += 1
-    else:
-        found.errors[f"cancelled: {answer.get('error_code')}"] += 1
+        return ended.result()

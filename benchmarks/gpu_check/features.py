@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.full_size import REPOSITORY
-from benchmarks.gpu_check.exactness import PROMPT
+from benchmarks.gpu_check.inputs import PROMPT
 from benchmarks.gpu_check.speeds import CFG, SEED, Ours, Rows
 from sdxl_contract.limits import ControlInfo, ControlKind
 from sdxl_contract.request import GenerateRequest

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from benchmarks.full_size import (
 from sdxl_worker.lora import lora_targets
 from testkit.loras.making import MAKERS, Randomness, kohya_stem, save
 
+PROMPT = "a red apple on a wooden table, soft light"
 # Eight files of five algorithms; the first two are the rank-32 ones that are timed.
 KINDS = ("lora", "lora", "lora", "loha", "lokr", "dora-in", "full", "loha")
 # Weights this large keep activations finite through all of a random model's layers.
@@ -40,25 +42,27 @@ _WHOLE = 0.45
 _ROOM_BYTES = FULL_BYTES + 3 * 10**9
 
 
+def write_inputs(folder: Path, model: Path, device: str, rank: int) -> LoraFiles:
+    """The model, unless it is there, and LoRAs for it in `folder`, side by side."""
+    if (model / "model_index.json").exists():
+        return write_loras(folder, module_shapes(model), rank)
+    with ThreadPoolExecutor(1) as pool:
+        # While they are made the GPU draws, and the model goes where it is kept.
+        loras = pool.submit(write_loras, folder, module_shapes(None), rank)
+        model.mkdir(parents=True, exist_ok=True)
+        write_model(model, device)
+        return loras.result()
+
+
 def write_model(folder: Path, device: str) -> None:
-    """The full-size pipeline in half precision, drawn on `device`, into `folder`."""
-    stated = transformers.CLIPTextConfig
-    builders: dict[str, Callable[[], Any]] = {
-        "unet": lambda: diffusers.UNet2DConditionModel(**UNET),
-        "vae": lambda: diffusers.AutoencoderKL(**VAE),
-        "text_encoder": lambda: transformers.CLIPTextModel(stated(**TEXT_ENCODER)),
-        "text_encoder_2": lambda: transformers.CLIPTextModelWithProjection(
-            stated(**TEXT_ENCODER_2)
-        ),
-    }
+    """The full-size pipeline in half precision, drawn on `device`, into `folder`. What says that
+    it is one comes last."""
     scheduler: Any = diffusers.EulerDiscreteScheduler
     classes = {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
     scheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
     torch.manual_seed(0)
     for name in PARTS:
-        with torch.device("meta"):
-            empty = builders[name]()
-        module: Any = empty.to(torch.float16).to_empty(device=device)
+        module: Any = _empty(name).to(torch.float16).to_empty(device=device)
         with torch.no_grad():
             for key, tensor in (*module.named_parameters(), *module.named_buffers()):
                 _fill(key, tensor)
@@ -76,6 +80,21 @@ def write_model(folder: Path, device: str) -> None:
         classes[name] = ["transformers", "CLIPTokenizer"]
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     (folder / "model_index.json").write_text(json.dumps(index | classes))
+
+
+def _empty(name: str) -> torch.nn.Module:
+    """A part of that pipeline without weights."""
+    stated = transformers.CLIPTextConfig
+    builders: dict[str, Callable[[], torch.nn.Module]] = {
+        "unet": lambda: diffusers.UNet2DConditionModel(**UNET),
+        "vae": lambda: diffusers.AutoencoderKL(**VAE),
+        "text_encoder": lambda: transformers.CLIPTextModel(stated(**TEXT_ENCODER)),
+        "text_encoder_2": lambda: transformers.CLIPTextModelWithProjection(
+            stated(**TEXT_ENCODER_2)
+        ),
+    }
+    with torch.device("meta"):
+        return builders[name]()
 
 
 def _write_weights(module: torch.nn.Module, path: Path) -> None:
@@ -104,8 +123,12 @@ def _fill(name: str, tensor: torch.Tensor) -> None:
         tensor.normal_(0, _SPREAD / tensor[0].numel() ** 0.5)
 
 
-def module_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What LoRAs may change in the pipeline in `folder`: full module name → weight shape."""
+def module_shapes(folder: Path | None) -> dict[str, tuple[int, ...]]:
+    """What LoRAs may change in the pipeline in `folder`, or in the one that `write_model` writes:
+    full module name → weight shape."""
+    if folder is None:
+        parts: list[Any] = [_empty(name) for name in ("unet", "text_encoder", "text_encoder_2")]
+        return lora_targets(*parts).signature_modules()
     classes: dict[str, Any] = {
         "text_encoder": transformers.CLIPTextModel,
         "text_encoder_2": transformers.CLIPTextModelWithProjection,
@@ -138,7 +161,8 @@ def write_loras(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int) 
     for number, kind in enumerate(KINDS):
         rnd = Randomness(number)
         tensors: dict[str, torch.Tensor] = {}
-        for module in whole if number < 2 else few:
+        # Whole differences are as large as the weights: of a few layers.
+        for module in whole if number < 2 else few[:: 8 if kind == "full" else 1]:
             shape = shapes[module]
             fitting = min(rank if number < 2 else 4, *shape)
             for part, tensor in MAKERS[kind](rnd, shape, fitting).items():

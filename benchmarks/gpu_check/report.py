@@ -82,12 +82,15 @@ class Report:
             self.fail(name, error)
             raise
         finally:
-            print(f"[{self.seconds:6.1f} s] {name}: {json.dumps(self.rows[name])}", flush=True)
+            print(f"[{self.seconds:6.1f} s] {name}: {self._told(name)}", flush=True)
         try:
             self._keep(self)
         except OSError as error:
             self.fail("json", error)
         release()
+
+    def _told(self, name: str) -> str:
+        return json.dumps(self.rows[name], default=str)
 
     def fail(self, name: str, error: BaseException) -> None:
         """A section's row says what went wrong."""
@@ -160,7 +163,8 @@ class Report:
                 return self.left_out[place]
         for place in (section, f"{section}_run", "run"):
             if "error" in self.rows.get(place, {}):
-                return str(self.rows[place]["error"])
+                # Its row has all of it.
+                return str(self.rows[place]["error"])[:200]
         return "what it is made of was not measured"
 
 

@@ -6,11 +6,12 @@ import base64
 import io
 import json
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 import pytest
@@ -19,9 +20,17 @@ from PIL import Image
 
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import eight_bits, exactness, features, fetching, inputs, processes
-from benchmarks.gpu_check.inputs import KINDS, LoraFiles, module_shapes, write_loras, write_model
+from benchmarks.gpu_check.inputs import (
+    KINDS,
+    LoraFiles,
+    module_shapes,
+    write_inputs,
+    write_loras,
+)
+from benchmarks.gpu_check.over_http import Pictures, Size, Worker, begun, timed
+from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.processes import Service, fresh, lora_server
 from benchmarks.gpu_check.report import AIMS, Report
-from benchmarks.gpu_check.service import Service, fresh, lora_server
 from benchmarks.gpu_check.speeds import Ours, Theirs
 from sdxl_worker.loading.pipeline import load_model
 from sdxl_worker.settings import Dtype, Settings
@@ -83,12 +92,18 @@ def test_the_full_size_model_is_written_as_one_that_the_worker_loads(
     for name, part in (("UNET", "unet"), ("VAE", "vae"), ("TEXT_ENCODER", "text_encoder"),
                        ("TEXT_ENCODER_2", "text_encoder_2")):  # fmt: skip
         monkeypatch.setattr(inputs, name, stated(part))
-    write_model(tmp_path, "cpu")
+    folder = tmp_path / "model"
+    made = write_inputs(tmp_path, folder, "cpu", 4)
 
-    model = load_model(Settings(base_model=str(tmp_path), device="cpu", dtype=Dtype.BFLOAT16))
+    model = load_model(Settings(base_model=str(folder), device="cpu", dtype=Dtype.BFLOAT16))
     assert model.pipe.unet.dtype is torch.bfloat16
     assert all(bool(torch.isfinite(one).all()) for one in model.pipe.unet.parameters())
-    assert module_shapes(tmp_path) == module_shapes(MODEL)
+    assert module_shapes(folder) == module_shapes(None) == module_shapes(MODEL)
+    # What is there is not made again; and LoRAs are the same, whatever was made beside them.
+    first = {name: (tmp_path / name).read_bytes() for name in made.names}
+    monkeypatch.setattr(inputs, "write_model", None)
+    assert write_inputs(tmp_path, folder, "cpu", 4).names == made.names
+    assert first == {name: (tmp_path / name).read_bytes() for name in made.names}
 
 
 @pytest.mark.long
@@ -111,15 +126,36 @@ def test_requests_over_http_in_random_order_with_every_kind_of_lora(
 
 
 def test_a_cached_lora_is_timed_alone_and_beside_others(worker: Service, files: LoraFiles) -> None:
+    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
+    rows = report.rows.setdefault("http", {})
     with lora_server(files) as server:
         loras: list[Mapping[str, str]] = [server[name] for name in files.names]
-        rows = command.over_http(worker, loras, side=64, steps=1, runs=1)
+        pixels = timed(worker, loras, size, report, "http")
 
+    assert len(pixels) == 3 * 64 * 64
     assert rows["cached_lora_ms"] > 0
     assert len(rows["fetched_beside_ms"]) == 12
     assert all(one > 0 for one in rows["fetched_beside_ms"])
+    assert all(0 < one <= 1 for one in rows["of_the_steps"])
     assert rows["fetched_to_applied_ms"] > 0
     assert rows["drawing"]["eager_because"] == {"no_gpu": 1}
+
+
+def test_what_was_timed_before_something_failed_is_told(worker: Service, files: LoraFiles) -> None:
+    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
+    with lora_server(files) as server:
+        known = dict(server[files.names[0]])
+        # What nobody has seen is not there.
+        loras: list[Mapping[str, str]] = [
+            known | {"url": f"{known['url'].rpartition('/')[0]}/none"},
+            server[files.names[1]],
+        ]
+        report.part("http_start", lambda: begun(worker, size, report.rows["http_start"]))
+        report.part("http", lambda: {"text": str(timed(worker, loras, size, report, "http"))})
+
+    assert report.rows["http_start"]["first_picture_s"] > 0
+    assert "LORA" in report.rows["http"]["error"]
+    assert report.failed == ["http"]
 
 
 def test_a_file_is_fetched_beside_another_client_and_is_the_same() -> None:
@@ -135,10 +171,13 @@ def test_a_file_is_fetched_beside_another_client_and_is_the_same() -> None:
 def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles) -> None:
     paths = [files.folder / name for name in files.names]
     ours = Ours(MODEL, "cpu", side=64, steps=2)
-    exact = ours.exact([ours.parse(path) for path in paths[:2]])
+    exact: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    ours.exact([ours.parse(path) for path in paths[:2]], exact)
     assert exact == dict.fromkeys(exact, True)
+    assert len(exact) == 4
     with_lora = ours.draw_with(paths[0])
-    rows = ours.rows(paths, 1)
+    ours.rows(paths, 1, rows)
     assert {row.split(".")[1] for row in AIMS if row.startswith("ours.")} <= set(rows)
     assert rows["drawing"]["steps_replayed"] == 2
     peer = Theirs(MODEL, "cpu", side=64, steps=2)
@@ -150,11 +189,18 @@ def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_starts_are_timed_to_ready_and_to_a_first_picture(tmp_path: Path) -> None:
-    found = processes.starts(MODEL, "cpu", 64, 1, tmp_path / "log", None)
+def test_starts_are_timed_to_ready_and_to_a_first_picture(tmp_path: Path, files: LoraFiles) -> None:
+    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
+    plan = Plan(report, device="cpu", small=False, only={"start"}, seconds=0)
+    started = Worker("http", 0, tmp_path / "log")
+    with command._starts(report, plan, size):
+        report.part("http_run", lambda: started.served(report, files, size, Pictures()))
+    found = report.rows["start"]
     for side in ("ours", "diffusers"):
         assert 0 < found[f"{side}_s"] < found[f"{side}_first_picture_s"]
     assert len(found["diffusers_s_all"]) == 2
+    assert not report.failed
+    assert report.found("compared.start_of_diffusers")
 
 
 @pytest.mark.slow
@@ -202,6 +248,7 @@ class Liar(Service):
         super().__init__("", 0.0, {})
         self.lie = lie
         self.asked: dict[str, int] = {}
+        self.counting = threading.Lock()
         self.cancelled: dict[str, Any] = {"http": 499, "error_code": "CANCELLED"}
 
     def call(self, body: Mapping[str, Any], path: str = "/generate-image") -> dict[str, Any]:
@@ -210,9 +257,11 @@ class Liar(Service):
         if "request_id" in body:
             return self.cancelled
         name = json.dumps(body, sort_keys=True)
-        self.asked[name] = self.asked.get(name, 0) + 1
+        with self.counting:
+            self.asked[name] = self.asked.get(name, 0) + 1
+            lies = self.asked[name] == 3
         good = {"http": 200, "image_base64": picture(name), "model_clean": True}
-        return good | (self.lie if self.asked[name] == 3 else {})
+        return good | (self.lie if lies else {})
 
 
 def checked(worker: Service, asked: dict[str, Any], count: int) -> exactness.Exactness:
@@ -262,19 +311,23 @@ def test_what_a_worker_drew_before_it_died_is_told() -> None:
         return call(body, path)
 
     worker.call = dies  # type: ignore[method-assign]
-    size = command.Size(MODEL, "cpu", 64, 1, 1)
+    size = Size(MODEL, "cpu", 64, 1, 1)
     loras: list[Mapping[str, str]] = [
         {"url": f"http://127.0.0.1/{n}", "sha256": ""} for n in range(8)
     ]
-    report.part("http_exactness", lambda: command._exact(report, "http", worker, loras, size, 9))
+    dying = Worker("http", 9, Path("unused"))
+    report.part("http_exactness", lambda: dying._exact(report, worker, loras, size))
 
-    assert report.rows["http_exactness"]["requests"] == 3
-    assert "gone" in report.rows["http_exactness"]["error"]
+    row = report.rows["http_exactness"]
+    # Two at a time: what came beside the last one may be among them or not.
+    assert 1 <= row["requests"] <= 3
+    assert (row["ok"], row["differing"]) == (False, [])
+    assert "gone" in row["error"]
     assert report.failed == ["http_exactness"]
 
 
 def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
-    pictures = command.Pictures()
+    pictures = Pictures()
     pictures.take("http", bytes([0, 0, 0, 0]))
     with pytest.raises(RuntimeError):
         pictures.fp8_apart("fp8")
@@ -288,13 +341,22 @@ def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
 ) -> None:
     asked: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> Any:
-        asked.append(command)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    class Ends(subprocess.Popen[bytes]):
+        """Ends at once, and says `said`."""
 
-    monkeypatch.setattr("subprocess.run", run)
-    with pytest.raises(RuntimeError):
-        processes.gpu_tests()
+        def __init__(self, command: list[str], stdout: IO[str], **_: Any) -> None:
+            asked.append(command)
+            super().__init__(["echo", said], stdout=stdout)
+
+    monkeypatch.setattr("subprocess.Popen", Ends)
+    said = "2 deselected"
+    with processes.gpu_tests() as end, pytest.raises(RuntimeError, match="2 deselected"):
+        end()
+    said = "SKIPPED [1] a: no fp8\n30 passed, 1 skipped"
+    with processes.gpu_tests() as end:
+        assert end() == {
+            "ok": True, "summary": "30 passed, 1 skipped", "skipped": ["SKIPPED [1] a: no fp8"],
+        }  # fmt: skip
     names = {Path(one).name for one in asked[0] if one.endswith(".py")}
     assert names == {
         "test_devices.py", "test_grouped.py", "test_gpu_generate.py", "test_on_gpu.py",

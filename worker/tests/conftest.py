@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import httpx2
 import pytest
 import structlog
 
 if TYPE_CHECKING:
+    # Not where a bare machine with a GPU has none of it, and no such test asks for it.
+    import httpx2
     from torch import Tensor
 
     from testkit.worker import FileServer, RunningWorker
@@ -57,6 +58,8 @@ def worker() -> Iterator[RunningWorker]:
 
 @pytest.fixture(scope="session")
 def client(worker: RunningWorker) -> Iterator[httpx2.Client]:
+    import httpx2
+
     with httpx2.Client(base_url=worker.url, timeout=60) as http:
         yield http
 

@@ -92,6 +92,9 @@ def _begin_gpu(settings: Settings) -> None:
     """Have the GPU's context made, and our kernels compiled there, while diffusers is imported."""
     if _expects_cpu(settings) or not settings.quick_kernels:
         return
+    if settings.dtype not in (Dtype.AUTO, Dtype.BFLOAT16):
+        # They are of that one alone, and nobody would wait until they are made.
+        return
     from sdxl_worker.kernels.cuda import compile_early
 
     compile_early("cuda" if settings.device == "auto" else settings.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import cpp_extension
 
+from sdxl_worker import serve
 from sdxl_worker.kernels import cuda as cuda_kernels
 from sdxl_worker.kernels import modules as modules_
 from sdxl_worker.kernels.cuda import CudaKernels
@@ -260,6 +261,25 @@ def test_kernels_are_compiled_early_while_others_go_on(monkeypatch: pytest.Monke
     # Waits for them, and compiles none again.
     assert CudaKernels(CPU)._launch == {name: name for name in NAMES}
     assert sorted(made) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "begun"),
+    [
+        ("cuda", "auto", ["cuda"]),
+        ("cuda:1", "bfloat16", ["cuda:1"]),
+        # Nothing waits for what it does not use, and it would go on beside recordings.
+        ("cuda", "float16", []),
+        ("cpu", "auto", []),
+    ],
+)
+def test_they_are_compiled_early_where_they_will_be_used(
+    device: str, dtype: str, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(cuda_kernels, "compile_early", made.append)
+    serve._begin_gpu(settings(device=device, dtype=dtype))
+    assert made == begun
 
 
 @pytest.mark.parametrize("room", ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "torch/lib"])

@@ -62,10 +62,11 @@ class Uploads:
         with without_captures(), torch.cuda.stream(self._stream):
             copied = copy()
             self._stream.synchronize()
-        user = torch.cuda.default_stream(self._device)
-        for tensor in tensors(copied):
-            # Else its memory could be given to the next copy while a kernel still reads it.
-            tensor.record_stream(user)
+            user = torch.cuda.default_stream(self._device)
+            for tensor in tensors(copied):
+                # Else its memory could be given to the next copy while a kernel still reads it. Not
+                # while something is captured: that would be forgotten where it is freed meanwhile.
+                tensor.record_stream(user)
         return copied
 
     def begin(self, source: Tensor) -> Future[Tensor]:
