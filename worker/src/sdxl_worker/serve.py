@@ -22,7 +22,7 @@ from sdxl_contract.connections import (
     descriptors_for_connections,
 )
 from sdxl_worker.loading.imports import import_libraries, share_the_interpreter
-from sdxl_worker.loading.weight_reader import start_reading
+from sdxl_worker.loading.weight_reader import Reading, start_reading
 from sdxl_worker.settings import Dtype, Settings
 from sdxl_worker.watching.logs import configure_logging
 
@@ -49,7 +49,7 @@ def main() -> int:
         half=_expects_half(settings),
         mapped=settings.maps_weights(on_cpu=_expects_cpu(settings)),
     )
-    import_libraries(partial(_begin_gpu, settings))
+    import_libraries(partial(_begin_gpu, settings, reading))
     from sdxl_worker.api import create_app
     from sdxl_worker.engine import Engine
     from sdxl_worker.loading.pipeline import load_model
@@ -88,16 +88,23 @@ def _expects_cpu(settings: Settings) -> bool:
     return settings.device == "cpu" or not Path("/proc/driver/nvidia/version").exists()
 
 
-def _begin_gpu(settings: Settings) -> None:
-    """Have the GPU's context made, and our kernels compiled there, while diffusers is imported."""
-    if _expects_cpu(settings) or not settings.quick_kernels:
+def _begin_gpu(settings: Settings, reading: Reading | None) -> None:
+    """Have the GPU's context made, our kernels compiled there, and the weights sent there, while
+    diffusers is imported."""
+    if _expects_cpu(settings):
         return
-    if settings.dtype not in (Dtype.AUTO, Dtype.BFLOAT16):
-        # They are of that one alone, and nobody would wait until they are made.
-        return
-    from sdxl_worker.kernels.cuda import compile_early
+    device = "cuda" if settings.device == "auto" else settings.device
+    # Kernels are of BF16 alone: nobody would wait for others.
+    if settings.quick_kernels and settings.dtype in (Dtype.AUTO, Dtype.BFLOAT16):
+        from sdxl_worker.kernels.cuda import compile_early
 
-    compile_early("cuda" if settings.device == "auto" else settings.device)
+        compile_early(device)
+    if reading is not None and reading.mapped is None:
+        import torch
+
+        from sdxl_worker.loading.onto_gpu import send_early
+
+        send_early(reading, torch.device(device))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ from sdxl_worker.graphs import uploads as uploading
 from sdxl_worker.graphs.calls import StaticCalls
 from sdxl_worker.graphs.cuda import CudaRecorder
 from sdxl_worker.graphs.uploads import Uploads, parsed_onto
-from sdxl_worker.loading.onto_gpu import move_onto_gpu
+from sdxl_worker.loading.onto_gpu import move_onto_gpu, send_early
 from sdxl_worker.loading.pipeline import load_model
+from sdxl_worker.loading.weight_reader import start_reading
 from sdxl_worker.lora import LoraPatcher, lora_targets, parse_lora
 from sdxl_worker.run import Run
 from sdxl_worker.settings import Settings
 from testkit.loras.making import lora_file, save, tiny_model
-from testkit.worker import MODEL, SIDE, kohya_lora
+from testkit.worker import MODEL, SIDE, kohya_lora, settings
 
 DEVICE = torch.device("cuda")
 pytestmark = [
@@ -207,3 +208,19 @@ def test_weights_come_whole_by_way_of_pinned_memory() -> None:
         assert found.device.type == "cuda"
         assert found.stride() == known.stride()
         assert torch.equal(found.cpu(), known.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_that_were_sent_early_are_the_same_and_hold_no_file_s_row(dtype: str) -> None:
+    """As the files have them, and cast."""
+    chosen = settings(device="cuda", dtype=dtype)
+    reading = start_reading(MODEL, half=False)
+    assert reading is not None
+    send_early(reading, DEVICE)
+    early, usual = load_model(chosen, reading).pipe, load_model(chosen).pipe
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        wanted = dict(getattr(usual, name).state_dict())
+        for key, found in getattr(early, name).state_dict().items():
+            assert torch.equal(found, wanted[key]), (name, key)
+            assert found.is_cuda
+            assert found.untyped_storage().nbytes() == found.nbytes, (name, key)

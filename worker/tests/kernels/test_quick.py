@@ -28,6 +28,7 @@ from sdxl_worker.kernels.modules import (
     quicken_on,
 )
 from sdxl_worker.kernels.source import NAMES
+from testkit.worker import settings
 
 CPU = torch.device("cpu")
 
@@ -278,7 +279,7 @@ def test_they_are_compiled_early_where_they_will_be_used(
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(cuda_kernels, "compile_early", made.append)
-    serve._begin_gpu(settings(device=device, dtype=dtype))
+    serve._begin_gpu(settings(device=device, dtype=dtype), None)
     assert made == begun
 
 

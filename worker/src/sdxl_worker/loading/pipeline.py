@@ -82,7 +82,10 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
     folder = Path(settings.base_model)
     name = folder.stem if folder.suffix == ".safetensors" else folder.name
     try:
-        if reading is None or (reading.half and dtype is torch.float32):
+        if reading is not None and reading.half and dtype is torch.float32:
+            reading.drop()
+            reading = None
+        if reading is None:
             reading = start_reading(
                 folder,
                 half=dtype is not torch.float32,
@@ -204,6 +207,7 @@ def _from_reading(
         return pipeline_from_folder(folder, reading, dtype, cast=device.type != "cuda")
     except ValueError as error:
         log.warning("folder_needs_the_slow_loader", reason=str(error))
+        reading.drop()
         return None
 
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,13 +49,15 @@ CLASSES = {
 }
 _PIPELINE = "StableDiffusionXLPipeline"
 _CHUNK_BYTES = 32 * 2**20
+# How many bytes there are, and each part of them in order → all in a row elsewhere, or None.
+Send = Callable[[int, Iterator[memoryview]], "torch.Tensor | None"]
 
 
 class NotThere(Exception):
     """The folder lacks safetensors weights in the usual places: use the slow loader."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _File:
     """One file: its header, and where its bytes are going, or where they are."""
 
@@ -64,27 +66,41 @@ class _File:
     data_start: int
     parts: list[Future[None]]
     prefix: bytes = b""  # the header as it lies in the file
+    sent: Future[torch.Tensor | None] | None = None  # the bytes where they were passed on to
 
     def sha256(self) -> str:
         """Of the whole file, part after part as it is read; hashing lets other threads run."""
         digest = hashlib.sha256(self.prefix)
+        for part in self._read():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _read(self) -> Iterator[memoryview]:
+        """The data, part after part, each once it is there."""
         assert isinstance(self.memory, mmap.mmap)
         view = memoryview(self.memory)
-        place = 0
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             part.result()
-            digest.update(view[place : place + _CHUNK_BYTES])
-            place += _CHUNK_BYTES
-        return digest.hexdigest()
+            yield view[number * _CHUNK_BYTES : (number + 1) * _CHUNK_BYTES]
+
+    def passed_on(self, send: Send) -> torch.Tensor | None:
+        """What `send` makes of the data; None where it cannot."""
+        assert isinstance(self.memory, mmap.mmap)
+        try:
+            return send(len(self.memory), self._read())
+        except Exception:
+            # Whoever wants them finds them here, or the same error.
+            return None
 
     def tensors(self, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
+        whole = self.sent.result() if self.sent is not None else None
         for future in self.parts:
             future.result()
-        if isinstance(self.memory, MappedFile):
+        if whole is None and isinstance(self.memory, MappedFile):
             whole = self.memory.live()[self.data_start :]
-        else:
+        elif whole is None:
             whole = torch.frombuffer(self.memory, dtype=torch.uint8)
         for name, entry in self.header.items():
             if name == "__metadata__":
@@ -145,10 +161,30 @@ class Reading:
         """SHA-256, in hexadecimal, of each file as it was read; waits until all are read."""
         return {path: future.result() for path, future in self._hashes.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Of the weights that are read."""
+        files = (file for files in self._files.values() for file in files)
+        return sum(len(one.memory) for one in files if isinstance(one.memory, mmap.mmap))
+
+    def pass_on(self, send: Send) -> None:
+        """Have the bytes sent elsewhere as they come, file by file, in a thread; `tensors` gives
+        what is there then. Not if mapped."""
+        sending = ThreadPoolExecutor(1, thread_name_prefix="passing-on")
+        for files in self._files.values():
+            for file in files:
+                file.sent = sending.submit(file.passed_on, send)
+        sending.shutdown(wait=False)
+
+    def drop(self) -> None:
+        """Nobody will ask for the weights."""
+        self._files.clear()
+
     def tensors(self, component: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
         """The component's weights by name, once they are read; floating ones as `dtype`, if given.
 
-        They are views of memory of their own, or of the mapped file where it holds that dtype.
+        They are views of memory of their own, or of the mapped file where it holds that dtype, or
+        of what they were passed on to.
         """
         files = self._files.pop(component)
         return {name: tensor for file in files for name, tensor in file.tensors(dtype)}
