@@ -90,7 +90,7 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     for name in ("compiled", "fp8"):
         if made and plan.begins(name):
             served(Worker(
-                name, options.requests // 4, folder / f"{name}.log", COMPILED_START_S,
+                name, max(options.requests // 4, 1), folder / f"{name}.log", COMPILED_START_S,
                 {"DRAW_SPEED": name},
             ))  # fmt: skip
     if pictures.http_lora and "fp8" in report.rows:
@@ -105,7 +105,7 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
 @contextmanager
 def _starts(report: Report, plan: Plan, size: Size) -> Iterator[None]:
     """Diffusers' start before and after the worker's, which the block does: the first process of
-    all meets memory that nobody has used yet. To a first picture before it alone."""
+    all meets memory that nobody has used yet. To a first picture after it alone."""
     if not plan.begins("start"):
         yield
         return
@@ -118,16 +118,16 @@ def _starts(report: Report, plan: Plan, size: Size) -> Iterator[None]:
             "diffusers_s_all": [round(one["ready"], 2) for one in theirs],
         }
         return found | (
-            {"diffusers_first_picture_s": round(theirs[0]["drawn"], 2)} if steps else {}
+            {"diffusers_first_picture_s": round(theirs[-1]["drawn"], 2)} if steps else {}
         )
 
-    report.part("start", lambda: start(size.steps))
+    report.part("start", lambda: start(0))
     yield
     ours = report.rows.get("http_start", {})
     report.rows["start"] |= {
         "ours_s": ours.get("ready_s"), "ours_first_picture_s": ours.get("first_picture_s")
     }  # fmt: skip
-    report.part("start", lambda: start(0))
+    report.part("start", lambda: start(size.steps))
 
 
 def _tests(report: Report) -> None:
@@ -242,6 +242,8 @@ def main() -> int:
     parser.add_argument("--only", type=sections, help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--json", type=Path, help="also write the last line there")
     options = parser.parse_args()
+    if options.requests < 1:
+        parser.error("--requests must be 1 or more")
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.device == "cuda" and not torch.cuda.is_available():
         print(json.dumps({"ok": False, "error": "no CUDA device here: --small --device cpu"}))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,8 @@ class Worker:
             with lora_server(files) as server:
                 loras: list[Mapping[str, str]] = [server[one] for one in files.names]
                 if self.requests:
-                    report.part(
-                        name, lambda: pictures.take(name, timed(worker, loras, size, report, name))
-                    )
+                    take = partial(pictures.take, name)
+                    report.part(name, lambda: timed(worker, loras, size, report.rows[name], take))
                     with self.meanwhile():
                         report.part(
                             f"{name}_exactness", lambda: self._exact(report, worker, loras, size)
@@ -132,12 +132,15 @@ def begun(worker: Service, size: Size, found: Rows) -> None:
 
 
 def timed(
-    worker: Service, loras: list[Mapping[str, str]], size: Size, report: Report, name: str
-) -> bytes:
-    """A request with a cached LoRA by the worker's own clock; one with a file that it has never
-    seen; and one while four such files are fetched. The first one's pixels."""
+    worker: Service,
+    loras: list[Mapping[str, str]],
+    size: Size,
+    found: Rows,
+    take: Callable[[bytes], None],
+) -> None:
+    """Into `found`: a request with a cached LoRA by the worker's own clock; one with a file that
+    it has never seen; and one while four such files are fetched. `take` gets the first's pixels."""
     body, runs, new = _asked(size), size.runs, iter(range(1, 256))
-    found = report.rows[name]
 
     def drawn(lora: Mapping[str, str]) -> dict[str, Any]:
         return _drawn(worker, body | {"loras": [dict(lora) | {"scale": SCALE}]})
@@ -148,6 +151,7 @@ def timed(
         return _drawn(worker, body | {"loras": [lora], "steps": 1})
 
     first = drawn(loras[0])
+    take(exactness.pixels_of(first)[0])
     found["first_lora_ms"] = _ms(first["generation_time_seconds"])
     found["first_lora_download_ms"] = _ms(first["timings"]["download"])
     alone = [drawn(loras[number % 2]) for number in range(runs + 2)][2:]
@@ -169,23 +173,25 @@ def timed(
     ]
     found["fetched_to_applied_ms"] = _ms(statistics.median(fetched))
     found["fetched_to_applied_ms_all"] = [_ms(one) for one in fetched]
-    slower, covered, beside = [], [], list[float]()
+    slower, measured, covered, beside = [], [], [], list[float]()
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             fetching = [pool.submit(unseen) for _ in range(4)]
             steps = drawn(loras[1])["timings"]["denoise"]
-            times = [one.result()["timings"]["download"] for one in fetching]
-            # As if a file had been on its way in all of the steps.
+            timings = [one.result()["timings"] for one in fetching]
+            times = [one["download"] + one["parse"] for one in timings]
+            # As if a file had been on its way, or read, in all of the steps.
             covered.append(min(1.0, max(times) / steps))
-            slower.append(1 + (steps / denoise - 1) / covered[-1])
+            measured.append(steps / denoise)
+            slower.append(1 + (measured[-1] - 1) / covered[-1])
             beside += times
     found |= {
         "slower_while_fetching": round(statistics.median(slower), 3),
         "slower_while_fetching_all": [round(one, 3) for one in slower],
+        "measured": [round(one, 3) for one in measured],
         "of_the_steps": [round(one, 3) for one in covered],
-        "fetched_beside_ms": [_ms(one) for one in beside],
+        "fetched_and_parsed_beside_ms": [_ms(one) for one in beside],
     }
-    return exactness.pixels_of(first)[0]
 
 
 def _asked(size: Size) -> dict[str, Any]:

@@ -120,13 +120,14 @@ class Ours:
         self.steps = max(steps // 7, 2)
         try:
             base = self.drawn_without_recordings()
-            found["graph_equals_eager"] = self.draw() == self.draw() == base
+            equal = self.draw() == self.draw() == base
             pictures = [base]
             for lora in (*loras, loras[0]):
                 with patcher.applied([(lora, SCALE)]):
                     eager = self.drawn_without_recordings()
-                    found["graph_equals_eager"] &= self.draw() == eager
+                    equal &= self.draw() == eager
                     pictures.append(eager)
+            found["graph_equals_eager"] = equal
             found["graph_sees_every_lora"] = len(set(pictures)) == 1 + len(loras)
             found["base_again"] = self.draw() == base
             # The controls: a weight that moved is one that a recording no longer sees; and a

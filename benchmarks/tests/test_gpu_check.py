@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,34 +127,34 @@ def test_requests_over_http_in_random_order_with_every_kind_of_lora(
 
 
 def test_a_cached_lora_is_timed_alone_and_beside_others(worker: Service, files: LoraFiles) -> None:
-    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
-    rows = report.rows.setdefault("http", {})
+    rows: dict[str, Any] = {}
+    taken: list[bytes] = []
     with lora_server(files) as server:
         loras: list[Mapping[str, str]] = [server[name] for name in files.names]
-        pixels = timed(worker, loras, size, report, "http")
+        timed(worker, loras, Size(MODEL, "cpu", 64, 1, 1), rows, taken.append)
 
-    assert len(pixels) == 3 * 64 * 64
+    assert [len(pixels) for pixels in taken] == [3 * 64 * 64]
     assert rows["cached_lora_ms"] > 0
-    assert len(rows["fetched_beside_ms"]) == 12
-    assert all(one > 0 for one in rows["fetched_beside_ms"])
+    assert len(rows["fetched_and_parsed_beside_ms"]) == 12
+    assert all(one > 0 for one in rows["fetched_and_parsed_beside_ms"])
     assert all(0 < one <= 1 for one in rows["of_the_steps"])
     assert rows["fetched_to_applied_ms"] > 0
     assert rows["drawing"]["eager_because"] == {"no_gpu": 1}
 
 
-def test_what_was_timed_before_something_failed_is_told(worker: Service, files: LoraFiles) -> None:
-    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
+def test_what_was_found_before_something_failed_is_told(worker: Service, files: LoraFiles) -> None:
+    report, size, pictures = Report(), Size(MODEL, "cpu", 64, 1, 1), Pictures()
     with lora_server(files) as server:
-        known = dict(server[files.names[0]])
-        # What nobody has seen is not there.
-        loras: list[Mapping[str, str]] = [
-            known | {"url": f"{known['url'].rpartition('/')[0]}/none"},
-            server[files.names[1]],
-        ]
+        # The second is not there.
+        known = server[files.names[0]]
+        loras: list[Mapping[str, str]] = [known, {"url": f"{known['url']}x"}]
+        take = partial(pictures.take, "http")
         report.part("http_start", lambda: begun(worker, size, report.rows["http_start"]))
-        report.part("http", lambda: {"text": str(timed(worker, loras, size, report, "http"))})
+        report.part("http", lambda: timed(worker, loras, size, report.rows["http"], take))
 
     assert report.rows["http_start"]["first_picture_s"] > 0
+    assert report.rows["http"]["first_lora_ms"] > 0
+    assert pictures.http_lora
     assert "LORA" in report.rows["http"]["error"]
     assert report.failed == ["http"]
 
@@ -326,6 +327,19 @@ def test_what_a_worker_drew_before_it_died_is_told() -> None:
     assert report.failed == ["http_exactness"]
 
 
+def test_a_test_of_a_gpu_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hangs(subprocess.Popen[bytes]):
+        """Begins a test, and never ends."""
+
+        def __init__(self, command: list[str], stdout: IO[str], **_: Any) -> None:
+            super().__init__(["sh", "-c", "echo test_that_hangs; exec sleep 60"], stdout=stdout)
+
+    monkeypatch.setattr("subprocess.Popen", Hangs)
+    monkeypatch.setattr(processes, "_TESTS_S", 0.5)
+    with processes.gpu_tests() as end, pytest.raises(RuntimeError, match="test_that_hangs"):
+        end()
+
+
 def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
     pictures = Pictures()
     pictures.take("http", bytes([0, 0, 0, 0]))
@@ -352,7 +366,7 @@ def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
     said = "2 deselected"
     with processes.gpu_tests() as end, pytest.raises(RuntimeError, match="2 deselected"):
         end()
-    said = "SKIPPED [1] a: no fp8\n30 passed, 1 skipped"
+    said = "SKIPPED [1] a: no fp8\n30 passed, 1 skipped\n[W1] driver shutting down"
     with processes.gpu_tests() as end:
         assert end() == {
             "ok": True, "summary": "30 passed, 1 skipped", "skipped": ["SKIPPED [1] a: no fp8"],

@@ -12,6 +12,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from sdxl_contract.errors import ModelLoadFailed
 from sdxl_worker import serve
 from sdxl_worker.kernels import cuda as cuda_kernels
 from sdxl_worker.loading import onto_gpu, pipeline, weight_reader
@@ -119,6 +120,9 @@ def test_where_it_cannot_be_sent_it_is_here(fault: str, monkeypatch: pytest.Monk
     send_early(one, CPU)
     assert same(all_of(one), all_of(reading()))
     assert bool(sent) is (fault == "midway")
+    reasons = {"room": "twice", "no device": "driver", "pinned": "driver", "midway": "CUDA out"}
+    assert one.stayed is not None
+    assert reasons[fault] in one.stayed
 
 
 def test_a_file_that_cannot_be_read_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +144,26 @@ def test_what_nobody_asks_for_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None
     with structlog.testing.capture_logs():
         assert pipeline._from_reading(MODEL, one, torch.bfloat16, CPU) is None
     assert one.nbytes == 0
+
+
+def test_a_load_that_failed_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_tokenizer(*_: Any, **__: Any) -> None:
+        raise OSError("no tokenizer")
+
+    one = reading()
+    monkeypatch.setattr(pipeline, "pipeline_from_folder", no_tokenizer)
+    with pytest.raises(ModelLoadFailed):
+        pipeline.load_model(settings(), one)
+    assert one.nbytes == 0
+
+
+def test_a_log_says_why_weights_were_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, PLENTY))
+    one = reading()
+    send_early(one, CPU)
+    with structlog.testing.capture_logs() as logs:
+        pipeline.load_model(settings(), one)
+    assert [line["event"] for line in logs] == ["weights_not_sent_early"]
 
 
 def _does_not_fit(*_: Any, **__: Any) -> None:

@@ -85,12 +85,13 @@ def send_early(reading: Reading, device: torch.device) -> None:
     needed = 2 * reading.nbytes + _SPARE_BYTES
     staging: list[Staging] = []
 
-    def send(count: int, parts: Iterator[memoryview]) -> Tensor | None:
+    def send(count: int, parts: Iterator[memoryview]) -> Tensor:
         with torch.cuda.device(device):
             if not staging:
                 if torch.cuda.mem_get_info()[0] < needed:
-                    return None
-                staging.append(Staging(device))
+                    raise RuntimeError("no room for them twice")
+                # Larger pieces: for each, the interpreter is taken from what is being imported.
+                staging.append(Staging(device, 2 * _CHUNK_BYTES))
             found = torch.empty(count, dtype=torch.uint8, device=device)
             place = 0
             for part in parts:

@@ -92,8 +92,13 @@ def load_model(settings: Settings, reading: Reading | None = None) -> LoadedMode
                 mapped=settings.maps_weights(on_cpu=device.type == "cpu"),
             )
         pipe = _load(settings, folder, device, dtype, reading)
+        if reading is not None and reading.stayed is not None:
+            log.info("weights_not_sent_early", because=reading.stayed)
         limits = _limits(folder, pipe)
     except Exception as error:
+        if reading is not None:
+            # Some of it may be on the GPU, and this process stays, to say what failed.
+            reading.drop()
         raise ModelLoadFailed(
             f"the base model {name} could not be loaded ({type(error).__name__})",
             details={"base_model": name},

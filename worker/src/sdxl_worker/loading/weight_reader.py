@@ -49,8 +49,8 @@ CLASSES = {
 }
 _PIPELINE = "StableDiffusionXLPipeline"
 _CHUNK_BYTES = 32 * 2**20
-# How many bytes there are, and each part of them in order → all in a row elsewhere, or None.
-Send = Callable[[int, Iterator[memoryview]], "torch.Tensor | None"]
+# How many bytes there are, and each part of them in order → all in a row elsewhere.
+Send = Callable[[int, Iterator[memoryview]], "torch.Tensor"]
 
 
 class NotThere(Exception):
@@ -83,14 +83,10 @@ class _File:
             part.result()
             yield view[number * _CHUNK_BYTES : (number + 1) * _CHUNK_BYTES]
 
-    def passed_on(self, send: Send) -> torch.Tensor | None:
-        """What `send` makes of the data; None where it cannot."""
+    def passed_on(self, send: Send) -> torch.Tensor:
+        """What `send` makes of the data."""
         assert isinstance(self.memory, mmap.mmap)
-        try:
-            return send(len(self.memory), self._read())
-        except Exception:
-            # Whoever wants them finds them here, or the same error.
-            return None
+        return send(len(self.memory), self._read())
 
     def tensors(self, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
@@ -128,6 +124,7 @@ class Reading:
     Attributes:
         half: whether some of the files are that variant.
         mapped: the files, if they are mapped.
+        stayed: why something that was to be passed on was not.
 
     Raises:
         NotThere: a component lacks a safetensors file.
@@ -139,6 +136,7 @@ class Reading:
         paths = {
             name: _weight_files(folder / name, stem, half) for name, stem in COMPONENTS.items()
         }
+        self.stayed: str | None = None
         self.half = any(".fp16." in path.name for files in paths.values() for path in files)
         threads = min(8, max(2, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="weights")
@@ -169,11 +167,20 @@ class Reading:
 
     def pass_on(self, send: Send) -> None:
         """Have the bytes sent elsewhere as they come, file by file, in a thread; `tensors` gives
-        what is there then. Not if mapped."""
+        what is there then, and of a file for which that failed what is here. Not if mapped."""
+
+        def passed_on(file: _File) -> torch.Tensor | None:
+            try:
+                return file.passed_on(send)
+            except Exception as error:
+                # Whoever wants them finds them here, or the same error.
+                self.stayed = repr(error)[:300]
+                return None
+
         sending = ThreadPoolExecutor(1, thread_name_prefix="passing-on")
         for files in self._files.values():
             for file in files:
-                file.sent = sending.submit(file.passed_on, send)
+                file.sent = sending.submit(passed_on, file)
         sending.shutdown(wait=False)
 
     def drop(self) -> None:
