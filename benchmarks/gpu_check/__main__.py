@@ -9,11 +9,11 @@ Where nothing of this project is installed: PYTHONPATH=contract/src:worker/src b
 In this order: a random model of full size, drawn on the GPU and kept in memory; the worker's start
 between two of diffusers', each a process of its own; a cached LoRA's request, alone and while four
 others are fetched; requests over HTTP in random order, each picture against its own first one, and
-beside them the tests marked `gpu`; the parts, ours and diffusers', in one process; 8 bits'
-pictures. Then, as far as there is time: HTTP again with what compiles for minutes, other ways to
-draw, files fetched beside another client. A part that fails is a row that says so, and the others
-go on; `--json` is written anew after each. When `--seconds` are over, or it is asked to end, it
-says what it has.
+beside them the tests marked `gpu` and what diffusers compiles; the parts, ours and diffusers', in
+one process; 8 bits' pictures. Then, as far as there is time: HTTP again with what compiles for
+minutes, other ways to draw, files fetched beside another client. A part that fails is a row that
+says so, and the others go on; `--json` is written anew after each. When `--seconds` are over, or it
+is asked to end, it says what it has.
 
 Exit status: 0 if nothing failed; the aims of speed are reported, not enforced.
 """
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,21 @@ from benchmarks.gpu_check import eight_bits, features, fetching, own_kernels
 from benchmarks.gpu_check.inputs import LoraFiles, room, write_inputs
 from benchmarks.gpu_check.over_http import Pictures, Size, Worker
 from benchmarks.gpu_check.plan import SECONDS, SECTIONS, Plan, Stopped, ended_in_time, sections
-from benchmarks.gpu_check.processes import COMPILED_START_S, bytecode, gpu_tests, peer_start
+from benchmarks.gpu_check.processes import (
+    COMPILED_START_S,
+    Hotswap,
+    bytecode,
+    gpu_tests,
+    peer_start,
+)
 from benchmarks.gpu_check.report import Report, measured_on
 from benchmarks.gpu_check.speeds import Ours, Rows, Theirs, release
 from sdxl_worker.loading.imports import share_the_interpreter
 
 # Rows that are no aim's: in the file and the output above, not in the last line.
 _DETAILS = ("own_kernels", "fp8_parts", "features", "fetch")
-# Free on the card, for tests beside a worker.
-_BESIDE_BYTES = 24 << 30
+# Free on the card, for tests and diffusers beside a worker.
+_BESIDE_BYTES = 40 << 30
 
 
 def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
@@ -70,19 +76,33 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
     def served(worker: Worker) -> None:
         report.part(f"{worker.name}_run", partial(worker.served, report, made[0], size, pictures))
 
+    def hotswap() -> Hotswap:
+        return Hotswap(model, made[0], options.device, size.side, size.steps, compiled=not small)
+
     # As the worker does, before it is timed; for diffusers as well.
     share_the_interpreter()
     if plan.needs_model:
         report.part("model", make)
-    if made:
-        with _starts(report, plan, size):
-            requests = options.requests if plan.begins("http") else 0
-            if requests or "start" in report.rows:
-                served(Worker(
-                    "http", requests, folder / "http.log",
-                    meanwhile=partial(_tests_beside, report, plan),
-                ))  # fmt: skip
-        _in_one_process(report, plan, made[0], pictures, size)
+    with ExitStack() as stack:
+        # Begun where there is something to compile beside, or where it is timed.
+        begun: list[Hotswap] = []
+
+        def begin() -> Hotswap:
+            if not begun:
+                begun.append(stack.enter_context(hotswap()))
+            return begun[0]
+
+        if made:
+            with _starts(report, plan, size):
+                requests = options.requests if plan.begins("http") else 0
+                if requests or "start" in report.rows:
+                    served(Worker(
+                        "http", requests, folder / "http.log",
+                        meanwhile=partial(_beside, report, plan, begin),
+                    ))  # fmt: skip
+            _in_one_process(report, plan, made[0], pictures, size)
+        if "diffusers" in report.rows:
+            report.part("diffusers_hotswap", lambda: begin().timed())
     if "tests" not in report.rows and plan.begins("tests"):
         _tests(report)
     if plan.begins("fp8_quality"):
@@ -136,15 +156,25 @@ def _tests(report: Report) -> None:
 
 
 @contextmanager
-def _tests_beside(report: Report, plan: Plan) -> Iterator[None]:
-    """The tests marked `gpu` beside the block, where the card has room for both."""
-    wanted = "tests" in plan.wanted and torch.cuda.mem_get_info()[0] > _BESIDE_BYTES
-    if not wanted or not plan.begins("tests"):
+def _beside(report: Report, plan: Plan, begin: Callable[[], Hotswap]) -> Iterator[None]:
+    """Beside the block, where the card has room for all: the tests marked `gpu`, and what diffusers
+    compiles before it is timed."""
+    if not plan.wanted & {"tests", "diffusers"} or not _has_room():
         yield
         return
-    with gpu_tests() as end:
+    hotswap = begin() if "diffusers" in plan.wanted else None
+    if plan.begins("tests"):
+        with gpu_tests() as end:
+            yield
+            report.part("tests", end)
+    else:
         yield
-        report.part("tests", end)
+    if hotswap is not None:
+        hotswap.wait_until_compiled()
+
+
+def _has_room() -> bool:
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > _BESIDE_BYTES
 
 
 def _in_one_process(
@@ -201,10 +231,6 @@ def _in_one_process(
         cycles = min(size.runs, 2)
         report.part("diffusers_exactness", equal)
         report.part("diffusers", lambda: held[0].fused(files, cycles))
-        report.part(
-            "diffusers_hotswap",
-            lambda: held[0].hotswapped(files, cycles, compiled=not size.small),
-        )
     held.clear()
     release()
 

@@ -1,5 +1,5 @@
-"""What runs as processes of their own: the worker, diffusers' start, the tests marked `gpu`; and a
-server of LoRA files beside them.
+"""What runs as processes of their own: the worker, diffusers' start and its hotswap, the tests
+marked `gpu`; and a server of LoRA files beside them.
 
 Must not know: what is checked of their answers.
 """
@@ -20,10 +20,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from benchmarks.full_size import REPOSITORY
 from benchmarks.gpu_check.inputs import LoraFiles
@@ -34,7 +34,7 @@ IMPORTED_FROM = [str(REPOSITORY / room) for room in (".", "contract/src", "worke
 # A UNet that is compiled as a whole, for two shapes, takes minutes on slow cores.
 START_S, COMPILED_START_S = 150.0, 480.0
 _CALL_S = 280
-_PEER_S, _TESTS_S = 200, 240
+_PEER_S, _TESTS_S, _HOTSWAP_S = 200, 240, 300
 _TESTS = ("worker/tests", "benchmarks/tests")
 _PEER_START = """
 import sys, time
@@ -54,6 +54,21 @@ side, steps = int(sys.argv[3]), int(sys.argv[4])
 if steps:
     pipe("x", width=side, height=side, num_inference_steps=steps)
     print("drawn", time.perf_counter(), flush=True)
+"""
+# Says when it has compiled, and times when it is told to.
+_PEER_HOTSWAP = """
+import sys
+from pathlib import Path
+from benchmarks.gpu_check.inputs import LoraFiles
+from benchmarks.gpu_check.speeds import Theirs, median_ms
+from sdxl_worker.loading.imports import share_the_interpreter
+model, device, side, steps, runs, compiled, loras, *names = sys.argv[1:]
+theirs = Theirs(Path(model), device, int(side), int(steps))
+swap = theirs.hotswaps(LoraFiles(Path(loras), names), compiled=compiled == "True")
+share_the_interpreter()
+print("ready", flush=True)
+sys.stdin.readline()
+print("ms", median_ms(device, swap, int(runs)), flush=True)
 """
 # All that the worker's process imports.
 _IMPORTS = """
@@ -270,6 +285,64 @@ def _told(process: subprocess.Popen[bytes], output: IO[str]) -> Rows:
         raise RuntimeError("\n".join([*told[:12], said[-1200:] if not told else said[-200:]]))
     skipped = re.findall(r"^SKIPPED.*", said, re.MULTILINE)
     return {"ok": True, "summary": passed[-1]} | ({"skipped": skipped} if skipped else {})
+
+
+class Hotswap:
+    """Diffusers' adapters that replace each other in place, in a process that loads and compiles
+    beside whatever this one does; ended at the end of the `with` block.
+
+    Args:
+        compiled: its blocks.
+    """
+
+    def __init__(
+        self, model: Path, files: LoraFiles, device: str, side: int, steps: int, *, compiled: bool
+    ) -> None:
+        self._compiled = compiled
+        self._log = files.folder / "hotswap.log"
+        command = [
+            sys.executable, "-c", _PEER_HOTSWAP, str(model), device, str(side), str(steps), "2",
+            str(compiled), str(files.folder), *files.names,
+        ]  # fmt: skip
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, env=environment_of_a_child(), cwd=REPOSITORY, stdin=subprocess.PIPE,
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.kill()
+
+    def wait_until_compiled(self) -> None:
+        """Or until it has failed, or its time is over: then nothing is beside what is timed."""
+        until = time.perf_counter() + _HOTSWAP_S
+        while self._process.poll() is None and time.perf_counter() < until:
+            if re.search("^ready$", self._said(), re.MULTILINE):
+                return
+            time.sleep(0.2)
+        self._process.kill()
+
+    def timed(self) -> Rows:
+        """A cycle's milliseconds.
+
+        Raises:
+            RuntimeError: it did not work.
+        """
+        self.wait_until_compiled()
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.communicate(b"\n", timeout=_HOTSWAP_S)
+        found = re.search(r"^ms ([\d.]+)$", self._said(), re.MULTILINE)
+        if found is None:
+            raise RuntimeError(self._said()[-1200:] or "it said nothing")
+        name = "hotswap_compiled_cycle_ms" if self._compiled else "hotswap_cycle_ms"
+        return {name: float(found[1])}
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace")
 
 
 def bytecode() -> subprocess.Popen[bytes]:

@@ -278,8 +278,9 @@ class Theirs:
         found["fused_cycle_ms"] = median_ms(self.device, cycle, runs)
         return found
 
-    def hotswapped(self, files: LoraFiles, runs: int, *, compiled: bool) -> Rows:
-        """Adapters that replace each other in place, the blocks compiled where asked; last."""
+    def hotswaps(self, files: LoraFiles, *, compiled: bool) -> Callable[[], None]:
+        """What loads one of two adapters in the other's place and draws, the blocks compiled where
+        asked; drawn once. The pipeline is good for nothing else afterwards."""
         pipe = self.pipe
         states = [load_file(files.folder / name) for name in files.names[:2]]
         rank = next(v.shape[0] for k, v in states[0].items() if k.endswith("lora_down.weight"))
@@ -294,8 +295,8 @@ class Theirs:
             pipe.load_lora_weights(state, adapter_name="x", hotswap=True)
             self.draw()
 
-        name = "hotswap_compiled_cycle_ms" if compiled else "hotswap_cycle_ms"
-        return {name: median_ms(self.device, swap, runs)}
+        swap()
+        return swap
 
 
 def release(*_: object) -> None:

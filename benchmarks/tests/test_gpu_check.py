@@ -5,22 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx2
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import eight_bits, exactness, features, fetching, inputs, processes
+from benchmarks.gpu_check import eight_bits, exactness, features, fetching, inputs
 from benchmarks.gpu_check.inputs import (
     KINDS,
     LoraFiles,
@@ -29,7 +27,6 @@ from benchmarks.gpu_check.inputs import (
     write_loras,
 )
 from benchmarks.gpu_check.over_http import Pictures, Size, Worker, begun, timed
-from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.processes import Service, fresh, lora_server
 from benchmarks.gpu_check.report import AIMS, Report
 from benchmarks.gpu_check.speeds import Ours, Theirs
@@ -185,23 +182,6 @@ def test_the_parts_and_diffusers_are_timed_and_give_one_picture(files: LoraFiles
     assert peer.draw() == ours.draw()
     assert peer.draw_merged(paths[0]) == with_lora
     assert peer.fused(files, 1)["fused_cycle_ms"] > 0
-    assert peer.hotswapped(files, 1, compiled=False)["hotswap_cycle_ms"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_starts_are_timed_to_ready_and_to_a_first_picture(tmp_path: Path, files: LoraFiles) -> None:
-    report, size = Report(), Size(MODEL, "cpu", 64, 1, 1)
-    plan = Plan(report, device="cpu", small=False, only={"start"}, seconds=0)
-    started = Worker("http", 0, tmp_path / "log")
-    with command._starts(report, plan, size):
-        report.part("http_run", lambda: started.served(report, files, size, Pictures()))
-    found = report.rows["start"]
-    for side in ("ours", "diffusers"):
-        assert 0 < found[f"{side}_s"] < found[f"{side}_first_picture_s"]
-    assert len(found["diffusers_s_all"]) == 2
-    assert not report.failed
-    assert report.found("compared.start_of_diffusers")
 
 
 @pytest.mark.slow
@@ -327,19 +307,6 @@ def test_what_a_worker_drew_before_it_died_is_told() -> None:
     assert report.failed == ["http_exactness"]
 
 
-def test_a_test_of_a_gpu_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hangs(subprocess.Popen[bytes]):
-        """Begins a test, and never ends."""
-
-        def __init__(self, command: list[str], stdout: IO[str], **_: Any) -> None:
-            super().__init__(["sh", "-c", "echo test_that_hangs; exec sleep 60"], stdout=stdout)
-
-    monkeypatch.setattr("subprocess.Popen", Hangs)
-    monkeypatch.setattr(processes, "_TESTS_S", 0.5)
-    with processes.gpu_tests() as end, pytest.raises(RuntimeError, match="test_that_hangs"):
-        end()
-
-
 def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
     pictures = Pictures()
     pictures.take("http", bytes([0, 0, 0, 0]))
@@ -348,33 +315,3 @@ def test_pictures_are_compared_only_if_8_bits_drew_one() -> None:
     pictures.take("fp8", bytes([0, 2, 0, 2]))
     assert pictures.fp8_apart("fp8") == {"mean_difference": 1.0}
     assert pictures.fp8_apart("exact")["no_difference_because"] == "drawn exact"
-
-
-def test_the_tests_of_a_gpu_run_by_any_pytest_and_must_have_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[list[str]] = []
-
-    class Ends(subprocess.Popen[bytes]):
-        """Ends at once, and says `said`."""
-
-        def __init__(self, command: list[str], stdout: IO[str], **_: Any) -> None:
-            asked.append(command)
-            super().__init__(["echo", said], stdout=stdout)
-
-    monkeypatch.setattr("subprocess.Popen", Ends)
-    said = "2 deselected"
-    with processes.gpu_tests() as end, pytest.raises(RuntimeError, match="2 deselected"):
-        end()
-    said = "SKIPPED [1] a: no fp8\n30 passed, 1 skipped\n[W1] driver shutting down"
-    with processes.gpu_tests() as end:
-        assert end() == {
-            "ok": True, "summary": "30 passed, 1 skipped", "skipped": ["SKIPPED [1] a: no fp8"],
-        }  # fmt: skip
-    names = {Path(one).name for one in asked[0] if one.endswith(".py")}
-    assert names == {
-        "test_devices.py", "test_grouped.py", "test_gpu_generate.py", "test_on_gpu.py",
-        "test_fp8_on_gpu.py", "test_kernels_on_gpu.py",
-    }  # fmt: skip
-    # Not this project's settings, which ask for plugins that a bare machine has not.
-    assert asked[0][asked[0].index("-c") + 1] == "/dev/null"
