@@ -42,6 +42,7 @@ from benchmarks.gpu_check.over_http import Pictures, Size, Worker
 from benchmarks.gpu_check.plan import SECONDS, SECTIONS, Plan, Stopped, ended_in_time, sections
 from benchmarks.gpu_check.processes import (
     COMPILED_START_S,
+    HOTSWAP_S,
     Hotswap,
     bytecode,
     gpu_tests,
@@ -101,7 +102,10 @@ def run(report: Report, options: argparse.Namespace, folder: Path) -> None:
                         meanwhile=partial(_beside, report, plan, begin),
                     ))  # fmt: skip
             _in_one_process(report, plan, made[0], pictures, size)
-        if "diffusers" in report.rows:
+        row = "compared.hotswap_cycle_times_ours"
+        if "diffusers" in report.rows and (
+            begun or plan.has_time(sum(HOTSWAP_S) / 2, row, "diffusers")
+        ):
             report.part("diffusers_hotswap", lambda: begin().timed())
     if "tests" not in report.rows and plan.begins("tests"):
         _tests(report)

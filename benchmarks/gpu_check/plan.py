@@ -84,12 +84,19 @@ class Plan:
         """Whether a section is wanted, and there is time for it; where not, that is told."""
         if name not in self.wanted:
             return False
-        left = self._seconds - self._report.seconds
-        if self._begins_all or left >= SECTIONS[name]:
+        if self.has_time(SECTIONS[name], name, name):
             return True
         self.wanted.discard(name)
-        why = f"may take {SECTIONS[name]} s, and {max(left, 0):.0f} of {self._seconds:.0f} are left"
-        self._report.leave_out({name: f"{why}: --only {name}, or --seconds 0"})
+        return False
+
+    def has_time(self, seconds: float, row: str, section: str) -> bool:
+        """Whether there is time for a row that may take so many seconds; where not, that is told,
+        with the section by which it does alone."""
+        left = self._seconds - self._report.seconds
+        if self._begins_all or left >= seconds:
+            return True
+        why = f"may take {seconds:.0f} s, and {max(left, 0):.0f} of {self._seconds:.0f} are left"
+        self._report.leave_out({row: f"{why}: --only {section}, or --seconds 0"})
         return False
 
 

@@ -54,15 +54,16 @@ def test_hotswap_is_timed_in_a_process_of_its_own(files: LoraFiles) -> None:
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("raise OSError('no adapter')", "no adapter"),
-        ("print('half made', flush=True)\nwhile 1: pass", "half made"),
+        ("raise OSError('no adapter')", "not compiled.*(\n.*)*no adapter"),
+        ("print('half made', flush=True)\nwhile 1: pass", "not compiled.*half made"),
+        ("print('ready', flush=True)\ninput()\nraise OSError('gone')", "not timed.*(\n.*)*gone"),
     ],
 )
 def test_a_hotswap_that_does_not_work_is_a_row_that_says_why(
     code: str, why: str, files: LoraFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_PEER_HOTSWAP", code)
-    monkeypatch.setattr(processes, "_HOTSWAP_S", 1)
+    monkeypatch.setattr(processes, "HOTSWAP_S", (5.0, 5.0))
     with (
         processes.Hotswap(MODEL, files, "cpu", 64, 1, compiled=False) as hotswap,
         pytest.raises(RuntimeError, match=why),
