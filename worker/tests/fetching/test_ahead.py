@@ -189,7 +189,12 @@ def test_a_file_that_is_refused_is_let_go_of_at_once(
         sha256 = hashlib.sha256(misfit).hexdigest() if promised else None
         error, _ = get(files, targets, misfit, sha256, 0)
         assert isinstance(error, LoraLoadFailed)
-        assert [one() for one in memories] == [None]
+        assert len(memories) == 1
+        # A thread that worked on it may have its last line to do.
+        until = time.monotonic() + 10
+        while memories[0]() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        assert memories[0]() is None
     finally:
         gc.enable()
 
