@@ -37,7 +37,7 @@ START_S, COMPILED_START_S = 150.0, 480.0
 _CALL_S = 280
 _PEER_S, _TESTS_S = 200, 240
 # To load and compile, and to time.
-HOTSWAP_S = 150.0, 60.0
+_HOTSWAP_S = 150.0, 60.0
 _TESTS = ("worker/tests", "benchmarks/tests")
 _PEER_START = """
 import sys, time
@@ -314,7 +314,7 @@ class Hotswap:
             sys.executable, "-c", _PEER_HOTSWAP, str(model), device, str(side), str(steps), "2",
             str(compiled), str(files.folder), *files.names,
         ]  # fmt: skip
-        self._until = time.perf_counter() + HOTSWAP_S[0]
+        self._until = time.perf_counter() + _HOTSWAP_S[0]
         with self._log.open("wb") as output:
             # With those who compile for it in a group of its own, to end them together.
             self._process = subprocess.Popen(
@@ -345,7 +345,7 @@ class Hotswap:
         """
         self.wait_until_compiled()
         with suppress(OSError, subprocess.TimeoutExpired):
-            self._process.communicate(b"\n", timeout=HOTSWAP_S[1])
+            self._process.communicate(b"\n", timeout=_HOTSWAP_S[1])
         found = self._has_said(r"ms ([\d.]+)")
         if found is None:
             where = "timed" if self._has_said("ready") else "compiled"

@@ -63,7 +63,7 @@ def test_a_hotswap_that_does_not_work_is_a_row_that_says_why(
     code: str, why: str, files: LoraFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_PEER_HOTSWAP", code)
-    monkeypatch.setattr(processes, "HOTSWAP_S", (5.0, 5.0))
+    monkeypatch.setattr(processes, "_HOTSWAP_S", (5.0, 5.0))
     with (
         processes.Hotswap(MODEL, files, "cpu", 64, 1, compiled=False) as hotswap,
         pytest.raises(RuntimeError, match=why),
